@@ -1,0 +1,92 @@
+/* What a backend is to the executor: storage, conversion between plain arrays
+ * and its own layouts, and a kernel for each op. Filled by cpu/ and cuda/. */
+#ifndef MDMT_BACKEND_H
+#define MDMT_BACKEND_H
+
+#include "base/memory.h"
+#include "ir/record.h"
+#include "ops/attrs.h"
+
+/* Images of one data set, resident for the whole training: uint8, grey. */
+typedef struct {
+    const uint8_t *pixels; /* (count, height, width) */
+    int64_t count;
+    int height, width;
+} mdmt_image_source;
+
+/* Ranges of the training augmentation (paper's code; notes.md): each transform
+ * is applied with probability `probability`. Zero range = never. */
+typedef struct {
+    float probability;
+    float shift;               /* fraction of the side, +-                   */
+    float zoom;                /* factor 1 - zoom .. 1 + zoom                */
+    float flip;                /* 1: horizontal flip allowed                 */
+    float rotation;            /* degrees, +-                                */
+    float elastic_alpha[2];    /* pixels, low and high                       */
+    float elastic_sigma;       /* pixels                                     */
+} mdmt_augmentation;
+
+/* What changes from step to step. */
+typedef struct {
+    uint64_t seed;
+    uint64_t step;  /* counts training steps: dropout */
+    uint64_t epoch; /* augmentation */
+    const mdmt_image_source *sources;
+    int source_count;
+    const int32_t *sample_source; /* (N) data set of each sample           */
+    const int64_t *sample_index;  /* (N) its position in that data set     */
+    mdmt_augmentation augmentation;
+} mdmt_step;
+
+/* An argument of a kernel: the data, and for a lazy tensor what to do on load. */
+typedef struct {
+    void *data;                /* NULL: absent; lazy: the source's data        */
+    const float *scale, *shift; /* NULL: stored as it is                       */
+    mdmt_act act;
+} mdmt_value;
+
+/* Adam (Kingma & Ba 2015) as PyTorch computes it: L2 decay added to the
+ * gradient, or decoupled (AdamW). `step` counts from 1. */
+typedef struct {
+    double lr, beta1, beta2, eps, weight_decay;
+    int decoupled;
+    int64_t step;
+} mdmt_adam;
+
+typedef struct mdmt_backend mdmt_backend;
+
+/* An op with its kernel chosen. Owned by the program that prepared it. */
+typedef struct mdmt_kernel {
+    const char *name;       /* for profiles and tests                          */
+    const void *impl;       /* the backend's own record of it                  */
+    size_t workspace_bytes; /* valid only while the kernel runs                */
+    uint32_t inplace_inputs; /* of the record's, those that this kernel allows */
+} mdmt_kernel;
+
+struct mdmt_backend {
+    const char *name;
+    /* Bytes that a tensor takes (padding included). */
+    size_t (*tensor_bytes)(const mdmt_backend *backend, const mdmt_tensor *tensor);
+    /* Chooses the kernel of an op and says what it needs. May set the first
+     * dimension (parts) of a STATS output. `force` (or NULL) names a kernel. */
+    mdmt_status (*prepare)(mdmt_backend *backend, mdmt_graph *graph, mdmt_op *op,
+                           const char *force, mdmt_kernel *kernel);
+    mdmt_status (*run)(mdmt_backend *backend, const mdmt_graph *graph, const mdmt_op *op,
+                       const mdmt_kernel *kernel, const mdmt_value *in, void *const *out,
+                       void *workspace, const mdmt_step *step);
+    /* Between plain C-ordered host arrays of the tensor's dtype and the
+     * backend's layout. Padding is written as zeros. */
+    mdmt_status (*upload)(mdmt_backend *backend, const mdmt_tensor *tensor, void *data,
+                          const void *host);
+    mdmt_status (*download)(mdmt_backend *backend, const mdmt_tensor *tensor, const void *data,
+                            void *host);
+    mdmt_status (*slab_open)(mdmt_backend *backend, mdmt_slab *slab, size_t bytes,
+                             const char *what);
+    void (*slab_close)(mdmt_backend *backend, mdmt_slab *slab);
+    /* Adam over flat slabs of `count` floats. */
+    mdmt_status (*adam)(mdmt_backend *backend, const mdmt_adam *adam, float *weights,
+                        const float *gradients, float *first, float *second, int64_t count);
+    void (*close)(mdmt_backend *backend);
+};
+
+#endif

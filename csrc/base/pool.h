@@ -1,0 +1,26 @@
+/* Thread pool. Work is cut into tasks by the shape of the problem alone, never
+ * by the number of threads; which thread takes a task is free. A task writes
+ * only what is its own, and sums over tasks are taken afterwards in task order.
+ * So results have the same bits for any number of threads. */
+#ifndef MDMT_BASE_POOL_H
+#define MDMT_BASE_POOL_H
+
+#include "status.h"
+
+typedef struct mdmt_pool mdmt_pool;
+
+/* `task` runs 0 .. tasks-1; `thread` is 0 .. mdmt_pool_threads()-1 and may
+ * index per-thread scratch. Must not fail. */
+typedef void (*mdmt_task_fn)(void *context, int task, int thread);
+
+mdmt_status mdmt_pool_open(mdmt_pool **pool, int threads);
+void mdmt_pool_close(mdmt_pool *pool);
+int mdmt_pool_threads(const mdmt_pool *pool);
+/* Runs all tasks and returns when the last has ended. The caller works too. A
+ * NULL pool runs them one after the other. One caller at a time. */
+void mdmt_parallel(mdmt_pool *pool, int tasks, mdmt_task_fn fn, void *context);
+
+/* Cores that this process may use (affinity and cgroup quota), at least 1. */
+int mdmt_usable_cores(void);
+
+#endif

@@ -1,0 +1,108 @@
+/* Attribute structs of the ops, and the list of their records.
+ *
+ * Notation: x (N,C,H,W), y (N,K,OH,OW), w (K, C/groups, kh, kw). Order of
+ * inputs and outputs as listed; [t] is optional; ~t may be lazy.
+ *
+ *   op                 inputs                                   outputs
+ *   conv2d             ~x, w, [bias (K)]                        y, [stats]   (stats: want_stats)
+ *   conv2d_bwd_data    dy, w, [addend: like dx]                 dx (+ addend)
+ *   conv2d_bwd_weight  ~x, dy                                   dw
+ *   channel_sum        x MAP or ROWS                            sum (C)      (bias gradients)
+ *   channel_stats      x MAP                                    stats
+ *   bn_fold            [stats], gamma, beta, rmean, rvar        scale, shift, mean, invstd
+ *   norm_act           x, scale, shift, [~residual]             z
+ *   bn_bwd             dz, x, scale, shift, mean, invstd, [z]   dx, dgamma, dbeta, [dpre]
+ *   act / act_bwd      x  /  dy, y                              y / dx
+ *   add                a, b                                     a + b
+ *   max_pool           ~x                                       y, [argmax U8 (N,C,OH,OW)]
+ *   max_pool_bwd       dy, argmax                               dx
+ *   avg_pool / _bwd    x / dy                                   y / dx
+ *   global_avg_pool / _bwd   ~x MAP / dy ROWS                   y ROWS (N,C) / dx MAP
+ *   flatten / _bwd     x MAP / dy ROWS                          y ROWS (N, C*H*W) / dx MAP
+ *   linear             x (N,I), w (O,I), [bias (O)]             y (N,O)
+ *   linear_bwd_data    dy, w                                    dx
+ *   linear_bwd_weight  x, dy                                    dw
+ *   dropout            x                                        y   (its own gradient op)
+ *   masked_loss        task (N) I32, target (N,k), logits...    loss, per_task, dlogits...
+ *   images             (none: reads the step's image sources)   x IMAGE
+ *
+ * Semantic ops that exec/lower.c replaces before a graph runs:
+ *   batch_norm         x, gamma, beta, rmean, rvar              y
+ */
+#ifndef MDMT_OPS_ATTRS_H
+#define MDMT_OPS_ATTRS_H
+
+#include "../ir/record.h"
+
+typedef struct {
+    int stride[2];   /* rows, columns */
+    int pad[4];      /* top, left, bottom, right; zeros */
+    int dilation[2];
+    int groups;
+    int kernel[2];   /* bwd_weight only: kh, kw (elsewhere read off w)            */
+    int size[2];     /* bwd_data only: H, W of dx                                 */
+    int plain;       /* bwd_data, bwd_weight: x is an IMAGE, w a W_STEM           */
+    int want_stats;  /* conv2d: second output                                     */
+} mdmt_conv_attrs;
+
+typedef struct {
+    int kernel[2], stride[2], pad[4], dilation[2]; /* dilation: max_pool only      */
+    int ceil_mode;
+    int count_include_pad; /* avg_pool */
+    int size[2];           /* _bwd: H, W of dx */
+    int want_argmax;       /* max_pool: second output */
+} mdmt_pool_attrs;
+
+typedef struct {
+    float eps, momentum; /* running = (1 - momentum) running + momentum batch (variance unbiased) */
+    int training;        /* 1: batch statistics, running ones updated; 0: running ones */
+    int count;           /* bn_fold: elements per channel, N H W                       */
+} mdmt_norm_attrs;
+
+typedef struct {
+    int act;       /* mdmt_act */
+    int training;  /* bn_bwd: statistics depend on x */
+    int want_dpre; /* bn_bwd: fourth output, the gradient at the sum before the activation,
+                      which the residual branch receives */
+} mdmt_act_attrs;
+
+typedef struct {
+    float rate;    /* probability of zero; kept elements are scaled by 1 / (1 - rate) */
+    int stream;    /* which dropout of the net: keys the random numbers */
+} mdmt_dropout_attrs;
+
+typedef struct {
+    int size[2]; /* global_avg_pool_bwd, flatten_bwd: H, W of dx */
+    int channels; /* flatten_bwd: C of dx */
+} mdmt_reshape_attrs;
+
+enum { MDMT_MAX_TASKS = 16 };
+typedef enum { MDMT_LOSS_CE, MDMT_LOSS_BCE, MDMT_LOSS_MSE, MDMT_LOSS_ORDINAL } mdmt_loss_kind;
+typedef enum {
+    MDMT_REDUCE_MEAN,          /* sum over samples / samples of the batch          */
+    MDMT_REDUCE_PER_TASK_MEAN, /* each task's mean over its own samples, weighted  */
+    MDMT_REDUCE_SUM
+} mdmt_reduction;
+typedef struct {
+    int tasks;
+    int loss[MDMT_MAX_TASKS];     /* mdmt_loss_kind */
+    float weight[MDMT_MAX_TASKS]; /* factor of each task's loss */
+    int reduction;                /* mdmt_reduction */
+    int want_gradient;            /* outputs 2.. : d loss / d logits */
+} mdmt_loss_attrs;
+
+typedef struct {
+    int batch, channels, size[2]; /* of the output */
+    int augment;                  /* 1: training augmentation */
+    float mean[4], std[4];        /* per channel, of values in 0..1 */
+} mdmt_images_attrs;
+
+extern const mdmt_op_record mdmt_op_conv2d, mdmt_op_conv2d_bwd_data, mdmt_op_conv2d_bwd_weight,
+    mdmt_op_channel_sum, mdmt_op_channel_stats, mdmt_op_batch_norm, mdmt_op_bn_fold,
+    mdmt_op_norm_act, mdmt_op_bn_bwd, mdmt_op_act, mdmt_op_act_bwd, mdmt_op_add,
+    mdmt_op_max_pool, mdmt_op_max_pool_bwd, mdmt_op_avg_pool, mdmt_op_avg_pool_bwd,
+    mdmt_op_global_avg_pool, mdmt_op_global_avg_pool_bwd, mdmt_op_flatten, mdmt_op_flatten_bwd,
+    mdmt_op_linear, mdmt_op_linear_bwd_data, mdmt_op_linear_bwd_weight, mdmt_op_dropout,
+    mdmt_op_masked_loss, mdmt_op_images;
+
+#endif
