@@ -1,0 +1,185 @@
+"""Builds the C engine `mdmt._core`; everything else is in pyproject.toml.
+
+All of csrc/**.c except csrc/cuda is compiled file by file, in parallel, and only what changed
+(or whose headers changed) is compiled again. The suffix of a file names the instruction set it
+is compiled for: `_avx2.c`, `_avx512.c`; on other processors these are empty.
+
+Environment: CC, CPPFLAGS, CFLAGS, LDFLAGS as usual; MDMT_WERROR=1 makes warnings errors;
+MDMT_SANITIZE=address,undefined builds with sanitizers; MDMT_BUILD_JOBS=n compiles n files at once.
+"""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError, LinkError
+
+ROOT = Path(__file__).resolve().parent
+FLAGS = [
+    "-std=c11",
+    "-O3",
+    "-fPIC",
+    "-pthread",
+    "-fvisibility=hidden",
+    # Values never depend on the compiler's taste: a fused multiply-add is one only where it is
+    # written so. errno and traps are not used.
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-Wall",
+    "-Wextra",
+]
+ISA_FLAGS = {
+    "_avx2.c": ["-mavx2", "-mfma"],
+    "_avx512.c": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"],
+}
+
+
+def sources():
+    """Paths relative to the top level, in a fixed order."""
+    found = (p.relative_to(ROOT) for p in (ROOT / "csrc").rglob("*.c"))
+    return sorted(p.as_posix() for p in found if p.parts[1] != "cuda")
+
+
+def c_compiler():
+    """The command of the C compiler as a list: CC, Python's own, or the first that is found."""
+    for command in (os.environ.get("CC"), sysconfig.get_config_var("CC"), "cc", "gcc", "clang"):
+        words = shlex.split(command or "")
+        if words and shutil.which(words[0]):
+            return words
+    raise CompileError("no C compiler was found: install gcc or clang, or set CC to one")
+
+
+def jobs():
+    """How many files are compiled at once."""
+    asked = os.environ.get("MDMT_BUILD_JOBS", "")
+    if asked.isdigit() and int(asked) > 0:
+        return int(asked)
+    affinity = getattr(os, "sched_getaffinity", None)
+    return max(2, len(affinity(0)) if affinity else os.cpu_count() or 1)
+
+
+class Unit:
+    """One source file on its way to an object file."""
+
+    def __init__(self, source, objects, command):
+        stem = source.removeprefix("csrc/").replace("/", "-")
+        self.source = source
+        self.object = objects / f"{stem}.o"
+        self.depfile = objects / f"{stem}.d"
+        self.stamp = objects / f"{stem}.command"
+        self.command = [*command, "-MMD", "-MF", str(self.depfile), "-c", source]
+        self.command += ["-o", str(self.object)]
+
+    def is_current(self):
+        """Whether the object is newer than all it was made from, by the same command."""
+        try:
+            if self.stamp.read_text() != shlex.join(self.command):
+                return False
+            made = self.object.stat().st_mtime_ns
+            rule = self.depfile.read_text().replace("\\\n", " ").split(":", 1)[1]
+            names = [n.replace("\\ ", " ") for n in re.findall(r"(?:\\ |\S)+", rule)]
+            return all((ROOT / n).stat().st_mtime_ns <= made for n in names)
+        except (OSError, IndexError):
+            return False
+
+    def compile(self):
+        """Returns what the compiler said; raises CompileError when it refuses."""
+        self.stamp.unlink(missing_ok=True)
+        done = subprocess.run(self.command, cwd=ROOT, capture_output=True, text=True)
+        if done.returncode:
+            raise CompileError(f"{shlex.join(self.command)}\n{done.stderr}")
+        self.stamp.write_text(shlex.join(self.command))
+        return done.stderr
+
+
+class BuildEngine(build_ext):
+    """build_ext that compiles in parallel and only what is out of date."""
+
+    def build_extension(self, ext):
+        compiler = c_compiler()
+        sanitize = os.environ.get("MDMT_SANITIZE", "")
+        flavour = f"sanitize-{sanitize}" if sanitize else "plain"
+        objects = Path(self.build_temp).resolve() / flavour
+        objects.mkdir(parents=True, exist_ok=True)
+        instrument = []
+        if sanitize:
+            instrument = [f"-fsanitize={sanitize}", "-fno-sanitize-recover=undefined"]
+            instrument += ["-fno-omit-frame-pointer", "-g"]
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        units = self.units(objects, compiler, instrument)
+        self.compile_units([u for u in units if self.force or not u.is_current()], len(units))
+        self.link(units, target, [*compiler, *instrument])
+
+    def units(self, objects, compiler, instrument):
+        machine = subprocess.run([*compiler, "-dumpmachine"], capture_output=True, text=True)
+        x86 = machine.stdout.startswith("x86_64")
+        flags = [*FLAGS, *instrument]
+        if os.environ.get("MDMT_WERROR") == "1":
+            flags.append("-Werror")
+        user = [f for v in ("CPPFLAGS", "CFLAGS") for f in shlex.split(os.environ.get(v, ""))]
+        units = []
+        for source in sources():
+            extra = [f for s, fs in ISA_FLAGS.items() if x86 and source.endswith(s) for f in fs]
+            if source.startswith("csrc/py/"):
+                extra += self.binding_flags()
+            units.append(Unit(source, objects, [*compiler, *flags, *extra, *user]))
+        return units
+
+    @staticmethod
+    def binding_flags():
+        """Only csrc/py sees the headers of Python and NumPy."""
+        import numpy
+
+        paths = (sysconfig.get_paths()["include"], sysconfig.get_paths()["platinclude"])
+        found = [f"-I{p}" for p in dict.fromkeys(paths)] + ["-isystem", numpy.get_include()]
+        return [*found, "-DNPY_NO_DEPRECATED_API=NPY_1_19_API_VERSION"]
+
+    def compile_units(self, stale, total):
+        print(f"mdmt._core: {len(stale)} of {total} files to compile", flush=True)
+        with ThreadPoolExecutor(jobs()) as pool:
+            running = [(unit, pool.submit(unit.compile)) for unit in stale]
+            try:
+                for unit, result in running:
+                    said = result.result()
+                    print(f"  {unit.source}", flush=True)
+                    if said:
+                        print(said, file=sys.stderr)
+            except CompileError:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def link(self, units, target, compiler):
+        inputs = [u.object for u in units]
+        newest = max(o.stat().st_mtime_ns for o in inputs)
+        stamp = inputs[0].parent / "link.command"
+        how = ["-shared"]
+        if sys.platform == "darwin":
+            how = ["-bundle", "-undefined", "dynamic_lookup"]
+        command = [*compiler, *how, *map(str, inputs), "-pthread", "-lm", "-o", str(target)]
+        command += shlex.split(os.environ.get("LDFLAGS", ""))
+        same = stamp.exists() and stamp.read_text() == shlex.join(command)
+        if same and target.exists() and target.stat().st_mtime_ns >= newest and not self.force:
+            return
+        stamp.unlink(missing_ok=True)
+        # A process that has the old file mapped keeps it: never write into it.
+        target.unlink(missing_ok=True)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        if done.returncode:
+            raise LinkError(f"{shlex.join(command)}\n{done.stderr}")
+        stamp.write_text(shlex.join(command))
+
+
+setup(
+    ext_modules=[Extension("mdmt._core", sources())],
+    cmdclass={"build_ext": BuildEngine},
+)
