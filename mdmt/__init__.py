@@ -16,7 +16,7 @@ _EXPORTS = {
 }
 _SUBMODULES = ("config", "data", "engine", "nets", "ops", "run", "splits", "stats")
 
-__all__ = ["Model", "__version__", "backbones", "set_num_threads", "show_config"]  # noqa: F822
+__all__ = ["Model", "__version__", "backbones", "set_num_threads", "show_config"]
 
 
 def __getattr__(name):
