@@ -34,8 +34,10 @@ typedef struct mdmt_op_record {
     int min_inputs, max_inputs;
     uint32_t optional_inputs; /* bit i: input i may be -1                              */
     uint32_t lazy_inputs;     /* bit i: input i may be a lazy tensor                   */
-    uint32_t inplace_inputs;  /* bit i: output 0 may take the storage of input i, if the
-                                 backend's kernel allows it and nobody reads it later   */
+    uint32_t inplace_inputs;  /* bit i: output `inplace_output(op)` (NULL: output 0) may take
+                                 the storage of input i, if the backend's kernel allows it
+                                 and nobody reads that input later                      */
+    int (*inplace_output)(const mdmt_op *op);
     /* 1: has effects beyond its outputs (running statistics), so it is never dropped */
     int has_effects;
     const mdmt_field *fields; /* of the attribute struct; ends with a NULL name         */

@@ -1,0 +1,26 @@
+/* Memory planning: which bytes of one slab each stored value takes, so that
+ * values whose lives do not overlap share them. Integers only. */
+#ifndef MDMT_IR_PLAN_H
+#define MDMT_IR_PLAN_H
+
+#include "record.h"
+
+enum { MDMT_NOT_PLANNED = -1 };
+
+typedef struct {
+    int64_t *offset;    /* per tensor: bytes into the slab, or MDMT_NOT_PLANNED       */
+    int64_t *workspace; /* per op: bytes into the slab, or MDMT_NOT_PLANNED           */
+    int64_t total;      /* bytes of the slab                                          */
+    int64_t activations; /* bytes that values alone would take at their peak          */
+    int in_place;       /* outputs that took over the storage of an input             */
+} mdmt_plan;
+
+/* tensor_bytes[t] for every tensor; workspace_bytes[op] and inplace[op] (as in
+ * mdmt_kernel) for every op. Plans tensors of the roles VALUE and INPUT that are
+ * stored. Inputs and outputs of the graph live from beginning to end. */
+mdmt_status mdmt_plan_make(const mdmt_graph *graph, const size_t *tensor_bytes,
+                           const size_t *workspace_bytes, const uint32_t *inplace,
+                           mdmt_plan *plan);
+void mdmt_plan_free(mdmt_plan *plan);
+
+#endif

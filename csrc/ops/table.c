@@ -1,0 +1,31 @@
+/* All ops. A new one: its record in a file of this folder, a line here and a
+ * kernel in each backend. */
+#include "attrs.h"
+
+const mdmt_op_record *const mdmt_op_table[] = {&mdmt_op_conv2d,
+                                               &mdmt_op_conv2d_bwd_data,
+                                               &mdmt_op_conv2d_bwd_weight,
+                                               &mdmt_op_channel_sum,
+                                               &mdmt_op_channel_stats,
+                                               &mdmt_op_batch_norm,
+                                               &mdmt_op_bn_fold,
+                                               &mdmt_op_norm_act,
+                                               &mdmt_op_bn_bwd,
+                                               &mdmt_op_act,
+                                               &mdmt_op_act_bwd,
+                                               &mdmt_op_add,
+                                               &mdmt_op_max_pool,
+                                               &mdmt_op_max_pool_bwd,
+                                               &mdmt_op_avg_pool,
+                                               &mdmt_op_avg_pool_bwd,
+                                               &mdmt_op_global_avg_pool,
+                                               &mdmt_op_global_avg_pool_bwd,
+                                               &mdmt_op_flatten,
+                                               &mdmt_op_flatten_bwd,
+                                               &mdmt_op_linear,
+                                               &mdmt_op_linear_bwd_data,
+                                               &mdmt_op_linear_bwd_weight,
+                                               &mdmt_op_dropout,
+                                               &mdmt_op_masked_loss,
+                                               &mdmt_op_images,
+                                               NULL};
