@@ -1,0 +1,297 @@
+/* Convolution, its gradients, and channel statistics: the definitions, summed
+ * in double. Any kind of weights, groups, dilation, padding. */
+#include <math.h>
+
+#include "access.h"
+#include "kernels.h"
+
+enum { B = MDMT_BLOCK };
+
+double mdmt_ref_cost(const mdmt_site *site)
+{
+    (void)site;
+    return INFINITY;
+}
+
+typedef struct {
+    const mdmt_call *call;
+    mdmt_geometry g;
+    mdmt_view x, y;
+    mdmt_weight_view w;
+    int per_group;      /* output channels of a group    */
+    const float *extra; /* bias or addend, or NULL       */
+    float *stats;       /* conv2d: statistics, or NULL   */
+} conv_job;
+
+static conv_job conv_job_of(const mdmt_site *site, const mdmt_call *call, const mdmt_tensor *x,
+                            const mdmt_tensor *y, const mdmt_tensor *w)
+{
+    conv_job job = {.call = call,
+                    .g = mdmt_conv_geometry(site),
+                    .x = mdmt_view_of(x),
+                    .y = mdmt_view_of(y),
+                    .w = mdmt_weight_view_of(w)};
+    job.per_group = job.g.k / job.g.groups;
+    return job;
+}
+
+/* Statistics of one channel of one sample: a part of STATS (parts = N). The
+ * first value is the pivot. */
+static void sample_stats(const mdmt_view *v, const float *data, int n, int c, float *stats)
+{
+    size_t row = (size_t)mdmt_blocks(v->c) * B;
+    float *to = stats + (size_t)n * MDMT_STATS_ROWS * row + (size_t)c;
+    float pivot = c < v->c ? data[mdmt_at(v, n, c, 0, 0)] : 0.0f;
+    double sum = 0, square = 0;
+    for (int h = 0; c < v->c && h < v->h; h++) {
+        for (int w = 0; w < v->w; w++) {
+            double d = (double)data[mdmt_at(v, n, c, h, w)] - (double)pivot;
+            sum += d;
+            square += d * d;
+        }
+    }
+    to[MDMT_STATS_COUNT * row] = c < v->c ? (float)v->h * (float)v->w : 0.0f;
+    to[MDMT_STATS_PIVOT * row] = pivot;
+    to[MDMT_STATS_SUM * row] = (float)sum;
+    to[MDMT_STATS_SQUARE * row] = (float)square;
+}
+
+/* One pixel (oh, ow) of the output channels kb*16 .. : y = bias + sum w x. */
+static void forward_pixel(const conv_job *job, int n, int kb, int oh, int ow, double *acc)
+{
+    const mdmt_geometry *g = &job->g;
+    const mdmt_value *x = &job->call->in[0];
+    const float *w = job->call->in[1].data;
+    int lanes = mdmt_lanes(g->k, kb), shared = g->groups == 1;
+    for (int lane = 0; lane < lanes; lane++) {
+        acc[lane] = job->extra ? (double)job->extra[kb * B + lane] : 0.0;
+    }
+    for (int r = 0; r < g->kh; r++) {
+        int h = mdmt_tap(oh, g->sh, g->pt, r, g->dh, g->h);
+        for (int s = 0; h >= 0 && s < g->kw; s++) {
+            int col = mdmt_tap(ow, g->sw, g->pl, s, g->dw, g->w);
+            for (int c = 0; col >= 0 && c < job->w.i; c++) {
+                const float *wp = w + mdmt_weight_at(&job->w, kb * B, c, r, s);
+                double v = shared ? mdmt_load(x, mdmt_at(&job->x, n, c, h, col), c) : 0.0;
+                for (int lane = 0; lane < lanes; lane++) {
+                    if (!shared) {
+                        int from = (kb * B + lane) / job->per_group * job->w.i + c;
+                        v = mdmt_load(x, mdmt_at(&job->x, n, from, h, col), from);
+                    }
+                    acc[lane] += v * (double)wp[(size_t)lane * job->w.o_lane];
+                }
+            }
+        }
+    }
+}
+
+/* Task: sample n, block kb of output channels. */
+static void forward_task(void *context, int task, int thread)
+{
+    const conv_job *job = context;
+    (void)thread;
+    int blocks = mdmt_blocks(job->g.k), n = task / blocks, kb = task % blocks;
+    float *y = job->call->out[0];
+    double acc[B];
+    for (int oh = 0; oh < job->g.oh; oh++) {
+        for (int ow = 0; ow < job->g.ow; ow++) {
+            forward_pixel(job, n, kb, oh, ow, acc);
+            mdmt_store_block(&job->y, y, n, kb, oh, ow, acc, mdmt_lanes(job->g.k, kb));
+        }
+    }
+    for (int lane = 0; job->stats && lane < B; lane++) {
+        sample_stats(&job->y, y, n, kb * B + lane, job->stats);
+    }
+}
+
+static mdmt_status conv2d_forward(const mdmt_site *site, const mdmt_call *call)
+{
+    conv_job job = conv_job_of(site, call, site->in[0], site->out[0], site->in[1]);
+    job.extra = mdmt_optional_in(site, call, 2);
+    job.stats = mdmt_optional_out(site, call, 1);
+    mdmt_parallel(site->pool, job.g.n * mdmt_blocks(job.g.k), forward_task, &job);
+    return MDMT_OK;
+}
+
+static void part_per_sample(const mdmt_site *site, mdmt_needs *needs)
+{
+    needs->stat_parts = site->in[0]->dim[0];
+}
+
+/* One pixel (h, w) of the input channels cb*16 .. : dx = sum over the windows
+ * that cover it of w dy. */
+static void data_pixel(const conv_job *job, int n, int cb, int h, int w, double *acc)
+{
+    const mdmt_geometry *g = &job->g;
+    const float *dy = job->call->in[0].data, *weight = job->call->in[1].data;
+    int lanes = mdmt_lanes(g->c, cb);
+    for (int r = 0; r < g->kh; r++) {
+        int oh = mdmt_window(h, g->sh, g->pt, r, g->dh, g->oh);
+        for (int s = 0; oh >= 0 && s < g->kw; s++) {
+            int ow = mdmt_window(w, g->sw, g->pl, s, g->dw, g->ow);
+            if (ow < 0) {
+                continue;
+            }
+            for (int lane = 0; lane < lanes; lane++) {
+                int c = cb * B + lane, group = c / job->w.i;
+                for (int k = group * job->per_group; k < (group + 1) * job->per_group; k++) {
+                    acc[lane] += (double)dy[mdmt_at(&job->y, n, k, oh, ow)] *
+                                 (double)weight[mdmt_weight_at(&job->w, k, c % job->w.i, r, s)];
+                }
+            }
+        }
+    }
+}
+
+/* Task: sample n, block cb of input channels. */
+static void data_task(void *context, int task, int thread)
+{
+    const conv_job *job = context;
+    (void)thread;
+    int blocks = mdmt_blocks(job->g.c), n = task / blocks, cb = task % blocks;
+    int lanes = mdmt_lanes(job->g.c, cb);
+    float *dx = job->call->out[0];
+    double acc[B];
+    for (int h = 0; h < job->g.h; h++) {
+        for (int w = 0; w < job->g.w; w++) {
+            for (int lane = 0; lane < lanes; lane++) {
+                acc[lane] =
+                    job->extra ? (double)job->extra[mdmt_at(&job->x, n, cb * B + lane, h, w)] : 0.0;
+            }
+            data_pixel(job, n, cb, h, w, acc);
+            mdmt_store_block(&job->x, dx, n, cb, h, w, acc, lanes);
+        }
+    }
+}
+
+static mdmt_status conv2d_bwd_data(const mdmt_site *site, const mdmt_call *call)
+{
+    conv_job job = conv_job_of(site, call, site->out[0], site->in[0], site->in[1]);
+    job.extra = mdmt_optional_in(site, call, 2);
+    mdmt_parallel(site->pool, job.g.n * mdmt_blocks(job.g.c), data_task, &job);
+    return MDMT_OK;
+}
+
+static void over_addend(const mdmt_site *site, mdmt_needs *needs)
+{
+    (void)site;
+    needs->inplace_inputs = 1u << 2;
+}
+
+/* dw[k][c][r][s] of 16 output channels k = kb*16 ..: the sum over all pixels of
+ * the output of dy times the x under that tap. */
+static void weight_tap(const conv_job *job, int kb, int c, int r, int s, double *acc)
+{
+    const mdmt_geometry *g = &job->g;
+    const mdmt_value *x = &job->call->in[0];
+    const float *dy = job->call->in[1].data;
+    int lanes = mdmt_lanes(g->k, kb), shared = g->groups == 1;
+    for (int n = 0; n < g->n; n++) {
+        for (int oh = 0; oh < g->oh; oh++) {
+            int h = mdmt_tap(oh, g->sh, g->pt, r, g->dh, g->h);
+            for (int ow = 0; h >= 0 && ow < g->ow; ow++) {
+                int w = mdmt_tap(ow, g->sw, g->pl, s, g->dw, g->w);
+                if (w < 0) {
+                    continue;
+                }
+                const float *d = dy + mdmt_at(&job->y, n, kb * B, oh, ow);
+                double v = shared ? mdmt_load(x, mdmt_at(&job->x, n, c, h, w), c) : 0.0;
+                for (int lane = 0; lane < lanes; lane++) {
+                    if (!shared) {
+                        int from = (kb * B + lane) / job->per_group * job->w.i + c;
+                        v = mdmt_load(x, mdmt_at(&job->x, n, from, h, w), from);
+                    }
+                    acc[lane] += v * (double)d[(size_t)lane * job->y.lane];
+                }
+            }
+        }
+    }
+}
+
+/* Task: block kb of output channels, input channel c of each group (padding
+ * lanes included, which become zero). */
+static void weight_task(void *context, int task, int thread)
+{
+    const conv_job *job = context;
+    (void)thread;
+    int kb = task / job->w.padded_i, c = task % job->w.padded_i;
+    float *dw = job->call->out[0];
+    for (int r = 0; r < job->g.kh; r++) {
+        for (int s = 0; s < job->g.kw; s++) {
+            double acc[B] = {0};
+            if (c < job->w.i) {
+                weight_tap(job, kb, c, r, s, acc);
+            }
+            for (int k = kb * B; k < (kb + 1) * B && k < job->w.padded_o; k++) {
+                dw[mdmt_weight_at(&job->w, k, c, r, s)] = (float)acc[k % B];
+            }
+        }
+    }
+}
+
+static mdmt_status conv2d_bwd_weight(const mdmt_site *site, const mdmt_call *call)
+{
+    conv_job job = conv_job_of(site, call, site->in[0], site->in[1], site->out[0]);
+    mdmt_parallel(site->pool, mdmt_blocks(job.g.k) * job.w.padded_i, weight_task, &job);
+    return MDMT_OK;
+}
+
+/* Task: block cb of channels; sum over N, H, W. */
+static void sum_task(void *context, int cb, int thread)
+{
+    const conv_job *job = context;
+    (void)thread;
+    const float *x = job->call->in[0].data;
+    float *sum = job->call->out[0];
+    for (int c = cb * B; c < (cb + 1) * B; c++) {
+        double total = 0;
+        for (int n = 0; c < job->x.c && n < job->x.n; n++) {
+            for (int h = 0; h < job->x.h; h++) {
+                for (int w = 0; w < job->x.w; w++) {
+                    total += (double)x[mdmt_at(&job->x, n, c, h, w)];
+                }
+            }
+        }
+        sum[c] = (float)total;
+    }
+}
+
+static mdmt_status channel_sum(const mdmt_site *site, const mdmt_call *call)
+{
+    conv_job job = {.call = call, .x = mdmt_view_of(site->in[0])};
+    mdmt_parallel(site->pool, mdmt_blocks(job.x.c), sum_task, &job);
+    return MDMT_OK;
+}
+
+static void stats_task(void *context, int n, int thread)
+{
+    const conv_job *job = context;
+    (void)thread;
+    for (int c = 0; c < mdmt_blocks(job->x.c) * B; c++) {
+        sample_stats(&job->x, job->call->in[0].data, n, c, job->call->out[0]);
+    }
+}
+
+static mdmt_status channel_stats(const mdmt_site *site, const mdmt_call *call)
+{
+    conv_job job = {.call = call, .x = mdmt_view_of(site->in[0])};
+    mdmt_parallel(site->pool, job.x.n, stats_task, &job);
+    return MDMT_OK;
+}
+
+const mdmt_cpu_impl mdmt_f32_conv2d_forward__ref = {.name = "mdmt_f32_conv2d_forward__ref",
+                                                    .needs = part_per_sample,
+                                                    .cost = mdmt_ref_cost,
+                                                    .run = conv2d_forward};
+const mdmt_cpu_impl mdmt_f32_conv2d_bwd_data__ref = {.name = "mdmt_f32_conv2d_bwd_data__ref",
+                                                     .needs = over_addend,
+                                                     .cost = mdmt_ref_cost,
+                                                     .run = conv2d_bwd_data};
+const mdmt_cpu_impl mdmt_f32_conv2d_bwd_weight__ref = {
+    .name = "mdmt_f32_conv2d_bwd_weight__ref", .cost = mdmt_ref_cost, .run = conv2d_bwd_weight};
+const mdmt_cpu_impl mdmt_f32_channel_sum__ref = {
+    .name = "mdmt_f32_channel_sum__ref", .cost = mdmt_ref_cost, .run = channel_sum};
+const mdmt_cpu_impl mdmt_f32_channel_stats__ref = {.name = "mdmt_f32_channel_stats__ref",
+                                                   .needs = part_per_sample,
+                                                   .cost = mdmt_ref_cost,
+                                                   .run = channel_stats};

@@ -1,0 +1,51 @@
+/* All kernels of the CPU backend; select.c orders them. One line each. */
+#ifndef MDMT_CPU_KERNELS_H
+#define MDMT_CPU_KERNELS_H
+
+#include "cpu.h"
+
+#if defined(__x86_64__)
+#define MDMT_X86 1
+#endif
+
+/* Adam over flat slabs; `count` floats each. run() uses the pool itself. */
+typedef struct {
+    const char *name;
+    mdmt_isa isa;
+    void (*run)(mdmt_pool *pool, const mdmt_adam *adam, float *weights, const float *gradients,
+                float *first, float *second, int64_t count);
+} mdmt_adam_impl;
+
+/* The cost of every reference: INFINITY. */
+double mdmt_ref_cost(const mdmt_site *site);
+
+/* References: support everything. */
+extern const mdmt_cpu_impl mdmt_f32_conv2d_forward__ref;
+extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_data__ref;
+extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_weight__ref;
+extern const mdmt_cpu_impl mdmt_f32_channel_sum__ref;
+extern const mdmt_cpu_impl mdmt_f32_channel_stats__ref;
+extern const mdmt_cpu_impl mdmt_f32_bn_fold__ref;
+extern const mdmt_cpu_impl mdmt_f32_norm_act__ref;
+extern const mdmt_cpu_impl mdmt_f32_bn_bwd__ref;
+extern const mdmt_cpu_impl mdmt_f32_act_forward__ref;
+extern const mdmt_cpu_impl mdmt_f32_act_bwd__ref;
+extern const mdmt_cpu_impl mdmt_f32_add__ref;
+extern const mdmt_cpu_impl mdmt_f32_max_pool_forward__ref;
+extern const mdmt_cpu_impl mdmt_f32_max_pool_bwd__ref;
+extern const mdmt_cpu_impl mdmt_f32_avg_pool_forward__ref;
+extern const mdmt_cpu_impl mdmt_f32_avg_pool_bwd__ref;
+extern const mdmt_cpu_impl mdmt_f32_global_avg_pool_forward__ref;
+extern const mdmt_cpu_impl mdmt_f32_global_avg_pool_bwd__ref;
+extern const mdmt_cpu_impl mdmt_f32_flatten_forward__ref;
+extern const mdmt_cpu_impl mdmt_f32_flatten_bwd__ref;
+extern const mdmt_cpu_impl mdmt_f32_linear_forward__ref;
+extern const mdmt_cpu_impl mdmt_f32_linear_bwd_data__ref;
+extern const mdmt_cpu_impl mdmt_f32_linear_bwd_weight__ref;
+extern const mdmt_cpu_impl mdmt_f32_dropout__ref;
+extern const mdmt_adam_impl mdmt_f32_adam__ref;
+
+#ifdef MDMT_X86
+#endif
+
+#endif

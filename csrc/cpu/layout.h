@@ -1,0 +1,17 @@
+/* Storage of a tensor in the layouts of cpu.h, and its conversion from and to
+ * plain C-ordered arrays. */
+#ifndef MDMT_CPU_LAYOUT_H
+#define MDMT_CPU_LAYOUT_H
+
+#include "cpu.h"
+
+/* Elements and bytes that a tensor takes, padding included; 0 when lazy. */
+size_t mdmt_storage_elements(const mdmt_tensor *tensor);
+size_t mdmt_storage_bytes(const mdmt_tensor *tensor);
+
+/* `plain` is C-ordered in the tensor's dims; `packed` has mdmt_storage_bytes.
+ * Packing writes every padding lane as zero. The two must not overlap. */
+void mdmt_layout_pack(const mdmt_tensor *tensor, void *packed, const void *plain);
+void mdmt_layout_unpack(const mdmt_tensor *tensor, void *plain, const void *packed);
+
+#endif

@@ -1,0 +1,452 @@
+/* The CPU backend: which kernel an op gets. This is the only place that looks
+ * at the instruction set. */
+#define _GNU_SOURCE
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels.h"
+#include "layout.h"
+
+static const mdmt_cpu_impl *const conv2d_impls[] = {
+#ifdef MDMT_X86
+#endif
+    &mdmt_f32_conv2d_forward__ref,
+    NULL,
+};
+
+static const mdmt_cpu_impl *const conv2d_bwd_data_impls[] = {
+#ifdef MDMT_X86
+#endif
+    &mdmt_f32_conv2d_bwd_data__ref,
+    NULL,
+};
+
+static const mdmt_cpu_impl *const conv2d_bwd_weight_impls[] = {
+#ifdef MDMT_X86
+#endif
+    &mdmt_f32_conv2d_bwd_weight__ref,
+    NULL,
+};
+
+static const mdmt_cpu_impl *const channel_sum_impls[] = {
+#ifdef MDMT_X86
+#endif
+    &mdmt_f32_channel_sum__ref,
+    NULL,
+};
+
+static const mdmt_cpu_impl *const channel_stats_impls[] = {
+#ifdef MDMT_X86
+#endif
+    &mdmt_f32_channel_stats__ref,
+    NULL,
+};
+
+static const mdmt_cpu_impl *const bn_fold_impls[] = {
+#ifdef MDMT_X86
+#endif
+    &mdmt_f32_bn_fold__ref,
+    NULL,
+};
+
+static const mdmt_cpu_impl *const norm_act_impls[] = {
+#ifdef MDMT_X86
+#endif
+    &mdmt_f32_norm_act__ref,
+    NULL,
+};
+
+static const mdmt_cpu_impl *const bn_bwd_impls[] = {
+#ifdef MDMT_X86
+#endif
+    &mdmt_f32_bn_bwd__ref,
+    NULL,
+};
+
+static const mdmt_cpu_impl *const act_impls[] = {
+#ifdef MDMT_X86
+#endif
+    &mdmt_f32_act_forward__ref,
+    NULL,
+};
+
+static const mdmt_cpu_impl *const act_bwd_impls[] = {
+#ifdef MDMT_X86
+#endif
+    &mdmt_f32_act_bwd__ref,
+    NULL,
+};
+
+static const mdmt_cpu_impl *const add_impls[] = {
+#ifdef MDMT_X86
+#endif
+    &mdmt_f32_add__ref,
+    NULL,
+};
+
+static const mdmt_cpu_impl *const max_pool_impls[] = {
+#ifdef MDMT_X86
+#endif
+    &mdmt_f32_max_pool_forward__ref,
+    NULL,
+};
+
+static const mdmt_cpu_impl *const max_pool_bwd_impls[] = {
+#ifdef MDMT_X86
+#endif
+    &mdmt_f32_max_pool_bwd__ref,
+    NULL,
+};
+
+static const mdmt_cpu_impl *const avg_pool_impls[] = {
+#ifdef MDMT_X86
+#endif
+    &mdmt_f32_avg_pool_forward__ref,
+    NULL,
+};
+
+static const mdmt_cpu_impl *const avg_pool_bwd_impls[] = {
+#ifdef MDMT_X86
+#endif
+    &mdmt_f32_avg_pool_bwd__ref,
+    NULL,
+};
+
+static const mdmt_cpu_impl *const global_avg_pool_impls[] = {
+#ifdef MDMT_X86
+#endif
+    &mdmt_f32_global_avg_pool_forward__ref,
+    NULL,
+};
+
+static const mdmt_cpu_impl *const global_avg_pool_bwd_impls[] = {
+#ifdef MDMT_X86
+#endif
+    &mdmt_f32_global_avg_pool_bwd__ref,
+    NULL,
+};
+
+static const mdmt_cpu_impl *const flatten_impls[] = {
+#ifdef MDMT_X86
+#endif
+    &mdmt_f32_flatten_forward__ref,
+    NULL,
+};
+
+static const mdmt_cpu_impl *const flatten_bwd_impls[] = {
+#ifdef MDMT_X86
+#endif
+    &mdmt_f32_flatten_bwd__ref,
+    NULL,
+};
+
+static const mdmt_cpu_impl *const linear_impls[] = {
+#ifdef MDMT_X86
+#endif
+    &mdmt_f32_linear_forward__ref,
+    NULL,
+};
+
+static const mdmt_cpu_impl *const linear_bwd_data_impls[] = {
+#ifdef MDMT_X86
+#endif
+    &mdmt_f32_linear_bwd_data__ref,
+    NULL,
+};
+
+static const mdmt_cpu_impl *const linear_bwd_weight_impls[] = {
+#ifdef MDMT_X86
+#endif
+    &mdmt_f32_linear_bwd_weight__ref,
+    NULL,
+};
+
+static const mdmt_cpu_impl *const dropout_impls[] = {
+#ifdef MDMT_X86
+#endif
+    &mdmt_f32_dropout__ref,
+    NULL,
+};
+
+static const mdmt_adam_impl *const adam_impls[] = {
+#ifdef MDMT_X86
+#endif
+    &mdmt_f32_adam__ref,
+    NULL,
+};
+
+static const mdmt_cpu_list lists[] = {
+    {&mdmt_op_conv2d, conv2d_impls},
+    {&mdmt_op_conv2d_bwd_data, conv2d_bwd_data_impls},
+    {&mdmt_op_conv2d_bwd_weight, conv2d_bwd_weight_impls},
+    {&mdmt_op_channel_sum, channel_sum_impls},
+    {&mdmt_op_channel_stats, channel_stats_impls},
+    {&mdmt_op_bn_fold, bn_fold_impls},
+    {&mdmt_op_norm_act, norm_act_impls},
+    {&mdmt_op_bn_bwd, bn_bwd_impls},
+    {&mdmt_op_act, act_impls},
+    {&mdmt_op_act_bwd, act_bwd_impls},
+    {&mdmt_op_add, add_impls},
+    {&mdmt_op_max_pool, max_pool_impls},
+    {&mdmt_op_max_pool_bwd, max_pool_bwd_impls},
+    {&mdmt_op_avg_pool, avg_pool_impls},
+    {&mdmt_op_avg_pool_bwd, avg_pool_bwd_impls},
+    {&mdmt_op_global_avg_pool, global_avg_pool_impls},
+    {&mdmt_op_global_avg_pool_bwd, global_avg_pool_bwd_impls},
+    {&mdmt_op_flatten, flatten_impls},
+    {&mdmt_op_flatten_bwd, flatten_bwd_impls},
+    {&mdmt_op_linear, linear_impls},
+    {&mdmt_op_linear_bwd_data, linear_bwd_data_impls},
+    {&mdmt_op_linear_bwd_weight, linear_bwd_weight_impls},
+    {&mdmt_op_dropout, dropout_impls},
+};
+
+typedef struct {
+    mdmt_backend base;
+    mdmt_pool *pool; /* the caller's */
+    mdmt_isa isa;
+    int winograd;
+} cpu_backend;
+
+static cpu_backend *cpu_of(const mdmt_backend *backend)
+{
+    return (cpu_backend *)(uintptr_t)backend; /* base is its first member */
+}
+
+static mdmt_site site_of(const cpu_backend *cpu, const mdmt_graph *graph, const mdmt_op *op)
+{
+    mdmt_site site = {.op = op,
+                      .pool = cpu->pool,
+                      .threads = mdmt_pool_threads(cpu->pool),
+                      .isa = cpu->isa,
+                      .winograd = cpu->winograd};
+    for (int i = 0; i < op->inputs; i++) {
+        site.in[i] = op->in[i] >= 0 ? &graph->tensor[op->in[i]] : NULL;
+    }
+    for (int i = 0; i < op->outputs; i++) {
+        site.out[i] = op->out[i] >= 0 ? &graph->tensor[op->out[i]] : NULL;
+    }
+    return site;
+}
+
+static int usable(const mdmt_cpu_impl *impl, const mdmt_site *site)
+{
+    return impl->isa <= site->isa && (!impl->supports || impl->supports(site));
+}
+
+/* Whether `force` (or NULL: no wish) allows the kernel: its name or a beginning of it. */
+static int allowed(const mdmt_cpu_impl *impl, const char *force)
+{
+    return !force || strncmp(impl->name, force, strlen(force)) == 0;
+}
+
+/* The cheapest of those that `force` allows; a full name means that kernel only. */
+static mdmt_status choose(const mdmt_site *site, const mdmt_cpu_impl *const *impls,
+                          const char *force, const mdmt_cpu_impl **chosen)
+{
+    const mdmt_cpu_impl *best = NULL;
+    double best_cost = 0;
+    int named = 0;
+    for (; *impls; impls++) {
+        const mdmt_cpu_impl *impl = *impls;
+        if (!allowed(impl, force)) {
+            continue;
+        }
+        named++;
+        if (!usable(impl, site)) {
+            continue;
+        }
+        double cost = impl->cost ? impl->cost(site) : 0.0;
+        int exact = force && strcmp(impl->name, force) == 0;
+        if (!best || cost < best_cost || exact) {
+            best = impl;
+            best_cost = cost;
+        }
+        if (exact) {
+            break;
+        }
+    }
+    const char *op = site->op->record->name;
+    if (!named) {
+        return mdmt_fail(MDMT_BAD_ARGUMENT, "the op %s has no kernel named %s on the CPU", op,
+                         force ? force : "");
+    }
+    if (!best) {
+        char text[64] = "no input";
+        if (site->in[0]) {
+            mdmt_tensor_text(site->in[0], text);
+        }
+        return mdmt_fail(MDMT_UNSUPPORTED,
+                         "the kernel %s cannot do this %s (first input %s, instruction set %s); "
+                         "leave the choice open or name another",
+                         force ? force : "", op, text, mdmt_isa_name(site->isa));
+    }
+    *chosen = best;
+    return MDMT_OK;
+}
+
+static mdmt_status cpu_prepare(mdmt_backend *backend, mdmt_graph *graph, mdmt_op *op,
+                               const char *force, mdmt_kernel *kernel)
+{
+    mdmt_site site = site_of(cpu_of(backend), graph, op);
+    const mdmt_cpu_impl *const *impls = NULL;
+    for (size_t i = 0; i < sizeof lists / sizeof lists[0]; i++) {
+        if (lists[i].record == op->record) {
+            impls = lists[i].impls;
+        }
+    }
+    if (!impls) {
+        return mdmt_fail(MDMT_UNSUPPORTED, "the op %s has no kernel on the CPU", op->record->name);
+    }
+    const mdmt_cpu_impl *impl = NULL;
+    MDMT_TRY(choose(&site, impls, force, &impl));
+    mdmt_needs needs = {0};
+    if (impl->needs) {
+        impl->needs(&site, &needs);
+    }
+    for (int i = 0; i < op->outputs; i++) {
+        if (op->out[i] >= 0 && graph->tensor[op->out[i]].kind == MDMT_STATS) {
+            if (needs.stat_parts < 1) {
+                return mdmt_fail(MDMT_INTERNAL, "the kernel %s names no parts of its statistics",
+                                 impl->name);
+            }
+            graph->tensor[op->out[i]].dim[0] = needs.stat_parts;
+        }
+    }
+    *kernel = (mdmt_kernel){.name = impl->name,
+                            .impl = impl,
+                            .workspace_bytes = needs.workspace_bytes,
+                            .inplace_inputs = needs.inplace_inputs & op->record->inplace_inputs};
+    return MDMT_OK;
+}
+
+static mdmt_status cpu_run(mdmt_backend *backend, const mdmt_graph *graph, const mdmt_op *op,
+                           const mdmt_kernel *kernel, const mdmt_value *in, void *const *out,
+                           void *workspace, const mdmt_step *step)
+{
+    mdmt_site site = site_of(cpu_of(backend), graph, op);
+    mdmt_call call = {.in = in, .out = out, .workspace = workspace, .step = step};
+    return ((const mdmt_cpu_impl *)kernel->impl)->run(&site, &call);
+}
+
+static size_t cpu_tensor_bytes(const mdmt_backend *backend, const mdmt_tensor *tensor)
+{
+    (void)backend;
+    return mdmt_storage_bytes(tensor);
+}
+
+static mdmt_status cpu_upload(mdmt_backend *backend, const mdmt_tensor *tensor, void *data,
+                              const void *host)
+{
+    (void)backend;
+    mdmt_layout_pack(tensor, data, host);
+    return MDMT_OK;
+}
+
+static mdmt_status cpu_download(mdmt_backend *backend, const mdmt_tensor *tensor, const void *data,
+                                void *host)
+{
+    (void)backend;
+    mdmt_layout_unpack(tensor, host, data);
+    return MDMT_OK;
+}
+
+static mdmt_status cpu_slab_open(mdmt_backend *backend, mdmt_slab *slab, size_t bytes,
+                                 const char *what)
+{
+    (void)backend;
+    const size_t big = (size_t)1 << 20; /* below it first touches cost nothing that matters */
+    return bytes < big ? mdmt_slab_open(slab, bytes, what)
+                       : mdmt_slab_open_touched(slab, bytes, what);
+}
+
+static void cpu_slab_close(mdmt_backend *backend, mdmt_slab *slab)
+{
+    (void)backend;
+    mdmt_slab_close(slab);
+}
+
+static mdmt_status cpu_adam(mdmt_backend *backend, const mdmt_adam *adam, float *weights,
+                            const float *gradients, float *first, float *second, int64_t count)
+{
+    cpu_backend *cpu = cpu_of(backend);
+    if (!((float)adam->eps > 0)) {
+        /* 0 / 0 would put NaN into the padding lanes. */
+        return mdmt_fail(MDMT_BAD_ARGUMENT, "eps of Adam must be above 0, not %g", adam->eps);
+    }
+    const mdmt_adam_impl *const *impl = adam_impls;
+    while ((*impl)->isa > cpu->isa) {
+        impl++;
+    }
+    (*impl)->run(cpu->pool, adam, weights, gradients, first, second, count);
+    return MDMT_OK;
+}
+
+static void cpu_close(mdmt_backend *backend)
+{
+    mdmt_release(cpu_of(backend));
+}
+
+/* MDMT_CPU=ref|avx2|avx512 lowers the instruction set, never raises it. */
+static mdmt_status lower_isa(mdmt_isa *isa)
+{
+    const char *wish = getenv("MDMT_CPU");
+    if (!wish || !*wish) {
+        return MDMT_OK;
+    }
+    for (mdmt_isa i = MDMT_ISA_REF; i <= MDMT_ISA_AVX512; i++) {
+        if (strcmp(wish, mdmt_isa_name(i)) == 0) {
+            *isa = i < *isa ? i : *isa;
+            return MDMT_OK;
+        }
+    }
+    return mdmt_fail(MDMT_BAD_ARGUMENT,
+                     "the environment variable MDMT_CPU is '%s'; use ref, avx2 or avx512", wish);
+}
+
+/* MDMT_WINOGRAD=off|2|4 lowers the largest Winograd tile, never raises it. */
+static mdmt_status lower_winograd(int *winograd)
+{
+    static const char *const names[] = {"off", "2", "4"};
+    const char *wish = getenv("MDMT_WINOGRAD");
+    if (!wish || !*wish) {
+        return MDMT_OK;
+    }
+    for (int i = 0; i < 3; i++) {
+        if (strcmp(wish, names[i]) == 0) {
+            *winograd = i < *winograd ? i : *winograd;
+            return MDMT_OK;
+        }
+    }
+    return mdmt_fail(MDMT_BAD_ARGUMENT,
+                     "the environment variable MDMT_WINOGRAD is '%s'; use off, 2 or 4", wish);
+}
+
+mdmt_status mdmt_cpu_open(mdmt_backend **backend, mdmt_pool *pool, mdmt_isa isa, int winograd)
+{
+    if (isa > mdmt_detect_isa()) {
+        return mdmt_fail(MDMT_UNSUPPORTED, "this processor (%s) has %s, not %s", mdmt_cpu_name(),
+                         mdmt_isa_name(mdmt_detect_isa()), mdmt_isa_name(isa));
+    }
+    MDMT_TRY(lower_isa(&isa));
+    MDMT_TRY(lower_winograd(&winograd));
+    cpu_backend *cpu = mdmt_acquire(1, sizeof *cpu);
+    if (!cpu) {
+        return MDMT_NO_MEMORY;
+    }
+    *cpu = (cpu_backend){.base = {.name = "cpu",
+                                  .tensor_bytes = cpu_tensor_bytes,
+                                  .prepare = cpu_prepare,
+                                  .run = cpu_run,
+                                  .upload = cpu_upload,
+                                  .download = cpu_download,
+                                  .slab_open = cpu_slab_open,
+                                  .slab_close = cpu_slab_close,
+                                  .adam = cpu_adam,
+                                  .close = cpu_close},
+                         .pool = pool,
+                         .isa = isa,
+                         .winograd = winograd};
+    *backend = &cpu->base;
+    return MDMT_OK;
+}
