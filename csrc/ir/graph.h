@@ -85,6 +85,13 @@ typedef struct mdmt_graph {
     int ops, op_room;
 } mdmt_graph;
 
+/* Attribute structs lie in the bytes of mdmt_op.attrs: reading them there must
+ * not be taken for an access to another object. */
+#if defined(__GNUC__)
+#define MDMT_ATTRS_TYPE __attribute__((may_alias))
+#else
+#define MDMT_ATTRS_TYPE
+#endif
 #define MDMT_ATTRS(type, op) ((const type *)(const void *)(op)->attrs)
 
 mdmt_status mdmt_graph_open(mdmt_graph **graph);

@@ -43,7 +43,7 @@ typedef struct {
     int size[2];     /* bwd_data only: H, W of dx                                 */
     int plain;       /* bwd_data, bwd_weight: x is an IMAGE, w a W_STEM           */
     int want_stats;  /* conv2d: second output                                     */
-} mdmt_conv_attrs;
+} MDMT_ATTRS_TYPE mdmt_conv_attrs;
 
 typedef struct {
     int kernel[2], stride[2], pad[4], dilation[2]; /* dilation: max_pool only      */
@@ -51,30 +51,30 @@ typedef struct {
     int count_include_pad; /* avg_pool */
     int size[2];           /* _bwd: H, W of dx */
     int want_argmax;       /* max_pool: second output */
-} mdmt_pool_attrs;
+} MDMT_ATTRS_TYPE mdmt_pool_attrs;
 
 typedef struct {
     float eps, momentum; /* running = (1 - momentum) running + momentum batch (variance unbiased) */
     int training;        /* 1: batch statistics, running ones updated; 0: running ones */
     int count;           /* bn_fold: elements per channel, N H W                       */
-} mdmt_norm_attrs;
+} MDMT_ATTRS_TYPE mdmt_norm_attrs;
 
 typedef struct {
     int act;       /* mdmt_act */
     int training;  /* bn_bwd: statistics depend on x */
     int want_dpre; /* bn_bwd: fourth output, the gradient at the sum before the activation,
                       which the residual branch receives */
-} mdmt_act_attrs;
+} MDMT_ATTRS_TYPE mdmt_act_attrs;
 
 typedef struct {
     float rate;    /* probability of zero; kept elements are scaled by 1 / (1 - rate) */
     int stream;    /* which dropout of the net: keys the random numbers */
-} mdmt_dropout_attrs;
+} MDMT_ATTRS_TYPE mdmt_dropout_attrs;
 
 typedef struct {
     int size[2]; /* global_avg_pool_bwd, flatten_bwd: H, W of dx */
     int channels; /* flatten_bwd: C of dx */
-} mdmt_reshape_attrs;
+} MDMT_ATTRS_TYPE mdmt_reshape_attrs;
 
 enum { MDMT_MAX_TASKS = 16 };
 typedef enum { MDMT_LOSS_CE, MDMT_LOSS_BCE, MDMT_LOSS_MSE, MDMT_LOSS_ORDINAL } mdmt_loss_kind;
@@ -89,13 +89,13 @@ typedef struct {
     float weight[MDMT_MAX_TASKS]; /* factor of each task's loss */
     int reduction;                /* mdmt_reduction */
     int want_gradient;            /* outputs 2.. : d loss / d logits */
-} mdmt_loss_attrs;
+} MDMT_ATTRS_TYPE mdmt_loss_attrs;
 
 typedef struct {
     int batch, channels, size[2]; /* of the output */
     int augment;                  /* 1: training augmentation */
     float mean[4], std[4];        /* per channel, of values in 0..1 */
-} mdmt_images_attrs;
+} MDMT_ATTRS_TYPE mdmt_images_attrs;
 
 extern const mdmt_op_record mdmt_op_conv2d, mdmt_op_conv2d_bwd_data, mdmt_op_conv2d_bwd_weight,
     mdmt_op_channel_sum, mdmt_op_channel_stats, mdmt_op_batch_norm, mdmt_op_bn_fold,
