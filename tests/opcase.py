@@ -1,0 +1,139 @@
+"""A case of the op table: an op at one place, what it should give, and how far it may be off."""
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from tests import statements as say
+
+EPSILON = float(np.finfo(np.float32).eps)
+RELU = {"none": 0, "relu": 1}  # values of mdmt_act
+
+
+@dataclass
+class Case:
+    """One op at one place.
+
+    make(rng) gives the arrays; feeds names the kind (and the role, where it is not an input) of
+    each; wire(graph, tensors) appends the ops and names the outputs; expect(arrays in float64)
+    states them; magnitude(arrays) is, element by element, the sum of the absolute values of all
+    that is added up (None: the absolute value itself); length is the number of terms.
+    """
+
+    op: str
+    name: str
+    make: Callable
+    feeds: dict
+    wire: Callable
+    expect: Callable
+    magnitude: Callable | None = None
+    length: int = 1
+    reads: tuple = ()  # buffers whose value afterwards is an output
+    also: tuple = ()  # other ops in the same graph
+    macs: float = 0.0
+    inplace: tuple = ()  # feeds that pass through a copy first, so that their storage may be reused
+
+    @property
+    def id(self):
+        return f"{self.op}/{self.name}"
+
+    def arrays(self):
+        rng = np.random.default_rng(zlib.crc32(self.id.encode()))
+        return self.make(rng)
+
+    def expected(self, arrays):
+        """Outputs in float64 and, for each, what rounding may change."""
+        exact = {k: v.astype(np.float64) if v.dtype == np.float32 else v for k, v in arrays.items()}
+        outputs = self.expect(exact)
+        sizes = self.magnitude(exact) if self.magnitude else {}
+        unit = EPSILON * (8 + 2 * np.sqrt(self.length))
+        bounds = {k: unit * np.abs(sizes.get(k, v)) + 1e-37 for k, v in outputs.items()}
+        return outputs, bounds
+
+    def graph(self, core):
+        arrays, graph = self.arrays(), core.Graph()
+        tensors = {}
+        for name, feed in self.feeds.items():
+            kind, _, role = feed.partition(":")
+            shape = arrays[name].shape
+            dtype = {"int32": {"dtype": "i32"}}.get(str(arrays[name].dtype), {})
+            tensors[name] = getattr(graph, role or "input")(name, kind, shape, **dtype)
+        for name in self.inplace:
+            tensors[name] = graph.add("act", [tensors[name]], act=0)[0]
+        for name, tensor in self.wire(graph, tensors).items():
+            graph.output(tensor, name)
+        return graph, arrays
+
+    def program(self, core, *, isa=None, threads=None, kernel=None, winograd=2):
+        graph, arrays = self.graph(core)
+        made = core.Program(graph, isa=isa, threads=threads, kernel=kernel, winograd=winograd)
+        return made, arrays
+
+    def run(self, core, **how):
+        program, arrays = self.program(core, **how)
+        outputs = dict(program.run(arrays, seed=5, step=3))
+        outputs |= {name: program.read(name) for name in self.reads}
+        return {k: np.array(v) for k, v in outputs.items()}
+
+    def repro(self, **how):
+        """The line that runs this case alone."""
+        flags = "".join(f" --{k} {v}" for k, v in how.items() if v is not None)
+        return f"python -m tests.optable {self.id}{flags}"
+
+
+def mixing(kernel):
+    """How far a kernel's error spreads: Winograd adds and subtracts whole tiles, so that its bound
+    is the largest magnitude nearby, times the growth of its transforms (Lavin & Gray 2016)."""
+    if "winograd" not in (kernel or "") and "f4x4" not in (kernel or ""):
+        return None
+    return 32.0
+
+
+def check(case, got, kernel=None, against=None):
+    """Compares outputs with the statement (or with the arrays `against`); raises AssertionError."""
+    outputs, bounds = case.expected(case.arrays())
+    spread = mixing(kernel)
+    assert set(got) == set(outputs), f"{case.id}: outputs {sorted(got)}, not {sorted(outputs)}"
+    for name, exact in outputs.items():
+        reference = exact if against is None else against[name].astype(np.float64)
+        found, bound = got[name].astype(np.float64), bounds[name]
+        assert found.shape == exact.shape, (
+            f"{case.id} {name}: shape {found.shape}, not {exact.shape}"
+        )
+        if spread:
+            bound = np.full_like(exact, spread * bound.max(initial=0.0))
+        error = np.abs(found - reference)
+        bad = ~(error <= (bound if against is None else 2 * bound))
+        if bad.any():
+            at = np.unravel_index(np.argmax(np.where(bad, error / bound, 0.0)), bad.shape)
+            raise AssertionError(
+                f"{case.id} {name}: {bad.sum()} of {bad.size} elements off; at "
+                f"{tuple(map(int, at))} {found[at]:.9g} instead of {reference[at]:.9g}, "
+                f"allowed {bound[at]:.3g}"
+            )
+
+
+def normal(rng, *shape, scale=1.0, shift=0.0):
+    return (rng.standard_normal(shape) * scale + shift).astype(np.float32)
+
+
+def positive(rng, *shape):
+    return (rng.random(shape) + 0.5).astype(np.float32)
+
+
+def label(dims, attrs):
+    """A readable name: 2x16x14x14, attributes that are not the usual ones after it."""
+    text = "x".join(map(str, dims))
+    for key, value in attrs.items():
+        numbers = "x".join(map(str, value)) if isinstance(value, tuple) else value
+        text += f",{key}={numbers}"
+    return text
+
+
+def load_size(a, lazy):
+    """Magnitude of what a lazy load adds up."""
+    if not lazy:
+        return np.abs(a["x"])
+    return np.abs(say.per_channel(a["scale"]) * a["x"]) + np.abs(say.per_channel(a["shift"]))

@@ -1,0 +1,375 @@
+"""The part of the op table that has no convolution and no normalisation."""
+
+import numpy as np
+
+from tests import statements as say
+from tests.opcase import RELU, Case, label, load_size, normal, positive
+
+# ---------------------------------------------------------------- pooling
+
+
+def max_pool_cases(x, lazy=None, **attrs):
+    """Forward, and the gradient through the forward's own argmax. Values are far enough apart that
+    rounding cannot change a winner; zeros after a ReLU tie, and the first of them wins."""
+    n, c, h, w = x
+
+    def make(rng):
+        distinct = rng.permutation(int(np.prod(x))).reshape(x) / 64.0 - np.prod(x) / 128.0
+        a = {"x": distinct.astype(np.float32)}
+        if lazy:
+            a |= {"scale": positive(rng, c), "shift": normal(rng, c)}
+        return a
+
+    def tensors(g, t):
+        return g.lazy(t["x"], t["scale"], t["shift"], act=lazy) if lazy else t["x"]
+
+    def loaded(a):
+        return say.lazy(a["x"], a["scale"], a["shift"], lazy) if lazy else a["x"]
+
+    def backward(rng):
+        a = make(rng)
+        return a | {"dy": normal(rng, *say.max_pool(a["x"], **attrs)[0].shape)}
+
+    def wire(g, t):
+        y, argmax = g.add("max_pool", [tensors(g, t)], want_argmax=1, **attrs)[:2]
+        if "dy" not in t:
+            return {"y": y}
+        return {"y": y, "dx": g.add("max_pool_bwd", [t["dy"], argmax], size=(h, w), **attrs)[0]}
+
+    def expect(a):
+        y, where = say.max_pool(loaded(a), **attrs)
+        if "dy" not in a:
+            return {"y": y}
+        return {"y": y, "dx": say.max_pool_bwd(a["dy"], where, (h, w), **attrs)}
+
+    def magnitude(a):
+        found = {"y": np.full_like(expect(a)["y"], load_size(a, lazy).max())} if lazy else {}
+        if "dy" in a:
+            where = say.max_pool(loaded(a), **attrs)[1]
+            found["dx"] = say.max_pool_bwd(np.abs(a["dy"]), where, (h, w), **attrs)
+        return found
+
+    feeds = {"x": "map"} | ({"scale": "vector", "shift": "vector"} if lazy else {})
+    name = label(x, attrs | ({"lazy": lazy} if lazy else {}))
+
+    def forward(g, t):
+        return {"y": g.add("max_pool", [tensors(g, t)], **attrs)[0]}
+
+    taps = int(np.prod(attrs["kernel"]))
+    return [
+        Case("max_pool", name, make, feeds, forward, expect, magnitude),
+        Case("max_pool_bwd", name, backward, feeds | {"dy": "map"}, wire, expect, magnitude,
+             length=taps, also=("max_pool",)),
+    ]  # fmt: skip
+
+
+def avg_pool_cases(x, **attrs):
+    def make(rng):
+        return {"x": normal(rng, *x)}
+
+    def backward(rng):
+        return {"dy": normal(rng, *say.avg_pool(np.zeros(x), **attrs).shape)}
+
+    def absolute(say_it, name):
+        return lambda a: {name: say_it(np.abs(next(iter(a.values()))))}
+
+    def down(v):
+        return say.avg_pool(v, **attrs)
+
+    def up(v):
+        return say.avg_pool_bwd(v, x[2:], **attrs)
+
+    name, taps = label(x, attrs), int(np.prod(attrs["kernel"]))
+    return [
+        Case("avg_pool", name, make, {"x": "map"},
+             lambda g, t: {"y": g.add("avg_pool", [t["x"]], **attrs)[0]},
+             lambda a: {"y": down(a["x"])}, absolute(down, "y"), taps),
+        Case("avg_pool_bwd", name, backward, {"dy": "map"},
+             lambda g, t: {"dx": g.add("avg_pool_bwd", [t["dy"]], size=x[2:], **attrs)[0]},
+             lambda a: {"dx": up(a["dy"])}, absolute(up, "dx"), taps),
+    ]  # fmt: skip
+
+
+def global_cases(x):
+    """Global average pooling (also of lazy tensors), flatten, channel sums; their gradients."""
+    n, c, h, w = x
+    name, area = label(x, {}), h * w
+
+    def maps(rng):
+        return {"x": normal(rng, *x, shift=0.2)}
+
+    def lazies(rng):
+        return maps(rng) | {"scale": normal(rng, c), "shift": normal(rng, c)}
+
+    def loaded(a):
+        return say.lazy(a["x"], a["scale"], a["shift"], "relu")
+
+    lazy_feeds = {"x": "map", "scale": "vector", "shift": "vector"}
+    size = {"size": (h, w), "channels": c}
+    return [
+        Case("global_avg_pool", name, maps, {"x": "map"},
+             lambda g, t: {"y": g.add("global_avg_pool", [t["x"]])[0]},
+             lambda a: {"y": a["x"].mean((2, 3))},
+             lambda a: {"y": np.abs(a["x"]).mean((2, 3))}, area),
+        Case("global_avg_pool", name + ",lazy=relu", lazies, lazy_feeds,
+             lambda g, t: {
+                 "y": g.add("global_avg_pool",
+                            [g.lazy(t["x"], t["scale"], t["shift"], act="relu")])[0]},
+             lambda a: {"y": loaded(a).mean((2, 3))},
+             lambda a: {"y": load_size(a, "relu").mean((2, 3))}, area),
+        Case("global_avg_pool_bwd", name, lambda rng: {"dy": normal(rng, n, c)}, {"dy": "rows"},
+             lambda g, t: {"dx": g.add("global_avg_pool_bwd", [t["dy"]], **size)[0]},
+             lambda a: {"dx": np.broadcast_to(a["dy"][:, :, None, None] / area, x)}),
+        Case("flatten", name, maps, {"x": "map"},
+             lambda g, t: {"y": g.add("flatten", [t["x"]])[0]},
+             lambda a: {"y": a["x"].reshape(n, -1)}),
+        Case("flatten_bwd", name, lambda rng: {"dy": normal(rng, n, c * area)}, {"dy": "rows"},
+             lambda g, t: {"dx": g.add("flatten_bwd", [t["dy"]], **size)[0]},
+             lambda a: {"dx": a["dy"].reshape(x)}),
+        Case("channel_sum", name, maps, {"x": "map"},
+             lambda g, t: {"sum": g.add("channel_sum", [t["x"]])[0]},
+             lambda a: {"sum": a["x"].sum((0, 2, 3))},
+             lambda a: {"sum": np.abs(a["x"]).sum((0, 2, 3))}, n * area),
+    ]  # fmt: skip
+
+
+def pool_table():
+    first = {"kernel": (3, 3), "stride": (2, 2), "pad": (1, 1, 1, 1)}
+    cases = []
+    for x in [(2, 64, 28, 28), (3, 17, 13, 11), (1, 1, 2, 3), (1, 16, 1, 1)]:
+        cases += max_pool_cases(x, **first) + max_pool_cases(x, "relu", **first)
+        cases += global_cases(x)
+    odd = (2, 19, 10, 13)
+    cases += max_pool_cases(odd, "none", **first)
+    cases += max_pool_cases(odd, kernel=(3, 3), stride=(2, 2), ceil_mode=1)
+    cases += max_pool_cases(odd, kernel=(3, 3), stride=(1, 1), pad=(1, 1, 1, 1), ceil_mode=1)
+    cases += max_pool_cases(odd, kernel=(2, 2), stride=(2, 2), ceil_mode=1)
+    cases += max_pool_cases(odd, kernel=(3, 2), stride=(3, 1), pad=(1, 0, 0, 1))
+    cases += max_pool_cases(odd, "relu", kernel=(2, 3), stride=(1, 2), dilation=(3, 2))
+    for ceil in (0, 1):
+        for count in (0, 1):
+            more = {"ceil_mode": ceil, "count_include_pad": count}
+            cases += avg_pool_cases(odd, kernel=(3, 3), stride=(2, 2), pad=(1, 1, 1, 1), **more)
+            cases += avg_pool_cases(odd, kernel=(2, 3), stride=(3, 2), pad=(1, 0, 0, 1), **more)
+    cases += avg_pool_cases((2, 32, 14, 14), kernel=(2, 2), stride=(2, 2))
+    cases += avg_pool_cases((1, 3, 7, 5), kernel=(7, 5), stride=(1, 1))
+    return cases
+
+
+# ---------------------------------------------------------------- rows and elements
+
+
+def linear_cases(n, i, o):
+    name = f"{n}x{i}x{o}"
+
+    def arrays(*names):
+        shapes = {"x": (n, i), "w": (o, i), "bias": (o,), "dy": (n, o)}
+        return lambda rng: {v: normal(rng, *shapes[v]) for v in names}
+
+    def both(f, name):
+        return (lambda a: {name: f(a)}), (lambda a: {name: f({k: np.abs(v) for k, v in a.items()})})
+
+    macs = float(n * i * o)
+    feeds = {"x": "rows", "w": "matrix:param", "bias": "vector:param"}
+    return [
+        Case("linear", name, arrays("x", "w", "bias"), feeds,
+             lambda g, t: {"y": g.add("linear", [t["x"], t["w"], t["bias"]])[0]},
+             *both(lambda a: a["x"] @ a["w"].T + a["bias"], "y"), i, macs=macs),
+        Case("linear", name + ",bias=None", arrays("x", "w"), {"x": "rows", "w": "matrix:param"},
+             lambda g, t: {"y": g.add("linear", [t["x"], t["w"]])[0]},
+             *both(lambda a: a["x"] @ a["w"].T, "y"), i, macs=macs),
+        Case("linear_bwd_data", name, arrays("dy", "w"), {"dy": "rows", "w": "matrix:param"},
+             lambda g, t: {"dx": g.add("linear_bwd_data", [t["dy"], t["w"]])[0]},
+             *both(lambda a: a["dy"] @ a["w"], "dx"), o, macs=macs),
+        Case("linear_bwd_weight", name, arrays("x", "dy"), {"x": "rows", "dy": "rows"},
+             lambda g, t: {"dw": g.add("linear_bwd_weight", [t["x"], t["dy"]])[0]},
+             *both(lambda a: a["dy"].T @ a["x"], "dw"), n, macs=macs),
+        Case("channel_sum", name, arrays("dy"), {"dy": "rows"},
+             lambda g, t: {"sum": g.add("channel_sum", [t["dy"]])[0]},
+             *both(lambda a: a["dy"].sum(0), "sum"), n),
+    ]  # fmt: skip
+
+
+def element_cases(shape):
+    kind = "map" if len(shape) == 4 else "rows"
+    name = label(shape, {})
+
+    def arrays(*names):
+        return lambda rng: {v: normal(rng, *shape) for v in names}
+
+    cases = []
+    for act, value in RELU.items():
+        for inplace in ((), ("x",)):
+            more = {"inplace": True} if inplace else {}
+            cases.append(
+                Case(
+                    "act",
+                    label(shape, {"act": act} | more),
+                    arrays("x"),
+                    {"x": kind},
+                    lambda g, t, v=value: {"y": g.add("act", [t["x"]], act=v)[0]},
+                    lambda a, act=act: {"y": say.activate(a["x"], act)},
+                    inplace=inplace,
+                )
+            )
+        cases.append(
+            Case(
+                "act_bwd",
+                label(shape, {"act": act}),
+                arrays("dy", "y"),
+                {"dy": kind, "y": kind},
+                lambda g, t, v=value: {"dx": g.add("act_bwd", [t["dy"], t["y"]], act=v)[0]},
+                lambda a, act=act: {"dx": a["dy"] * ((a["y"] > 0) | (act == "none"))},
+            )
+        )
+    for inplace in ((), ("a",), ("b",), ("a", "b")):
+        more = {"inplace": "+".join(inplace)} if inplace else {}
+        cases.append(
+            Case(
+                "add",
+                label(shape, more),
+                arrays("a", "b"),
+                {"a": kind, "b": kind},
+                lambda g, t: {"y": g.add("add", [t["a"], t["b"]])[0]},
+                lambda a: {"y": a["a"] + a["b"]},
+                lambda a: {"y": np.abs(a["a"]) + np.abs(a["b"])},
+                inplace=inplace,
+                also=("act",) if inplace else (),
+            )
+        )
+    cases.append(
+        Case(
+            "add",
+            name + ",twice",
+            arrays("a"),
+            {"a": kind},
+            lambda g, t: {"y": g.add("add", [t["a"], t["a"]])[0]},
+            lambda a: {"y": 2 * a["a"]},
+        )
+    )
+    return cases
+
+
+# ---------------------------------------------------------------- loss
+
+KINDS = ("ce", "bce", "mse", "ordinal")
+REDUCTIONS = ("mean", "per_task_mean", "sum")
+
+
+def sample_loss(kind, z, t):
+    """Loss of one sample with logits z (k) and target columns t; paper's equation (3) for ce."""
+    logp = z - z.max() - np.log(np.exp(z - z.max()).sum())
+    if kind == "ce":
+        return -logp[int(t[0])]
+    if kind == "bce":
+        return np.mean(np.logaddexp(0, z) - z * t[: len(z)])
+    if kind == "mse":
+        return np.mean((z - t[: len(z)]) ** 2)
+    low, high = np.cumsum(np.exp(logp)), np.cumsum(np.exp(logp)[::-1])[::-1]
+    terms = [np.log(low[j]) if t[0] <= j else np.log(high[j + 1]) for j in range(len(z) - 1)]
+    return -sum(terms)
+
+
+def masked_loss(logits, task, target, kinds, weights, reduction):
+    """Equations (1) and (2): the loss of the one task that each sample carries."""
+    sums, counts = np.zeros(len(kinds)), np.zeros(len(kinds))
+    for i, k in enumerate(task):
+        if k >= 0 and not np.isnan(target[i, 0]):
+            sums[k] += sample_loss(kinds[k], logits[k][i], target[i])
+            counts[k] += 1
+    over = {"mean": counts.sum(), "sum": 1.0, "per_task_mean": np.maximum(counts, 1)}[reduction]
+    total = float((np.asarray(weights) * sums / np.maximum(over, 1)).sum())
+    return total, np.stack([sums, counts], 1).ravel()
+
+
+def loss_gradients(logits, *rest):
+    """4-point differences along every logit."""
+    found = []
+    for k, z in enumerate(logits):
+        d = np.zeros_like(z)
+        for at in np.ndindex(z.shape):
+            e = np.zeros_like(z)
+            e[at] = 1.0
+
+            def moved(v, k=k):
+                return masked_loss([*logits[:k], v, *logits[k + 1 :]], *rest)[0]
+
+            d[at] = say.difference(moved, z, e, 1e-3)
+        found.append(d)
+    return found
+
+
+def loss_case(n, classes, kinds, reduction="mean", weights=None, tasks=None, missing=False):
+    weights = weights or (1.0,) * len(kinds)
+    names = [f"z{k}" for k in range(len(kinds))]
+    shown = {"loss": "+".join(kinds), "reduction": reduction, "weights": weights}
+    shown |= {"tasks": tasks, "missing": missing}
+    attrs = {
+        "tasks": len(kinds),
+        "loss": tuple(KINDS.index(k) for k in kinds),
+        "weight": weights,
+        "reduction": REDUCTIONS.index(reduction),
+        "want_gradient": 1,
+    }
+
+    def make(rng):
+        task = np.array(tasks if tasks else rng.integers(len(kinds), size=n), np.int32)
+        target = np.zeros((n, max(classes)), np.float32)
+        for i, k in enumerate(task):
+            if kinds[k] in ("ce", "ordinal"):
+                target[i, 0] = rng.integers(classes[k])
+            else:
+                target[i] = rng.random(max(classes))
+        if missing:
+            task[::3], target[1::4] = -1, np.nan
+        logits = {z: normal(rng, n, c, scale=2.0) for z, c in zip(names, classes)}
+        return {"task": task, "target": target, **logits}
+
+    def wire(g, t):
+        out = g.add("masked_loss", [t["task"], t["target"], *(t[z] for z in names)], **attrs)
+        return {"loss": out[0], "per_task": out[1], **{f"d{z}": o for z, o in zip(names, out[2:])}}
+
+    def expect(a):
+        rest = (a["task"], a["target"], kinds, weights, reduction)
+        logits = [a[z] for z in names]
+        loss, per_task = masked_loss(logits, *rest)
+        gradients = loss_gradients(logits, *rest)
+        found = {"loss": np.array([loss]), "per_task": per_task}
+        return found | {f"d{z}": d for z, d in zip(names, gradients)}
+
+    def magnitude(a):
+        rest = (a["task"], a["target"], kinds, weights, reduction)
+        gradients = loss_gradients([a[z] for z in names], *rest)
+        # differences carry an error of 1e-12 or so; exact zeros stay exact
+        return {f"d{z}": np.abs(d) + 1e-5 * (d != 0) for z, d in zip(names, gradients)}
+
+    feeds = {"task": "scalar", "target": "rows", **dict.fromkeys(names, "rows")}
+    name = label((n, *classes), {k: v for k, v in shown.items() if v})
+    return Case("masked_loss", name, make, feeds, wire, expect, magnitude, n)
+
+
+def loss_table():
+    cases = [loss_case(16, (2, 4), ("ce", "ce"), r) for r in REDUCTIONS]
+    cases += [loss_case(7, (3, 5), (kind, "ce"), "mean") for kind in KINDS]
+    cases += [
+        loss_case(13, (2, 4, 3, 6), KINDS, r, weights=(1.0, 0.5, 2.0, 0.25)) for r in REDUCTIONS
+    ]
+    cases += [loss_case(5, (2, 4), ("ce", "ordinal"), tasks=(1,) * 5)]
+    cases += [loss_case(1, (2,), ("ce",)), loss_case(12, (2, 4), ("ce", "bce"), missing=True)]
+    return cases
+
+
+def row_table():
+    cases = []
+    for n, i, o in [
+        (16, 512, 128),
+        (3, 17, 5),
+        (1, 1, 1),
+        (7, 128, 32),
+        (33, 2048, 130),
+        (2, 32, 4),
+    ]:
+        cases += linear_cases(n, i, o)
+    for shape in [(2, 32, 14, 14), (3, 17, 13, 11), (1, 1, 1, 1), (5, 37), (1, 1)]:
+        cases += element_cases(shape)
+    return cases
