@@ -23,7 +23,7 @@ def available():
 
 def kernels(op, isa):
     """Names of the kernels of an op that this instruction set adds."""
-    return [name for name, needs in _core.kernels(op) if needs == isa]
+    return [name for name, needs in _core.op_kernels(op) if needs == isa]
 
 
 def run(case, **how):

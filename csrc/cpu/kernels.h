@@ -16,6 +16,9 @@ typedef struct {
                 float *first, float *second, int64_t count);
 } mdmt_adam_impl;
 
+/* All kernels of an op in this build, best first, ending with NULL; NULL when the CPU has none. */
+const mdmt_cpu_impl *const *mdmt_cpu_kernels(const mdmt_op_record *record);
+
 /* The cost of every reference: INFINITY. */
 double mdmt_ref_cost(const mdmt_site *site);
 

@@ -201,6 +201,16 @@ static const mdmt_cpu_list lists[] = {
     {&mdmt_op_dropout, dropout_impls},
 };
 
+const mdmt_cpu_impl *const *mdmt_cpu_kernels(const mdmt_op_record *record)
+{
+    for (size_t i = 0; i < sizeof lists / sizeof lists[0]; i++) {
+        if (lists[i].record == record) {
+            return lists[i].impls;
+        }
+    }
+    return NULL;
+}
+
 typedef struct {
     mdmt_backend base;
     mdmt_pool *pool; /* the caller's */
@@ -289,12 +299,7 @@ static mdmt_status cpu_prepare(mdmt_backend *backend, mdmt_graph *graph, mdmt_op
                                const char *force, mdmt_kernel *kernel)
 {
     mdmt_site site = site_of(cpu_of(backend), graph, op);
-    const mdmt_cpu_impl *const *impls = NULL;
-    for (size_t i = 0; i < sizeof lists / sizeof lists[0]; i++) {
-        if (lists[i].record == op->record) {
-            impls = lists[i].impls;
-        }
-    }
+    const mdmt_cpu_impl *const *impls = mdmt_cpu_kernels(op->record);
     if (!impls) {
         return mdmt_fail(MDMT_UNSUPPORTED, "the op %s has no kernel on the CPU", op->record->name);
     }

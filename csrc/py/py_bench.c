@@ -1,8 +1,9 @@
-/* Bindings that only benchmarks use. */
+/* Bindings that tests and benchmarks use: what this build and this machine have. */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
 #include "../cpu/fma_rate.h"
+#include "../cpu/kernels.h"
 #include "py_bench.h"
 
 PyDoc_STRVAR(fma_rate_doc, "fma_rate(seconds, threads, isa=None, /) -> float\n\n"
@@ -37,7 +38,32 @@ static PyObject *fma_rate(PyObject *self, PyObject *args)
     return PyFloat_FromDouble(rate);
 }
 
+PyDoc_STRVAR(op_kernels_doc, "op_kernels(op, /) -> [(name, isa)]\n\n"
+                             "The CPU kernels of an op in this build, best first, each with the "
+                             "instruction set it needs;\nempty for an op that has none.");
+
+static PyObject *op_kernels(PyObject *self, PyObject *name)
+{
+    (void)self;
+    const char *text = PyUnicode_AsUTF8(name);
+    const mdmt_op_record *record = text ? mdmt_op_find(text) : NULL;
+    if (!record) {
+        return text ? PyErr_Format(PyExc_ValueError, "there is no op named '%s'", text) : NULL;
+    }
+    PyObject *list = PyList_New(0);
+    const mdmt_cpu_impl *const *impl = mdmt_cpu_kernels(record);
+    for (; list && impl && *impl; impl++) {
+        PyObject *pair = Py_BuildValue("(ss)", (*impl)->name, mdmt_isa_name((*impl)->isa));
+        if (!pair || PyList_Append(list, pair) < 0) {
+            Py_CLEAR(list);
+        }
+        Py_XDECREF(pair);
+    }
+    return list;
+}
+
 static PyMethodDef bench_methods[] = {{"fma_rate", fma_rate, METH_VARARGS, fma_rate_doc},
+                                      {"op_kernels", op_kernels, METH_O, op_kernels_doc},
                                       {NULL, NULL, 0, NULL}};
 
 int mdmt_py_add_bench(PyObject *module)
