@@ -49,6 +49,22 @@ extern const mdmt_cpu_impl mdmt_f32_dropout__ref;
 extern const mdmt_adam_impl mdmt_f32_adam__ref;
 
 #ifdef MDMT_X86
+/* Memory-bound passes. */
+extern const mdmt_cpu_impl mdmt_f32_channel_stats__avx2, mdmt_f32_channel_stats__avx512;
+extern const mdmt_cpu_impl mdmt_f32_norm_act__avx2, mdmt_f32_norm_act__avx512;
+extern const mdmt_cpu_impl mdmt_f32_bn_bwd__avx2, mdmt_f32_bn_bwd__avx512;
+extern const mdmt_cpu_impl mdmt_f32_act_forward__avx2, mdmt_f32_act_forward__avx512;
+extern const mdmt_cpu_impl mdmt_f32_act_bwd__avx2, mdmt_f32_act_bwd__avx512;
+extern const mdmt_cpu_impl mdmt_f32_add__avx2, mdmt_f32_add__avx512;
+extern const mdmt_cpu_impl mdmt_f32_max_pool_forward__avx2, mdmt_f32_max_pool_forward__avx512;
+extern const mdmt_cpu_impl mdmt_f32_max_pool_bwd__avx2, mdmt_f32_max_pool_bwd__avx512;
+extern const mdmt_cpu_impl mdmt_f32_avg_pool_forward__avx2, mdmt_f32_avg_pool_forward__avx512;
+extern const mdmt_cpu_impl mdmt_f32_avg_pool_bwd__avx2, mdmt_f32_avg_pool_bwd__avx512;
+extern const mdmt_cpu_impl mdmt_f32_global_avg_pool_forward__avx2;
+extern const mdmt_cpu_impl mdmt_f32_global_avg_pool_forward__avx512;
+extern const mdmt_cpu_impl mdmt_f32_global_avg_pool_bwd__avx2;
+extern const mdmt_cpu_impl mdmt_f32_global_avg_pool_bwd__avx512;
+extern const mdmt_adam_impl mdmt_f32_adam__avx2, mdmt_f32_adam__avx512;
 #endif
 
 #endif

@@ -37,6 +37,8 @@ static const mdmt_cpu_impl *const channel_sum_impls[] = {
 
 static const mdmt_cpu_impl *const channel_stats_impls[] = {
 #ifdef MDMT_X86
+    &mdmt_f32_channel_stats__avx512,
+    &mdmt_f32_channel_stats__avx2,
 #endif
     &mdmt_f32_channel_stats__ref,
     NULL,
@@ -51,6 +53,8 @@ static const mdmt_cpu_impl *const bn_fold_impls[] = {
 
 static const mdmt_cpu_impl *const norm_act_impls[] = {
 #ifdef MDMT_X86
+    &mdmt_f32_norm_act__avx512,
+    &mdmt_f32_norm_act__avx2,
 #endif
     &mdmt_f32_norm_act__ref,
     NULL,
@@ -58,6 +62,8 @@ static const mdmt_cpu_impl *const norm_act_impls[] = {
 
 static const mdmt_cpu_impl *const bn_bwd_impls[] = {
 #ifdef MDMT_X86
+    &mdmt_f32_bn_bwd__avx512,
+    &mdmt_f32_bn_bwd__avx2,
 #endif
     &mdmt_f32_bn_bwd__ref,
     NULL,
@@ -65,6 +71,8 @@ static const mdmt_cpu_impl *const bn_bwd_impls[] = {
 
 static const mdmt_cpu_impl *const act_impls[] = {
 #ifdef MDMT_X86
+    &mdmt_f32_act_forward__avx512,
+    &mdmt_f32_act_forward__avx2,
 #endif
     &mdmt_f32_act_forward__ref,
     NULL,
@@ -72,6 +80,8 @@ static const mdmt_cpu_impl *const act_impls[] = {
 
 static const mdmt_cpu_impl *const act_bwd_impls[] = {
 #ifdef MDMT_X86
+    &mdmt_f32_act_bwd__avx512,
+    &mdmt_f32_act_bwd__avx2,
 #endif
     &mdmt_f32_act_bwd__ref,
     NULL,
@@ -79,6 +89,8 @@ static const mdmt_cpu_impl *const act_bwd_impls[] = {
 
 static const mdmt_cpu_impl *const add_impls[] = {
 #ifdef MDMT_X86
+    &mdmt_f32_add__avx512,
+    &mdmt_f32_add__avx2,
 #endif
     &mdmt_f32_add__ref,
     NULL,
@@ -86,6 +98,8 @@ static const mdmt_cpu_impl *const add_impls[] = {
 
 static const mdmt_cpu_impl *const max_pool_impls[] = {
 #ifdef MDMT_X86
+    &mdmt_f32_max_pool_forward__avx512,
+    &mdmt_f32_max_pool_forward__avx2,
 #endif
     &mdmt_f32_max_pool_forward__ref,
     NULL,
@@ -93,6 +107,8 @@ static const mdmt_cpu_impl *const max_pool_impls[] = {
 
 static const mdmt_cpu_impl *const max_pool_bwd_impls[] = {
 #ifdef MDMT_X86
+    &mdmt_f32_max_pool_bwd__avx512,
+    &mdmt_f32_max_pool_bwd__avx2,
 #endif
     &mdmt_f32_max_pool_bwd__ref,
     NULL,
@@ -100,6 +116,8 @@ static const mdmt_cpu_impl *const max_pool_bwd_impls[] = {
 
 static const mdmt_cpu_impl *const avg_pool_impls[] = {
 #ifdef MDMT_X86
+    &mdmt_f32_avg_pool_forward__avx512,
+    &mdmt_f32_avg_pool_forward__avx2,
 #endif
     &mdmt_f32_avg_pool_forward__ref,
     NULL,
@@ -107,6 +125,8 @@ static const mdmt_cpu_impl *const avg_pool_impls[] = {
 
 static const mdmt_cpu_impl *const avg_pool_bwd_impls[] = {
 #ifdef MDMT_X86
+    &mdmt_f32_avg_pool_bwd__avx512,
+    &mdmt_f32_avg_pool_bwd__avx2,
 #endif
     &mdmt_f32_avg_pool_bwd__ref,
     NULL,
@@ -114,6 +134,8 @@ static const mdmt_cpu_impl *const avg_pool_bwd_impls[] = {
 
 static const mdmt_cpu_impl *const global_avg_pool_impls[] = {
 #ifdef MDMT_X86
+    &mdmt_f32_global_avg_pool_forward__avx512,
+    &mdmt_f32_global_avg_pool_forward__avx2,
 #endif
     &mdmt_f32_global_avg_pool_forward__ref,
     NULL,
@@ -121,6 +143,8 @@ static const mdmt_cpu_impl *const global_avg_pool_impls[] = {
 
 static const mdmt_cpu_impl *const global_avg_pool_bwd_impls[] = {
 #ifdef MDMT_X86
+    &mdmt_f32_global_avg_pool_bwd__avx512,
+    &mdmt_f32_global_avg_pool_bwd__avx2,
 #endif
     &mdmt_f32_global_avg_pool_bwd__ref,
     NULL,
@@ -170,6 +194,8 @@ static const mdmt_cpu_impl *const dropout_impls[] = {
 
 static const mdmt_adam_impl *const adam_impls[] = {
 #ifdef MDMT_X86
+    &mdmt_f32_adam__avx512,
+    &mdmt_f32_adam__avx2,
 #endif
     &mdmt_f32_adam__ref,
     NULL,

@@ -1,0 +1,5 @@
+#if defined(__AVX512F__)
+#include "act_body.h"
+#else
+typedef int mdmt_empty_unit; /* C wants one declaration */
+#endif

@@ -1,0 +1,97 @@
+/* How the passes walk a MAP. The pixels of one channel block are counted through
+ * the batch: pixel q is pixel q % (H W) of sample q / (H W). They are cut into
+ * parts of MAP_PART pixels, which depend on the shape alone; sums of a part are
+ * taken in float over runs of at most MAP_RUN pixels, those in double. */
+#ifndef MDMT_CPU_MAP_WALK_H
+#define MDMT_CPU_MAP_WALK_H
+
+#include "lanes.h"
+
+enum {
+    MAP_PART = 2048, /* 128 KiB of a tensor */
+    MAP_RUN = 512,
+    MAP_AHEAD = 24 * MDMT_BLOCK, /* floats that a long run fetches ahead */
+    /* Independent accumulators: enough to hide the latency of an addition, few
+     * enough for two such sums to stay in registers. */
+    LANES_SUMS = MDMT_LANES_LEVEL == MDMT_ISA_AVX512 ? 4 : 2
+};
+
+typedef struct {
+    int64_t area, pixels; /* H W, N H W */
+    int channels, blocks, parts;
+} map_shape;
+
+/* Consecutive pixels of a block within one sample. */
+typedef struct {
+    int64_t at, pixels; /* first pixel of the block, number (0: no more) */
+    int64_t offset;     /* of its first float in the tensor */
+    int64_t ahead;      /* from a float to the one to fetch meanwhile */
+} map_run;
+
+MDMT_INLINE void lanes_fetch(const float *p)
+{
+    _mm_prefetch((const char *)p, _MM_HINT_T0);
+}
+
+/* The accumulators of one sum, added up pairwise. */
+MDMT_INLINE lanes lanes_sum(const lanes *v)
+{
+    lanes sum = lanes_add(v[0], v[1]);
+    return LANES_SUMS == 4 ? lanes_add(sum, lanes_add(v[2 % LANES_SUMS], v[3 % LANES_SUMS])) : sum;
+}
+
+static inline int lanes_is_map(const mdmt_tensor *tensor)
+{
+    return tensor->kind == MDMT_MAP && tensor->dtype == MDMT_F32;
+}
+
+static inline map_shape map_shape_of(const mdmt_tensor *tensor)
+{
+    map_shape shape = {.area = (int64_t)tensor->dim[2] * tensor->dim[3],
+                       .channels = tensor->dim[1],
+                       .blocks = mdmt_blocks(tensor->dim[1])};
+    shape.pixels = shape.area * tensor->dim[0];
+    shape.parts = (int)((shape.pixels + MAP_PART - 1) / MAP_PART);
+    return shape;
+}
+
+static inline int64_t map_part_begin(const map_shape *shape, int part)
+{
+    (void)shape;
+    return (int64_t)part * MAP_PART;
+}
+
+static inline int64_t map_part_end(const map_shape *shape, int part)
+{
+    int64_t end = ((int64_t)part + 1) * MAP_PART;
+    return end < shape->pixels ? end : shape->pixels;
+}
+
+/* The run of a block that starts at pixel `at` of those before `end`. */
+static inline map_run map_run_at(const map_shape *shape, int block, int64_t at, int64_t end)
+{
+    map_run run = {.at = at};
+    if (at >= end) {
+        return run;
+    }
+    int64_t sample = at / shape->area, pixel = at % shape->area;
+    run.pixels = shape->area - pixel;
+    run.pixels = run.pixels < end - at ? run.pixels : end - at;
+    run.offset = ((sample * shape->blocks + block) * shape->area + pixel) * MDMT_BLOCK;
+    /* A short run ends before the hardware has noticed it: fetch the next one. */
+    run.ahead = run.pixels < MAP_RUN / 2 ? shape->blocks * shape->area * MDMT_BLOCK : MAP_AHEAD;
+    run.pixels = run.pixels < MAP_RUN ? run.pixels : MAP_RUN;
+    return run;
+}
+
+static inline map_run map_first_run(const map_shape *shape, int block, int part)
+{
+    return map_run_at(shape, block, map_part_begin(shape, part), map_part_end(shape, part));
+}
+
+static inline void map_next_run(const map_shape *shape, int block, int64_t end, map_run *run)
+{
+    *run = map_run_at(shape, block, run->at + run->pixels, end);
+}
+
+#endif

@@ -1,0 +1,259 @@
+/* Average pooling on maps: windows, and over the whole map. Included after
+ * pool_body.h. */
+
+/* ---- avg_pool: mean over the window; the divisor counts the padding or not,
+ *      but never what ceil_mode adds beyond it ---- */
+
+typedef struct {
+    mdmt_geometry g;
+    const float *from;
+    float *to;
+    int include_pad, rows;
+} avg_job;
+
+/* Pixels that window `at` is divided by, in one direction. */
+MDMT_INLINE int avg_extent(const avg_job *job, int at, int stride, int pad, int pad_end, int taps,
+                           int size)
+{
+    int first = at * stride - pad, end = first + taps;
+    if (job->include_pad) {
+        return (end < size + pad_end ? end : size + pad_end) - first;
+    }
+    return (end < size ? end : size) - (first > 0 ? first : 0);
+}
+
+MDMT_INLINE float avg_divisor(const avg_job *job, int oh, int ow)
+{
+    const mdmt_geometry *g = &job->g;
+    return (float)(avg_extent(job, oh, g->sh, g->pt, g->pb, g->kh, g->h) *
+                   avg_extent(job, ow, g->sw, g->pl, g->pr, g->kw, g->w));
+}
+
+static void avg_task(void *context, int task, int thread)
+{
+    const avg_job *job = context;
+    const mdmt_geometry *g = &job->g;
+    int blocks = mdmt_blocks(g->c);
+    pool_band band = pool_band_of(task, blocks, g->oh, job->rows);
+    (void)thread;
+    ptrdiff_t plane = (ptrdiff_t)band.n * blocks + band.block;
+    const float *x = job->from + plane * g->h * g->w * MDMT_BLOCK;
+    for (int oh = band.first; oh < band.end; oh++) {
+        int r0, r1, s0, s1;
+        pool_taps(oh, g->sh, g->pt, 1, g->kh, g->h, &r0, &r1);
+        float *y = job->to + (plane * g->oh + oh) * g->ow * MDMT_BLOCK;
+        for (int ow = 0; ow < g->ow; ow++) {
+            pool_taps(ow, g->sw, g->pl, 1, g->kw, g->w, &s0, &s1);
+            lanes sum = lanes_zero();
+            for (int r = r0; r < r1; r++) {
+                const float *row =
+                    x + ((ptrdiff_t)(oh * g->sh - g->pt + r) * g->w + (ow * g->sw - g->pl)) *
+                            MDMT_BLOCK;
+                for (int s = s0; s < s1; s++) {
+                    sum = lanes_add(sum, lanes_load(row + (ptrdiff_t)s * MDMT_BLOCK));
+                }
+            }
+            lanes mean = lanes_div(sum, lanes_set(avg_divisor(job, oh, ow)));
+            lanes_store(y + (ptrdiff_t)ow * MDMT_BLOCK, mean);
+        }
+    }
+}
+
+static avg_job avg_job_of(const mdmt_site *site, const mdmt_call *call)
+{
+    return (avg_job){.g = mdmt_pool_geometry(site),
+                     .from = call->in[0].data,
+                     .to = call->out[0],
+                     .include_pad = MDMT_ATTRS(mdmt_pool_attrs, site->op)->count_include_pad};
+}
+
+static mdmt_status avg_run(const mdmt_site *site, const mdmt_call *call)
+{
+    avg_job job = avg_job_of(site, call);
+    job.rows = pool_rows_per_task(job.g.ow);
+    int tasks = job.g.n * mdmt_blocks(job.g.c) * pool_bands(job.g.oh, job.rows);
+    mdmt_parallel(site->pool, tasks, avg_task, &job);
+    return MDMT_OK;
+}
+
+const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_avg_pool_forward) = {
+    .name = MDMT_KERNEL_TEXT(mdmt_f32_avg_pool_forward),
+    .isa = MDMT_LANES_LEVEL,
+    .supports = pool_supports,
+    .run = avg_run,
+};
+
+/* dx[p] = sum of dy / divisor over the windows that contain p. */
+static void avg_bwd_task(void *context, int task, int thread)
+{
+    const avg_job *job = context;
+    const mdmt_geometry *g = &job->g;
+    int blocks = mdmt_blocks(g->c);
+    pool_band band = pool_band_of(task, blocks, g->h, job->rows);
+    (void)thread;
+    ptrdiff_t plane = (ptrdiff_t)band.n * blocks + band.block;
+    const float *dy = job->from + plane * g->oh * g->ow * MDMT_BLOCK;
+    for (int ih = band.first; ih < band.end; ih++) {
+        float *dx = job->to + (plane * g->h + ih) * g->w * MDMT_BLOCK;
+        int up = ih + g->pt - g->kh + 1, oh0 = up > 0 ? (up + g->sh - 1) / g->sh : 0;
+        int oh1 = (ih + g->pt) / g->sh;
+        oh1 = oh1 < g->oh ? oh1 : g->oh - 1;
+        for (int iw = 0; iw < g->w; iw++) {
+            int left = iw + g->pl - g->kw + 1, ow0 = left > 0 ? (left + g->sw - 1) / g->sw : 0;
+            int ow1 = (iw + g->pl) / g->sw;
+            ow1 = ow1 < g->ow ? ow1 : g->ow - 1;
+            lanes sum = lanes_zero();
+            for (int oh = oh0; oh <= oh1; oh++) {
+                for (int ow = ow0; ow <= ow1; ow++) {
+                    lanes v = lanes_load(dy + ((ptrdiff_t)oh * g->ow + ow) * MDMT_BLOCK);
+                    sum = lanes_add(sum, lanes_div(v, lanes_set(avg_divisor(job, oh, ow))));
+                }
+            }
+            lanes_store(dx + (ptrdiff_t)iw * MDMT_BLOCK, sum);
+        }
+    }
+}
+
+static mdmt_status avg_bwd_run(const mdmt_site *site, const mdmt_call *call)
+{
+    avg_job job = avg_job_of(site, call);
+    job.rows = pool_rows_per_task(job.g.w);
+    int tasks = job.g.n * mdmt_blocks(job.g.c) * pool_bands(job.g.h, job.rows);
+    mdmt_parallel(site->pool, tasks, avg_bwd_task, &job);
+    return MDMT_OK;
+}
+
+const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_avg_pool_bwd) = {
+    .name = MDMT_KERNEL_TEXT(mdmt_f32_avg_pool_bwd),
+    .isa = MDMT_LANES_LEVEL,
+    .supports = pool_supports,
+    .run = avg_bwd_run,
+};
+
+/* ---- global_avg_pool: x (N, C, H, W) -> y (N, C), and back. A task is up to
+ *      GLOBAL_BLOCKS channel blocks of one sample ---- */
+
+enum { GLOBAL_BLOCKS = 8 };
+
+typedef struct {
+    mdmt_value x; /* forward: the map; back: dy */
+    float *out;
+    int channels, blocks, groups;
+    int64_t area;
+} global_job;
+
+MDMT_INLINE void global_sum(const global_job *job, const float *x, lanes_affine affine,
+                            load_kind load, double *sums)
+{
+    const int64_t run = 128; /* pixels summed in float */
+    for (int64_t first = 0; first < job->area; first += run) {
+        int64_t i = first, end = first + run < job->area ? first + run : job->area;
+        lanes even = lanes_zero(), odd = lanes_zero();
+        for (; i + 2 <= end; i += 2) {
+            even = lanes_add(even, pool_load(x + i * MDMT_BLOCK, affine, load));
+            odd = lanes_add(odd, pool_load(x + (i + 1) * MDMT_BLOCK, affine, load));
+        }
+        if (i < end) {
+            even = lanes_add(even, pool_load(x + i * MDMT_BLOCK, affine, load));
+        }
+        lanes_accumulate(sums, lanes_add(even, odd));
+    }
+}
+
+static void global_task(void *context, int task, int thread)
+{
+    const global_job *job = context;
+    int n = task / job->groups, first = task % job->groups * GLOBAL_BLOCKS;
+    int end = first + GLOBAL_BLOCKS < job->blocks ? first + GLOBAL_BLOCKS : job->blocks;
+    (void)thread;
+    for (int block = first; block < end; block++) {
+        const float *x = (const float *)job->x.data +
+                         ((int64_t)n * job->blocks + block) * job->area * MDMT_BLOCK;
+        double sums[MDMT_BLOCK] = {0};
+        lanes_affine affine = {lanes_zero(), lanes_zero()};
+        if (!job->x.scale) {
+            global_sum(job, x, affine, LOAD_PLAIN, sums);
+        } else {
+            affine = lanes_affine_load(job->x.scale, job->x.shift, block);
+            if (job->x.act == MDMT_ACT_RELU) {
+                global_sum(job, x, affine, LOAD_RELU, sums);
+            } else {
+                global_sum(job, x, affine, LOAD_AFFINE, sums);
+            }
+        }
+        float *y = job->out + (int64_t)n * job->channels + (int64_t)block * MDMT_BLOCK;
+        int used = job->channels - block * MDMT_BLOCK;
+        for (int lane = 0; lane < MDMT_BLOCK && lane < used; lane++) {
+            y[lane] = (float)(sums[lane] / (double)job->area);
+        }
+    }
+}
+
+static void global_bwd_task(void *context, int task, int thread)
+{
+    const global_job *job = context;
+    int n = task / job->groups, first = task % job->groups * GLOBAL_BLOCKS;
+    int end = first + GLOBAL_BLOCKS < job->blocks ? first + GLOBAL_BLOCKS : job->blocks;
+    (void)thread;
+    for (int block = first; block < end; block++) {
+        const float *dy =
+            (const float *)job->x.data + (int64_t)n * job->channels + (int64_t)block * MDMT_BLOCK;
+        float share[MDMT_BLOCK] = {0};
+        int used = job->channels - block * MDMT_BLOCK;
+        for (int lane = 0; lane < MDMT_BLOCK && lane < used; lane++) {
+            share[lane] = dy[lane] / (float)job->area;
+        }
+        float *dx = job->out + ((int64_t)n * job->blocks + block) * job->area * MDMT_BLOCK;
+        lanes v = lanes_load(share);
+        for (int64_t i = 0; i < job->area; i++) {
+            lanes_store(dx + i * MDMT_BLOCK, v);
+        }
+    }
+}
+
+static mdmt_status global_go(const mdmt_site *site, const mdmt_call *call, const mdmt_tensor *map,
+                             mdmt_task_fn task)
+{
+    global_job job = {.x = call->in[0],
+                      .out = call->out[0],
+                      .channels = map->dim[1],
+                      .blocks = mdmt_blocks(map->dim[1]),
+                      .area = (int64_t)map->dim[2] * map->dim[3]};
+    job.groups = (job.blocks + GLOBAL_BLOCKS - 1) / GLOBAL_BLOCKS;
+    mdmt_parallel(site->pool, map->dim[0] * job.groups, task, &job);
+    return MDMT_OK;
+}
+
+static mdmt_status global_run(const mdmt_site *site, const mdmt_call *call)
+{
+    return global_go(site, call, site->in[0], global_task);
+}
+
+static mdmt_status global_bwd_run(const mdmt_site *site, const mdmt_call *call)
+{
+    return global_go(site, call, site->out[0], global_bwd_task);
+}
+
+static int global_supports(const mdmt_site *site)
+{
+    return site->in[0]->kind == MDMT_MAP && site->in[0]->dtype == MDMT_F32;
+}
+
+static int global_bwd_supports(const mdmt_site *site)
+{
+    return site->out[0]->kind == MDMT_MAP && site->out[0]->dtype == MDMT_F32;
+}
+
+const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_global_avg_pool_forward) = {
+    .name = MDMT_KERNEL_TEXT(mdmt_f32_global_avg_pool_forward),
+    .isa = MDMT_LANES_LEVEL,
+    .supports = global_supports,
+    .run = global_run,
+};
+
+const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_global_avg_pool_bwd) = {
+    .name = MDMT_KERNEL_TEXT(mdmt_f32_global_avg_pool_bwd),
+    .isa = MDMT_LANES_LEVEL,
+    .supports = global_bwd_supports,
+    .run = global_bwd_run,
+};

@@ -1,0 +1,301 @@
+/* Pooling on maps: sixteen channels at a time. Included once by pool_avx2.c and
+ * once by pool_avx512.c. */
+#include "access.h"
+#include "lanes.h"
+
+/* Pooled rows (or, backwards, input rows) of a task: about 64 KiB of them. */
+static int pool_rows_per_task(int width)
+{
+    int rows = 1024 / width;
+    return rows < 1 ? 1 : rows;
+}
+
+/* A task of `rows` consecutive rows of one channel block of one sample. */
+typedef struct {
+    int n, block, first, end;
+} pool_band;
+
+static int pool_bands(int height, int rows)
+{
+    return (height + rows - 1) / rows;
+}
+
+static pool_band pool_band_of(int task, int blocks, int height, int rows)
+{
+    int bands = pool_bands(height, rows), band = task % bands, plane = task / bands;
+    pool_band b = {.n = plane / blocks, .block = plane % blocks, .first = band * rows};
+    b.end = b.first + rows < height ? b.first + rows : height;
+    return b;
+}
+
+/* Taps of window `at` that fall on 0 .. size - 1: [first, end). */
+MDMT_INLINE void pool_taps(int at, int stride, int pad, int dilation, int taps, int size,
+                           int *first, int *end)
+{
+    int low = at * stride - pad;
+    *first = low < 0 ? (-low + dilation - 1) / dilation : 0;
+    int most = (size - 1 - low) / dilation + 1;
+    *end = low >= size ? *first : most < taps ? most : taps;
+}
+
+/* ---- max_pool: y (N, C, OH, OW), argmax: tap row * kw + column of the first
+ *      maximum; NaN counts as larger than all ---- */
+
+typedef struct {
+    mdmt_geometry g;
+    mdmt_value x;
+    float *y;
+    uint8_t *argmax;
+    const float *dy; /* backwards: dy, argmax -> dx */
+    const uint8_t *from;
+    float *dx;
+    int rows;
+} pool_job;
+
+typedef enum { LOAD_PLAIN, LOAD_AFFINE, LOAD_RELU } load_kind;
+
+MDMT_INLINE lanes pool_load(const float *p, lanes_affine affine, load_kind load)
+{
+    lanes v = lanes_load(p);
+    if (load == LOAD_PLAIN) {
+        return v;
+    }
+    v = lanes_apply(affine, v);
+    return load == LOAD_RELU ? lanes_relu(v) : v;
+}
+
+/* The window whose tap (0, 0) lies at `x`, taps [r0, r1) x [s0, s1) of it. Strides
+ * of a tap row and a tap column in floats. */
+MDMT_INLINE void max_window(const float *x, ptrdiff_t row, ptrdiff_t column, int r0, int r1, int s0,
+                            int s1, int kw, lanes_affine affine, load_kind load, float *y,
+                            uint8_t *argmax)
+{
+    lanes best = pool_load(x + r0 * row + s0 * column, affine, load);
+    lane_bytes index = lane_bytes_set(r0 * kw + s0);
+    for (int r = r0; r < r1; r++) {
+        for (int s = s0; s < s1; s++) {
+            lanes v = pool_load(x + r * row + s * column, affine, load);
+            lanes_mask above = lanes_above(v, best);
+            best = lanes_select(above, v, best);
+            index = lane_bytes_select(above, lane_bytes_set(r * kw + s), index);
+        }
+    }
+    lanes_store(y, best);
+    if (argmax) {
+        lane_bytes_store(argmax, index);
+    }
+}
+
+MDMT_INLINE void max_row(const pool_job *job, const float *plane, int oh, lanes_affine affine,
+                         load_kind load, float *y, uint8_t *argmax, int three)
+{
+    const mdmt_geometry *g = &job->g;
+    const int kh = three ? 3 : g->kh, kw = three ? 3 : g->kw;
+    const int dh = three ? 1 : g->dh, dw = three ? 1 : g->dw, sw = three ? 2 : g->sw;
+    ptrdiff_t row = (ptrdiff_t)dh * g->w * MDMT_BLOCK, column = (ptrdiff_t)dw * MDMT_BLOCK;
+    int r0, r1;
+    pool_taps(oh, g->sh, g->pt, dh, kh, g->h, &r0, &r1);
+    const float *top = plane + (ptrdiff_t)(oh * g->sh - g->pt) * g->w * MDMT_BLOCK;
+    for (int ow = 0; ow < g->ow; ow++) {
+        int s0, s1;
+        pool_taps(ow, sw, g->pl, dw, kw, g->w, &s0, &s1);
+        const float *x = top + (ptrdiff_t)(ow * sw - g->pl) * MDMT_BLOCK;
+        uint8_t *index = argmax ? argmax + (ptrdiff_t)ow * MDMT_BLOCK : NULL;
+        float *to = y + (ptrdiff_t)ow * MDMT_BLOCK;
+        if (three && r1 - r0 == 3 && s1 - s0 == 3) {
+            max_window(x, row, column, 0, 3, 0, 3, 3, affine, load, to, index);
+        } else {
+            max_window(x, row, column, r0, r1, s0, s1, kw, affine, load, to, index);
+        }
+    }
+}
+
+MDMT_INLINE void max_row_choose(const pool_job *job, const float *plane, int oh,
+                                lanes_affine affine, load_kind load, float *y, uint8_t *argmax)
+{
+    const mdmt_geometry *g = &job->g;
+    if (g->kh == 3 && g->kw == 3 && g->sw == 2 && g->dh == 1 && g->dw == 1) {
+        max_row(job, plane, oh, affine, load, y, argmax, 1);
+    } else {
+        max_row(job, plane, oh, affine, load, y, argmax, 0);
+    }
+}
+
+static void max_task(void *context, int task, int thread)
+{
+    const pool_job *job = context;
+    const mdmt_geometry *g = &job->g;
+    int blocks = mdmt_blocks(g->c);
+    pool_band band = pool_band_of(task, blocks, g->oh, job->rows);
+    (void)thread;
+    ptrdiff_t plane = (ptrdiff_t)band.n * blocks + band.block;
+    const float *x = (const float *)job->x.data + plane * g->h * g->w * MDMT_BLOCK;
+    lanes_affine affine = {lanes_zero(), lanes_zero()};
+    if (job->x.scale) {
+        affine = lanes_affine_load(job->x.scale, job->x.shift, band.block);
+    }
+    for (int oh = band.first; oh < band.end; oh++) {
+        ptrdiff_t at = (plane * g->oh + oh) * g->ow * MDMT_BLOCK;
+        uint8_t *argmax = job->argmax ? job->argmax + at : NULL;
+        if (!job->x.scale) {
+            max_row_choose(job, x, oh, affine, LOAD_PLAIN, job->y + at, argmax);
+        } else if (job->x.act == MDMT_ACT_RELU) {
+            max_row_choose(job, x, oh, affine, LOAD_RELU, job->y + at, argmax);
+        } else {
+            max_row_choose(job, x, oh, affine, LOAD_AFFINE, job->y + at, argmax);
+        }
+    }
+}
+
+static mdmt_status max_run(const mdmt_site *site, const mdmt_call *call)
+{
+    pool_job job = {.g = mdmt_pool_geometry(site),
+                    .x = call->in[0],
+                    .y = call->out[0],
+                    .argmax = mdmt_optional_out(site, call, 1)};
+    job.rows = pool_rows_per_task(job.g.ow);
+    int tasks = job.g.n * mdmt_blocks(job.g.c) * pool_bands(job.g.oh, job.rows);
+    mdmt_parallel(site->pool, tasks, max_task, &job);
+    return MDMT_OK;
+}
+
+static int pool_supports(const mdmt_site *site)
+{
+    mdmt_geometry g = mdmt_pool_geometry(site);
+    return site->in[0]->kind == MDMT_MAP && site->in[0]->dtype == MDMT_F32 && g.kh * g.kw <= 256;
+}
+
+const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_max_pool_forward) = {
+    .name = MDMT_KERNEL_TEXT(mdmt_f32_max_pool_forward),
+    .isa = MDMT_LANES_LEVEL,
+    .supports = pool_supports,
+    .run = max_run,
+};
+
+/* ---- max_pool_bwd: dx[p] = sum of dy over the windows whose maximum was p.
+ *      Gathered, so that every element of dx is written once ---- */
+
+/* dx at column iw of an input row, from the windows [oh0, oh1] that may reach it. */
+MDMT_INLINE lanes max_gather(const pool_job *job, ptrdiff_t plane, int ih, int iw)
+{
+    const mdmt_geometry *g = &job->g;
+    lanes sum = lanes_zero();
+    for (int r = g->kh - 1; r >= 0; r--) {
+        int up = ih + g->pt - r * g->dh;
+        if (up < 0 || up % g->sh != 0 || up / g->sh >= g->oh) {
+            continue;
+        }
+        for (int s = g->kw - 1; s >= 0; s--) {
+            int left = iw + g->pl - s * g->dw;
+            if (left < 0 || left % g->sw != 0 || left / g->sw >= g->ow) {
+                continue;
+            }
+            ptrdiff_t at = ((plane * g->oh + up / g->sh) * g->ow + left / g->sw) * MDMT_BLOCK;
+            lane_bytes index = lane_bytes_load(job->from + at);
+            lane_bytes tap = lane_bytes_set(r * g->kw + s);
+            sum = lanes_add(sum, lanes_where_equal(index, tap, lanes_load(job->dy + at)));
+        }
+    }
+    return sum;
+}
+
+/* One of the (up to) two by two windows around a quad of 3x3, stride 2, pad 1. */
+typedef struct {
+    lane_bytes index;
+    lanes dy;
+} max_source;
+
+MDMT_INLINE max_source max_source_load(const pool_job *job, ptrdiff_t at)
+{
+    return (max_source){lane_bytes_load(job->from + at), lanes_load(job->dy + at)};
+}
+
+MDMT_INLINE lanes max_take(max_source source, int tap)
+{
+    return lanes_where_equal(source.index, lane_bytes_set(tap), source.dy);
+}
+
+/* Rows 2a and 2a + 1 of dx, 3x3, stride 2, pad 1. Pixels beyond the windows on
+ * the right or below see only those that exist. */
+static void max_pair_row(const pool_job *job, ptrdiff_t plane, int a)
+{
+    const mdmt_geometry *g = &job->g;
+    const max_source none = {lane_bytes_set(255), lanes_zero()};
+    int below = a + 1 < g->oh, second = 2 * a + 1 < g->h;
+    ptrdiff_t at = (plane * g->oh + a) * g->ow * MDMT_BLOCK, down = (ptrdiff_t)g->ow * MDMT_BLOCK;
+    float *dx = job->dx + (plane * g->h + 2 * a) * g->w * MDMT_BLOCK;
+    float *dx_below = dx + (ptrdiff_t)g->w * MDMT_BLOCK;
+    max_source here = max_source_load(job, at);
+    max_source under = below ? max_source_load(job, at + down) : none;
+    for (int b = 0; b < g->ow; b++) {
+        max_source right = none, corner = none;
+        at += MDMT_BLOCK;
+        if (b + 1 < g->ow) {
+            right = max_source_load(job, at);
+            corner = below ? max_source_load(job, at + down) : none;
+        }
+        ptrdiff_t to = (ptrdiff_t)2 * b * MDMT_BLOCK;
+        int wide = 2 * b + 1 < g->w;
+        lanes_store(dx + to, max_take(here, 4));
+        if (wide) {
+            lanes_store(dx + to + MDMT_BLOCK, lanes_add(max_take(here, 5), max_take(right, 3)));
+        }
+        if (second) {
+            lanes_store(dx_below + to, lanes_add(max_take(here, 7), max_take(under, 1)));
+            if (wide) {
+                lanes row = lanes_add(max_take(here, 8), max_take(right, 6));
+                lanes next = lanes_add(max_take(under, 2), max_take(corner, 0));
+                lanes_store(dx_below + to + MDMT_BLOCK, lanes_add(row, next));
+            }
+        }
+        here = right;
+        under = corner;
+    }
+}
+
+/* 3x3, stride 2, pad 1 at the top and left, and windows on every pixel pair. */
+static int max_is_paired(const mdmt_geometry *g)
+{
+    return g->kh == 3 && g->kw == 3 && g->sh == 2 && g->sw == 2 && g->pt == 1 && g->pl == 1 &&
+           g->dh == 1 && g->dw == 1 && g->oh == (g->h + 1) / 2 && g->ow == (g->w + 1) / 2;
+}
+
+static void max_bwd_task(void *context, int task, int thread)
+{
+    const pool_job *job = context;
+    const mdmt_geometry *g = &job->g;
+    int blocks = mdmt_blocks(g->c), paired = max_is_paired(g);
+    pool_band band = pool_band_of(task, blocks, paired ? g->oh : g->h, job->rows);
+    (void)thread;
+    ptrdiff_t plane = (ptrdiff_t)band.n * blocks + band.block;
+    for (int row = band.first; row < band.end; row++) {
+        if (paired) {
+            max_pair_row(job, plane, row);
+            continue;
+        }
+        float *dx = job->dx + (plane * g->h + row) * g->w * MDMT_BLOCK;
+        for (int iw = 0; iw < g->w; iw++) {
+            lanes_store(dx + (ptrdiff_t)iw * MDMT_BLOCK, max_gather(job, plane, row, iw));
+        }
+    }
+}
+
+static mdmt_status max_bwd_run(const mdmt_site *site, const mdmt_call *call)
+{
+    pool_job job = {.g = mdmt_pool_geometry(site),
+                    .dy = call->in[0].data,
+                    .from = call->in[1].data,
+                    .dx = call->out[0]};
+    int height = max_is_paired(&job.g) ? job.g.oh : job.g.h;
+    job.rows = pool_rows_per_task(job.g.w);
+    int tasks = job.g.n * mdmt_blocks(job.g.c) * pool_bands(height, job.rows);
+    mdmt_parallel(site->pool, tasks, max_bwd_task, &job);
+    return MDMT_OK;
+}
+
+const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_max_pool_bwd) = {
+    .name = MDMT_KERNEL_TEXT(mdmt_f32_max_pool_bwd),
+    .isa = MDMT_LANES_LEVEL,
+    .supports = pool_supports,
+    .run = max_bwd_run,
+};
