@@ -1,0 +1,178 @@
+/* The small matrix products between the transforms. */
+#ifndef MDMT_CPU_CONV_WINOGRAD_GEMM_H
+#define MDMT_CPU_CONV_WINOGRAD_GEMM_H
+
+#include "conv_winograd_plan.h"
+#include "conv_winograd_vector.h"
+
+/* m[tile][out] = sum over channels of v[channel block][tile][channel] u[channel][out],
+ * for `rows` tiles and two vectors of outputs, `u_second` and `m_second` floats
+ * apart. A block of channels of v is v_block floats, of u 256; a tile 16. */
+typedef void tile_gemm(const float *v, size_t v_block, const float *u, size_t u_second,
+                       int channels, float *m, size_t m_second);
+
+INLINE void tile_rows(int rows, int vectors, const float *v, size_t v_block, const float *u,
+                      size_t u_second, int channels, float *m, size_t m_second)
+{
+    vec sum[TILE_ROWS][2];
+    UNROLL for (int r = 0; r < rows; r++)
+    {
+        UNROLL for (int j = 0; j < vectors; j++) { sum[r][j] = zero(); }
+    }
+    for (int c0 = 0; c0 < channels; c0 += 16, v += v_block, u += 256) {
+        int most = channels - c0 < 16 ? channels - c0 : 16;
+        const float *uc = u;
+        for (int c = 0; c < most; c++, uc += 16) {
+            vec b[2];
+            UNROLL for (int j = 0; j < vectors; j++) { b[j] = load(uc + j * u_second); }
+            UNROLL for (int r = 0; r < rows; r++)
+            {
+                vec a = set1(v[r * 16 + c]);
+                UNROLL for (int j = 0; j < vectors; j++) { sum[r][j] = madd(a, b[j], sum[r][j]); }
+            }
+        }
+    }
+    UNROLL for (int r = 0; r < rows; r++)
+    {
+        UNROLL for (int j = 0; j < vectors; j++) { store(m + r * 16 + j * m_second, sum[r][j]); }
+    }
+}
+
+#define TILE_GEMM(rows, vectors)                                                               \
+    static void tile_gemm_##rows##x##vectors(const float *v, size_t v_block, const float *u,   \
+                                             size_t u_second, int channels, float *m,          \
+                                             size_t m_second)                                  \
+    {                                                                                          \
+        tile_rows(rows, vectors, v, v_block, u, u_second, channels, m, m_second);              \
+    }
+
+TILE_GEMM(1, 2)
+TILE_GEMM(2, 2)
+TILE_GEMM(3, 2)
+TILE_GEMM(4, 2)
+TILE_GEMM(5, 2)
+TILE_GEMM(6, 2)
+#if defined(__AVX512F__)
+TILE_GEMM(7, 2)
+TILE_GEMM(8, 2)
+TILE_GEMM(9, 2)
+TILE_GEMM(10, 2)
+TILE_GEMM(11, 2)
+TILE_GEMM(12, 2)
+TILE_GEMM(13, 2)
+TILE_GEMM(14, 2)
+TILE_GEMM(1, 1)
+TILE_GEMM(2, 1)
+TILE_GEMM(3, 1)
+TILE_GEMM(4, 1)
+TILE_GEMM(5, 1)
+TILE_GEMM(6, 1)
+TILE_GEMM(7, 1)
+TILE_GEMM(8, 1)
+TILE_GEMM(9, 1)
+TILE_GEMM(10, 1)
+TILE_GEMM(11, 1)
+TILE_GEMM(12, 1)
+TILE_GEMM(13, 1)
+TILE_GEMM(14, 1)
+#endif
+
+/* By vectors - 1 and rows - 1. With 8-float vectors a block is always two. */
+static tile_gemm *const tile_gemms[2][TILE_ROWS] = {
+#if defined(__AVX512F__)
+    {tile_gemm_1x1, tile_gemm_2x1, tile_gemm_3x1, tile_gemm_4x1, tile_gemm_5x1, tile_gemm_6x1,
+     tile_gemm_7x1, tile_gemm_8x1, tile_gemm_9x1, tile_gemm_10x1, tile_gemm_11x1, tile_gemm_12x1,
+     tile_gemm_13x1, tile_gemm_14x1},
+    {tile_gemm_1x2, tile_gemm_2x2, tile_gemm_3x2, tile_gemm_4x2, tile_gemm_5x2, tile_gemm_6x2,
+     tile_gemm_7x2, tile_gemm_8x2, tile_gemm_9x2, tile_gemm_10x2, tile_gemm_11x2, tile_gemm_12x2,
+     tile_gemm_13x2, tile_gemm_14x2},
+#else
+    {NULL},
+    {tile_gemm_1x2, tile_gemm_2x2, tile_gemm_3x2, tile_gemm_4x2, tile_gemm_5x2, tile_gemm_6x2},
+#endif
+};
+
+/* One point: `tiles` tiles and `blocks` (1 or 2) blocks of outputs, u_block and
+ * m_block floats apart. The rows are dealt out evenly. */
+static void tile_product(int tiles, int blocks, const float *v, size_t v_block, const float *u,
+                         size_t u_block, int channels, float *m, size_t m_block)
+{
+    int calls = (tiles + TILE_ROWS - 1) / TILE_ROWS;
+    for (int i = 0; i < calls; i++) {
+        int from = tiles * i / calls, rows = tiles * (i + 1) / calls - from;
+        const float *at = v + (size_t)from * 16;
+        if (VPB == 1) {
+            tile_gemms[blocks - 1][rows - 1](at, v_block, u, u_block, channels, m + from * 16,
+                                             m_block);
+        } else {
+            for (int k = 0; k < blocks; k++) {
+                tile_gemms[1][rows - 1](at, v_block, u + k * u_block, VW, channels,
+                                        m + k * m_block + from * 16, VW);
+            }
+        }
+    }
+}
+
+/* s[in][out] (+)= sum over `tiles` tiles of v[tile][in] d[tile][out], for `rows`
+ * of the 16 inputs of a block and two vectors of outputs. */
+INLINE void sum_rows(int rows, int vectors, int tiles, const float *v, const float *d,
+                     size_t d_second, float *s, size_t s_second, int more)
+{
+    vec sum[16][2];
+    UNROLL for (int r = 0; r < rows; r++)
+    {
+        UNROLL for (int j = 0; j < vectors; j++) { sum[r][j] = zero(); }
+    }
+    for (int t = 0; t < tiles; t++, v += 16, d += 16) {
+        vec b[2];
+        UNROLL for (int j = 0; j < vectors; j++) { b[j] = load(d + j * d_second); }
+        UNROLL for (int r = 0; r < rows; r++)
+        {
+            vec a = set1(v[r]);
+            UNROLL for (int j = 0; j < vectors; j++) { sum[r][j] = madd(a, b[j], sum[r][j]); }
+        }
+    }
+    if (more) {
+        UNROLL for (int r = 0; r < rows; r++)
+        {
+            UNROLL for (int j = 0; j < vectors; j++)
+            {
+                sum[r][j] = add(sum[r][j], load(s + r * 16 + j * s_second));
+            }
+        }
+    }
+    UNROLL for (int r = 0; r < rows; r++)
+    {
+        UNROLL for (int j = 0; j < vectors; j++) { store(s + r * 16 + j * s_second, sum[r][j]); }
+    }
+}
+
+/* One point: block of inputs by `blocks` (1 or 2) blocks of outputs. Long sums
+ * are cut: each MDMT_WINO_SUM_TILES products are added up by themselves. */
+static void sum_product(int tiles, int blocks, const float *v, const float *d, size_t d_block,
+                        float *s, size_t s_block, int more)
+{
+    int cuts = (tiles + MDMT_WINO_SUM_TILES - 1) / MDMT_WINO_SUM_TILES;
+    for (int i = 0; i < cuts; i++, more = 1) {
+        int t = mdmt_wino_cut(tiles, cuts, i), n = mdmt_wino_cut(tiles, cuts, i + 1) - t;
+        const float *vt = v + (size_t)t * 16, *dt = d + (size_t)t * 16;
+#if defined(__AVX512F__)
+        if (blocks == 2) {
+            sum_rows(8, 2, n, vt, dt, d_block, s, s_block, more);
+            sum_rows(8, 2, n, vt + 8, dt, d_block, s + 128, s_block, more);
+        } else {
+            sum_rows(16, 1, n, vt, dt, 0, s, 0, more);
+        }
+#else
+        for (int k = 0; k < blocks; k++) {
+            const float *dk = dt + k * d_block;
+            float *sk = s + k * s_block;
+            sum_rows(6, 2, n, vt, dk, VW, sk, VW, more);
+            sum_rows(5, 2, n, vt + 6, dk, VW, sk + 96, VW, more);
+            sum_rows(5, 2, n, vt + 11, dk, VW, sk + 176, VW, more);
+        }
+#endif
+    }
+}
+
+#endif

@@ -1,0 +1,213 @@
+/* Plans and costs of the Winograd convolutions. See conv_winograd_plan.h. */
+#include "conv_winograd_plan.h"
+
+enum {
+    CHUNK_BYTES = 1 << 20,     /* transformed input of a chunk: stays in the L2       */
+    GROUP_BYTES = 24 << 20,    /* transformed maps of a group of images                */
+    SPAN_TILES = 64,           /* tiles of one round of small GEMMs                    */
+    PART_BYTES = 10 << 20,     /* bwd_weight by rows: sums of all parts                */
+    SUM_BYTES = 640 << 10,     /* bwd_weight by rows: sums of one part: stay in the L2 */
+    MAX_PARTS = 16,
+    BY_OUTPUT_CHANNELS = 192   /* more input channels than this: by output             */
+};
+
+int mdmt_wino_supports(const mdmt_site *site, int points)
+{
+    mdmt_geometry g = mdmt_conv_geometry(site);
+    return site->winograd >= (points == 6 ? 2 : 1) && !g.plain && g.groups == 1 && g.kh == 3 &&
+           g.kw == 3 && g.sh == 1 && g.sw == 1 && g.dh == 1 && g.dw == 1 && g.pt >= 0 &&
+           g.pt <= 2 && g.pl >= 0 && g.pl <= 2 && g.pb >= 0 && g.pb <= 2 && g.pr >= 0 &&
+           g.pr <= 2;
+}
+
+/* Tiles of 4 and of 2 that cover `size`. */
+static void tile_counts(int size, int points, int *full, int *narrow)
+{
+    if (points == 4) {
+        *full = 0;
+        *narrow = (size + 1) / 2;
+        return;
+    }
+    int rest = size % 4;
+    *full = size / 4 + (rest == 3);
+    *narrow = rest == 1 || rest == 2;
+}
+
+static int tiles_of_rows(const mdmt_wino_plan *p, int rows)
+{
+    return rows * p->row_tiles;
+}
+
+/* A stride of an odd number of cache lines: the points of a tile then lie in
+ * different cache sets. */
+static size_t odd_lines(size_t floats)
+{
+    return (floats / 16 | 1) * 16;
+}
+
+static int at_least_one(int value)
+{
+    return value < 1 ? 1 : value;
+}
+
+static void plan_rows(mdmt_wino_plan *p)
+{
+    int pp = p->points * p->points, rows = p->n * p->rows;
+    int blocks = p->pass == MDMT_WINO_WEIGHT ? p->cb + p->kb : p->cb;
+    int tiles = CHUNK_BYTES / (pp * blocks * 64);
+    tiles = tiles < 14 ? 14 : tiles > 128 ? 128 : tiles;
+    int step = at_least_one(tiles / p->row_tiles);
+    if (p->pass == MDMT_WINO_WEIGHT) {
+        size_t sum = (size_t)pp * p->cb * p->kb * 1024;
+        int parts = (int)(PART_BYTES / sum);
+        parts = at_least_one(parts > MAX_PARTS ? MAX_PARTS : parts);
+        int most = (rows + step - 1) / step;
+        p->chunks = parts > most ? most : parts;
+        p->row_step = step;
+        int part_rows = (rows + p->chunks - 1) / p->chunks;
+        p->span_tiles = tiles_of_rows(p, step < part_rows ? step : part_rows);
+    } else {
+        p->chunks = (rows + step - 1) / step;
+        p->span_tiles = tiles_of_rows(p, (rows + p->chunks - 1) / p->chunks);
+    }
+    p->set_tiles = p->span_tiles;
+    p->groups = 1;
+    p->spans = 1;
+}
+
+static void plan_groups(mdmt_wino_plan *p)
+{
+    int pp = p->points * p->points, image = tiles_of_rows(p, p->rows);
+    int blocks = p->pass == MDMT_WINO_WEIGHT ? p->cb + p->kb : p->cb;
+    int images = (int)(GROUP_BYTES / ((int64_t)pp * image * blocks * 64));
+    images = at_least_one(images > p->n ? p->n : images);
+    p->groups = (p->n + images - 1) / images;
+    p->set_tiles = image * ((p->n + p->groups - 1) / p->groups);
+    int least = image * (p->n / p->groups);
+    p->spans = at_least_one((least + SPAN_TILES / 2) / SPAN_TILES);
+    p->span_tiles = (p->set_tiles + p->spans - 1) / p->spans;
+    p->chunks = 1;
+}
+
+void mdmt_wino_plan_make(const mdmt_site *site, mdmt_wino_pass pass, int points,
+                         mdmt_wino_plan *p)
+{
+    mdmt_geometry g = mdmt_conv_geometry(site);
+    *p = (mdmt_wino_plan){.pass = pass, .points = points, .n = g.n};
+    int data = pass == MDMT_WINO_DATA, pp = points * points;
+    p->c = data ? g.k : g.c;
+    p->k = data ? g.c : g.k;
+    p->cb = mdmt_blocks(p->c);
+    p->kb = mdmt_blocks(p->k);
+    p->ih = data ? g.oh : g.h;
+    p->iw = data ? g.ow : g.w;
+    p->oh = data ? g.h : g.oh;
+    p->ow = data ? g.w : g.ow;
+    p->pt = data ? 2 - g.pt : g.pt;
+    p->pl = data ? 2 - g.pl : g.pl;
+    tile_counts(p->oh, points, &p->full_h, &p->narrow_h);
+    tile_counts(p->ow, points, &p->full_w, &p->narrow_w);
+    p->rows = p->full_h + p->narrow_h;
+    p->row_tiles = p->full_w + p->narrow_w;
+    if (pass == MDMT_WINO_WEIGHT) {
+        p->by_output = (size_t)pp * p->cb * p->kb * 1024 > SUM_BYTES;
+    } else {
+        int64_t image = (int64_t)pp * tiles_of_rows(p, p->rows) * p->cb * 64;
+        p->by_output = p->c > BY_OUTPUT_CHANNELS && image <= GROUP_BYTES;
+    }
+    if (p->by_output) {
+        plan_groups(p);
+    } else {
+        plan_rows(p);
+    }
+    size_t set = (size_t)p->set_tiles * 16;
+    p->v_point = odd_lines(set * p->cb);
+    p->v = p->v_point * pp;
+    p->strip = (size_t)(4 * p->full_w + 2 * p->narrow_w + 2) * points * 16;
+    int columns = p->by_output ? MDMT_WINO_PAIR : p->kb;
+    p->u_point = odd_lines((size_t)columns * p->cb * 256);
+    p->u = p->u_point * pp;
+    if (pass == MDMT_WINO_WEIGHT) {
+        p->d_point = odd_lines(set * p->kb);
+        p->d = p->d_point * pp;
+    } else {
+        p->m_point = odd_lines((size_t)p->span_tiles * 16 * MDMT_WINO_PAIR);
+        p->m = p->m_point * pp;
+    }
+}
+
+void mdmt_wino_needs(const mdmt_site *site, mdmt_wino_pass pass, int points, mdmt_needs *needs)
+{
+    mdmt_wino_plan p;
+    mdmt_wino_plan_make(site, pass, points, &p);
+    size_t thread = p.strip + (p.by_output ? p.u + p.m : p.v + p.m + p.d);
+    size_t shared = p.by_output ? p.v + p.d : p.u * (pass == MDMT_WINO_WEIGHT ? p.chunks : 1);
+    needs->workspace_bytes = (shared + thread * (size_t)(site->threads > 0 ? site->threads : 1)) *
+                             sizeof(float);
+    needs->stat_parts = p.by_output ? p.groups * p.spans : p.chunks;
+    if (pass == MDMT_WINO_DATA) {
+        needs->inplace_inputs = 1u << 2;
+    }
+}
+
+double mdmt_wino_cost(const mdmt_site *site, mdmt_wino_pass pass, int points, mdmt_isa isa)
+{
+    mdmt_wino_plan p;
+    mdmt_wino_plan_make(site, pass, points, &p);
+    double lanes = isa == MDMT_ISA_AVX512 ? 32 : 16, slow = isa == MDMT_ISA_AVX512 ? 1 : 2;
+    int rows = p.points == 6 ? 6 * p.full_h + 4 * p.narrow_h : 4 * p.narrow_h;
+    int columns = p.points == 6 ? 6 * p.full_w + 4 * p.narrow_w : 4 * p.narrow_w;
+    /* One point of one tile, a block of channels of it being one vector. */
+    double pointed = (double)p.n * rows * columns;
+    double gemm = pointed * p.cb * p.kb * 256 / lanes / 0.8;
+    double transforms = pointed * (p.cb + p.kb) * 5.0 * slow;
+    double weights = (double)p.cb * p.kb * 16 * p.points * p.points * 3.0 * slow;
+    if (pass == MDMT_WINO_WEIGHT) {
+        weights *= p.by_output ? p.groups : p.chunks;
+    }
+    return gemm + transforms + weights + 20000;
+}
+
+mdmt_wino_tiles mdmt_wino_tiles_of(const mdmt_wino_plan *p, int row0, int row1)
+{
+    mdmt_wino_tiles t = {.row0 = row0, .row1 = row1};
+    int n0 = row0 / p->rows, r0 = row0 % p->rows, n1 = row1 / p->rows, r1 = row1 % p->rows;
+    int over0 = r0 > p->full_h ? r0 - p->full_h : 0, over1 = r1 > p->full_h ? r1 - p->full_h : 0;
+    t.full0 = n0 * p->full_h + r0 - over0;
+    t.narrow0 = n0 * p->narrow_h + over0;
+    int full = n1 * p->full_h + r1 - over1 - t.full0;
+    int narrow = n1 * p->narrow_h + over1 - t.narrow0;
+    t.first[0] = 0;
+    t.first[1] = narrow * p->full_w;
+    t.first[2] = t.first[1] + full * p->full_w;
+    t.first[3] = t.first[2] + full * p->narrow_w;
+    t.total = t.first[3] + narrow * p->narrow_w;
+    return t;
+}
+
+mdmt_wino_tile mdmt_wino_tile_at(const mdmt_wino_plan *p, const mdmt_wino_tiles *t, int q)
+{
+    mdmt_wino_tile tile;
+    tile.full_h = q >= t->first[1] && q < t->first[3];
+    tile.full_w = q < t->first[2];
+    int at = q - t->first[tile.full_h ? (tile.full_w ? 1 : 2) : (tile.full_w ? 0 : 3)];
+    int columns = tile.full_w ? p->full_w : p->narrow_w;
+    int rows = tile.full_h ? p->full_h : p->narrow_h;
+    int row = at / columns + (tile.full_h ? t->full0 : t->narrow0), column = at % columns;
+    tile.n = row / rows;
+    row %= rows;
+    tile.y = tile.full_h ? 4 * row : 4 * p->full_h + 2 * row;
+    tile.x = tile.full_w ? 4 * column : 4 * p->full_w + 2 * column;
+    return tile;
+}
+
+void mdmt_wino_range(const mdmt_wino_plan *p, const mdmt_wino_tiles *t, int i, int j, int *lo,
+                     int *hi)
+{
+    int row_everywhere = p->points == 4 || i < 3 || i == 5;
+    int column_everywhere = p->points == 4 || j < 3 || j == 5;
+    int first = row_everywhere ? 0 : t->first[1];
+    int last = column_everywhere ? (row_everywhere ? t->total : t->first[3]) : t->first[2];
+    *lo = *lo > first ? *lo : first;
+    *hi = *hi < last ? *hi : last;
+}

@@ -1,0 +1,297 @@
+/* Winograd forward and bwd_data: output transform and the way through the work. */
+#ifndef MDMT_CPU_CONV_WINOGRAD_RUN_H
+#define MDMT_CPU_CONV_WINOGRAD_RUN_H
+
+#include "conv_winograd_gemm.h"
+#include "conv_winograd_transform.h"
+
+/* What happens to an output before it is stored; pointers of one block. */
+typedef struct {
+    const float *bias;   /* or NULL */
+    const float *addend; /* plane like y's, or NULL; may be y's own */
+    float *stats;        /* this part's rows for the block, or NULL */
+    size_t stats_row;    /* from row to row */
+} finish;
+
+INLINE void finish_tile(vec (*y)[4], int rows, int columns, float *to, size_t pitch,
+                        const finish *f, int first, int lane)
+{
+    if (f->bias) {
+        vec b = load(f->bias + lane);
+        UNROLL for (int i = 0; i < rows; i++)
+        {
+            UNROLL for (int j = 0; j < columns; j++) { y[i][j] = add(y[i][j], b); }
+        }
+    }
+    if (f->addend) {
+        const float *from = f->addend + lane;
+        UNROLL for (int i = 0; i < rows; i++)
+        {
+            UNROLL for (int j = 0; j < columns; j++)
+            {
+                y[i][j] = add(y[i][j], load(from + i * pitch + j * 16));
+            }
+        }
+    }
+    if (f->stats) {
+        float *s = f->stats + lane;
+        vec pivot = first ? y[0][0] : load(s + MDMT_STATS_PIVOT * f->stats_row);
+        vec sum = first ? zero() : load(s + MDMT_STATS_SUM * f->stats_row);
+        vec square = first ? zero() : load(s + MDMT_STATS_SQUARE * f->stats_row);
+        vec count = first ? zero() : load(s + MDMT_STATS_COUNT * f->stats_row);
+        vec tile_sum = zero(), tile_square = zero();
+        UNROLL for (int i = 0; i < rows; i++)
+        {
+            UNROLL for (int j = 0; j < columns; j++)
+            {
+                vec e = sub(y[i][j], pivot);
+                tile_sum = add(tile_sum, e);
+                tile_square = madd(e, e, tile_square);
+            }
+        }
+        store(s + MDMT_STATS_PIVOT * f->stats_row, pivot);
+        store(s + MDMT_STATS_SUM * f->stats_row, add(sum, tile_sum));
+        store(s + MDMT_STATS_SQUARE * f->stats_row, add(square, tile_square));
+        store(s + MDMT_STATS_COUNT * f->stats_row, add(count, set1((float)(rows * columns))));
+    }
+    UNROLL for (int i = 0; i < rows; i++)
+    {
+        UNROLL for (int j = 0; j < columns; j++) { store(to + i * pitch + j * 16 + lane, y[i][j]); }
+    }
+}
+
+/* A^T m A of a tile of full or narrow rows and columns. */
+INLINE void output_tile(int points, int full_h, int full_w, const narrow_points *c, const float *m,
+                        size_t m_point, vec (*y)[4])
+{
+    int made_h = full_h ? 6 : 4, made_w = full_w ? 6 : 4, high = full_h ? 4 : 2;
+    vec half[4][6];
+    UNROLL for (int j = 0; j < made_w; j++)
+    {
+        vec d[6], r[4];
+        int place_w = full_w ? j : narrow_place(points, j);
+        UNROLL for (int i = 0; i < made_h; i++)
+        {
+            int place = full_h ? i : narrow_place(points, i);
+            d[i] = load(m + (size_t)(place * points + place_w) * m_point);
+        }
+        if (full_h) {
+            output_full(d, r);
+        } else {
+            output_narrow(c, d, r);
+        }
+        UNROLL for (int i = 0; i < high; i++) { half[i][j] = r[i]; }
+    }
+    UNROLL for (int i = 0; i < high; i++)
+    {
+        if (full_w) {
+            output_full(half[i], y[i]);
+        } else {
+            output_narrow(c, half[i], y[i]);
+        }
+    }
+}
+
+/* A tile cut by the border: rows x columns of it are inside. */
+static void finish_cut(vec (*y)[4], int rows, int columns, float *to, size_t pitch,
+                       const finish *f, int first, int lane)
+{
+    for (int i = 0; i < rows; i++) {
+        for (int j = 0; j < columns; j++, first = 0) {
+            vec one[1][4] = {{y[i][j]}};
+            finish g = *f;
+            size_t at = i * pitch + (size_t)j * 16;
+            g.addend = f->addend ? f->addend + at : NULL;
+            finish_tile(one, 1, 1, to + at, pitch, &g, first, lane);
+        }
+    }
+}
+
+/* Output transform of tile q of the set from m (its span's first tile is q0)
+ * into y, the plane of its image and block. */
+static void output_of(const mdmt_wino_plan *p, const mdmt_wino_tile *t, const float *m, float *y,
+                      const finish *f, int first)
+{
+    narrow_points c = narrow_of(p->points);
+    size_t pitch = (size_t)p->ow * 16, at = t->y * pitch + (size_t)t->x * 16;
+    int rows = p->oh - t->y, columns = p->ow - t->x;
+    finish g = *f;
+    g.addend = f->addend ? f->addend + at : NULL;
+    float *to = y + at;
+    for (int lane = 0; lane < 16; lane += VW) {
+        vec r[4][4];
+        const float *from = m + lane;
+        if (t->full_h && t->full_w) {
+            output_tile(6, 1, 1, &c, from, p->m_point, r);
+            if (rows >= 4 && columns >= 4) {
+                finish_tile(r, 4, 4, to, pitch, &g, first, lane);
+                continue;
+            }
+        } else if (t->full_h) {
+            output_tile(6, 1, 0, &c, from, p->m_point, r);
+        } else if (t->full_w) {
+            output_tile(6, 0, 1, &c, from, p->m_point, r);
+        } else {
+            if (p->points == 6) {
+                output_tile(6, 0, 0, &c, from, p->m_point, r);
+            } else {
+                output_tile(4, 0, 0, &c, from, p->m_point, r);
+            }
+            if (rows >= 2 && columns >= 2) {
+                finish_tile(r, 2, 2, to, pitch, &g, first, lane);
+                continue;
+            }
+        }
+        int high = t->full_h ? 4 : 2, wide = t->full_w ? 4 : 2;
+        finish_cut(r, rows < high ? rows : high, columns < wide ? columns : wide, to, pitch, &g,
+                   first, lane);
+    }
+}
+
+/* ---- the work --------------------------------------------------------- */
+
+typedef struct {
+    mdmt_wino_plan plan;
+    const mdmt_call *call;
+    const float *w, *bias, *addend;
+    float *y, *stats, *shared, *scratch;
+    size_t thread_floats;
+    int group; /* by output: the one at work */
+} conv_work;
+
+/* Tiles [q0, q1) of the set, output blocks [k0, k0 + blocks): products and
+ * output transform; the statistics are those of `part`. */
+static void span_of(const conv_work *work, const mdmt_wino_tiles *tiles, int q0, int q1, int k0,
+                    int blocks, const float *v, const float *u, float *m, int part)
+{
+    const mdmt_wino_plan *p = &work->plan;
+    size_t v_block = (size_t)p->set_tiles * 16, u_block = (size_t)p->cb * 256;
+    size_t m_block = (size_t)p->span_tiles * 16;
+    for (int i = 0; i < p->points; i++) {
+        for (int j = 0; j < p->points; j++) {
+            int point = i * p->points + j, lo = q0, hi = q1;
+            mdmt_wino_range(p, tiles, i, j, &lo, &hi);
+            if (lo < hi) {
+                tile_product(hi - lo, blocks, v + point * p->v_point + (size_t)lo * 16, v_block,
+                             u + point * p->u_point, u_block, p->c,
+                             m + point * p->m_point + (size_t)(lo - q0) * 16, m_block);
+            }
+        }
+    }
+    size_t plane = (size_t)p->oh * p->ow * 16, channels = (size_t)p->kb * 16;
+    for (int q = q0; q < q1; q++) {
+        mdmt_wino_tile t = mdmt_wino_tile_at(p, tiles, q);
+        for (int b = 0; b < blocks; b++) {
+            size_t offset = ((size_t)t.n * p->kb + k0 + b) * plane;
+            finish f = {work->bias ? work->bias + (k0 + b) * 16 : NULL,
+                        work->addend ? work->addend + offset : NULL,
+                        work->stats ? work->stats + part * MDMT_STATS_ROWS * channels +
+                                          (size_t)(k0 + b) * 16
+                                    : NULL,
+                        channels};
+            output_of(p, &t, m + b * m_block + (size_t)(q - q0) * 16, work->y + offset, &f,
+                      q == q0);
+        }
+    }
+}
+
+static void weights_task(void *context, int task, int thread)
+{
+    const conv_work *work = context;
+    const mdmt_wino_plan *p = &work->plan;
+    (void)thread;
+    for (int in = 0; in < p->cb; in++) {
+        weight_block(p, work->w, task, in, work->shared + ((size_t)task * p->cb + in) * 256);
+    }
+}
+
+static void chunk_task(void *context, int task, int thread)
+{
+    const conv_work *work = context;
+    const mdmt_wino_plan *p = &work->plan;
+    int rows = p->n * p->rows;
+    mdmt_wino_tiles tiles = mdmt_wino_tiles_of(p, mdmt_wino_cut(rows, p->chunks, task),
+                                               mdmt_wino_cut(rows, p->chunks, task + 1));
+    float *v = work->scratch + thread * work->thread_floats, *m = v + p->v, *strip = m + p->m;
+    for (int in = 0; in < p->cb; in++) {
+        for (int row = tiles.row0; row < tiles.row1; row++) {
+            transform_input(p, &tiles, row, &work->call->in[0], in,
+                            v + (size_t)in * p->set_tiles * 16, strip);
+        }
+    }
+    for (int k = 0; k < p->kb; k += MDMT_WINO_PAIR) {
+        int blocks = p->kb - k < MDMT_WINO_PAIR ? p->kb - k : MDMT_WINO_PAIR;
+        span_of(work, &tiles, 0, tiles.total, k, blocks, v,
+                work->shared + (size_t)k * p->cb * 256, m, task);
+    }
+}
+
+/* Tiles of the group at work. */
+static mdmt_wino_tiles group_tiles(const mdmt_wino_plan *p, int group)
+{
+    return mdmt_wino_tiles_of(p, mdmt_wino_cut(p->n, p->groups, group) * p->rows,
+                              mdmt_wino_cut(p->n, p->groups, group + 1) * p->rows);
+}
+
+static void group_input_task(void *context, int task, int thread)
+{
+    const conv_work *work = context;
+    const mdmt_wino_plan *p = &work->plan;
+    mdmt_wino_tiles tiles = group_tiles(p, work->group);
+    float *strip = work->scratch + thread * work->thread_floats + p->u + p->m;
+    for (int row = tiles.row0; row < tiles.row1; row++) {
+        transform_input(p, &tiles, row, &work->call->in[0], task,
+                        work->shared + (size_t)task * p->set_tiles * 16, strip);
+    }
+}
+
+static void outputs_task(void *context, int task, int thread)
+{
+    const conv_work *work = context;
+    const mdmt_wino_plan *p = &work->plan;
+    mdmt_wino_tiles tiles = group_tiles(p, work->group);
+    float *u = work->scratch + thread * work->thread_floats, *m = u + p->u;
+    int k = task * MDMT_WINO_PAIR;
+    int blocks = p->kb - k < MDMT_WINO_PAIR ? p->kb - k : MDMT_WINO_PAIR;
+    for (int b = 0; b < blocks; b++) {
+        for (int in = 0; in < p->cb; in++) {
+            weight_block(p, work->w, k + b, in, u + ((size_t)b * p->cb + in) * 256);
+        }
+    }
+    for (int span = 0; span < p->spans; span++) {
+        span_of(work, &tiles, mdmt_wino_cut(tiles.total, p->spans, span),
+                mdmt_wino_cut(tiles.total, p->spans, span + 1), k, blocks, work->shared, u, m,
+                work->group * p->spans + span);
+    }
+}
+
+static mdmt_status run_conv(const mdmt_site *site, const mdmt_call *call, mdmt_wino_pass pass,
+                            int points)
+{
+    conv_work work = {.call = call, .w = call->in[1].data, .y = call->out[0]};
+    mdmt_wino_plan *p = &work.plan;
+    mdmt_wino_plan_make(site, pass, points, p);
+    if (pass == MDMT_WINO_FORWARD) {
+        work.bias = call->in[2].data;
+        work.stats = site->out[1] ? call->out[1] : NULL;
+    } else {
+        work.addend = call->in[2].data;
+    }
+    work.shared = call->workspace;
+    if (p->by_output) {
+        work.scratch = work.shared + p->v;
+        work.thread_floats = p->u + p->m + p->strip;
+        for (work.group = 0; work.group < p->groups; work.group++) {
+            mdmt_parallel(site->pool, p->cb, group_input_task, &work);
+            mdmt_parallel(site->pool, (p->kb + 1) / MDMT_WINO_PAIR, outputs_task, &work);
+        }
+    } else {
+        work.scratch = work.shared + p->u;
+        work.thread_floats = p->v + p->m + p->strip;
+        mdmt_parallel(site->pool, p->kb, weights_task, &work);
+        mdmt_parallel(site->pool, p->chunks, chunk_task, &work);
+    }
+    return MDMT_OK;
+}
+
+#endif

@@ -1,0 +1,380 @@
+/* The Winograd transforms, vectorised over the channels of a block. */
+#ifndef MDMT_CPU_CONV_WINOGRAD_TRANSFORM_H
+#define MDMT_CPU_CONV_WINOGRAD_TRANSFORM_H
+
+#include "conv_winograd_plan.h"
+#include "conv_winograd_vector.h"
+
+#define RT2 1.41421356237309505f   /* sqrt(2)     */
+#define RH2 0.70710678118654752f   /* 1 / sqrt(2) */
+
+/* Constants of the narrow tile; in F(4x4) scaled so that it takes the weights
+ * of the full tile's points 0, +-a, infinity. */
+typedef struct {
+    float n0, n2, q, qa, aa, a;
+} narrow_points;
+
+INLINE narrow_points narrow_of(int points)
+{
+    return points == 6 ? (narrow_points){1, -2, -1.5f, -1.5f * RH2, 0.5f, RH2}
+                       : (narrow_points){1, -1, 1, 1, 1, 1};
+}
+
+/* Place of narrow point i among the points of the family. */
+INLINE int narrow_place(int points, int i)
+{
+    return points == 6 && i == 3 ? 5 : i;
+}
+
+/* B^T d, full tile. */
+INLINE void input_full(const vec *d, vec *r)
+{
+    vec v1 = nmadd(set1(2), d[2], d[4]), w1 = nmadd(set1(2), d[1], d[3]);
+    vec v2 = nmadd(set1(0.5f), d[2], d[4]), w2 = nmadd(set1(0.5f), d[1], d[3]);
+    r[0] = add(nmadd(set1(2.5f), d[2], d[0]), d[4]);
+    r[1] = madd(set1(RH2), w1, v1);
+    r[2] = nmadd(set1(RH2), w1, v1);
+    r[3] = madd(set1(RT2), w2, v2);
+    r[4] = nmadd(set1(RT2), w2, v2);
+    r[5] = add(nmadd(set1(2.5f), d[3], d[1]), d[5]);
+}
+
+/* B^T d, narrow tile. */
+INLINE void input_narrow(const narrow_points *c, const vec *d, vec *r)
+{
+    vec e = mul(set1(c->q), d[2]);
+    r[0] = madd(set1(c->n2), d[2], mul(set1(c->n0), d[0]));
+    r[1] = madd(set1(c->qa), d[1], e);
+    r[2] = nmadd(set1(c->qa), d[1], e);
+    r[3] = nmadd(set1(c->aa), d[1], d[3]);
+}
+
+/* A y, full and narrow tile: the transpose of the output transform. */
+INLINE void spread_full(const vec *y, vec *r)
+{
+    vec e1 = madd(set1(0.5f), y[2], y[0]), o1 = madd(set1(0.5f), y[3], y[1]);
+    vec e2 = madd(set1(2), y[2], y[0]), o2 = madd(set1(2), y[3], y[1]);
+    r[0] = y[0];
+    r[1] = madd(set1(RH2), o1, e1);
+    r[2] = nmadd(set1(RH2), o1, e1);
+    r[3] = madd(set1(RT2), o2, e2);
+    r[4] = nmadd(set1(RT2), o2, e2);
+    r[5] = y[3];
+}
+
+INLINE void spread_narrow(const narrow_points *c, const vec *y, vec *r)
+{
+    r[0] = y[0];
+    r[1] = madd(set1(c->a), y[1], y[0]);
+    r[2] = nmadd(set1(c->a), y[1], y[0]);
+    r[3] = y[1];
+}
+
+/* A^T m, full and narrow tile. */
+INLINE void output_full(const vec *m, vec *y)
+{
+    vec s1 = add(m[1], m[2]), d1 = sub(m[1], m[2]), s2 = add(m[3], m[4]), d2 = sub(m[3], m[4]);
+    y[0] = add(add(m[0], s1), s2);
+    y[1] = madd(set1(RT2), d2, mul(set1(RH2), d1));
+    y[2] = madd(set1(2), s2, mul(set1(0.5f), s1));
+    y[3] = madd(set1(2 * RT2), d2, madd(set1(0.5f * RH2), d1, m[5]));
+}
+
+INLINE void output_narrow(const narrow_points *c, const vec *m, vec *y)
+{
+    y[0] = add(m[0], add(m[1], m[2]));
+    y[1] = madd(set1(c->a), sub(m[1], m[2]), m[3]);
+}
+
+/* G g. */
+INLINE void weight_points(int points, const vec *g, vec *u)
+{
+    u[0] = g[0];
+    if (points == 6) {
+        vec e1 = mul(set1(-2.0f / 3), madd(set1(0.5f), g[2], g[0]));
+        vec e2 = mul(set1(1.0f / 6), madd(set1(2), g[2], g[0]));
+        u[1] = madd(set1(-2 * RH2 / 3), g[1], e1);
+        u[2] = nmadd(set1(-2 * RH2 / 3), g[1], e1);
+        u[3] = madd(set1(RT2 / 6), g[1], e2);
+        u[4] = nmadd(set1(RT2 / 6), g[1], e2);
+        u[5] = g[2];
+    } else {
+        vec e = mul(set1(0.5f), add(g[0], g[2]));
+        u[1] = madd(set1(0.5f), g[1], e);
+        u[2] = nmadd(set1(0.5f), g[1], e);
+        u[3] = g[2];
+    }
+}
+
+/* G^T u. */
+INLINE void weight_taps(int points, const vec *u, vec *g)
+{
+    if (points == 6) {
+        vec s1 = add(u[1], u[2]), d1 = sub(u[1], u[2]), s2 = add(u[3], u[4]), d2 = sub(u[3], u[4]);
+        g[0] = madd(set1(-2.0f / 3), s1, madd(set1(1.0f / 6), s2, u[0]));
+        g[1] = madd(set1(-2 * RH2 / 3), d1, mul(set1(RT2 / 6), d2));
+        g[2] = madd(set1(-1.0f / 3), s1, madd(set1(1.0f / 3), s2, u[5]));
+    } else {
+        g[0] = madd(set1(0.5f), add(u[1], u[2]), u[0]);
+        g[1] = mul(set1(0.5f), sub(u[1], u[2]));
+        g[2] = madd(set1(0.5f), add(u[1], u[2]), u[3]);
+    }
+}
+
+/* ---- weights ---------------------------------------------------------- */
+
+/* U = G w G^T of one block: w (3, 3, 16 in, 16 out) to u[point * u_point + (in, out)]. */
+INLINE void weight_block_points(int points, const float *w, float *u, size_t u_point)
+{
+    for (int at = 0; at < 256; at += VW) {
+        vec rows[6][3];
+        UNROLL for (int j = 0; j < 3; j++)
+        {
+            vec g[3], r[6];
+            UNROLL for (int i = 0; i < 3; i++) { g[i] = load(w + (3 * i + j) * 256 + at); }
+            weight_points(points, g, r);
+            UNROLL for (int i = 0; i < points; i++) { rows[i][j] = r[i]; }
+        }
+        UNROLL for (int i = 0; i < points; i++)
+        {
+            vec r[6];
+            weight_points(points, rows[i], r);
+            UNROLL for (int j = 0; j < points; j++)
+            {
+                store(u + (size_t)(i * points + j) * u_point + at, r[j]);
+            }
+        }
+    }
+}
+
+/* Block (out, in) of the plan's convolution from the packed weights w. */
+static void weight_block(const mdmt_wino_plan *p, const float *w, int out, int in, float *u)
+{
+    _Alignas(64) float turned[9 * 256];
+    if (p->pass == MDMT_WINO_DATA) { /* w is [in][out]; turn the taps, exchange the channels */
+        w += ((size_t)in * p->kb + out) * 9 * 256;
+        for (int t = 0; t < 9; t++) {
+            transpose(w + (8 - t) * 256, turned + t * 256);
+        }
+        w = turned;
+    } else {
+        w += ((size_t)out * p->cb + in) * 9 * 256;
+    }
+    if (p->points == 6) {
+        weight_block_points(6, w, u, p->u_point);
+    } else {
+        weight_block_points(4, w, u, p->u_point);
+    }
+}
+
+/* dw = G^T s G of one block. */
+INLINE void weight_block_taps(int points, const float *s, size_t s_point, float *dw, int more)
+{
+    for (int at = 0; at < 256; at += VW) {
+        vec rows[3][6];
+        UNROLL for (int j = 0; j < points; j++)
+        {
+            vec u[6], r[3];
+            UNROLL for (int i = 0; i < points; i++)
+            {
+                u[i] = load(s + (size_t)(i * points + j) * s_point + at);
+            }
+            weight_taps(points, u, r);
+            UNROLL for (int i = 0; i < 3; i++) { rows[i][j] = r[i]; }
+        }
+        UNROLL for (int i = 0; i < 3; i++)
+        {
+            vec r[3];
+            weight_taps(points, rows[i], r);
+            UNROLL for (int j = 0; j < 3; j++)
+            {
+                float *to = dw + (3 * i + j) * 256 + at;
+                store(to, more ? add(load(to), r[j]) : r[j]);
+            }
+        }
+    }
+}
+
+/* ---- maps ------------------------------------------------------------- */
+
+/* What to do with a value on load: act(scale * x + shift), or nothing. */
+typedef struct {
+    const float *scale, *shift; /* of the block, or NULL */
+    int relu;
+} loader;
+
+INLINE vec loaded(const float *p, int lazy, int relu, vec scale, vec shift)
+{
+    vec x = load(p);
+    if (lazy) {
+        x = madd(scale, x, shift);
+        x = relu ? max(x, zero()) : x;
+    }
+    return x;
+}
+
+/* First pass over the columns [from, to) of a row of tiles: `taken` image rows
+ * to `points` (6 or 4) values each; `valid` has a bit for each row inside. */
+INLINE void first_pass(int taken, int input, int lazy, const narrow_points *c, const loader *l,
+                       const float *const *row, int valid, int from, int to, float *strip,
+                       size_t stride, int lane)
+{
+    vec scale = lazy ? load(l->scale + lane) : zero(), shift = lazy ? load(l->shift + lane) : zero();
+    int relu = l->relu;
+    for (int x = from; x < to; x++) {
+        vec d[6], r[6];
+        UNROLL for (int i = 0; i < taken; i++)
+        {
+            d[i] = zero();
+            if (valid >> i & 1) {
+                d[i] = loaded(row[i] + (size_t)x * 16 + lane, lazy, relu, scale, shift);
+            }
+        }
+        int made = 6;
+        if (input) {
+            made = taken;
+            if (taken == 6) {
+                input_full(d, r);
+            } else {
+                input_narrow(c, d, r);
+            }
+        } else if (taken == 4) {
+            spread_full(d, r);
+        } else {
+            made = 4;
+            spread_narrow(c, d, r);
+        }
+        float *to_strip = strip + (size_t)(x - from) * stride + lane;
+        UNROLL for (int i = 0; i < made; i++) { store(to_strip + i * 16, r[i]); }
+    }
+}
+
+/* The same with the case of no rows missing compiled apart. */
+INLINE void first_pass_rows(int taken, int input, int lazy, const narrow_points *c,
+                            const loader *l, const float *const *row, int valid, int from, int to,
+                            float *strip, size_t stride, int lane)
+{
+    int all = (1 << taken) - 1;
+    if (valid == all) {
+        first_pass(taken, input, lazy, c, l, row, all, from, to, strip, stride, lane);
+    } else {
+        first_pass(taken, input, lazy, c, l, row, valid, from, to, strip, stride, lane);
+    }
+}
+
+/* Second pass over a strip: the tiles of a row. `made` values of each column,
+ * to v[point * v_point + tile * 16]. */
+INLINE void second_pass(const mdmt_wino_plan *p, int input, const narrow_points *c,
+                        const float *strip, int made, int narrow_row, float *v_full,
+                        float *v_narrow, size_t v_point, int lane)
+{
+    int points = p->points, full = input ? 6 : 4;
+    for (int i = 0; i < made; i++) {
+        int place = narrow_row ? narrow_place(points, i) : i;
+        const float *from = strip + i * 16 + lane;
+        float *to = v_full + (size_t)place * points * v_point + lane;
+        for (int t = 0; t < p->full_w; t++, from += 4 * points * 16, to += 16) {
+            vec d[6], r[6];
+            UNROLL for (int x = 0; x < full; x++) { d[x] = load(from + x * points * 16); }
+            if (input) {
+                input_full(d, r);
+            } else {
+                spread_full(d, r);
+            }
+            UNROLL for (int j = 0; j < 6; j++) { store(to + j * v_point, r[j]); }
+        }
+        to = v_narrow + (size_t)place * points * v_point + lane;
+        for (int t = 0; t < p->narrow_w; t++, from += 2 * points * 16, to += 16) {
+            vec d[6], r[6];
+            UNROLL for (int x = 0; x < full - 2; x++) { d[x] = load(from + x * points * 16); }
+            if (input) {
+                input_narrow(c, d, r);
+            } else {
+                spread_narrow(c, d, r);
+            }
+            UNROLL for (int j = 0; j < 4; j++)
+            {
+                store(to + narrow_place(points, j) * v_point, r[j]);
+            }
+        }
+    }
+}
+
+/* Transforms one row of tiles of one block: B^T X B, or A dY A^T where `input`
+ * is 0. `map` is the block's plane of h x w pixels, its tiles go to v (tile
+ * numbers of `tiles`); `row` counts tile rows over the batch. */
+INLINE void transform_row(const mdmt_wino_plan *p, const mdmt_wino_tiles *tiles, int input,
+                          int row, const float *map, int h, int w, const loader *l, float *v,
+                          size_t v_point, float *strip)
+{
+    narrow_points c = narrow_of(p->points);
+    int n = row / p->rows, r = row % p->rows, narrow = r >= p->full_h;
+    int top = narrow ? 4 * p->full_h + 2 * (r - p->full_h) : 4 * r, halo = input ? 2 : 0;
+    int left = input ? p->pl : 0, taken = (narrow ? 2 : 4) + halo, made = narrow ? 4 : 6;
+    int columns = 4 * p->full_w + 2 * p->narrow_w + halo;
+    int k = narrow ? n * p->narrow_h + r - p->full_h - tiles->narrow0
+                   : n * p->full_h + r - tiles->full0;
+    float *v_full = v + (size_t)(tiles->first[narrow ? 0 : 1] + k * p->full_w) * 16;
+    float *v_narrow = v + (size_t)(tiles->first[narrow ? 3 : 2] + k * p->narrow_w) * 16;
+    const float *at[6];
+    int valid = 0;
+    for (int i = 0; i < taken; i++) {
+        int y = top + i - (input ? p->pt : 0), inside = y >= 0 && y < h;
+        at[i] = map + (inside ? (size_t)y * w * 16 : 0);
+        valid |= inside << i;
+    }
+    size_t stride = (size_t)p->points * 16;
+    int to = columns - left < w ? columns - left : w, lazy = l->scale != NULL;
+    to = to < 0 ? 0 : to;
+    int from = left < 0 ? -left : 0;
+    for (int x = 0; x < columns; x++) {
+        if (x - left < from || x - left >= to) {
+            for (int at0 = 0; at0 < made * 16; at0 += VW) {
+                store(strip + x * stride + at0, zero());
+            }
+        }
+    }
+    for (int lane = 0; lane < 16; lane += VW) {
+        float *first = strip + (from + left) * stride;
+#define PASS(taken_, lazy_) \
+    first_pass_rows(taken_, input, lazy_, &c, l, at, valid, from, to, first, stride, lane)
+        if (taken == 6) {
+            if (lazy) {
+                PASS(6, 1);
+            } else {
+                PASS(6, 0);
+            }
+        } else if (taken == 4) {
+            if (lazy) {
+                PASS(4, 1);
+            } else {
+                PASS(4, 0);
+            }
+        } else {
+            PASS(2, 0);
+        }
+#undef PASS
+        second_pass(p, input, &c, strip, made, narrow, v_full, v_narrow, v_point, lane);
+    }
+}
+
+static void transform_input(const mdmt_wino_plan *p, const mdmt_wino_tiles *tiles, int row,
+                            const mdmt_value *x, int block, float *v, float *strip)
+{
+    loader l = {x->scale ? x->scale + block * 16 : NULL, x->shift ? x->shift + block * 16 : NULL,
+                x->act == MDMT_ACT_RELU};
+    size_t plane = (size_t)(row / p->rows) * p->cb + block;
+    const float *map = (const float *)x->data + plane * p->ih * p->iw * 16;
+    transform_row(p, tiles, 1, row, map, p->ih, p->iw, &l, v, p->v_point, strip);
+}
+
+static void transform_gradient(const mdmt_wino_plan *p, const mdmt_wino_tiles *tiles, int row,
+                               const float *dy, int block, float *d, float *strip)
+{
+    loader l = {NULL, NULL, 0};
+    size_t plane = (size_t)(row / p->rows) * p->kb + block;
+    const float *map = dy + plane * p->oh * p->ow * 16;
+    transform_row(p, tiles, 0, row, map, p->oh, p->ow, &l, d, p->d_point, strip);
+}
+
+#endif
