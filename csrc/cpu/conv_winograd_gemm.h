@@ -15,35 +15,47 @@ INLINE void tile_rows(int rows, int vectors, const float *v, size_t v_block, con
                       size_t u_second, int channels, float *m, size_t m_second)
 {
     vec sum[TILE_ROWS][2];
-    UNROLL for (int r = 0; r < rows; r++)
-    {
-        UNROLL for (int j = 0; j < vectors; j++) { sum[r][j] = zero(); }
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++) {
+#pragma GCC unroll 16
+        for (int j = 0; j < vectors; j++) {
+            sum[r][j] = zero();
+        }
     }
     for (int c0 = 0; c0 < channels; c0 += 16, v += v_block, u += 256) {
         int most = channels - c0 < 16 ? channels - c0 : 16;
         const float *uc = u;
         for (int c = 0; c < most; c++, uc += 16) {
             vec b[2];
-            UNROLL for (int j = 0; j < vectors; j++) { b[j] = load(uc + j * u_second); }
-            UNROLL for (int r = 0; r < rows; r++)
-            {
+#pragma GCC unroll 16
+            for (int j = 0; j < vectors; j++) {
+                b[j] = load(uc + j * u_second);
+            }
+#pragma GCC unroll 16
+            for (int r = 0; r < rows; r++) {
                 vec a = set1(v[r * 16 + c]);
-                UNROLL for (int j = 0; j < vectors; j++) { sum[r][j] = madd(a, b[j], sum[r][j]); }
+#pragma GCC unroll 16
+                for (int j = 0; j < vectors; j++) {
+                    sum[r][j] = madd(a, b[j], sum[r][j]);
+                }
             }
         }
     }
-    UNROLL for (int r = 0; r < rows; r++)
-    {
-        UNROLL for (int j = 0; j < vectors; j++) { store(m + r * 16 + j * m_second, sum[r][j]); }
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++) {
+#pragma GCC unroll 16
+        for (int j = 0; j < vectors; j++) {
+            store(m + r * 16 + j * m_second, sum[r][j]);
+        }
     }
 }
 
-#define TILE_GEMM(rows, vectors)                                                               \
-    static void tile_gemm_##rows##x##vectors(const float *v, size_t v_block, const float *u,   \
-                                             size_t u_second, int channels, float *m,          \
-                                             size_t m_second)                                  \
-    {                                                                                          \
-        tile_rows(rows, vectors, v, v_block, u, u_second, channels, m, m_second);              \
+#define TILE_GEMM(rows, vectors)                                                                   \
+    static void tile_gemm_##rows##x##vectors(const float *v, size_t v_block, const float *u,       \
+                                             size_t u_second, int channels, float *m,              \
+                                             size_t m_second)                                      \
+    {                                                                                              \
+        tile_rows(rows, vectors, v, v_block, u, u_second, channels, m, m_second);                  \
     }
 
 TILE_GEMM(1, 2)
@@ -119,31 +131,43 @@ INLINE void sum_rows(int rows, int vectors, int tiles, const float *v, const flo
                      size_t d_second, float *s, size_t s_second, int more)
 {
     vec sum[16][2];
-    UNROLL for (int r = 0; r < rows; r++)
-    {
-        UNROLL for (int j = 0; j < vectors; j++) { sum[r][j] = zero(); }
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++) {
+#pragma GCC unroll 16
+        for (int j = 0; j < vectors; j++) {
+            sum[r][j] = zero();
+        }
     }
     for (int t = 0; t < tiles; t++, v += 16, d += 16) {
         vec b[2];
-        UNROLL for (int j = 0; j < vectors; j++) { b[j] = load(d + j * d_second); }
-        UNROLL for (int r = 0; r < rows; r++)
-        {
+#pragma GCC unroll 16
+        for (int j = 0; j < vectors; j++) {
+            b[j] = load(d + j * d_second);
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < rows; r++) {
             vec a = set1(v[r]);
-            UNROLL for (int j = 0; j < vectors; j++) { sum[r][j] = madd(a, b[j], sum[r][j]); }
+#pragma GCC unroll 16
+            for (int j = 0; j < vectors; j++) {
+                sum[r][j] = madd(a, b[j], sum[r][j]);
+            }
         }
     }
     if (more) {
-        UNROLL for (int r = 0; r < rows; r++)
-        {
-            UNROLL for (int j = 0; j < vectors; j++)
-            {
+#pragma GCC unroll 16
+        for (int r = 0; r < rows; r++) {
+#pragma GCC unroll 16
+            for (int j = 0; j < vectors; j++) {
                 sum[r][j] = add(sum[r][j], load(s + r * 16 + j * s_second));
             }
         }
     }
-    UNROLL for (int r = 0; r < rows; r++)
-    {
-        UNROLL for (int j = 0; j < vectors; j++) { store(s + r * 16 + j * s_second, sum[r][j]); }
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++) {
+#pragma GCC unroll 16
+        for (int j = 0; j < vectors; j++) {
+            store(s + r * 16 + j * s_second, sum[r][j]);
+        }
     }
 }
 

@@ -5,34 +5,37 @@
 #include "conv_winograd_weight.h"
 
 #define RUN_MDMT_WINO_FORWARD(points) run_conv(site, call, MDMT_WINO_FORWARD, points)
-#define RUN_MDMT_WINO_DATA(points) run_conv(site, call, MDMT_WINO_DATA, points)
-#define RUN_MDMT_WINO_WEIGHT(points) run_weight(site, call, points)
+#define RUN_MDMT_WINO_DATA(points)    run_conv(site, call, MDMT_WINO_DATA, points)
+#define RUN_MDMT_WINO_WEIGHT(points)  run_weight(site, call, points)
 
-#define IMPL(label, pass, points, isa_id, isa_name)                                     \
-    static int supports_##label(const mdmt_site *site)                                  \
-    {                                                                                   \
-        return mdmt_wino_supports(site, points);                                        \
-    }                                                                                   \
-    static void needs_##label(const mdmt_site *site, mdmt_needs *needs)                 \
-    {                                                                                   \
-        mdmt_wino_needs(site, pass, points, needs);                                     \
-    }                                                                                   \
-    static double cost_##label(const mdmt_site *site)                                   \
-    {                                                                                   \
-        return mdmt_wino_cost(site, pass, points, isa_id);                              \
-    }                                                                                   \
-    static mdmt_status run_##label(const mdmt_site *site, const mdmt_call *call)        \
-    {                                                                                   \
-        return RUN_##pass(points);                                                      \
-    }                                                                                   \
-    const mdmt_cpu_impl mdmt_f32_##label##__##isa_name = {                              \
-        "mdmt_f32_" #label "__" #isa_name, isa_id, supports_##label, needs_##label,     \
-        cost_##label, run_##label};
+#define IMPL(label, pass, points, isa_id, isa_name)                                                \
+    static int supports_##label(const mdmt_site *site)                                             \
+    {                                                                                              \
+        return mdmt_wino_supports(site, points);                                                   \
+    }                                                                                              \
+    static void needs_##label(const mdmt_site *site, mdmt_needs *needs)                            \
+    {                                                                                              \
+        mdmt_wino_needs(site, pass, points, needs);                                                \
+    }                                                                                              \
+    static double cost_##label(const mdmt_site *site)                                              \
+    {                                                                                              \
+        return mdmt_wino_cost(site, pass, points, isa_id);                                         \
+    }                                                                                              \
+    static mdmt_status run_##label(const mdmt_site *site, const mdmt_call *call)                   \
+    {                                                                                              \
+        return RUN_##pass(points);                                                                 \
+    }                                                                                              \
+    const mdmt_cpu_impl mdmt_f32_##label##__##isa_name = {"mdmt_f32_" #label "__" #isa_name,       \
+                                                          isa_id,                                  \
+                                                          supports_##label,                        \
+                                                          needs_##label,                           \
+                                                          cost_##label,                            \
+                                                          run_##label};
 
-#define IMPLS(isa_id, isa_name)                                                            \
-    IMPL(conv2d_forward_winograd4, MDMT_WINO_FORWARD, 6, isa_id, isa_name)                 \
-    IMPL(conv2d_forward_winograd2, MDMT_WINO_FORWARD, 4, isa_id, isa_name)                 \
-    IMPL(conv2d_bwd_data_winograd4, MDMT_WINO_DATA, 6, isa_id, isa_name)                   \
-    IMPL(conv2d_bwd_data_winograd2, MDMT_WINO_DATA, 4, isa_id, isa_name)                   \
-    IMPL(conv2d_bwd_weight_winograd4, MDMT_WINO_WEIGHT, 6, isa_id, isa_name)               \
+#define IMPLS(isa_id, isa_name)                                                                    \
+    IMPL(conv2d_forward_winograd4, MDMT_WINO_FORWARD, 6, isa_id, isa_name)                         \
+    IMPL(conv2d_forward_winograd2, MDMT_WINO_FORWARD, 4, isa_id, isa_name)                         \
+    IMPL(conv2d_bwd_data_winograd4, MDMT_WINO_DATA, 6, isa_id, isa_name)                           \
+    IMPL(conv2d_bwd_data_winograd2, MDMT_WINO_DATA, 4, isa_id, isa_name)                           \
+    IMPL(conv2d_bwd_weight_winograd4, MDMT_WINO_WEIGHT, 6, isa_id, isa_name)                       \
     IMPL(conv2d_bwd_weight_winograd2, MDMT_WINO_WEIGHT, 4, isa_id, isa_name)

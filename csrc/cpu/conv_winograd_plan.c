@@ -2,13 +2,13 @@
 #include "conv_winograd_plan.h"
 
 enum {
-    CHUNK_BYTES = 1 << 20,     /* transformed input of a chunk: stays in the L2       */
-    GROUP_BYTES = 24 << 20,    /* transformed maps of a group of images                */
-    SPAN_TILES = 64,           /* tiles of one round of small GEMMs                    */
-    PART_BYTES = 10 << 20,     /* bwd_weight by rows: sums of all parts                */
-    SUM_BYTES = 640 << 10,     /* bwd_weight by rows: sums of one part: stay in the L2 */
+    CHUNK_BYTES = 1 << 20,  /* transformed input of a chunk: stays in the L2       */
+    GROUP_BYTES = 24 << 20, /* transformed maps of a group of images                */
+    SPAN_TILES = 64,        /* tiles of one round of small GEMMs                    */
+    PART_BYTES = 10 << 20,  /* bwd_weight by rows: sums of all parts                */
+    SUM_BYTES = 640 << 10,  /* bwd_weight by rows: sums of one part: stay in the L2 */
     MAX_PARTS = 16,
-    BY_OUTPUT_CHANNELS = 192   /* more input channels than this: by output             */
+    BY_OUTPUT_CHANNELS = 192 /* more input channels than this: by output             */
 };
 
 int mdmt_wino_supports(const mdmt_site *site, int points)
@@ -16,8 +16,7 @@ int mdmt_wino_supports(const mdmt_site *site, int points)
     mdmt_geometry g = mdmt_conv_geometry(site);
     return site->winograd >= (points == 6 ? 2 : 1) && !g.plain && g.groups == 1 && g.kh == 3 &&
            g.kw == 3 && g.sh == 1 && g.sw == 1 && g.dh == 1 && g.dw == 1 && g.pt >= 0 &&
-           g.pt <= 2 && g.pl >= 0 && g.pl <= 2 && g.pb >= 0 && g.pb <= 2 && g.pr >= 0 &&
-           g.pr <= 2;
+           g.pt <= 2 && g.pl >= 0 && g.pl <= 2 && g.pb >= 0 && g.pb <= 2 && g.pr >= 0 && g.pr <= 2;
 }
 
 /* Tiles of 4 and of 2 that cover `size`. */
@@ -89,8 +88,7 @@ static void plan_groups(mdmt_wino_plan *p)
     p->chunks = 1;
 }
 
-void mdmt_wino_plan_make(const mdmt_site *site, mdmt_wino_pass pass, int points,
-                         mdmt_wino_plan *p)
+void mdmt_wino_plan_make(const mdmt_site *site, mdmt_wino_pass pass, int points, mdmt_wino_plan *p)
 {
     mdmt_geometry g = mdmt_conv_geometry(site);
     *p = (mdmt_wino_plan){.pass = pass, .points = points, .n = g.n};
@@ -142,8 +140,8 @@ void mdmt_wino_needs(const mdmt_site *site, mdmt_wino_pass pass, int points, mdm
     mdmt_wino_plan_make(site, pass, points, &p);
     size_t thread = p.strip + (p.by_output ? p.u + p.m : p.v + p.m + p.d);
     size_t shared = p.by_output ? p.v + p.d : p.u * (pass == MDMT_WINO_WEIGHT ? p.chunks : 1);
-    needs->workspace_bytes = (shared + thread * (size_t)(site->threads > 0 ? site->threads : 1)) *
-                             sizeof(float);
+    needs->workspace_bytes =
+        (shared + thread * (size_t)(site->threads > 0 ? site->threads : 1)) * sizeof(float);
     needs->stat_parts = p.by_output ? p.groups * p.spans : p.chunks;
     if (pass == MDMT_WINO_DATA) {
         needs->inplace_inputs = 1u << 2;

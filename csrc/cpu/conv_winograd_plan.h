@@ -26,27 +26,27 @@ enum {
  * work is cut. Depends on the shape only. Sizes in floats unless said. */
 typedef struct {
     mdmt_wino_pass pass;
-    int points;             /* per dimension: 6 or 4                           */
-    int n, c, k;            /* batch, input and output channels                */
-    int cb, kb;             /* their blocks                                    */
-    int ih, iw, oh, ow;     /* input and output size                           */
-    int pt, pl;             /* zeros above and left of the input               */
-    int full_h, narrow_h;   /* rows of 4-row and of 2-row tiles of an image    */
-    int full_w, narrow_w;   /* columns of them                                 */
-    int rows;               /* full_h + narrow_h                               */
-    int row_tiles;          /* full_w + narrow_w                               */
+    int points;           /* per dimension: 6 or 4                           */
+    int n, c, k;          /* batch, input and output channels                */
+    int cb, kb;           /* their blocks                                    */
+    int ih, iw, oh, ow;   /* input and output size                           */
+    int pt, pl;           /* zeros above and left of the input               */
+    int full_h, narrow_h; /* rows of 4-row and of 2-row tiles of an image    */
+    int full_w, narrow_w; /* columns of them                                 */
+    int rows;             /* full_h + narrow_h                               */
+    int row_tiles;        /* full_w + narrow_w                               */
     /* by_output 0: a task is a chunk of tile rows: transforms its input, reads
      *   the weights that were transformed beforehand (bwd_weight: adds to the
      *   sums of its part).
      * by_output 1: all tiles of a group of images are transformed first, then a
      *   task is a range of output channels, which transforms its own weights. */
     int by_output;
-    int chunks;             /* by rows: chunks; bwd_weight: parts               */
-    int groups;             /* by output: groups of images                      */
-    int spans;              /* by output: ranges of tiles of a group            */
-    int span_tiles;         /* the largest of them; by rows: of a chunk         */
-    int set_tiles;          /* the most tiles that are transformed at once      */
-    int row_step;           /* bwd_weight by rows: tile rows transformed at once */
+    int chunks;     /* by rows: chunks; bwd_weight: parts               */
+    int groups;     /* by output: groups of images                      */
+    int spans;      /* by output: ranges of tiles of a group            */
+    int span_tiles; /* the largest of them; by rows: of a chunk         */
+    int set_tiles;  /* the most tiles that are transformed at once      */
+    int row_step;   /* bwd_weight by rows: tile rows transformed at once */
     size_t v_point, u_point, m_point, d_point; /* strides from point to point   */
     size_t v, u, m, d, strip;                  /* sizes of the buffers          */
 } mdmt_wino_plan;
@@ -56,8 +56,8 @@ typedef struct {
  * narrow-narrow, so that every point has its tiles in one range. */
 typedef struct {
     int row0, row1;
-    int full0, narrow0;   /* full and narrow tile rows of the batch before row0 */
-    int first[4], total;  /* first number of each class                         */
+    int full0, narrow0;  /* full and narrow tile rows of the batch before row0 */
+    int first[4], total; /* first number of each class                         */
 } mdmt_wino_tiles;
 
 /* A tile: image, output origin, class. */

@@ -18,17 +18,20 @@ INLINE void finish_tile(vec (*y)[4], int rows, int columns, float *to, size_t pi
 {
     if (f->bias) {
         vec b = load(f->bias + lane);
-        UNROLL for (int i = 0; i < rows; i++)
-        {
-            UNROLL for (int j = 0; j < columns; j++) { y[i][j] = add(y[i][j], b); }
+#pragma GCC unroll 16
+        for (int i = 0; i < rows; i++) {
+#pragma GCC unroll 16
+            for (int j = 0; j < columns; j++) {
+                y[i][j] = add(y[i][j], b);
+            }
         }
     }
     if (f->addend) {
         const float *from = f->addend + lane;
-        UNROLL for (int i = 0; i < rows; i++)
-        {
-            UNROLL for (int j = 0; j < columns; j++)
-            {
+#pragma GCC unroll 16
+        for (int i = 0; i < rows; i++) {
+#pragma GCC unroll 16
+            for (int j = 0; j < columns; j++) {
                 y[i][j] = add(y[i][j], load(from + i * pitch + j * 16));
             }
         }
@@ -40,10 +43,10 @@ INLINE void finish_tile(vec (*y)[4], int rows, int columns, float *to, size_t pi
         vec square = first ? zero() : load(s + MDMT_STATS_SQUARE * f->stats_row);
         vec count = first ? zero() : load(s + MDMT_STATS_COUNT * f->stats_row);
         vec tile_sum = zero(), tile_square = zero();
-        UNROLL for (int i = 0; i < rows; i++)
-        {
-            UNROLL for (int j = 0; j < columns; j++)
-            {
+#pragma GCC unroll 16
+        for (int i = 0; i < rows; i++) {
+#pragma GCC unroll 16
+            for (int j = 0; j < columns; j++) {
                 vec e = sub(y[i][j], pivot);
                 tile_sum = add(tile_sum, e);
                 tile_square = madd(e, e, tile_square);
@@ -54,9 +57,12 @@ INLINE void finish_tile(vec (*y)[4], int rows, int columns, float *to, size_t pi
         store(s + MDMT_STATS_SQUARE * f->stats_row, add(square, tile_square));
         store(s + MDMT_STATS_COUNT * f->stats_row, add(count, set1((float)(rows * columns))));
     }
-    UNROLL for (int i = 0; i < rows; i++)
-    {
-        UNROLL for (int j = 0; j < columns; j++) { store(to + i * pitch + j * 16 + lane, y[i][j]); }
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; i++) {
+#pragma GCC unroll 16
+        for (int j = 0; j < columns; j++) {
+            store(to + i * pitch + j * 16 + lane, y[i][j]);
+        }
     }
 }
 
@@ -66,12 +72,12 @@ INLINE void output_tile(int points, int full_h, int full_w, const narrow_points 
 {
     int made_h = full_h ? 6 : 4, made_w = full_w ? 6 : 4, high = full_h ? 4 : 2;
     vec half[4][6];
-    UNROLL for (int j = 0; j < made_w; j++)
-    {
+#pragma GCC unroll 16
+    for (int j = 0; j < made_w; j++) {
         vec d[6], r[4];
         int place_w = full_w ? j : narrow_place(points, j);
-        UNROLL for (int i = 0; i < made_h; i++)
-        {
+#pragma GCC unroll 16
+        for (int i = 0; i < made_h; i++) {
             int place = full_h ? i : narrow_place(points, i);
             d[i] = load(m + (size_t)(place * points + place_w) * m_point);
         }
@@ -80,10 +86,13 @@ INLINE void output_tile(int points, int full_h, int full_w, const narrow_points 
         } else {
             output_narrow(c, d, r);
         }
-        UNROLL for (int i = 0; i < high; i++) { half[i][j] = r[i]; }
+#pragma GCC unroll 16
+        for (int i = 0; i < high; i++) {
+            half[i][j] = r[i];
+        }
     }
-    UNROLL for (int i = 0; i < high; i++)
-    {
+#pragma GCC unroll 16
+    for (int i = 0; i < high; i++) {
         if (full_w) {
             output_full(half[i], y[i]);
         } else {
@@ -93,8 +102,8 @@ INLINE void output_tile(int points, int full_h, int full_w, const narrow_points 
 }
 
 /* A tile cut by the border: rows x columns of it are inside. */
-static void finish_cut(vec (*y)[4], int rows, int columns, float *to, size_t pitch,
-                       const finish *f, int first, int lane)
+static void finish_cut(vec (*y)[4], int rows, int columns, float *to, size_t pitch, const finish *f,
+                       int first, int lane)
 {
     for (int i = 0; i < rows; i++) {
         for (int j = 0; j < columns; j++, first = 0) {
@@ -221,8 +230,8 @@ static void chunk_task(void *context, int task, int thread)
     }
     for (int k = 0; k < p->kb; k += MDMT_WINO_PAIR) {
         int blocks = p->kb - k < MDMT_WINO_PAIR ? p->kb - k : MDMT_WINO_PAIR;
-        span_of(work, &tiles, 0, tiles.total, k, blocks, v,
-                work->shared + (size_t)k * p->cb * 256, m, task);
+        span_of(work, &tiles, 0, tiles.total, k, blocks, v, work->shared + (size_t)k * p->cb * 256,
+                m, task);
     }
 }
 

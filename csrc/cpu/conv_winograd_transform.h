@@ -5,8 +5,8 @@
 #include "conv_winograd_plan.h"
 #include "conv_winograd_vector.h"
 
-#define RT2 1.41421356237309505f   /* sqrt(2)     */
-#define RH2 0.70710678118654752f   /* 1 / sqrt(2) */
+#define RT2 1.41421356237309505f /* sqrt(2)     */
+#define RH2 0.70710678118654752f /* 1 / sqrt(2) */
 
 /* Constants of the narrow tile; in F(4x4) scaled so that it takes the weights
  * of the full tile's points 0, +-a, infinity. */
@@ -128,19 +128,25 @@ INLINE void weight_block_points(int points, const float *w, float *u, size_t u_p
 {
     for (int at = 0; at < 256; at += VW) {
         vec rows[6][3];
-        UNROLL for (int j = 0; j < 3; j++)
-        {
+#pragma GCC unroll 16
+        for (int j = 0; j < 3; j++) {
             vec g[3], r[6];
-            UNROLL for (int i = 0; i < 3; i++) { g[i] = load(w + (3 * i + j) * 256 + at); }
+#pragma GCC unroll 16
+            for (int i = 0; i < 3; i++) {
+                g[i] = load(w + (3 * i + j) * 256 + at);
+            }
             weight_points(points, g, r);
-            UNROLL for (int i = 0; i < points; i++) { rows[i][j] = r[i]; }
+#pragma GCC unroll 16
+            for (int i = 0; i < points; i++) {
+                rows[i][j] = r[i];
+            }
         }
-        UNROLL for (int i = 0; i < points; i++)
-        {
+#pragma GCC unroll 16
+        for (int i = 0; i < points; i++) {
             vec r[6];
             weight_points(points, rows[i], r);
-            UNROLL for (int j = 0; j < points; j++)
-            {
+#pragma GCC unroll 16
+            for (int j = 0; j < points; j++) {
                 store(u + (size_t)(i * points + j) * u_point + at, r[j]);
             }
         }
@@ -172,22 +178,25 @@ INLINE void weight_block_taps(int points, const float *s, size_t s_point, float 
 {
     for (int at = 0; at < 256; at += VW) {
         vec rows[3][6];
-        UNROLL for (int j = 0; j < points; j++)
-        {
+#pragma GCC unroll 16
+        for (int j = 0; j < points; j++) {
             vec u[6], r[3];
-            UNROLL for (int i = 0; i < points; i++)
-            {
+#pragma GCC unroll 16
+            for (int i = 0; i < points; i++) {
                 u[i] = load(s + (size_t)(i * points + j) * s_point + at);
             }
             weight_taps(points, u, r);
-            UNROLL for (int i = 0; i < 3; i++) { rows[i][j] = r[i]; }
+#pragma GCC unroll 16
+            for (int i = 0; i < 3; i++) {
+                rows[i][j] = r[i];
+            }
         }
-        UNROLL for (int i = 0; i < 3; i++)
-        {
+#pragma GCC unroll 16
+        for (int i = 0; i < 3; i++) {
             vec r[3];
             weight_taps(points, rows[i], r);
-            UNROLL for (int j = 0; j < 3; j++)
-            {
+#pragma GCC unroll 16
+            for (int j = 0; j < 3; j++) {
                 float *to = dw + (3 * i + j) * 256 + at;
                 store(to, more ? add(load(to), r[j]) : r[j]);
             }
@@ -219,12 +228,13 @@ INLINE void first_pass(int taken, int input, int lazy, const narrow_points *c, c
                        const float *const *row, int valid, int from, int to, float *strip,
                        size_t stride, int lane)
 {
-    vec scale = lazy ? load(l->scale + lane) : zero(), shift = lazy ? load(l->shift + lane) : zero();
+    vec scale = lazy ? load(l->scale + lane) : zero(),
+        shift = lazy ? load(l->shift + lane) : zero();
     int relu = l->relu;
     for (int x = from; x < to; x++) {
         vec d[6], r[6];
-        UNROLL for (int i = 0; i < taken; i++)
-        {
+#pragma GCC unroll 16
+        for (int i = 0; i < taken; i++) {
             d[i] = zero();
             if (valid >> i & 1) {
                 d[i] = loaded(row[i] + (size_t)x * 16 + lane, lazy, relu, scale, shift);
@@ -245,14 +255,17 @@ INLINE void first_pass(int taken, int input, int lazy, const narrow_points *c, c
             spread_narrow(c, d, r);
         }
         float *to_strip = strip + (size_t)(x - from) * stride + lane;
-        UNROLL for (int i = 0; i < made; i++) { store(to_strip + i * 16, r[i]); }
+#pragma GCC unroll 16
+        for (int i = 0; i < made; i++) {
+            store(to_strip + i * 16, r[i]);
+        }
     }
 }
 
 /* The same with the case of no rows missing compiled apart. */
-INLINE void first_pass_rows(int taken, int input, int lazy, const narrow_points *c,
-                            const loader *l, const float *const *row, int valid, int from, int to,
-                            float *strip, size_t stride, int lane)
+INLINE void first_pass_rows(int taken, int input, int lazy, const narrow_points *c, const loader *l,
+                            const float *const *row, int valid, int from, int to, float *strip,
+                            size_t stride, int lane)
 {
     int all = (1 << taken) - 1;
     if (valid == all) {
@@ -275,25 +288,34 @@ INLINE void second_pass(const mdmt_wino_plan *p, int input, const narrow_points 
         float *to = v_full + (size_t)place * points * v_point + lane;
         for (int t = 0; t < p->full_w; t++, from += 4 * points * 16, to += 16) {
             vec d[6], r[6];
-            UNROLL for (int x = 0; x < full; x++) { d[x] = load(from + x * points * 16); }
+#pragma GCC unroll 16
+            for (int x = 0; x < full; x++) {
+                d[x] = load(from + x * points * 16);
+            }
             if (input) {
                 input_full(d, r);
             } else {
                 spread_full(d, r);
             }
-            UNROLL for (int j = 0; j < 6; j++) { store(to + j * v_point, r[j]); }
+#pragma GCC unroll 16
+            for (int j = 0; j < 6; j++) {
+                store(to + j * v_point, r[j]);
+            }
         }
         to = v_narrow + (size_t)place * points * v_point + lane;
         for (int t = 0; t < p->narrow_w; t++, from += 2 * points * 16, to += 16) {
             vec d[6], r[6];
-            UNROLL for (int x = 0; x < full - 2; x++) { d[x] = load(from + x * points * 16); }
+#pragma GCC unroll 16
+            for (int x = 0; x < full - 2; x++) {
+                d[x] = load(from + x * points * 16);
+            }
             if (input) {
                 input_narrow(c, d, r);
             } else {
                 spread_narrow(c, d, r);
             }
-            UNROLL for (int j = 0; j < 4; j++)
-            {
+#pragma GCC unroll 16
+            for (int j = 0; j < 4; j++) {
                 store(to + narrow_place(points, j) * v_point, r[j]);
             }
         }
@@ -303,9 +325,9 @@ INLINE void second_pass(const mdmt_wino_plan *p, int input, const narrow_points 
 /* Transforms one row of tiles of one block: B^T X B, or A dY A^T where `input`
  * is 0. `map` is the block's plane of h x w pixels, its tiles go to v (tile
  * numbers of `tiles`); `row` counts tile rows over the batch. */
-INLINE void transform_row(const mdmt_wino_plan *p, const mdmt_wino_tiles *tiles, int input,
-                          int row, const float *map, int h, int w, const loader *l, float *v,
-                          size_t v_point, float *strip)
+INLINE void transform_row(const mdmt_wino_plan *p, const mdmt_wino_tiles *tiles, int input, int row,
+                          const float *map, int h, int w, const loader *l, float *v, size_t v_point,
+                          float *strip)
 {
     narrow_points c = narrow_of(p->points);
     int n = row / p->rows, r = row % p->rows, narrow = r >= p->full_h;
@@ -336,7 +358,7 @@ INLINE void transform_row(const mdmt_wino_plan *p, const mdmt_wino_tiles *tiles,
     }
     for (int lane = 0; lane < 16; lane += VW) {
         float *first = strip + (from + left) * stride;
-#define PASS(taken_, lazy_) \
+#define PASS(taken_, lazy_)                                                                        \
     first_pass_rows(taken_, input, lazy_, &c, l, at, valid, from, to, first, stride, lane)
         if (taken == 6) {
             if (lazy) {

@@ -6,36 +6,68 @@
 #include <immintrin.h>
 
 #define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 16")
 
 #if defined(__AVX512F__)
 
 typedef __m512 vec;
 enum { VW = 16, VPB = 1, TILE_ROWS = 14, SUM_ROWS = 8 };
-INLINE vec load(const float *p) { return _mm512_load_ps(p); }
-INLINE void store(float *p, vec a) { _mm512_store_ps(p, a); }
-INLINE vec set1(float a) { return _mm512_set1_ps(a); }
-INLINE vec zero(void) { return _mm512_setzero_ps(); }
-INLINE vec add(vec a, vec b) { return _mm512_add_ps(a, b); }
-INLINE vec sub(vec a, vec b) { return _mm512_sub_ps(a, b); }
-INLINE vec mul(vec a, vec b) { return _mm512_mul_ps(a, b); }
-INLINE vec max(vec a, vec b) { return _mm512_max_ps(a, b); }
+INLINE vec load(const float *p)
+{
+    return _mm512_load_ps(p);
+}
+INLINE void store(float *p, vec a)
+{
+    _mm512_store_ps(p, a);
+}
+INLINE vec set1(float a)
+{
+    return _mm512_set1_ps(a);
+}
+INLINE vec zero(void)
+{
+    return _mm512_setzero_ps();
+}
+INLINE vec add(vec a, vec b)
+{
+    return _mm512_add_ps(a, b);
+}
+INLINE vec sub(vec a, vec b)
+{
+    return _mm512_sub_ps(a, b);
+}
+INLINE vec mul(vec a, vec b)
+{
+    return _mm512_mul_ps(a, b);
+}
+INLINE vec max(vec a, vec b)
+{
+    return _mm512_max_ps(a, b);
+}
 /* a * b + c, c - a * b */
-INLINE vec madd(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
-INLINE vec nmadd(vec a, vec b, vec c) { return _mm512_fnmadd_ps(a, b, c); }
+INLINE vec madd(vec a, vec b, vec c)
+{
+    return _mm512_fmadd_ps(a, b, c);
+}
+INLINE vec nmadd(vec a, vec b, vec c)
+{
+    return _mm512_fnmadd_ps(a, b, c);
+}
 
 /* 16 x 16 floats of `from`, transposed into `to`. */
 INLINE void transpose(const float *from, float *to)
 {
     vec r[16], s[16];
-    UNROLL for (int i = 0; i < 16; i++) { r[i] = load(from + 16 * i); }
-    UNROLL for (int i = 0; i < 16; i += 2)
-    {
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++) {
+        r[i] = load(from + 16 * i);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i += 2) {
         s[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
         s[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
     }
-    UNROLL for (int i = 0; i < 16; i += 4)
-    {
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i += 4) {
         __m512d a = _mm512_castps_pd(s[i]), b = _mm512_castps_pd(s[i + 1]);
         __m512d c = _mm512_castps_pd(s[i + 2]), d = _mm512_castps_pd(s[i + 3]);
         r[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c));
@@ -43,8 +75,8 @@ INLINE void transpose(const float *from, float *to)
         r[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
         r[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
     }
-    UNROLL for (int i = 0; i < 4; i++)
-    {
+#pragma GCC unroll 16
+    for (int i = 0; i < 4; i++) {
         vec a = _mm512_shuffle_f32x4(r[i], r[i + 4], 0x88);
         vec b = _mm512_shuffle_f32x4(r[i], r[i + 4], 0xdd);
         vec c = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0x88);
@@ -60,37 +92,70 @@ INLINE void transpose(const float *from, float *to)
 
 typedef __m256 vec;
 enum { VW = 8, VPB = 2, TILE_ROWS = 6, SUM_ROWS = 6 };
-INLINE vec load(const float *p) { return _mm256_load_ps(p); }
-INLINE void store(float *p, vec a) { _mm256_store_ps(p, a); }
-INLINE vec set1(float a) { return _mm256_set1_ps(a); }
-INLINE vec zero(void) { return _mm256_setzero_ps(); }
-INLINE vec add(vec a, vec b) { return _mm256_add_ps(a, b); }
-INLINE vec sub(vec a, vec b) { return _mm256_sub_ps(a, b); }
-INLINE vec mul(vec a, vec b) { return _mm256_mul_ps(a, b); }
-INLINE vec max(vec a, vec b) { return _mm256_max_ps(a, b); }
+INLINE vec load(const float *p)
+{
+    return _mm256_load_ps(p);
+}
+INLINE void store(float *p, vec a)
+{
+    _mm256_store_ps(p, a);
+}
+INLINE vec set1(float a)
+{
+    return _mm256_set1_ps(a);
+}
+INLINE vec zero(void)
+{
+    return _mm256_setzero_ps();
+}
+INLINE vec add(vec a, vec b)
+{
+    return _mm256_add_ps(a, b);
+}
+INLINE vec sub(vec a, vec b)
+{
+    return _mm256_sub_ps(a, b);
+}
+INLINE vec mul(vec a, vec b)
+{
+    return _mm256_mul_ps(a, b);
+}
+INLINE vec max(vec a, vec b)
+{
+    return _mm256_max_ps(a, b);
+}
 /* a * b + c, c - a * b */
-INLINE vec madd(vec a, vec b, vec c) { return _mm256_fmadd_ps(a, b, c); }
-INLINE vec nmadd(vec a, vec b, vec c) { return _mm256_fnmadd_ps(a, b, c); }
+INLINE vec madd(vec a, vec b, vec c)
+{
+    return _mm256_fmadd_ps(a, b, c);
+}
+INLINE vec nmadd(vec a, vec b, vec c)
+{
+    return _mm256_fnmadd_ps(a, b, c);
+}
 
 /* 8 x 8 floats of rows of 16. */
 INLINE void transpose8(const float *from, float *to)
 {
     vec r[8], s[8];
-    UNROLL for (int i = 0; i < 8; i++) { r[i] = load(from + 16 * i); }
-    UNROLL for (int i = 0; i < 8; i += 2)
-    {
+#pragma GCC unroll 16
+    for (int i = 0; i < 8; i++) {
+        r[i] = load(from + 16 * i);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < 8; i += 2) {
         s[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
         s[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
     }
-    UNROLL for (int i = 0; i < 8; i += 4)
-    {
+#pragma GCC unroll 16
+    for (int i = 0; i < 8; i += 4) {
         r[i] = _mm256_shuffle_ps(s[i], s[i + 2], 0x44);
         r[i + 1] = _mm256_shuffle_ps(s[i], s[i + 2], 0xee);
         r[i + 2] = _mm256_shuffle_ps(s[i + 1], s[i + 3], 0x44);
         r[i + 3] = _mm256_shuffle_ps(s[i + 1], s[i + 3], 0xee);
     }
-    UNROLL for (int i = 0; i < 4; i++)
-    {
+#pragma GCC unroll 16
+    for (int i = 0; i < 4; i++) {
         store(to + 16 * i, _mm256_permute2f128_ps(r[i], r[i + 4], 0x20));
         store(to + 16 * (i + 4), _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
     }

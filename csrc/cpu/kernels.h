@@ -65,6 +65,19 @@ extern const mdmt_cpu_impl mdmt_f32_global_avg_pool_forward__avx512;
 extern const mdmt_cpu_impl mdmt_f32_global_avg_pool_bwd__avx2;
 extern const mdmt_cpu_impl mdmt_f32_global_avg_pool_bwd__avx512;
 extern const mdmt_adam_impl mdmt_f32_adam__avx2, mdmt_f32_adam__avx512;
+/* Winograd convolution. */
+extern const mdmt_cpu_impl mdmt_f32_conv2d_forward_winograd4__avx2;
+extern const mdmt_cpu_impl mdmt_f32_conv2d_forward_winograd4__avx512;
+extern const mdmt_cpu_impl mdmt_f32_conv2d_forward_winograd2__avx2;
+extern const mdmt_cpu_impl mdmt_f32_conv2d_forward_winograd2__avx512;
+extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_data_winograd4__avx2;
+extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_data_winograd4__avx512;
+extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_data_winograd2__avx2;
+extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_data_winograd2__avx512;
+extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_weight_winograd4__avx2;
+extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_weight_winograd4__avx512;
+extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_weight_winograd2__avx2;
+extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_weight_winograd2__avx512;
 #endif
 
 #endif

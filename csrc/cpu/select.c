@@ -9,6 +9,10 @@
 
 static const mdmt_cpu_impl *const conv2d_impls[] = {
 #ifdef MDMT_X86
+    &mdmt_f32_conv2d_forward_winograd4__avx512,
+    &mdmt_f32_conv2d_forward_winograd2__avx512,
+    &mdmt_f32_conv2d_forward_winograd4__avx2,
+    &mdmt_f32_conv2d_forward_winograd2__avx2,
 #endif
     &mdmt_f32_conv2d_forward__ref,
     NULL,
@@ -16,6 +20,10 @@ static const mdmt_cpu_impl *const conv2d_impls[] = {
 
 static const mdmt_cpu_impl *const conv2d_bwd_data_impls[] = {
 #ifdef MDMT_X86
+    &mdmt_f32_conv2d_bwd_data_winograd4__avx512,
+    &mdmt_f32_conv2d_bwd_data_winograd2__avx512,
+    &mdmt_f32_conv2d_bwd_data_winograd4__avx2,
+    &mdmt_f32_conv2d_bwd_data_winograd2__avx2,
 #endif
     &mdmt_f32_conv2d_bwd_data__ref,
     NULL,
@@ -23,6 +31,10 @@ static const mdmt_cpu_impl *const conv2d_bwd_data_impls[] = {
 
 static const mdmt_cpu_impl *const conv2d_bwd_weight_impls[] = {
 #ifdef MDMT_X86
+    &mdmt_f32_conv2d_bwd_weight_winograd4__avx512,
+    &mdmt_f32_conv2d_bwd_weight_winograd2__avx512,
+    &mdmt_f32_conv2d_bwd_weight_winograd4__avx2,
+    &mdmt_f32_conv2d_bwd_weight_winograd2__avx2,
 #endif
     &mdmt_f32_conv2d_bwd_weight__ref,
     NULL,
