@@ -1,0 +1,56 @@
+/* From stored grey images (uint8) to network input: training augmentation and
+ * resampling as one inverse map with one bilinear sampling. The arithmetic of
+ * the op images and of the NumPy function augment.
+ *
+ * An output pixel at q = (x, y), measured from the centre of the output image,
+ * takes the grey value of the source at
+ *
+ *   p = diag(source size / output size) F R(-angle) / zoom (q + u(q) - shift)
+ *
+ * measured from the source's centre, where u is the elastic displacement, R a
+ * rotation and F = diag(+-1, 1) the flip: the content is flipped, zoomed, rotated,
+ * shifted, and then deformed. Samples lie at pixel centres (as in
+ * align_corners=False), so that the identity copies pixels exactly. Outside the
+ * source its border is continued (replicate): radiographs rarely end in black,
+ * and the wedges that a constant border would draw at rotated images are an edge
+ * that a network can learn.
+ *
+ * The elastic field is that of Simard et al. (ICDAR 2003): alpha times uniform
+ * noise in -1 .. 1, smoothed by a Gaussian of sigma, in pixels of the output.
+ * The smooth field is made on a grid of every `step`-th pixel, step =
+ * floor(sigma / 3), and interpolated linearly: the noise there gets the factor
+ * 1 / step that keeps the variance, 1 / (12 pi sigma^2) alpha^2. Noise is drawn
+ * beyond the border too, so that the field is as strong there as inside.
+ *
+ * Every number is a function of (seed, epoch, data set, index), so an image is
+ * augmented alike on any thread and after any interruption. */
+#ifndef MDMT_CPU_IMAGES_H
+#define MDMT_CPU_IMAGES_H
+
+#include "../backend.h"
+
+/* What was drawn for one image. */
+typedef struct {
+    float shift[2]; /* x, y: fraction of the width, height */
+    float zoom;     /* factor                              */
+    float angle;    /* degrees                             */
+    int flip;       /* left and right exchanged            */
+    float alpha;    /* pixels; 0: no elastic deformation   */
+    float sigma;    /* pixels                              */
+    uint64_t noise_key;
+} mdmt_warp;
+
+/* The map that only resamples. */
+mdmt_warp mdmt_warp_identity(void);
+mdmt_warp mdmt_warp_draw(const mdmt_augmentation *augmentation, uint64_t seed, uint64_t epoch,
+                         int data_set, int64_t index);
+/* Checks the ranges: zoom below 1, probability within 0 .. 1, alphas in order. */
+mdmt_status mdmt_augmentation_check(const mdmt_augmentation *augmentation);
+
+/* Floats of scratch for an output of that size, whatever the warp. */
+size_t mdmt_warp_scratch(int height, int width);
+/* source (sh, sw) u8 -> out (height, width) f32 of grey values 0 .. 255. */
+void mdmt_warp_apply(const mdmt_warp *warp, const uint8_t *source, int sh, int sw, float *out,
+                     int height, int width, float *scratch);
+
+#endif

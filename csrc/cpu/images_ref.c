@@ -1,0 +1,90 @@
+/* Kernel of the op images: for each sample of the step, augment (images.h), and
+ * write (v / 255 - mean[c]) / std[c] for every channel: the grey value repeated,
+ * normalised per channel. One task per sample. */
+#include "cpu.h"
+#include "images.h"
+
+typedef struct {
+    const mdmt_step *step;
+    const mdmt_images_attrs *attrs;
+    float *out;     /* (N, C, H, W) */
+    char *scratch;  /* per thread */
+    size_t scratch_bytes;
+} images_run;
+
+static size_t bytes_per_thread(const mdmt_images_attrs *attrs)
+{
+    return mdmt_round_up(sizeof(float) * mdmt_warp_scratch(attrs->size[0], attrs->size[1]), 64);
+}
+
+static void needs(const mdmt_site *site, mdmt_needs *needs)
+{
+    needs->workspace_bytes =
+        bytes_per_thread(MDMT_ATTRS(mdmt_images_attrs, site->op)) * (size_t)site->threads;
+}
+
+static void one_sample(void *context, int sample, int thread)
+{
+    const images_run *r = context;
+    const mdmt_images_attrs *attrs = r->attrs;
+    int data_set = r->step->sample_source[sample];
+    int64_t index = r->step->sample_index[sample];
+    const mdmt_image_source *source = &r->step->sources[data_set];
+    size_t size = (size_t)source->height * (size_t)source->width;
+    size_t pixels = (size_t)attrs->size[0] * (size_t)attrs->size[1];
+    mdmt_warp warp = mdmt_warp_identity();
+    if (attrs->augment) {
+        warp = mdmt_warp_draw(&r->step->augmentation, r->step->seed, r->step->epoch, data_set,
+                              index);
+    }
+    float *out = r->out + (size_t)sample * (size_t)attrs->channels * pixels;
+    float *grey = out + (size_t)(attrs->channels - 1) * pixels; /* overwritten last */
+    mdmt_warp_apply(&warp, source->pixels + (size_t)index * size, source->height, source->width,
+                    grey, attrs->size[0], attrs->size[1],
+                    (float *)(void *)(r->scratch + (size_t)thread * r->scratch_bytes));
+    for (int c = 0; c < attrs->channels; c++) {
+        float *plane = out + (size_t)c * pixels;
+        float mean = attrs->mean[c], deviation = attrs->std[c];
+        for (size_t i = 0; i < pixels; i++) {
+            plane[i] = (grey[i] / 255.0f - mean) / deviation;
+        }
+    }
+}
+
+static mdmt_status check_samples(const mdmt_step *step, int samples)
+{
+    for (int i = 0; i < samples; i++) {
+        int data_set = step->sample_source[i];
+        int64_t index = step->sample_index[i];
+        if (data_set < 0 || data_set >= step->source_count) {
+            return mdmt_fail(MDMT_BAD_ARGUMENT,
+                             "sample %d is of data set %d, but %d data sets are attached", i,
+                             data_set, step->source_count);
+        }
+        if (index < 0 || index >= step->sources[data_set].count) {
+            return mdmt_fail(MDMT_BAD_ARGUMENT,
+                             "sample %d is image %lld of data set %d, which has %lld images", i,
+                             (long long)index, data_set,
+                             (long long)step->sources[data_set].count);
+        }
+    }
+    return MDMT_OK;
+}
+
+static mdmt_status run(const mdmt_site *site, const mdmt_call *call)
+{
+    const mdmt_images_attrs *attrs = MDMT_ATTRS(mdmt_images_attrs, site->op);
+    if (!call->step || !call->step->sources) {
+        return mdmt_fail(MDMT_BAD_ARGUMENT, "no images are attached: attach data sets first");
+    }
+    MDMT_TRY(check_samples(call->step, attrs->batch));
+    if (attrs->augment) {
+        MDMT_TRY(mdmt_augmentation_check(&call->step->augmentation));
+    }
+    images_run r = {call->step, attrs, call->out[0], call->workspace, bytes_per_thread(attrs)};
+    mdmt_parallel(site->pool, attrs->batch, one_sample, &r);
+    return MDMT_OK;
+}
+
+const mdmt_cpu_impl mdmt_f32_images__ref = {
+    .name = "mdmt_f32_images__ref", .isa = MDMT_ISA_REF, .needs = needs, .run = run};

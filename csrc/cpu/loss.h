@@ -1,0 +1,57 @@
+/* The masked multi-task loss, equations (1) to (3) of Ruffini et al. (MICCAI
+ * 2024), on plain arrays: the arithmetic of the op masked_loss and of the NumPy
+ * function of that name.
+ *
+ * A batch mixes the samples of several data sets; sample i carries a label for
+ * one task t(i) and has logits from every head. Its loss l_i is that of task
+ * t(i) alone:
+ *
+ *   ce       -log softmax(z)_y                      y = target column 0, a class index
+ *   bce      mean over the k logits of -[t log s(z) + (1 - t) log s(-z)]
+ *   mse      mean over the k outputs of (z - t)^2
+ *   ordinal  logarithmic ranked score: with p = softmax(z) and the cumulative
+ *            probabilities F_j = p_0 + .. + p_j,
+ *            -sum_{j < k-1} [y <= j] log F_j + [y > j] log(1 - F_j)
+ *
+ * and the loss of the batch, with w_k the weight of task k,
+ *
+ *   mean            sum_i w_t(i) l_i / N        N = labelled samples of the batch
+ *   per_task_mean   sum_k w_k (sum_{i of k} l_i) / N_k     N_k = those of task k
+ *   sum             sum_i w_t(i) l_i
+ *
+ * A sample without a label (task -1, or NaN among the target columns of its
+ * task) adds nothing to the loss, has zero gradient and is counted neither in N
+ * nor in N_k. A task without a sample has loss zero and a gradient of exact
+ * zeros; so has a batch without any label.
+ *
+ * All values are computed from the logits by log-sum-exp in double precision and
+ * summed in double in the order of the samples; gradients are rounded to float
+ * once. A NaN or infinity among a labelled sample's logits makes its loss NaN or
+ * infinite: the caller sees it. */
+#ifndef MDMT_CPU_LOSS_H
+#define MDMT_CPU_LOSS_H
+
+#include "../base/status.h"
+#include "../ops/attrs.h"
+
+typedef struct {
+    const mdmt_loss_attrs *attrs;
+    int samples;                          /* n of the batch */
+    const int32_t *task;                  /* (n) head of each sample, -1: none  */
+    const float *target;                  /* (n, target_width)                  */
+    int target_width;                     /* columns; task k reads its first ones */
+    const float *logits[MDMT_MAX_TASKS];  /* (n, width[k])                      */
+    int width[MDMT_MAX_TASKS];
+    float *dlogits[MDMT_MAX_TASKS];       /* (n, width[k]) d loss / d logits, or NULL */
+} mdmt_loss_problem;
+
+/* Doubles of scratch that mdmt_masked_loss needs. */
+int mdmt_loss_scratch(const mdmt_loss_problem *problem);
+
+/* Loss of the batch, and (tasks, 2) pairs of [sum of the losses, samples] per
+ * task, unweighted. Fails on a task number or target outside its range, naming
+ * sample and value; the gradients are then undefined. */
+mdmt_status mdmt_masked_loss(const mdmt_loss_problem *problem, double *scratch, double *loss,
+                             double *per_task);
+
+#endif
