@@ -9,14 +9,26 @@ __version__ = "0.1.0"
 
 # Public name -> module that defines it.
 _EXPORTS = {
+    "MixedBatchSampler": "mdmt.sampler",
     "Model": "mdmt.model",
+    "augment": "mdmt.augmentation",
     "backbones": "mdmt.nets",
+    "masked_loss": "mdmt.loss",
     "set_num_threads": "mdmt.config",
     "show_config": "mdmt.config",
 }
-_SUBMODULES = ("config", "data", "engine", "nets", "ops", "run", "splits", "stats")
+_SUBMODULES = ("config", "data", "engine", "nets", "ops", "run", "schedule", "splits", "stats")
 
-__all__ = ["Model", "__version__", "backbones", "set_num_threads", "show_config"]
+__all__ = [
+    "MixedBatchSampler",
+    "Model",
+    "__version__",
+    "augment",
+    "backbones",
+    "masked_loss",
+    "set_num_threads",
+    "show_config",
+]
 
 
 def __getattr__(name):

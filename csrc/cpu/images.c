@@ -202,8 +202,8 @@ static affine inverse_map(const mdmt_warp *warp, int sh, int sw, int height, int
     double angle = warp->angle * pi / 180, c = cos(angle), s = sin(angle);
     double sx = (double)sw / width / warp->zoom, sy = (double)sh / height / warp->zoom;
     double f = warp->flip ? -1 : 1;
-    affine map = {(float)(f * sx * c), (float)(f * sx * s), (float)(-sy * s), (float)(sy * c), 0,
-                  0};
+    affine map = {
+        (float)(f * sx * c), (float)(f * sx * s), (float)(-sy * s), (float)(sy * c), 0, 0};
     /* of output pixel (0, 0), measured from the centre, less the shift */
     double qx = 0.5 - 0.5 * width - (double)warp->shift[0] * width;
     double qy = 0.5 - 0.5 * height - (double)warp->shift[1] * height;
@@ -213,8 +213,7 @@ static affine inverse_map(const mdmt_warp *warp, int sh, int sw, int height, int
 }
 
 /* u at the pixels of row y, from the nodes. */
-static void displacements(const elastic_grid *grid, const float *field, int y, int width,
-                          float *u)
+static void displacements(const elastic_grid *grid, const float *field, int y, int width, float *u)
 {
     int above = y / grid->step;
     float fy = (float)(y - above * grid->step) / (float)grid->step;
@@ -267,10 +266,26 @@ void mdmt_warp_apply(const mdmt_warp *warp, const uint8_t *source, int sh, int s
         const uint8_t *line = source + (size_t)y * (size_t)sw;
         float *row = out + (size_t)y * (size_t)width;
         for (int x = 0; x < width; x++) {
-            row[x] = copies ? (float)line[warp->flip ? width - 1 - x : x]
-                            : sample_grey(source, sh, sw,
-                                          map.x0 + map.xx * (float)x + map.xy * (float)y,
-                                          map.y0 + map.yx * (float)x + map.yy * (float)y);
+            row[x] =
+                copies ? (float)line[warp->flip ? width - 1 - x : x]
+                       : sample_grey(source, sh, sw, map.x0 + map.xx * (float)x + map.xy * (float)y,
+                                     map.y0 + map.yx * (float)x + map.yy * (float)y);
         }
     }
+}
+
+static void augment_one(void *context, int i, int thread)
+{
+    const mdmt_augment_job *job = context;
+    mdmt_warp warp = mdmt_warp_draw(&job->augmentation, job->seed, job->epoch,
+                                    (int)job->data_set[i], job->index[i]);
+    mdmt_warp_apply(&warp, job->images + (size_t)i * (size_t)job->sh * (size_t)job->sw, job->sh,
+                    job->sw, job->out + (size_t)i * (size_t)job->height * (size_t)job->width,
+                    job->height, job->width,
+                    job->scratch + (size_t)thread * mdmt_warp_scratch(job->height, job->width));
+}
+
+void mdmt_augment_images(mdmt_pool *pool, int n, mdmt_augment_job *job)
+{
+    mdmt_parallel(pool, n, augment_one, job);
 }

@@ -28,6 +28,7 @@
 #define MDMT_CPU_IMAGES_H
 
 #include "../backend.h"
+#include "../base/pool.h"
 
 /* What was drawn for one image. */
 typedef struct {
@@ -52,5 +53,18 @@ size_t mdmt_warp_scratch(int height, int width);
 /* source (sh, sw) u8 -> out (height, width) f32 of grey values 0 .. 255. */
 void mdmt_warp_apply(const mdmt_warp *warp, const uint8_t *source, int sh, int sw, float *out,
                      int height, int width, float *scratch);
+
+/* Augments single images, each as sample (data_set[i], index[i]) of the epoch. */
+typedef struct {
+    const uint8_t *images; /* (n, sh, sw) */
+    int sh, sw;
+    const int64_t *data_set, *index; /* (n) */
+    uint64_t seed, epoch;
+    mdmt_augmentation augmentation;
+    float *out; /* (n, height, width) grey values 0 .. 255 */
+    int height, width;
+    float *scratch; /* mdmt_warp_scratch(height, width) floats per thread of the pool */
+} mdmt_augment_job;
+void mdmt_augment_images(mdmt_pool *pool, int n, mdmt_augment_job *job);
 
 #endif

@@ -1,14 +1,14 @@
 /* Kernel of the op images: for each sample of the step, augment (images.h), and
  * write (v / 255 - mean[c]) / std[c] for every channel: the grey value repeated,
  * normalised per channel. One task per sample. */
-#include "cpu.h"
 #include "images.h"
+#include "kernels.h"
 
 typedef struct {
     const mdmt_step *step;
     const mdmt_images_attrs *attrs;
-    float *out;     /* (N, C, H, W) */
-    char *scratch;  /* per thread */
+    float *out;    /* (N, C, H, W) */
+    char *scratch; /* per thread */
     size_t scratch_bytes;
 } images_run;
 
@@ -34,8 +34,8 @@ static void one_sample(void *context, int sample, int thread)
     size_t pixels = (size_t)attrs->size[0] * (size_t)attrs->size[1];
     mdmt_warp warp = mdmt_warp_identity();
     if (attrs->augment) {
-        warp = mdmt_warp_draw(&r->step->augmentation, r->step->seed, r->step->epoch, data_set,
-                              index);
+        warp =
+            mdmt_warp_draw(&r->step->augmentation, r->step->seed, r->step->epoch, data_set, index);
     }
     float *out = r->out + (size_t)sample * (size_t)attrs->channels * pixels;
     float *grey = out + (size_t)(attrs->channels - 1) * pixels; /* overwritten last */
@@ -64,8 +64,7 @@ static mdmt_status check_samples(const mdmt_step *step, int samples)
         if (index < 0 || index >= step->sources[data_set].count) {
             return mdmt_fail(MDMT_BAD_ARGUMENT,
                              "sample %d is image %lld of data set %d, which has %lld images", i,
-                             (long long)index, data_set,
-                             (long long)step->sources[data_set].count);
+                             (long long)index, data_set, (long long)step->sources[data_set].count);
         }
     }
     return MDMT_OK;
@@ -86,5 +85,8 @@ static mdmt_status run(const mdmt_site *site, const mdmt_call *call)
     return MDMT_OK;
 }
 
-const mdmt_cpu_impl mdmt_f32_images__ref = {
-    .name = "mdmt_f32_images__ref", .isa = MDMT_ISA_REF, .needs = needs, .run = run};
+const mdmt_cpu_impl mdmt_f32_images__ref = {.name = "mdmt_f32_images__ref",
+                                            .isa = MDMT_ISA_REF,
+                                            .needs = needs,
+                                            .cost = mdmt_ref_cost,
+                                            .run = run};

@@ -46,6 +46,8 @@ extern const mdmt_cpu_impl mdmt_f32_linear_forward__ref;
 extern const mdmt_cpu_impl mdmt_f32_linear_bwd_data__ref;
 extern const mdmt_cpu_impl mdmt_f32_linear_bwd_weight__ref;
 extern const mdmt_cpu_impl mdmt_f32_dropout__ref;
+extern const mdmt_cpu_impl mdmt_f32_masked_loss__ref;
+extern const mdmt_cpu_impl mdmt_f32_images__ref;
 extern const mdmt_adam_impl mdmt_f32_adam__ref;
 
 #ifdef MDMT_X86

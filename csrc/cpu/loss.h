@@ -36,13 +36,13 @@
 
 typedef struct {
     const mdmt_loss_attrs *attrs;
-    int samples;                          /* n of the batch */
-    const int32_t *task;                  /* (n) head of each sample, -1: none  */
-    const float *target;                  /* (n, target_width)                  */
-    int target_width;                     /* columns; task k reads its first ones */
-    const float *logits[MDMT_MAX_TASKS];  /* (n, width[k])                      */
+    int samples;                         /* n of the batch */
+    const int32_t *task;                 /* (n) head of each sample, -1: none  */
+    const float *target;                 /* (n, target_width)                  */
+    int target_width;                    /* columns; task k reads its first ones */
+    const float *logits[MDMT_MAX_TASKS]; /* (n, width[k])                      */
     int width[MDMT_MAX_TASKS];
-    float *dlogits[MDMT_MAX_TASKS];       /* (n, width[k]) d loss / d logits, or NULL */
+    float *dlogits[MDMT_MAX_TASKS]; /* (n, width[k]) d loss / d logits, or NULL */
 } mdmt_loss_problem;
 
 /* Doubles of scratch that mdmt_masked_loss needs. */

@@ -1,6 +1,6 @@
 /* Kernel of the op masked_loss; the arithmetic is in loss.c. A step has few
  * samples and few logits (16 x 6, say), so that one thread does it at once. */
-#include "cpu.h"
+#include "kernels.h"
 #include "loss.h"
 
 static void describe(const mdmt_site *site, mdmt_loss_problem *p)
@@ -40,5 +40,8 @@ static mdmt_status run(const mdmt_site *site, const mdmt_call *call)
     return MDMT_OK;
 }
 
-const mdmt_cpu_impl mdmt_f32_masked_loss__ref = {
-    .name = "mdmt_f32_masked_loss__ref", .isa = MDMT_ISA_REF, .needs = needs, .run = run};
+const mdmt_cpu_impl mdmt_f32_masked_loss__ref = {.name = "mdmt_f32_masked_loss__ref",
+                                                 .isa = MDMT_ISA_REF,
+                                                 .needs = needs,
+                                                 .cost = mdmt_ref_cost,
+                                                 .run = run};

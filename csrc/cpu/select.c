@@ -204,6 +204,16 @@ static const mdmt_cpu_impl *const dropout_impls[] = {
     NULL,
 };
 
+static const mdmt_cpu_impl *const masked_loss_impls[] = {
+    &mdmt_f32_masked_loss__ref,
+    NULL,
+};
+
+static const mdmt_cpu_impl *const images_impls[] = {
+    &mdmt_f32_images__ref,
+    NULL,
+};
+
 static const mdmt_adam_impl *const adam_impls[] = {
 #ifdef MDMT_X86
     &mdmt_f32_adam__avx512,
@@ -237,6 +247,8 @@ static const mdmt_cpu_list lists[] = {
     {&mdmt_op_linear_bwd_data, linear_bwd_data_impls},
     {&mdmt_op_linear_bwd_weight, linear_bwd_weight_impls},
     {&mdmt_op_dropout, dropout_impls},
+    {&mdmt_op_masked_loss, masked_loss_impls},
+    {&mdmt_op_images, images_impls},
 };
 
 const mdmt_cpu_impl *const *mdmt_cpu_kernels(const mdmt_op_record *record)

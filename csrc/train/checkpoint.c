@@ -155,7 +155,8 @@ static int compare_arrays(const void *a, const void *b)
     }
     size_t common = one->name.bytes < two->name.bytes ? one->name.bytes : two->name.bytes;
     int order = memcmp(one->name.data, two->name.data, common);
-    return order ? order : (one->name.bytes > two->name.bytes) - (one->name.bytes < two->name.bytes);
+    return order ? order
+                 : (one->name.bytes > two->name.bytes) - (one->name.bytes < two->name.bytes);
 }
 
 static mdmt_status check_names(const mdmt_array *const *sorted, int count)

@@ -21,9 +21,9 @@ struct mdmt_sampler {
     double share[MDMT_MAX_SETS]; /* of a batch, per stream; sum 1 */
     int lead;                    /* the stream that ends the epoch, or -1 */
     int64_t steps;
-    int64_t last;                /* samples of the last batch */
-    int64_t last_lead;           /* those of the lead in it */
-    int64_t next_step;           /* that `taken` stands before */
+    int64_t last;      /* samples of the last batch */
+    int64_t last_lead; /* those of the lead in it */
+    int64_t next_step; /* that `taken` stands before */
 };
 
 static mdmt_status check(const mdmt_sampler_config *c)
@@ -94,10 +94,10 @@ static void step_quotas(const mdmt_sampler *s, int64_t step, int64_t *quota)
     int64_t left = s->last - s->last_lead;
     for (int k = 0; k < s->streams; k++) {
         quota[k] = k == s->lead ? s->last_lead : 0;
-        behind[k] = k == s->lead ? -INFINITY
-                                 : s->share[k] * (double)(step * s->config.batch) -
-                                       (double)s->stream[k].taken +
-                                       s->share[k] / others * (double)left;
+        behind[k] = k == s->lead
+                        ? -INFINITY
+                        : s->share[k] * (double)(step * s->config.batch) -
+                              (double)s->stream[k].taken + s->share[k] / others * (double)left;
     }
     for (; left > 0; left--) {
         int most = s->lead == 0 ? 1 : 0;
@@ -244,6 +244,11 @@ int64_t mdmt_sampler_steps(const mdmt_sampler *s)
     return s->steps;
 }
 
+int64_t mdmt_sampler_batch_size(const mdmt_sampler *s, int64_t step)
+{
+    return step == s->steps - 1 ? s->last : s->config.batch;
+}
+
 /* Uniform in 0 .. bound-1 < 2^31, from 64 random bits (Lemire's multiply-shift;
  * its bias of at most bound / 2^64 is nothing). */
 static int64_t below(uint64_t bits, int64_t bound)
@@ -297,13 +302,14 @@ static void take(mdmt_sampler *s, int k, int64_t epoch, int64_t count, int64_t *
 }
 
 mdmt_status mdmt_sampler_batch(mdmt_sampler *s, int64_t epoch, int64_t step, int64_t *data_set,
-                               int64_t *index, int64_t *count)
+                               int64_t *index)
 {
     int64_t quota[MDMT_MAX_SETS];
     if (epoch < 0 || epoch >= (int64_t)1 << 32 || step < 0 || step >= s->steps) {
-        return mdmt_fail(MDMT_BAD_ARGUMENT, "there is no batch %lld of epoch %lld: an epoch has "
-                         "%lld batches", (long long)step, (long long)epoch,
-                         (long long)s->steps);
+        return mdmt_fail(MDMT_BAD_ARGUMENT,
+                         "there is no batch %lld of epoch %lld: an epoch has "
+                         "%lld batches",
+                         (long long)step, (long long)epoch, (long long)s->steps);
     }
     if (step < s->next_step) {
         rewind_epoch(s);
@@ -315,10 +321,8 @@ mdmt_status mdmt_sampler_batch(mdmt_sampler *s, int64_t epoch, int64_t step, int
         }
     }
     step_quotas(s, step, quota);
-    *count = 0;
-    for (int k = 0; k < s->streams; k++) {
-        take(s, k, epoch, quota[k], data_set + *count, index + *count);
-        *count += quota[k];
+    for (int64_t at = 0, k = 0; k < s->streams; at += quota[k++]) {
+        take(s, (int)k, epoch, quota[k], data_set + at, index + at);
     }
     s->next_step = step + 1;
     return MDMT_OK;

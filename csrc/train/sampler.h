@@ -48,7 +48,7 @@ typedef struct {
     mdmt_sample_mode mode;
     double ratio[MDMT_MAX_SETS]; /* mode ratio: shares, of any sum         */
     mdmt_epoch_rule epoch;
-    int64_t steps;               /* rule steps                             */
+    int64_t steps; /* rule steps                             */
     int drop_last;
     uint64_t seed;
 } mdmt_sampler_config;
@@ -59,10 +59,12 @@ mdmt_status mdmt_sampler_open(mdmt_sampler **sampler, const mdmt_sampler_config 
 void mdmt_sampler_close(mdmt_sampler *sampler);
 /* Batches of an epoch. */
 int64_t mdmt_sampler_steps(const mdmt_sampler *sampler);
+/* Samples of batch `step`: the batch size, save perhaps in the last one. */
+int64_t mdmt_sampler_batch_size(const mdmt_sampler *sampler, int64_t step);
 /* Batch `step` of `epoch` (at most 2^32 epochs): data set and index of each
- * sample, arrays of `batch` numbers each; the samples in *count. Batches taken
- * in order cost O(batch), any other O(sizes + steps). One caller at a time. */
+ * sample, arrays of mdmt_sampler_batch_size numbers each. Batches taken in order
+ * cost O(batch), any other O(sizes + steps). One caller at a time. */
 mdmt_status mdmt_sampler_batch(mdmt_sampler *sampler, int64_t epoch, int64_t step,
-                               int64_t *data_set, int64_t *index, int64_t *count);
+                               int64_t *data_set, int64_t *index);
 
 #endif

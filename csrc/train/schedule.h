@@ -33,14 +33,14 @@ typedef struct {
 } mdmt_schedule_config;
 
 typedef struct {
-    double lr;             /* for the next epoch                            */
-    double plateau_best;   /* the plateau rule's own best loss              */
-    double plateau_bad;    /* epochs since                                  */
+    double lr;           /* for the next epoch                            */
+    double plateau_best; /* the plateau rule's own best loss              */
+    double plateau_bad;  /* epochs since                                  */
     double cooldown_left;
-    double best_loss;      /* of the selected epoch; infinity: none yet     */
-    double best_epoch;     /* -1: none yet                                  */
-    double stale;          /* epochs since, that count for early stopping   */
-    double epochs;         /* seen so far                                   */
+    double best_loss;  /* of the selected epoch; infinity: none yet     */
+    double best_epoch; /* -1: none yet                                  */
+    double stale;      /* epochs since, that count for early stopping   */
+    double epochs;     /* seen so far                                   */
 } mdmt_schedule_state;
 
 enum {

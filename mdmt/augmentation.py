@@ -1,0 +1,53 @@
+"""Training augmentation on arrays; the arithmetic is in csrc/cpu/images.c."""
+
+import numpy as np
+
+from mdmt import _core
+
+#: The ranges of the paper's code; each transform is applied with `probability`.
+RANGES = {
+    "probability": 0.5,
+    "shift": 0.1,  # fraction of the side, both ways
+    "zoom": 0.1,  # factor 0.9 to 1.1
+    "flip": True,  # horizontal
+    "rotation": 10.0,  # degrees, both ways
+    "elastic_alpha": (20.0, 40.0),  # pixels of the output
+    "elastic_sigma": 7.0,  # pixels of the output; 0: no elastic deformation
+}
+
+
+def augment(images, dataset, index, *, epoch, seed, size=None, dtype=np.uint8, threads=1, **ranges):
+    """Images as a training step sees them, for study and contact sheets.
+
+    images (N, h, w) or (h, w) uint8. dataset, index: integers or arrays (N); together with epoch
+    and seed they are all that the random numbers depend on, so that image i is augmented as sample
+    index[i] of data set dataset[i] is in that epoch. size: (H, W) of the result, default (h, w).
+    ranges: those of RANGES that differ from it.
+
+    Shift, zoom, flip, rotation and elastic deformation (Simard et al. 2003) form one map with one
+    bilinear sampling; beyond its border an image goes on with its border's grey values.
+
+    Returns (N, H, W) or (H, W): uint8, rounded, or the dtype that is asked for, in 0 to 255.
+    """
+    unknown = sorted(set(ranges) - set(RANGES))
+    if unknown:
+        raise ValueError(
+            f"unknown range {unknown[0]!r} of the augmentation: choose among {', '.join(RANGES)}"
+        )
+    images = np.asarray(images)
+    if images.dtype != np.uint8 or images.ndim not in (2, 3):
+        raise ValueError(
+            f"images must be uint8 (N, h, w) or (h, w), not {images.dtype} {images.shape}"
+        )
+    stack = np.ascontiguousarray(images[None] if images.ndim == 2 else images)
+    keys = [np.broadcast_to(np.asarray(k, np.int64), len(stack)).copy() for k in (dataset, index)]
+    r = {**RANGES, **ranges}
+    low, high = r["elastic_alpha"]
+    packed = (r["probability"], r["shift"], r["zoom"], r["flip"], r["rotation"], low, high)
+    packed = (*map(float, packed), float(r["elastic_sigma"]))
+    height, width = size or stack.shape[1:]
+    out = _core.augment(
+        stack, *keys, int(seed), int(epoch), packed, (int(height), int(width)), int(threads)
+    )
+    out = np.rint(out).astype(np.uint8) if np.dtype(dtype) == np.uint8 else out.astype(dtype)
+    return out[0] if images.ndim == 2 else out

@@ -1,0 +1,56 @@
+"""The masked multi-task loss on arrays; the arithmetic is in csrc/cpu/loss.c."""
+
+import numpy as np
+
+from mdmt import _core
+
+KINDS = ("ce", "bce", "mse", "ordinal")
+REDUCTIONS = ("mean", "per_task_mean", "sum")
+
+
+def masked_loss(logits, task, target, reduction="mean", weights=None, losses=None):
+    """Loss of a mixed batch, equations (1) to (3) of the paper, and its gradients.
+
+    logits: list of K arrays (N, C_k), float32, one per task: every head sees every sample.
+    task (N): the task that each sample is labelled for, -1 for none.
+    target (N,) or (N, k): class index (ce, ordinal), k values in 0 to 1 (bce), k values (mse); a
+    task reads the first columns. NaN is a missing label.
+    reduction: "mean", the sum over the samples divided by the number of labelled samples of the
+    batch; "per_task_mean", the sum over tasks of the mean over their own samples; "sum".
+    weights (K): factors of the tasks' losses, default 1. losses (K): "ce" (default), "bce" (mean
+    over its k logits), "mse" (mean over its k outputs) or "ordinal", the logarithmic ranked score
+    -sum_{j<C-1} [y <= j] log F_j + [y > j] log(1 - F_j) of the cumulative softmax probabilities F.
+
+    A sample without a label has loss zero and gradient zero and is not counted; a task without a
+    sample has loss zero and a gradient of zeros.
+
+    Returns (loss, [d loss / d logits_k (N, C_k) float32], per_task), per_task (K, 2) float64 with
+    the unweighted sum of each task's losses and the number of its samples. Raises ValueError for
+    shapes that do not fit and for a label out of range, naming sample and value.
+    """
+    logits = [np.ascontiguousarray(z, np.float32) for z in logits]
+    weights = [1.0] * len(logits) if weights is None else [float(w) for w in weights]
+    losses = ["ce"] * len(logits) if losses is None else list(losses)
+    if len(weights) != len(logits) or len(losses) != len(logits):
+        raise ValueError(
+            f"{len(logits)} tasks need as many weights and losses, not {len(weights)} and "
+            f"{len(losses)}"
+        )
+    for kind in losses:
+        if kind not in KINDS:
+            raise ValueError(f"unknown loss {kind!r}: choose one of {', '.join(KINDS)}")
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"unknown reduction {reduction!r}: choose one of {', '.join(REDUCTIONS)}")
+    task = np.asarray(task)
+    if task.dtype.kind not in "iu":
+        raise ValueError(f"task must hold integers, not {task.dtype}")
+    target = np.ascontiguousarray(target, np.float32)
+    target = target[:, None] if target.ndim == 1 else target
+    tasks = [(KINDS.index(kind), weight) for kind, weight in zip(losses, weights)]
+    return _core.masked_loss(
+        logits,
+        np.ascontiguousarray(task, np.int32),
+        target,
+        tasks,
+        REDUCTIONS.index(reduction),
+    )

@@ -1,0 +1,95 @@
+"""Learning rate, best epoch and early stopping; the rules are in csrc/train/schedule.c."""
+
+import numpy as np
+
+from mdmt import _core
+
+CONFIG = (
+    "lr",
+    "factor",
+    "patience",
+    "threshold",
+    "min_lr",
+    "cooldown",
+    "warmup",
+    "stop_patience",
+    "max_epochs",
+)
+STATE = (
+    "lr",
+    "plateau_best",
+    "plateau_bad",
+    "cooldown_left",
+    "best_loss",
+    "best_epoch",
+    "stale",
+    "epochs",
+)
+
+
+class TrainingSchedule:
+    """What a training does with the validation loss of each epoch.
+
+    The learning rate is reduced on plateau as torch.optim.lr_scheduler.ReduceLROnPlateau does it
+    (mode min, relative threshold): after more than `patience` epochs in a row without a loss below
+    best * (1 - threshold) it is multiplied by `factor`, not below min_lr.
+
+    Warm-up in the paper's sense: in the first `warmup` epochs no epoch is selected and early
+    stopping does not count; the learning rate is not touched by it. After that the epoch of the
+    lowest loss is the best one, and after stop_patience epochs in a row without a new best the
+    training stops, as it does after max_epochs. If it ends inside the warm-up, its last epoch is
+    the selected one.
+    """
+
+    def __init__(
+        self,
+        lr=1e-3,
+        factor=0.65,
+        patience=15,
+        threshold=1e-4,
+        min_lr=1e-8,
+        cooldown=0,
+        warmup=40,
+        stop_patience=40,
+        max_epochs=300,
+    ):
+        values = locals()
+        self._config = np.array([values[name] for name in CONFIG], np.float64)
+        self._state = np.zeros(len(STATE))
+        _core.schedule_start(self._config, self._state)
+
+    @property
+    def lr(self):
+        """Learning rate of the next epoch."""
+        return float(self._state[STATE.index("lr")])
+
+    @property
+    def best_epoch(self):
+        """The selected epoch, -1 where there is none yet."""
+        return int(self._state[STATE.index("best_epoch")])
+
+    @property
+    def best_loss(self):
+        """Its validation loss, infinity where there is none yet."""
+        return float(self._state[STATE.index("best_loss")])
+
+    def update(self, epoch, val_loss):
+        """Takes the validation loss of `epoch`, which counts from 0. Returns (lr, is_best, stop):
+        the learning rate of the next epoch, whether to keep this epoch's weights, and whether the
+        training has ended. Raises ValueError where `epoch` is not the next one."""
+        is_best, stop = _core.schedule_update(self._config, self._state, epoch, val_loss)
+        return self.lr, is_best, stop
+
+    def state_dict(self):
+        """Settings and state: plain floats (JSON needs allow_nan for the infinities)."""
+        return {
+            "config": dict(zip(CONFIG, self._config.tolist())),
+            "state": dict(zip(STATE, self._state.tolist())),
+        }
+
+    def load_state_dict(self, state):
+        """Goes on from that state, with its settings."""
+        config = np.array([state["config"][name] for name in CONFIG], np.float64)
+        values = np.array([state["state"][name] for name in STATE], np.float64)
+        _core.schedule_start(config, np.zeros(len(STATE)))  # checks the settings
+        self._config, self._state = config, values
