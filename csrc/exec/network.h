@@ -1,0 +1,48 @@
+/* A network with its weights, gradients and optimiser state, and a program for
+ * every way it is run: any batch size, training or evaluation, images from
+ * outside or from resident data sets. All programs share one slab. */
+#ifndef MDMT_EXEC_NETWORK_H
+#define MDMT_EXEC_NETWORK_H
+
+#include "lower.h"
+#include "program.h"
+
+typedef struct mdmt_network mdmt_network;
+
+typedef enum {
+    MDMT_HOLDS_WEIGHTS,  /* parameters and buffers          */
+    MDMT_HOLDS_GRADIENT, /* of the last backward pass       */
+    MDMT_HOLDS_FIRST,    /* Adam's first moment             */
+    MDMT_HOLDS_SECOND    /* Adam's second moment            */
+} mdmt_holding;
+
+typedef struct {
+    int64_t parameters, gradients, optimizer, activations, workspace; /* bytes */
+} mdmt_memory;
+
+/* Takes over the graph (also on failure) and borrows the backend. */
+mdmt_status mdmt_network_open(mdmt_network **network, mdmt_graph *graph, mdmt_backend *backend,
+                              uint64_t seed);
+void mdmt_network_close(mdmt_network *network);
+
+const mdmt_graph *mdmt_network_graph(const mdmt_network *network);
+
+/* Plain arrays in and out, by the tensor's name. */
+mdmt_status mdmt_network_get(mdmt_network *network, mdmt_holding what, const char *name,
+                             void *host);
+mdmt_status mdmt_network_set(mdmt_network *network, mdmt_holding what, const char *name,
+                             const void *host);
+
+/* The program for this mode, compiled when it is the first time. It is bound
+ * and stays valid until the next call. */
+mdmt_status mdmt_network_program(mdmt_network *network, const mdmt_mode *mode,
+                                 mdmt_program **program);
+
+/* Adam on all parameters with the gradients of the last run. */
+mdmt_status mdmt_network_adam(mdmt_network *network, const mdmt_adam *adam);
+
+/* What this mode needs, as planned, without taking it. */
+mdmt_status mdmt_network_memory(mdmt_network *network, const mdmt_mode *mode,
+                                mdmt_memory *memory);
+
+#endif
