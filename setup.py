@@ -34,6 +34,8 @@ FLAGS = [
     "-ffp-contract=off",
     "-fno-math-errno",
     "-fno-trapping-math",
+    # Ops keep their attributes as bytes and read them as the struct of their record.
+    "-fno-strict-aliasing",
     "-Wall",
     "-Wextra",
 ]

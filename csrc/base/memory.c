@@ -2,6 +2,7 @@
 #include "memory.h"
 
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -54,6 +55,52 @@ void mdmt_release(void *block)
     free(block);
 }
 
+/* A number from a small text file of the system, or -1. */
+static long long read_number(const char *path, const char *format)
+{
+    char line[128];
+    long long number = -1;
+    FILE *file = fopen(path, "r");
+    while (file && fgets(line, sizeof line, file)) {
+        if (sscanf(line, format, &number) == 1) {
+            break;
+        }
+    }
+    if (file) {
+        fclose(file);
+    }
+    return number;
+}
+
+/* Bytes that can still be taken on this host or in this cgroup; -1 unknown. */
+static long long available_bytes(void)
+{
+    long long host = read_number("/proc/meminfo", "MemAvailable: %lld kB");
+    long long limit = read_number("/sys/fs/cgroup/memory.max", "%lld");
+    long long used = read_number("/sys/fs/cgroup/memory.current", "%lld");
+    long long free_bytes = host < 0 ? -1 : host * 1024;
+    if (limit >= 0 && used >= 0 && (free_bytes < 0 || limit - used < free_bytes)) {
+        free_bytes = limit > used ? limit - used : 0;
+    }
+    return free_bytes;
+}
+
+/* The kernel promises more than it has and kills later: ask first. */
+static mdmt_status check_available(size_t bytes, const char *what)
+{
+    if (bytes < (size_t)64 << 20) {
+        return MDMT_OK;
+    }
+    long long available = available_bytes();
+    if (available >= 0 && (long long)bytes > available) {
+        return mdmt_fail(MDMT_NO_MEMORY,
+                         "out of memory: the %s needs %.2f GiB, but only %.2f GiB are available; "
+                         "use a smaller batch or smaller images",
+                         what, (double)bytes / (1 << 30), (double)available / (1 << 30));
+    }
+    return MDMT_OK;
+}
+
 mdmt_status mdmt_slab_open(mdmt_slab *slab, size_t bytes, const char *what)
 {
     slab->data = NULL;
@@ -61,6 +108,7 @@ mdmt_status mdmt_slab_open(mdmt_slab *slab, size_t bytes, const char *what)
     if (bytes == 0) {
         return MDMT_OK;
     }
+    MDMT_TRY(check_available(bytes, what));
     size_t size = mdmt_round_up(bytes, bytes >= HUGE_PAGE ? HUGE_PAGE : 4096);
     /* One huge page more than needed, so that the start can be aligned. */
     size_t span = size + (bytes >= HUGE_PAGE ? HUGE_PAGE : 0);

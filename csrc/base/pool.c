@@ -23,7 +23,24 @@ struct mdmt_pool {
     mdmt_task_fn fn;
     void *context;
     int stopping;
+    pthread_mutex_t caller; /* held by the thread whose work is being done */
+    unsigned forks;         /* fork_count when the threads were started    */
 };
+
+/* How many forks this process is away from the first one: a forked child has
+ * the pool's memory but not its threads. */
+static atomic_uint fork_count;
+static pthread_once_t fork_once = PTHREAD_ONCE_INIT;
+
+static void after_fork(void)
+{
+    atomic_fetch_add(&fork_count, 1);
+}
+
+static void watch_forks(void)
+{
+    pthread_atfork(NULL, NULL, after_fork);
+}
 
 typedef struct {
     mdmt_pool *pool;
@@ -99,6 +116,9 @@ mdmt_status mdmt_pool_open(mdmt_pool **out, int threads)
     if (!pool) {
         return MDMT_NO_MEMORY;
     }
+    pthread_once(&fork_once, watch_forks);
+    pool->forks = atomic_load(&fork_count);
+    pthread_mutex_init(&pool->caller, NULL);
     pthread_mutex_init(&pool->lock, NULL);
     pthread_cond_init(&pool->wake, NULL);
     pthread_cond_init(&pool->idle, NULL);
@@ -132,6 +152,9 @@ void mdmt_pool_close(mdmt_pool *pool)
     if (!pool) {
         return;
     }
+    if (pool->forks != atomic_load(&fork_count)) {
+        return; /* its threads and locks belong to the parent */
+    }
     if (pool->threads > 1) {
         pool->stopping = 1;
         announce(pool);
@@ -142,6 +165,7 @@ void mdmt_pool_close(mdmt_pool *pool)
     pthread_cond_destroy(&pool->idle);
     pthread_cond_destroy(&pool->wake);
     pthread_mutex_destroy(&pool->lock);
+    pthread_mutex_destroy(&pool->caller);
     mdmt_release(pool->ids);
     mdmt_release(pool);
 }
@@ -151,9 +175,28 @@ int mdmt_pool_threads(const mdmt_pool *pool)
     return pool ? pool->threads : 1;
 }
 
+/* Waits until every helper has left the current work. */
+static void wait_for_helpers(mdmt_pool *pool)
+{
+    for (int spins = SPINS * 4; spins && atomic_load_explicit(&pool->busy, memory_order_acquire);
+         spins--) {
+        relax();
+    }
+    if (atomic_load_explicit(&pool->busy, memory_order_acquire)) {
+        pthread_mutex_lock(&pool->lock);
+        while (atomic_load_explicit(&pool->busy, memory_order_acquire)) {
+            pthread_cond_wait(&pool->idle, &pool->lock);
+        }
+        pthread_mutex_unlock(&pool->lock);
+    }
+}
+
 void mdmt_parallel(mdmt_pool *pool, int tasks, mdmt_task_fn fn, void *context)
 {
-    if (!pool || pool->threads == 1 || tasks <= 1) {
+    int alone = !pool || pool->threads == 1 || tasks <= 1 ||
+                pool->forks != atomic_load(&fork_count) ||
+                pthread_mutex_trylock(&pool->caller) != 0;
+    if (alone) {
         for (int task = 0; task < tasks; task++) {
             fn(context, task, 0);
         }
@@ -166,17 +209,8 @@ void mdmt_parallel(mdmt_pool *pool, int tasks, mdmt_task_fn fn, void *context)
     atomic_store(&pool->busy, pool->threads - 1);
     announce(pool);
     take_tasks(pool, 0);
-    for (int spins = SPINS * 4; spins && atomic_load_explicit(&pool->busy, memory_order_acquire);
-         spins--) {
-        relax();
-    }
-    if (atomic_load_explicit(&pool->busy, memory_order_acquire)) {
-        pthread_mutex_lock(&pool->lock);
-        while (atomic_load_explicit(&pool->busy, memory_order_acquire)) {
-            pthread_cond_wait(&pool->idle, &pool->lock);
-        }
-        pthread_mutex_unlock(&pool->lock);
-    }
+    wait_for_helpers(pool);
+    pthread_mutex_unlock(&pool->caller);
 }
 
 /* Whole cores granted by the cgroup (v2, then v1), or 0 when unlimited. */

@@ -17,7 +17,8 @@ mdmt_status mdmt_pool_open(mdmt_pool **pool, int threads);
 void mdmt_pool_close(mdmt_pool *pool);
 int mdmt_pool_threads(const mdmt_pool *pool);
 /* Runs all tasks and returns when the last has ended. The caller works too. A
- * NULL pool runs them one after the other. One caller at a time. */
+ * NULL pool runs them one after the other; so does one that another thread is
+ * using at the moment, or whose threads a fork has left behind. */
 void mdmt_parallel(mdmt_pool *pool, int tasks, mdmt_task_fn fn, void *context);
 
 /* Cores that this process may use (affinity and cgroup quota), at least 1. */

@@ -22,6 +22,15 @@ struct mdmt_network {
     uint64_t clock;
 };
 
+void mdmt_network_rebase(mdmt_network *n, mdmt_backend *backend)
+{
+    for (int i = 0; i < MAX_PROGRAMS; i++) {
+        mdmt_program_close(n->cache[i].program);
+        memset(&n->cache[i], 0, sizeof n->cache[i]);
+    }
+    n->backend = backend;
+}
+
 const mdmt_graph *mdmt_network_graph(const mdmt_network *network)
 {
     return network->graph;
@@ -125,8 +134,8 @@ static mdmt_status address_of(mdmt_network *n, mdmt_holding what, const char *na
 
 mdmt_status mdmt_network_get(mdmt_network *n, mdmt_holding what, const char *name, void *host)
 {
-    const mdmt_tensor *tensor;
-    void *address;
+    const mdmt_tensor *tensor = NULL;
+    void *address = NULL;
     MDMT_TRY(address_of(n, what, name, &tensor, &address));
     return n->backend->download(n->backend, tensor, address, host);
 }
@@ -134,8 +143,8 @@ mdmt_status mdmt_network_get(mdmt_network *n, mdmt_holding what, const char *nam
 mdmt_status mdmt_network_set(mdmt_network *n, mdmt_holding what, const char *name,
                              const void *host)
 {
-    const mdmt_tensor *tensor;
-    void *address;
+    const mdmt_tensor *tensor = NULL;
+    void *address = NULL;
     MDMT_TRY(address_of(n, what, name, &tensor, &address));
     return n->backend->upload(n->backend, tensor, address, host);
 }
@@ -144,10 +153,17 @@ static void *locate(void *context, const mdmt_tensor *tensor)
 {
     mdmt_network *n = context;
     const mdmt_tensor *found;
-    void *address;
+    void *address = NULL;
     mdmt_holding what =
         tensor->role == MDMT_ROLE_GRADIENT ? MDMT_HOLDS_GRADIENT : MDMT_HOLDS_WEIGHTS;
     return address_of(n, what, tensor->name, &found, &address) == MDMT_OK ? address : NULL;
+}
+
+/* For a program that is only looked at, never run. */
+static void *locate_nothing(void *context, const mdmt_tensor *tensor)
+{
+    (void)tensor;
+    return context;
 }
 
 static mdmt_status compile(mdmt_network *n, const mdmt_mode *mode, mdmt_program **program)
@@ -263,7 +279,9 @@ mdmt_status mdmt_network_adam(mdmt_network *n, const mdmt_adam *adam)
 mdmt_status mdmt_network_memory(mdmt_network *n, const mdmt_mode *mode, mdmt_memory *memory)
 {
     mdmt_program *program;
-    MDMT_TRY(compile(n, mode, &program));
+    mdmt_graph *graph;
+    MDMT_TRY(mdmt_lower(n->graph, mode, &graph));
+    MDMT_TRY(mdmt_program_open(&program, graph, n->backend, NULL, locate_nothing, n));
     memset(memory, 0, sizeof *memory);
     memory->parameters = n->parameter_bytes + n->buffer_bytes;
     memory->gradients = mode->want_gradients ? n->parameter_bytes : 0;

@@ -25,6 +25,10 @@ mdmt_status mdmt_network_open(mdmt_network **network, mdmt_graph *graph, mdmt_ba
                               uint64_t seed);
 void mdmt_network_close(mdmt_network *network);
 
+/* Goes on with another backend of the same layouts (another number of threads);
+ * programs are compiled again when they are next used. */
+void mdmt_network_rebase(mdmt_network *network, mdmt_backend *backend);
+
 const mdmt_graph *mdmt_network_graph(const mdmt_network *network);
 
 /* Plain arrays in and out, by the tensor's name. */

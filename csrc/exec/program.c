@@ -8,9 +8,13 @@ static mdmt_status prepare_kernels(mdmt_program *p, const char *force)
 {
     int forced = 0;
     for (int i = 0; i < p->graph->ops; i++) {
-        MDMT_TRY(p->backend->prepare(p->backend, p->graph, &p->graph->op[i], force,
-                                     &p->kernel[i]));
-        forced |= force && strstr(p->kernel[i].name, force) != NULL;
+        mdmt_op *op = &p->graph->op[i];
+        mdmt_status status = p->backend->prepare(p->backend, p->graph, op, force, &p->kernel[i]);
+        forced |= force && status == MDMT_OK;
+        if (force && status == MDMT_BAD_ARGUMENT) { /* the name belongs to another op */
+            status = p->backend->prepare(p->backend, p->graph, op, NULL, &p->kernel[i]);
+        }
+        MDMT_TRY(status);
     }
     if (force && !forced) {
         return mdmt_fail(MDMT_UNSUPPORTED, "no op here has a kernel named %s", force);

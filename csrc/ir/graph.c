@@ -21,6 +21,27 @@ void mdmt_graph_close(mdmt_graph *graph)
     }
 }
 
+mdmt_status mdmt_graph_copy(const mdmt_graph *graph, mdmt_graph **copy)
+{
+    MDMT_TRY(mdmt_graph_open(copy));
+    mdmt_graph *to = *copy;
+    to->tensor = mdmt_acquire((size_t)graph->tensors, sizeof *to->tensor);
+    to->op = mdmt_acquire((size_t)graph->ops, sizeof *to->op);
+    if (!to->tensor || !to->op) {
+        mdmt_graph_close(to);
+        return MDMT_NO_MEMORY;
+    }
+    to->tensors = to->tensor_room = graph->tensors;
+    to->ops = to->op_room = graph->ops;
+    if (graph->tensors) {
+        memcpy(to->tensor, graph->tensor, (size_t)graph->tensors * sizeof *to->tensor);
+    }
+    if (graph->ops) {
+        memcpy(to->op, graph->op, (size_t)graph->ops * sizeof *to->op);
+    }
+    return MDMT_OK;
+}
+
 mdmt_status mdmt_graph_tensor(mdmt_graph *graph, const char *name, mdmt_kind kind,
                               mdmt_dtype dtype, mdmt_role role, int dims, const int *dim,
                               int *index)

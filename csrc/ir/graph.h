@@ -96,6 +96,7 @@ typedef struct mdmt_graph {
 
 mdmt_status mdmt_graph_open(mdmt_graph **graph);
 void mdmt_graph_close(mdmt_graph *graph);
+mdmt_status mdmt_graph_copy(const mdmt_graph *graph, mdmt_graph **copy);
 
 /* A new tensor; its index in *index. `name` may be NULL. `dim` has `dims`
  * entries, each at least 1. Pointers into graph->tensor move when it grows. */

@@ -1,0 +1,182 @@
+/* The threads of the process and the backends that run on them. */
+#include "common.h"
+
+#include <string.h>
+
+#include "../cpu/cpu.h"
+
+/* The threads that all networks share; made when they are first needed. Former
+ * pools stay open: a network may still be inside one of them. */
+static mdmt_pool *shared_pool;
+static int shared_threads; /* wanted; 0: as many as there are cores */
+static unsigned shared_generation;
+
+static mdmt_status wanted_threads(int *threads)
+{
+    const char *wish = getenv("MDMT_NUM_THREADS");
+    *threads = shared_threads;
+    if (!*threads && wish && *wish) {
+        char *end;
+        long number = strtol(wish, &end, 10);
+        if (*end || number < 1 || number > 1024) {
+            return mdmt_fail(MDMT_BAD_ARGUMENT,
+                             "the environment variable MDMT_NUM_THREADS is '%s'; use 1 to 1024",
+                             wish);
+        }
+        *threads = (int)number;
+    }
+    if (!*threads) {
+        *threads = mdmt_usable_cores();
+    }
+    return MDMT_OK;
+}
+
+static mdmt_status process_pool(mdmt_pool **pool)
+{
+    if (!shared_pool) {
+        int threads;
+        MDMT_TRY(wanted_threads(&threads));
+        MDMT_TRY(mdmt_pool_open(&shared_pool, threads));
+    }
+    *pool = shared_pool;
+    return MDMT_OK;
+}
+
+static mdmt_status isa_from_name(const char *name, mdmt_isa *isa)
+{
+    *isa = mdmt_detect_isa();
+    if (!name) {
+        return MDMT_OK;
+    }
+    for (mdmt_isa i = MDMT_ISA_REF; i <= MDMT_ISA_AVX512; i++) {
+        if (strcmp(name, mdmt_isa_name(i)) == 0) {
+            *isa = i;
+            return MDMT_OK;
+        }
+    }
+    return mdmt_fail(MDMT_BAD_ARGUMENT, "there is no backend '%s'; use ref, avx2 or avx512", name);
+}
+
+mdmt_status mdmt_py_backend_open(mdmt_py_backend *b, const char *isa, int threads, int winograd)
+{
+    memset(b, 0, sizeof *b);
+    MDMT_TRY(isa_from_name(isa, &b->isa));
+    b->winograd = winograd;
+    b->generation = shared_generation;
+    mdmt_pool *pool;
+    if (threads) {
+        MDMT_TRY(mdmt_pool_open(&b->own, threads));
+        pool = b->own;
+    } else {
+        MDMT_TRY(process_pool(&pool));
+    }
+    mdmt_status status = mdmt_cpu_open(&b->backend, pool, b->isa, winograd);
+    if (status != MDMT_OK) {
+        mdmt_py_backend_close(b);
+    }
+    return status;
+}
+
+void mdmt_py_backend_close(mdmt_py_backend *b)
+{
+    if (b->backend) {
+        b->backend->close(b->backend);
+    }
+    mdmt_pool_close(b->own);
+    memset(b, 0, sizeof *b);
+}
+
+int mdmt_py_backend_refresh(mdmt_py_backend *b, mdmt_backend **former)
+{
+    if (b->own || b->generation == shared_generation) {
+        return 0;
+    }
+    mdmt_pool *pool;
+    mdmt_backend *fresh;
+    mdmt_status status = process_pool(&pool);
+    if (status == MDMT_OK) {
+        status = mdmt_cpu_open(&fresh, pool, b->isa, b->winograd);
+    }
+    if (status != MDMT_OK) {
+        mdmt_py_raise(status);
+        return -1;
+    }
+    *former = b->backend;
+    b->backend = fresh;
+    b->generation = shared_generation;
+    return 1;
+}
+
+static PyObject *set_num_threads(PyObject *self, PyObject *argument)
+{
+    (void)self;
+    long threads = PyLong_AsLong(argument);
+    if (threads == -1 && PyErr_Occurred()) {
+        return NULL;
+    }
+    if (threads < 1 || threads > 1024) {
+        return PyErr_Format(PyExc_ValueError, "the number of threads must be 1 to 1024, not %ld",
+                            threads);
+    }
+    if (!shared_pool || mdmt_pool_threads(shared_pool) != (int)threads) {
+        shared_threads = (int)threads;
+        shared_pool = NULL;
+        shared_generation++;
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *get_num_threads(PyObject *self, PyObject *unused)
+{
+    (void)self, (void)unused;
+    int threads;
+    mdmt_status status = wanted_threads(&threads);
+    return status == MDMT_OK ? PyLong_FromLong(threads) : mdmt_py_raise(status);
+}
+
+static PyObject *cpu_info(PyObject *self, PyObject *unused)
+{
+    (void)self, (void)unused;
+    return Py_BuildValue("{s:s,s:s,s:i,s:i,s:O}", "name", mdmt_cpu_name(), "isa",
+                         mdmt_isa_name(mdmt_detect_isa()), "cores", mdmt_usable_cores(),
+                         "l2_bytes", (int)mdmt_l2_bytes(), "bf16",
+                         mdmt_has_avx512_bf16() ? Py_True : Py_False);
+}
+
+static PyObject *allocation_count(PyObject *self, PyObject *unused)
+{
+    (void)self, (void)unused;
+    return PyLong_FromUnsignedLongLong(mdmt_allocation_count());
+}
+
+static PyObject *slab_bytes(PyObject *self, PyObject *unused)
+{
+    (void)self, (void)unused;
+    return PyLong_FromUnsignedLongLong(mdmt_slab_bytes());
+}
+
+static PyObject *fail_allocation_after(PyObject *self, PyObject *argument)
+{
+    (void)self;
+    long long n = PyLong_AsLongLong(argument);
+    if (n == -1 && PyErr_Occurred()) {
+        return NULL;
+    }
+    mdmt_fail_allocation_after(n);
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef functions[] = {
+    {"set_num_threads", set_num_threads, METH_O, "Threads that all networks share."},
+    {"get_num_threads", get_num_threads, METH_NOARGS, "Threads that networks run on."},
+    {"cpu_info", cpu_info, METH_NOARGS, "Name, instruction set and cores of the processor."},
+    {"allocation_count", allocation_count, METH_NOARGS, "Allocations of the engine so far."},
+    {"slab_bytes", slab_bytes, METH_NOARGS, "Bytes the engine holds in slabs."},
+    {"fail_allocation_after", fail_allocation_after, METH_O,
+     "For tests: lets n more allocations succeed and the next one fail; negative: off."},
+    {NULL, NULL, 0, NULL}};
+
+int mdmt_py_add_backend(PyObject *module)
+{
+    return PyModule_AddFunctions(module, functions);
+}

@@ -1,0 +1,427 @@
+/* _core.Network: a network with weights, gradients and optimiser state. */
+#include "py_step.h"
+
+#include <math.h>
+#include <string.h>
+
+typedef struct {
+    PyObject_HEAD
+    mdmt_network *network;
+    mdmt_py_backend backend;
+} py_network;
+
+static PyObject *network_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
+{
+    static char *names[] = {"graph", "isa", "winograd", "seed", NULL};
+    PyObject *graph;
+    const char *isa = NULL;
+    int winograd = 2;
+    unsigned long long seed = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!|ziK", names, mdmt_py_graph_type, &graph,
+                                     &isa, &winograd, &seed)) {
+        return NULL;
+    }
+    py_network *self = (py_network *)type->tp_alloc(type, 0);
+    if (!self) {
+        return NULL;
+    }
+    mdmt_graph *copy;
+    mdmt_status status = mdmt_py_backend_open(&self->backend, isa, 0, winograd);
+    if (status == MDMT_OK) {
+        status = mdmt_graph_copy(((mdmt_py_graph *)graph)->graph, &copy);
+    }
+    if (status == MDMT_OK) {
+        status = mdmt_network_open(&self->network, copy, self->backend.backend, seed);
+    }
+    if (status != MDMT_OK) {
+        Py_DECREF(self);
+        return mdmt_py_raise(status);
+    }
+    return (PyObject *)self;
+}
+
+static void network_dealloc(PyObject *object)
+{
+    py_network *self = (py_network *)object;
+    PyTypeObject *type = Py_TYPE(object);
+    mdmt_network_close(self->network);
+    mdmt_py_backend_close(&self->backend);
+    type->tp_free(object);
+    Py_DECREF(type);
+}
+
+/* Follows a change of the number of threads. */
+static int refresh(py_network *self)
+{
+    mdmt_backend *former;
+    int changed = mdmt_py_backend_refresh(&self->backend, &former);
+    if (changed > 0) {
+        mdmt_network_rebase(self->network, self->backend.backend);
+        former->close(former);
+    }
+    return changed < 0 ? -1 : 0;
+}
+
+static int holding(const char *name, mdmt_holding *what)
+{
+    static const char *const names[] = {"weight", "gradient", "m", "v"};
+    for (int i = 0; i < 4; i++) {
+        if (strcmp(names[i], name) == 0) {
+            *what = (mdmt_holding)i;
+            return 0;
+        }
+    }
+    PyErr_Format(PyExc_ValueError, "a network holds weight, gradient, m and v, not '%s'", name);
+    return -1;
+}
+
+static const mdmt_tensor *tensor_named(const py_network *self, const char *name)
+{
+    const mdmt_graph *graph = mdmt_network_graph(self->network);
+    int t = mdmt_graph_find(graph, name);
+    if (t < 0) {
+        PyErr_Format(PyExc_KeyError, "the network has no tensor named %s", name);
+        return NULL;
+    }
+    return &graph->tensor[t];
+}
+
+static PyObject *network_get(PyObject *object, PyObject *args)
+{
+    py_network *self = (py_network *)object;
+    const char *name, *word = "weight";
+    mdmt_holding what;
+    if (!PyArg_ParseTuple(args, "s|s", &name, &word) || holding(word, &what) < 0) {
+        return NULL;
+    }
+    const mdmt_tensor *tensor = tensor_named(self, name);
+    PyArrayObject *array = tensor ? mdmt_py_empty(tensor) : NULL;
+    if (!array) {
+        return NULL;
+    }
+    mdmt_status status = mdmt_network_get(self->network, what, name, PyArray_DATA(array));
+    if (status != MDMT_OK) {
+        Py_DECREF(array);
+        return mdmt_py_raise(status);
+    }
+    return (PyObject *)array;
+}
+
+static PyObject *network_set(PyObject *object, PyObject *args)
+{
+    py_network *self = (py_network *)object;
+    const char *name, *word = "weight";
+    PyObject *value;
+    mdmt_holding what;
+    if (!PyArg_ParseTuple(args, "sO|s", &name, &value, &word) || holding(word, &what) < 0) {
+        return NULL;
+    }
+    const mdmt_tensor *tensor = tensor_named(self, name);
+    PyArrayObject *array = tensor ? mdmt_py_like(value, tensor) : NULL;
+    if (!array) {
+        return NULL;
+    }
+    mdmt_status status = mdmt_network_set(self->network, what, name, PyArray_DATA(array));
+    Py_DECREF(array);
+    if (status != MDMT_OK) {
+        return mdmt_py_raise(status);
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *network_names(PyObject *object, PyObject *unused)
+{
+    (void)unused;
+    const mdmt_graph *graph = mdmt_network_graph(((py_network *)object)->network);
+    PyObject *list = PyList_New(0);
+    for (int t = 0; list && t < graph->tensors; t++) {
+        const mdmt_tensor *tensor = &graph->tensor[t];
+        if (tensor->role == MDMT_ROLE_PARAM || tensor->role == MDMT_ROLE_BUFFER) {
+            PyObject *item = Py_BuildValue("(sO)", tensor->name,
+                                           tensor->role == MDMT_ROLE_PARAM ? Py_True : Py_False);
+            if (!item || PyList_Append(list, item) < 0) {
+                Py_CLEAR(list);
+            }
+            Py_XDECREF(item);
+        }
+    }
+    return list;
+}
+
+static int flag(PyObject *mode, const char *key)
+{
+    PyObject *value = PyDict_GetItemString(mode, key);
+    return value ? (int)PyLong_AsLong(value) : 0;
+}
+
+static int parse_floats(PyObject *mode, const char *key, float *out)
+{
+    PyObject *value = PyDict_GetItemString(mode, key);
+    PyObject *list = value ? PySequence_Fast(value, "a sequence of numbers is expected") : NULL;
+    for (int i = 0; list && i < 4 && i < (int)PySequence_Fast_GET_SIZE(list); i++) {
+        out[i] = (float)PyFloat_AsDouble(PySequence_Fast_GET_ITEM(list, i));
+    }
+    Py_XDECREF(list);
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+/* mode["tasks"]: [(output name, loss, weight)]; mode["reduction"]. */
+static int parse_tasks(PyObject *dict, mdmt_mode *mode)
+{
+    PyObject *tasks = PyDict_GetItemString(dict, "tasks");
+    PyObject *reduction = PyDict_GetItemString(dict, "reduction");
+    if (!tasks || !PyList_Check(tasks) || PyList_GET_SIZE(tasks) > MDMT_MAX_TASKS) {
+        PyErr_Format(PyExc_ValueError, "a network trains 1 to %d tasks", MDMT_MAX_TASKS);
+        return -1;
+    }
+    mode->loss.tasks = (int)PyList_GET_SIZE(tasks);
+    for (int k = 0; k < mode->loss.tasks; k++) {
+        PyObject *loss, *item = PyList_GET_ITEM(tasks, k);
+        if (!PyArg_ParseTuple(item, "sOf", &mode->logits[k], &loss, &mode->loss.weight[k]) ||
+            mdmt_py_word("loss", loss, &mode->loss.loss[k]) < 0) {
+            return -1;
+        }
+    }
+    return reduction ? mdmt_py_word("reduction", reduction, &mode->loss.reduction) : 0;
+}
+
+static int parse_mode(PyObject *dict, mdmt_mode *mode)
+{
+    memset(mode, 0, sizeof *mode);
+    mode->batch = flag(dict, "batch");
+    mode->height = flag(dict, "height");
+    mode->width = flag(dict, "width");
+    mode->training = flag(dict, "training");
+    mode->want_gradients = flag(dict, "gradients");
+    mode->from_store = flag(dict, "from_store");
+    mode->augment = flag(dict, "augment");
+    mode->target_width = flag(dict, "target_width");
+    if (PyErr_Occurred() || parse_floats(dict, "mean", mode->mean) < 0 ||
+        parse_floats(dict, "std", mode->std) < 0) {
+        return -1;
+    }
+    return mode->want_gradients ? parse_tasks(dict, mode) : 0;
+}
+
+/* Writes the fed arrays into the program's inputs. */
+static int feed(mdmt_program *program, PyObject *feeds)
+{
+    PyObject *name, *value;
+    Py_ssize_t at = 0;
+    while (PyDict_Next(feeds, &at, &name, &value)) {
+        const char *text = PyUnicode_AsUTF8(name);
+        int t = text ? mdmt_graph_find(program->graph, text) : -1;
+        if (t < 0) {
+            PyErr_Format(PyExc_ValueError, "the network has no input named %S", name);
+            return -1;
+        }
+        PyArrayObject *array = mdmt_py_like(value, &program->graph->tensor[t]);
+        if (!array) {
+            return -1;
+        }
+        mdmt_status status = mdmt_program_write(program, text, PyArray_DATA(array));
+        Py_DECREF(array);
+        if (status != MDMT_OK) {
+            mdmt_py_raise(status);
+            return -1;
+        }
+    }
+    return 0;
+}
+
+static PyObject *read_named(mdmt_program *program, PyObject *names)
+{
+    PyObject *dict = PyDict_New();
+    for (Py_ssize_t i = 0; dict && i < PyTuple_GET_SIZE(names); i++) {
+        PyObject *name = PyTuple_GET_ITEM(names, i);
+        const char *text = PyUnicode_AsUTF8(name);
+        int t = text ? mdmt_graph_find(program->graph, text) : -1;
+        PyArrayObject *array = NULL;
+        if (t >= 0) {
+            array = mdmt_py_empty(&program->graph->tensor[t]);
+        } else {
+            PyErr_Format(PyExc_KeyError, "the network has no output named %S", name);
+        }
+        if (!array || mdmt_program_read(program, text, PyArray_DATA(array)) != MDMT_OK ||
+            PyDict_SetItem(dict, name, (PyObject *)array) < 0) {
+            Py_CLEAR(dict);
+        }
+        Py_XDECREF(array);
+    }
+    return dict;
+}
+
+/* The loss of the run that just ended must be a number, or the weights would be
+ * lost with the next update. */
+static mdmt_status check_loss(mdmt_program *program, const mdmt_mode *mode, const mdmt_step *step)
+{
+    float loss, per_task[2 * MDMT_MAX_TASKS];
+    MDMT_TRY(mdmt_program_read(program, MDMT_NAME_LOSS, &loss));
+    MDMT_TRY(mdmt_program_read(program, MDMT_NAME_PER_TASK, per_task));
+    if (isfinite(loss)) {
+        return MDMT_OK;
+    }
+    const char *task = "all tasks";
+    for (int k = mode->loss.tasks - 1; k >= 0; k--) {
+        task = isfinite(per_task[2 * k]) ? task : mode->logits[k];
+    }
+    return mdmt_fail(MDMT_NOT_FINITE,
+                     "the loss is not a finite number at training step %llu (task %s): the input, "
+                     "the target or the weights hold NaN or infinity, or the learning rate is too "
+                     "high; the weights were not updated in this step",
+                     (unsigned long long)step->step, task);
+}
+
+static mdmt_status run_step(py_network *self, mdmt_program *program, const mdmt_mode *mode,
+                            const mdmt_step *step, const mdmt_adam *adam, double *seconds)
+{
+    MDMT_TRY(seconds ? mdmt_program_profile(program, step, seconds)
+                     : mdmt_program_run(program, step));
+    if (mode->want_gradients) {
+        MDMT_TRY(check_loss(program, mode, step));
+    }
+    return adam ? mdmt_network_adam(self->network, adam) : MDMT_OK;
+}
+
+static PyObject *profile_list(const mdmt_program *program, const double *seconds)
+{
+    PyObject *list = PyList_New(program->graph->ops);
+    for (int i = 0; list && i < program->graph->ops; i++) {
+        PyObject *item = Py_BuildValue("(ssd)", program->graph->op[i].record->name,
+                                       program->kernel[i].name, seconds[i]);
+        if (!item) {
+            Py_CLEAR(list);
+            break;
+        }
+        PyList_SET_ITEM(list, i, item);
+    }
+    return list;
+}
+
+static int prepare(py_network *self, PyObject *dict, PyObject *feeds, mdmt_mode *mode,
+                   mdmt_program **program)
+{
+    if (parse_mode(dict, mode) < 0 || refresh(self) < 0) {
+        return -1;
+    }
+    mdmt_status status = mdmt_network_program(self->network, mode, program);
+    if (status != MDMT_OK) {
+        mdmt_py_raise(status);
+        return -1;
+    }
+    return feed(*program, feeds);
+}
+
+static int parse_adam(PyObject *tuple, mdmt_adam *adam)
+{
+    long long step;
+    if (!PyArg_ParseTuple(tuple, "dddddpL", &adam->lr, &adam->beta1, &adam->beta2, &adam->eps,
+                          &adam->weight_decay, &adam->decoupled, &step)) {
+        return -1;
+    }
+    adam->step = step;
+    return 0;
+}
+
+static PyObject *network_run(PyObject *object, PyObject *args, PyObject *keywords)
+{
+    py_network *self = (py_network *)object;
+    PyObject *dict, *feeds, *names, *tuple = Py_None;
+    mdmt_mode mode;
+    mdmt_program *program;
+    mdmt_py_step s;
+    mdmt_adam adam;
+    if (!PyArg_ParseTuple(args, "O!O!O!|O", &PyDict_Type, &dict, &PyDict_Type, &feeds,
+                          &PyTuple_Type, &names, &tuple) ||
+        (tuple != Py_None && parse_adam(tuple, &adam) < 0) ||
+        prepare(self, dict, feeds, &mode, &program) < 0 || mdmt_py_step_parse(&s, keywords) < 0) {
+        return NULL;
+    }
+    if (mode.from_store && mdmt_py_step_samples(&s) != mode.batch) {
+        PyErr_SetString(PyExc_ValueError, "a batch needs a data set and an index per sample");
+        mdmt_py_step_free(&s);
+        return NULL;
+    }
+    mdmt_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = run_step(self, program, &mode, &s.step, tuple == Py_None ? NULL : &adam, NULL);
+    Py_END_ALLOW_THREADS
+    mdmt_py_step_free(&s);
+    return status == MDMT_OK ? read_named(program, names) : mdmt_py_raise(status);
+}
+
+static PyObject *network_profile(PyObject *object, PyObject *args, PyObject *keywords)
+{
+    py_network *self = (py_network *)object;
+    PyObject *dict, *feeds, *list = NULL;
+    mdmt_mode mode;
+    mdmt_program *program;
+    mdmt_py_step s;
+    if (!PyArg_ParseTuple(args, "O!O!", &PyDict_Type, &dict, &PyDict_Type, &feeds) ||
+        prepare(self, dict, feeds, &mode, &program) < 0 || mdmt_py_step_parse(&s, keywords) < 0) {
+        return NULL;
+    }
+    double *seconds = PyMem_Calloc((size_t)program->graph->ops + 1, sizeof *seconds);
+    mdmt_status status = seconds ? MDMT_OK : mdmt_fail(MDMT_NO_MEMORY, "out of memory");
+    if (seconds) {
+        Py_BEGIN_ALLOW_THREADS
+        status = run_step(self, program, &mode, &s.step, NULL, seconds);
+        Py_END_ALLOW_THREADS
+    }
+    mdmt_py_step_free(&s);
+    list = status == MDMT_OK ? profile_list(program, seconds) : mdmt_py_raise(status);
+    PyMem_Free(seconds);
+    return list;
+}
+
+static PyObject *network_describe(PyObject *object, PyObject *dict)
+{
+    py_network *self = (py_network *)object;
+    mdmt_mode mode;
+    mdmt_program *program;
+    if (!PyDict_Check(dict)) {
+        return PyErr_Format(PyExc_TypeError, "describe takes a mode");
+    }
+    PyObject *feeds = PyDict_New();
+    int failed = !feeds || prepare(self, dict, feeds, &mode, &program) < 0;
+    Py_XDECREF(feeds);
+    return failed ? NULL : mdmt_py_describe(program->graph, program->kernel);
+}
+
+static PyObject *network_memory(PyObject *object, PyObject *dict)
+{
+    py_network *self = (py_network *)object;
+    mdmt_mode mode;
+    mdmt_memory m;
+    if (!PyDict_Check(dict) || parse_mode(dict, &mode) < 0 || refresh(self) < 0) {
+        return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_TypeError, "memory takes a mode");
+    }
+    mdmt_status status = mdmt_network_memory(self->network, &mode, &m);
+    if (status != MDMT_OK) {
+        return mdmt_py_raise(status);
+    }
+    return Py_BuildValue("{s:L,s:L,s:L,s:L,s:L}", "parameters", (long long)m.parameters,
+                         "gradients", (long long)m.gradients, "optimizer",
+                         (long long)m.optimizer, "activations", (long long)m.activations,
+                         "workspace", (long long)m.workspace);
+}
+
+static PyMethodDef network_methods[] = {
+    {"get", network_get, METH_VARARGS, "get(name, what='weight') -> array"},
+    {"set", network_set, METH_VARARGS, "set(name, array, what='weight')"},
+    {"names", network_names, METH_NOARGS, "names() -> [(name, is_parameter)]"},
+    {"run", (PyCFunction)(void (*)(void))network_run, METH_VARARGS | METH_KEYWORDS,
+     "run(mode, feeds, outputs, adam=None, **step) -> {output: array}"},
+    {"profile", (PyCFunction)(void (*)(void))network_profile, METH_VARARGS | METH_KEYWORDS,
+     "profile(mode, feeds, **step) -> [(op, kernel, seconds)]"},
+    {"describe", network_describe, METH_O, "describe(mode) -> list of dicts, one per op"},
+    {"memory", network_memory, METH_O, "memory(mode) -> planned bytes"},
+    {NULL, NULL, 0, NULL}};
+
+static PyType_Slot network_slots[] = {{Py_tp_new, network_new},
+                                      {Py_tp_dealloc, network_dealloc},
+                                      {Py_tp_methods, network_methods},
+                                      {Py_tp_doc, "A network with its training state."},
+                                      {0, NULL}};
+PyType_Spec mdmt_py_network_spec = {"mdmt._core.Network", sizeof(py_network), 0,
+                                    Py_TPFLAGS_DEFAULT, network_slots};

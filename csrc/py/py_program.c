@@ -1,0 +1,259 @@
+/* _core.Program: a graph run exactly as it was written, for tests and study. */
+#include "py_step.h"
+
+typedef struct {
+    PyObject_HEAD
+    mdmt_program *program;
+    mdmt_py_backend backend;
+    mdmt_slab held;   /* parameters and buffers */
+    mdmt_slab values; /* all else               */
+    int64_t used;     /* bytes of `held` given out by locate */
+} py_program;
+
+static size_t held_bytes(const py_program *self, const mdmt_graph *graph)
+{
+    size_t total = 0;
+    for (int t = 0; t < graph->tensors; t++) {
+        const mdmt_tensor *tensor = &graph->tensor[t];
+        if (tensor->role != MDMT_ROLE_VALUE && tensor->role != MDMT_ROLE_INPUT) {
+            total += mdmt_round_up(
+                self->backend.backend->tensor_bytes(self->backend.backend, tensor), MDMT_ALIGN);
+        }
+    }
+    return total;
+}
+
+static void *locate(void *context, const mdmt_tensor *tensor)
+{
+    py_program *self = context;
+    void *at = (char *)self->held.data + self->used;
+    self->used += (int64_t)mdmt_round_up(
+        self->backend.backend->tensor_bytes(self->backend.backend, tensor), MDMT_ALIGN);
+    return at;
+}
+
+static mdmt_status open_program(py_program *self, const mdmt_graph *graph, const char *kernel)
+{
+    mdmt_graph *copy;
+    mdmt_backend *backend = self->backend.backend;
+    MDMT_TRY(backend->slab_open(backend, &self->held, held_bytes(self, graph), "parameters"));
+    MDMT_TRY(mdmt_graph_copy(graph, &copy));
+    MDMT_TRY(mdmt_program_open(&self->program, copy, backend, kernel, locate, self));
+    MDMT_TRY(backend->slab_open(backend, &self->values, (size_t)self->program->plan.total,
+                                "values of the graph"));
+    mdmt_program_bind(self->program, self->values.data);
+    return MDMT_OK;
+}
+
+static PyObject *program_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
+{
+    static char *names[] = {"graph", "isa", "threads", "kernel", "winograd", NULL};
+    PyObject *graph, *threads = Py_None;
+    const char *isa = NULL, *kernel = NULL;
+    int winograd = 2, count = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!|zOzi", names, mdmt_py_graph_type, &graph,
+                                     &isa, &threads, &kernel, &winograd)) {
+        return NULL;
+    }
+    if (threads != Py_None) {
+        count = (int)PyLong_AsLong(threads);
+    }
+    py_program *self = PyErr_Occurred() ? NULL : (py_program *)type->tp_alloc(type, 0);
+    if (!self) {
+        return NULL;
+    }
+    mdmt_status status = mdmt_py_backend_open(&self->backend, isa, count, winograd);
+    if (status == MDMT_OK) {
+        status = open_program(self, ((mdmt_py_graph *)graph)->graph, kernel);
+    }
+    if (status != MDMT_OK) {
+        Py_DECREF(self);
+        return mdmt_py_raise(status);
+    }
+    return (PyObject *)self;
+}
+
+static void program_dealloc(PyObject *object)
+{
+    py_program *self = (py_program *)object;
+    PyTypeObject *type = Py_TYPE(object);
+    mdmt_program_close(self->program);
+    mdmt_slab_close(&self->held);
+    mdmt_slab_close(&self->values);
+    mdmt_py_backend_close(&self->backend);
+    type->tp_free(object);
+    Py_DECREF(type);
+}
+
+static int write_one(mdmt_program *program, PyObject *name, PyObject *value)
+{
+    const char *text = PyUnicode_AsUTF8(name);
+    int t = text ? mdmt_graph_find(program->graph, text) : -1;
+    if (t < 0) {
+        PyErr_Format(PyExc_ValueError, "the graph has no tensor named %S", name);
+        return -1;
+    }
+    PyArrayObject *array = mdmt_py_like(value, &program->graph->tensor[t]);
+    if (!array) {
+        return -1;
+    }
+    mdmt_status status = mdmt_program_write(program, text, PyArray_DATA(array));
+    Py_DECREF(array);
+    if (status != MDMT_OK) {
+        mdmt_py_raise(status);
+        return -1;
+    }
+    return 0;
+}
+
+static int write_all(mdmt_program *program, PyObject *feeds)
+{
+    PyObject *name, *value;
+    Py_ssize_t at = 0;
+    while (PyDict_Next(feeds, &at, &name, &value)) {
+        if (write_one(program, name, value) < 0) {
+            return -1;
+        }
+    }
+    return 0;
+}
+
+static PyObject *read_one(mdmt_program *program, int t)
+{
+    PyArrayObject *array = mdmt_py_empty(&program->graph->tensor[t]);
+    if (array) {
+        mdmt_status status =
+            program->backend->download(program->backend, &program->graph->tensor[t],
+                                       program->address[t], PyArray_DATA(array));
+        if (status != MDMT_OK) {
+            Py_DECREF(array);
+            return mdmt_py_raise(status);
+        }
+    }
+    return (PyObject *)array;
+}
+
+static PyObject *read_outputs(mdmt_program *program)
+{
+    PyObject *dict = PyDict_New();
+    for (int t = 0; dict && t < program->graph->tensors; t++) {
+        if (program->graph->tensor[t].is_output) {
+            PyObject *array = read_one(program, t);
+            if (!array ||
+                PyDict_SetItemString(dict, program->graph->tensor[t].name, array) < 0) {
+                Py_CLEAR(dict);
+            }
+            Py_XDECREF(array);
+        }
+    }
+    return dict;
+}
+
+static PyObject *program_run(PyObject *object, PyObject *args, PyObject *keywords)
+{
+    py_program *self = (py_program *)object;
+    PyObject *feeds;
+    mdmt_py_step s;
+    if (!PyArg_ParseTuple(args, "O!", &PyDict_Type, &feeds) ||
+        write_all(self->program, feeds) < 0 || mdmt_py_step_parse(&s, keywords) < 0) {
+        return NULL;
+    }
+    mdmt_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = mdmt_program_run(self->program, &s.step);
+    Py_END_ALLOW_THREADS
+    mdmt_py_step_free(&s);
+    return status == MDMT_OK ? read_outputs(self->program) : mdmt_py_raise(status);
+}
+
+static PyObject *program_read(PyObject *object, PyObject *name)
+{
+    py_program *self = (py_program *)object;
+    const char *text = PyUnicode_AsUTF8(name);
+    int t = text ? mdmt_graph_find(self->program->graph, text) : -1;
+    if (t < 0 || !self->program->address[t]) {
+        return PyErr_Format(PyExc_ValueError, "the graph has no stored tensor named %S", name);
+    }
+    return read_one(self->program, t);
+}
+
+/* [(op, kernel, seconds)]; NULL seconds leaves them out. */
+static PyObject *kernel_list(const mdmt_program *program, const double *seconds, int repeats)
+{
+    PyObject *list = PyList_New(program->graph->ops);
+    for (int i = 0; list && i < program->graph->ops; i++) {
+        const char *op = program->graph->op[i].record->name, *kernel = program->kernel[i].name;
+        PyObject *item = seconds ? Py_BuildValue("(ssd)", op, kernel, seconds[i] / repeats)
+                                 : Py_BuildValue("(ss)", op, kernel);
+        if (!item) {
+            Py_CLEAR(list);
+            break;
+        }
+        PyList_SET_ITEM(list, i, item);
+    }
+    return list;
+}
+
+static PyObject *program_kernels(PyObject *object, PyObject *unused)
+{
+    (void)unused;
+    return kernel_list(((py_program *)object)->program, NULL, 1);
+}
+
+static PyObject *program_profile(PyObject *object, PyObject *args, PyObject *keywords)
+{
+    py_program *self = (py_program *)object;
+    PyObject *feeds;
+    int repeats = 1;
+    mdmt_py_step s;
+    if (!PyArg_ParseTuple(args, "O!|i", &PyDict_Type, &feeds, &repeats) ||
+        write_all(self->program, feeds) < 0 || mdmt_py_step_parse(&s, keywords) < 0) {
+        return NULL;
+    }
+    double *seconds = PyMem_Calloc((size_t)self->program->graph->ops + 1, sizeof *seconds);
+    mdmt_status status = seconds ? MDMT_OK : mdmt_fail(MDMT_NO_MEMORY, "out of memory");
+    Py_BEGIN_ALLOW_THREADS
+    for (int r = 0; r < repeats && status == MDMT_OK; r++) {
+        status = mdmt_program_profile(self->program, &s.step, seconds);
+    }
+    Py_END_ALLOW_THREADS
+    mdmt_py_step_free(&s);
+    PyObject *list = status == MDMT_OK ? kernel_list(self->program, seconds, repeats)
+                                       : mdmt_py_raise(status);
+    PyMem_Free(seconds);
+    return list;
+}
+
+static PyObject *program_describe(PyObject *object, PyObject *unused)
+{
+    (void)unused;
+    mdmt_program *program = ((py_program *)object)->program;
+    return mdmt_py_describe(program->graph, program->kernel);
+}
+
+static PyObject *program_memory(PyObject *object, PyObject *unused)
+{
+    (void)unused;
+    const mdmt_plan *plan = &((py_program *)object)->program->plan;
+    return Py_BuildValue("{s:L,s:L,s:i}", "total", (long long)plan->total, "activations",
+                         (long long)plan->activations, "in_place", plan->in_place);
+}
+
+static PyMethodDef program_methods[] = {
+    {"run", (PyCFunction)(void (*)(void))program_run, METH_VARARGS | METH_KEYWORDS,
+     "run({name: array}, **step) -> {output: array}"},
+    {"read", program_read, METH_O, "read(name) -> array"},
+    {"kernels", program_kernels, METH_NOARGS, "kernels() -> [(op, kernel)]"},
+    {"profile", (PyCFunction)(void (*)(void))program_profile, METH_VARARGS | METH_KEYWORDS,
+     "profile({name: array}, repeats=1, **step) -> [(op, kernel, seconds)]"},
+    {"describe", program_describe, METH_NOARGS, "describe() -> list of dicts, one per op"},
+    {"memory", program_memory, METH_NOARGS, "memory() -> planned bytes"},
+    {NULL, NULL, 0, NULL}};
+
+static PyType_Slot program_slots[] = {{Py_tp_new, program_new},
+                                      {Py_tp_dealloc, program_dealloc},
+                                      {Py_tp_methods, program_methods},
+                                      {Py_tp_doc, "A graph made ready to run."},
+                                      {0, NULL}};
+PyType_Spec mdmt_py_program_spec = {"mdmt._core.Program", sizeof(py_program), 0,
+                                    Py_TPFLAGS_DEFAULT, program_slots};

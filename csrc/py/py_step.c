@@ -1,0 +1,152 @@
+#include "py_step.h"
+
+#include <string.h>
+
+static int number(PyObject *keywords, const char *key, uint64_t *out)
+{
+    PyObject *value = PyDict_GetItemString(keywords, key);
+    if (value) {
+        *out = PyLong_AsUnsignedLongLong(value);
+    }
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+static PyArrayObject *hold(mdmt_py_step *s, PyObject *object, int type, int dims,
+                           const char *what)
+{
+    PyArrayObject *array =
+        (PyArrayObject *)PyArray_FROM_OTF(object, type, NPY_ARRAY_IN_ARRAY | NPY_ARRAY_FORCECAST);
+    if (array && PyArray_NDIM(array) != dims) {
+        PyErr_Format(PyExc_ValueError, "%s must have %d dimensions, not %d", what, dims,
+                     PyArray_NDIM(array));
+        Py_CLEAR(array);
+    }
+    if (array) {
+        s->held[s->held_count++] = (PyObject *)array;
+    }
+    return array;
+}
+
+static int parse_sources(mdmt_py_step *s, PyObject *list)
+{
+    Py_ssize_t count = PySequence_Size(list);
+    if (count < 0 || count > MDMT_PY_MAX_SOURCES) {
+        PyErr_Format(PyExc_ValueError, "there may be at most %d data sets", MDMT_PY_MAX_SOURCES);
+        return -1;
+    }
+    for (Py_ssize_t i = 0; i < count; i++) {
+        PyObject *item = PySequence_GetItem(list, i);
+        if (item && PyArray_Check(item) && PyArray_TYPE((PyArrayObject *)item) != NPY_UINT8) {
+            PyErr_SetString(PyExc_ValueError, "resident images must be uint8");
+            Py_CLEAR(item);
+        }
+        PyArrayObject *array =
+            item ? hold(s, item, NPY_UINT8, 3, "resident images (count, height, width)") : NULL;
+        Py_XDECREF(item);
+        if (!array) {
+            return -1;
+        }
+        s->source[i] = (mdmt_image_source){.pixels = PyArray_DATA(array),
+                                           .count = PyArray_DIM(array, 0),
+                                           .height = (int)PyArray_DIM(array, 1),
+                                           .width = (int)PyArray_DIM(array, 2)};
+    }
+    s->step.sources = s->source;
+    s->step.source_count = (int)count;
+    return 0;
+}
+
+static int parse_samples(mdmt_py_step *s, PyObject *dataset, PyObject *index)
+{
+    PyArrayObject *d = hold(s, dataset, NPY_INT32, 1, "dataset");
+    PyArrayObject *i = d ? hold(s, index, NPY_INT64, 1, "index") : NULL;
+    if (!i) {
+        return -1;
+    }
+    if (PyArray_DIM(d, 0) != PyArray_DIM(i, 0)) {
+        PyErr_SetString(PyExc_ValueError, "dataset and index must have one length");
+        return -1;
+    }
+    s->step.sample_source = PyArray_DATA(d);
+    s->step.sample_index = PyArray_DATA(i);
+    for (npy_intp n = 0; n < PyArray_DIM(d, 0); n++) {
+        int32_t from = s->step.sample_source[n];
+        int64_t at = s->step.sample_index[n];
+        if (from < 0 || from >= s->step.source_count || at < 0 || at >= s->source[from].count) {
+            PyErr_Format(PyExc_IndexError,
+                         "sample %zd asks for image %lld of data set %d, which does not exist",
+                         (Py_ssize_t)n, (long long)at, (int)from);
+            return -1;
+        }
+    }
+    return 0;
+}
+
+static float real(PyObject *dict, const char *key, float value)
+{
+    PyObject *item = PyDict_GetItemString(dict, key);
+    return item ? (float)PyFloat_AsDouble(item) : value;
+}
+
+/* {"probability": .5, "shift": .1, ..., "elastic_alpha": (20, 40), ...} */
+static int parse_augmentation(mdmt_augmentation *a, PyObject *dict)
+{
+    if (!PyDict_Check(dict)) {
+        PyErr_SetString(PyExc_TypeError, "augmentation must be a dictionary");
+        return -1;
+    }
+    *a = (mdmt_augmentation){.probability = real(dict, "probability", 0.5f),
+                             .shift = real(dict, "shift", 0),
+                             .zoom = real(dict, "zoom", 0),
+                             .flip = real(dict, "flip", 0),
+                             .rotation = real(dict, "rotation", 0),
+                             .elastic_sigma = real(dict, "elastic_sigma", 7)};
+    PyObject *alpha = PyDict_GetItemString(dict, "elastic_alpha");
+    if (alpha && !PyErr_Occurred()) {
+        PyObject *pair = PySequence_Tuple(alpha);
+        if (!pair || !PyArg_ParseTuple(pair, "ff", &a->elastic_alpha[0], &a->elastic_alpha[1])) {
+            Py_XDECREF(pair);
+            return -1;
+        }
+        Py_DECREF(pair);
+    }
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+int mdmt_py_step_parse(mdmt_py_step *s, PyObject *keywords)
+{
+    memset(s, 0, sizeof *s);
+    if (!keywords) {
+        return 0;
+    }
+    PyObject *sources = PyDict_GetItemString(keywords, "sources");
+    PyObject *dataset = PyDict_GetItemString(keywords, "dataset");
+    PyObject *index = PyDict_GetItemString(keywords, "index");
+    PyObject *augmentation = PyDict_GetItemString(keywords, "augmentation");
+    int failed = number(keywords, "seed", &s->step.seed) < 0 ||
+                 number(keywords, "step", &s->step.step) < 0 ||
+                 number(keywords, "epoch", &s->step.epoch) < 0 ||
+                 (sources && parse_sources(s, sources) < 0) ||
+                 (dataset && index && parse_samples(s, dataset, index) < 0) ||
+                 (augmentation && augmentation != Py_None &&
+                  parse_augmentation(&s->step.augmentation, augmentation) < 0);
+    if (failed) {
+        mdmt_py_step_free(s);
+        return -1;
+    }
+    return 0;
+}
+
+void mdmt_py_step_free(mdmt_py_step *s)
+{
+    while (s->held_count) {
+        Py_DECREF(s->held[--s->held_count]);
+    }
+}
+
+Py_ssize_t mdmt_py_step_samples(const mdmt_py_step *s)
+{
+    return s->step.sample_index
+               ? PyArray_DIM((PyArrayObject *)s->held[s->held_count - 1], 0)
+               : 0;
+}
