@@ -27,6 +27,7 @@ static int module_exec(PyObject *module)
     int (*const adders[])(PyObject *) = {
         mdmt_py_add_backend,
         mdmt_py_add_bench,
+        mdmt_py_add_train,
     };
     for (size_t i = 0; i < sizeof adders / sizeof *adders; i++) {
         if (adders[i](module) < 0) {
