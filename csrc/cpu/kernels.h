@@ -80,6 +80,15 @@ extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_weight_winograd4__avx2;
 extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_weight_winograd4__avx512;
 extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_weight_winograd2__avx2;
 extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_weight_winograd2__avx512;
+/* Linear layers and small per-channel work. */
+extern const mdmt_cpu_impl mdmt_f32_linear_forward__avx2, mdmt_f32_linear_forward__avx512;
+extern const mdmt_cpu_impl mdmt_f32_linear_bwd_data__avx2, mdmt_f32_linear_bwd_data__avx512;
+extern const mdmt_cpu_impl mdmt_f32_linear_bwd_weight__avx2, mdmt_f32_linear_bwd_weight__avx512;
+extern const mdmt_cpu_impl mdmt_f32_channel_sum__avx2, mdmt_f32_channel_sum__avx512;
+extern const mdmt_cpu_impl mdmt_f32_bn_fold__avx2, mdmt_f32_bn_fold__avx512;
+extern const mdmt_cpu_impl mdmt_f32_flatten_forward__avx2, mdmt_f32_flatten_forward__avx512;
+extern const mdmt_cpu_impl mdmt_f32_flatten_bwd__avx2, mdmt_f32_flatten_bwd__avx512;
+extern const mdmt_cpu_impl mdmt_f32_dropout__avx2, mdmt_f32_dropout__avx512;
 #endif
 
 #endif

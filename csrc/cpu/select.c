@@ -42,6 +42,8 @@ static const mdmt_cpu_impl *const conv2d_bwd_weight_impls[] = {
 
 static const mdmt_cpu_impl *const channel_sum_impls[] = {
 #ifdef MDMT_X86
+    &mdmt_f32_channel_sum__avx512,
+    &mdmt_f32_channel_sum__avx2,
 #endif
     &mdmt_f32_channel_sum__ref,
     NULL,
@@ -58,6 +60,8 @@ static const mdmt_cpu_impl *const channel_stats_impls[] = {
 
 static const mdmt_cpu_impl *const bn_fold_impls[] = {
 #ifdef MDMT_X86
+    &mdmt_f32_bn_fold__avx512,
+    &mdmt_f32_bn_fold__avx2,
 #endif
     &mdmt_f32_bn_fold__ref,
     NULL,
@@ -164,6 +168,8 @@ static const mdmt_cpu_impl *const global_avg_pool_bwd_impls[] = {
 
 static const mdmt_cpu_impl *const flatten_impls[] = {
 #ifdef MDMT_X86
+    &mdmt_f32_flatten_forward__avx512,
+    &mdmt_f32_flatten_forward__avx2,
 #endif
     &mdmt_f32_flatten_forward__ref,
     NULL,
@@ -171,6 +177,8 @@ static const mdmt_cpu_impl *const flatten_impls[] = {
 
 static const mdmt_cpu_impl *const flatten_bwd_impls[] = {
 #ifdef MDMT_X86
+    &mdmt_f32_flatten_bwd__avx512,
+    &mdmt_f32_flatten_bwd__avx2,
 #endif
     &mdmt_f32_flatten_bwd__ref,
     NULL,
@@ -178,6 +186,8 @@ static const mdmt_cpu_impl *const flatten_bwd_impls[] = {
 
 static const mdmt_cpu_impl *const linear_impls[] = {
 #ifdef MDMT_X86
+    &mdmt_f32_linear_forward__avx512,
+    &mdmt_f32_linear_forward__avx2,
 #endif
     &mdmt_f32_linear_forward__ref,
     NULL,
@@ -185,6 +195,8 @@ static const mdmt_cpu_impl *const linear_impls[] = {
 
 static const mdmt_cpu_impl *const linear_bwd_data_impls[] = {
 #ifdef MDMT_X86
+    &mdmt_f32_linear_bwd_data__avx512,
+    &mdmt_f32_linear_bwd_data__avx2,
 #endif
     &mdmt_f32_linear_bwd_data__ref,
     NULL,
@@ -192,6 +204,8 @@ static const mdmt_cpu_impl *const linear_bwd_data_impls[] = {
 
 static const mdmt_cpu_impl *const linear_bwd_weight_impls[] = {
 #ifdef MDMT_X86
+    &mdmt_f32_linear_bwd_weight__avx512,
+    &mdmt_f32_linear_bwd_weight__avx2,
 #endif
     &mdmt_f32_linear_bwd_weight__ref,
     NULL,
@@ -199,6 +213,8 @@ static const mdmt_cpu_impl *const linear_bwd_weight_impls[] = {
 
 static const mdmt_cpu_impl *const dropout_impls[] = {
 #ifdef MDMT_X86
+    &mdmt_f32_dropout__avx512,
+    &mdmt_f32_dropout__avx2,
 #endif
     &mdmt_f32_dropout__ref,
     NULL,
