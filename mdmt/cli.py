@@ -1,0 +1,155 @@
+"""The console script `mdmt` (also `python -m mdmt`): run, prepare, check, splits, show."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from . import __version__, config, run
+from .errors import BadInput, nearest
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mdmt", description="Multi-data-set multi-task training of chest X-ray networks.")
+    parser.add_argument("--version", action="version", version=f"mdmt {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    run.add_arguments(commands.add_parser(
+        "run", help="train and compare the configurations over the folds"))
+    prepare = commands.add_parser("prepare", help="preprocess the images once, into the store")
+    check = commands.add_parser("check", help="check data, labels and splits before any training")
+    splits = commands.add_parser("splits", help="make the splits and show what is in them")
+    splits.add_argument("--out", metavar="FILE", help="also write them to this JSON file")
+    for sub in (prepare, check, splits):
+        sub.add_argument("config", nargs="?", default="demo", metavar="CONFIG")
+        sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
+                         dest="overrides")
+    show = commands.add_parser(
+        "show", help="show a configuration, an out folder's results, `configs` or `keys`")
+    show.add_argument("what", nargs="?", default="configs",
+                      help="name or file of a configuration, an out folder, configs, keys, "
+                      "backbones")
+    show.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+    return parser
+
+
+def _study(arguments) -> run.Study:
+    return run.prepare(config.load(arguments.config, arguments.overrides))
+
+
+def prepare(arguments) -> None:
+    """Build the stores; say where they are."""
+    study = _study(arguments)
+    for cases, store in zip(study.cases, study.stores, strict=True):
+        size = store.images.nbytes / 2**20
+        print(f"{cases.name}: {len(cases)} images, {store.images.shape[1]} pixels, {size:.1f} MiB "
+              f"in {store.folder}")
+        for warning in cases.warnings:
+            print(f"  note: {warning}")
+
+
+def _fold_lines(study: run.Study) -> list[str]:
+    import numpy as np
+
+    lines = []
+    for validation, folds in study.splits.items():
+        for cases in study.cases:
+            lines.append(f"{validation}, {cases.name}: cases of {', '.join(cases.classes)} "
+                         f"(patients)")
+            for i, fold in enumerate(folds):
+                part = fold[cases.name]
+                cells = []
+                for name in ("train", "val", "test"):
+                    rows = part[name]
+                    counts = np.bincount(cases.labels[rows], minlength=len(cases.classes))
+                    patients = len({cases.patients[r] for r in rows})
+                    cells.append(f"{name} {'/'.join(map(str, counts))} ({patients})")
+                center = f" {part['center']}" if "center" in part else ""
+                lines.append(f"  fold {i}{center}: " + "  ".join(cells))
+    return lines
+
+
+def splits(arguments) -> None:
+    """Print the class counts of every part; write the JSON file if asked to."""
+    from . import splits as module
+
+    study = _study(arguments)
+    print("\n".join(_fold_lines(study)))
+    if arguments.out:
+        number = module.write(arguments.out, study.splits, study.cases)
+        print(f"{arguments.out}: written, hash {number[:16]}")
+
+
+def check(arguments) -> None:
+    """Check everything that can be checked without training."""
+    from . import splits as module
+
+    study = _study(arguments)
+    for cases in study.cases:
+        print(f"{cases.name}: {len(cases)} images of {len(set(cases.patients))} patients read")
+        for warning in cases.warnings:
+            print(f"  note: {warning}")
+    print("\n".join(_fold_lines(study)))
+    findings = 0
+    for validation, folds in study.splits.items():
+        for cases in study.cases:
+            own = {f[cases.name]["fold"]: f[cases.name] for f in folds}
+            for finding in module.audit(list(own.values()), cases):
+                findings += 1
+                print(f"finding: {validation}, {cases.name}: {finding.count} {finding.message} "
+                      f"({', '.join(finding.examples)})")
+    print(f"{len(study.jobs)} trainings planned; {findings or 'no'} findings in the splits")
+
+
+def show(arguments) -> None:
+    """Show a configuration, the results of an out folder, or what is known."""
+    what = arguments.what
+    if what == "configs":
+        for name in config.shipped():
+            first = config.find(name).read_text(encoding="utf-8").splitlines()[0]
+            print(f"{name:<12}{first.lstrip('# ')}")
+    elif what == "keys":
+        print(config.describe())
+    elif what == "backbones":
+        from .nets import backbones
+
+        print("\n".join(backbones()))
+    elif (Path(what) / "config.yaml").is_file():
+        _show_results(Path(what))
+    elif what in config.shipped() or Path(what).is_file():
+        print(config.dump(config.load(what, arguments.overrides)), end="")
+    else:
+        known = [*config.shipped(), "configs", "keys", "backbones"]
+        raise BadInput(f"show: '{what}' is neither a configuration nor an out folder"
+                       f"{nearest(what, known)}")
+
+
+def _show_results(out: Path) -> None:
+    from .paths import read_csv
+
+    stored = out / "config.yaml"
+    values = config.resolve(config.read_yaml(stored.read_text(encoding="utf-8"), str(stored)),
+                            str(stored))
+    if not (out / "results.csv").is_file():
+        raise BadInput(f"{out}: has no results yet; run `mdmt run --resume --out {out}`")
+    rows = read_csv(out / "results.csv")
+    for row in rows:
+        row["fold"], row["seed"] = int(row["fold"]), int(row["seed"])
+        for column in run.RESULT_COLUMNS[8:]:
+            row[column] = float(row[column]) if row[column] else None
+    if values["data"]["synthetic"] is not None:
+        print("SYNTHETIC data: these figures show that the software works, nothing else.\n")
+    print(run.final_table(rows, values), end="")
+
+
+def main(argv=None) -> int:
+    """Entry of `mdmt`: returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    actions = {"run": run.start, "prepare": prepare, "check": check, "splits": splits,
+               "show": show}
+    return run.guarded(lambda: actions[arguments.command](arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Data: reader for tables with an image folder, store of preprocessed images, synthetic demo."""

@@ -1,0 +1,266 @@
+"""The only training loop: `fit` and `predict` over `mdmt.Model`.
+
+Everything that decides the next step (weights, optimiser moments, position of the sampler,
+learning-rate schedule, best weights, history) is in the checkpoint, so that a training that was
+stopped at any moment goes on to the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from .errors import BadInput, Interrupted, write_failure
+from .paths import write_csv
+
+FORMAT = 1
+
+
+@dataclass
+class Part:
+    """One data set as the engine sees it.
+
+    images (M, S, S) uint8; labels (M,) class numbers; task: number of the head; train, val: rows.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    task: int
+    train: np.ndarray
+    val: np.ndarray
+
+    def attached(self) -> dict:
+        """The form that `Model.attach` takes."""
+        return {"images": self.images, "task": self.task,
+                "target": np.ascontiguousarray(self.labels, np.float32)}
+
+
+@dataclass
+class State:
+    """Where a training stands, besides what the model itself holds."""
+
+    epoch: int = 0
+    images: int = 0  # trained on so far
+    sums: np.ndarray | None = None  # (tasks, 2): this epoch's loss sums and sample counts
+    history: list[dict] = field(default_factory=list)
+    best: dict | None = None  # weights of the best epoch
+    best_epoch: int = -1
+    finished: bool = False
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities (N, C) float32 of logits (N, C), computed in float64."""
+    z = np.asarray(logits, np.float64)
+    z = np.exp(z - z.max(1, keepdims=True))
+    return (z / z.sum(1, keepdims=True)).astype(np.float32)
+
+
+def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Mean over N of equation (3), from logits (N, C) and classes (N,), in float64."""
+    z = np.asarray(logits, np.float64)
+    top = z.max(1, keepdims=True)
+    log_sum = np.log(np.exp(z - top).sum(1)) + top[:, 0]
+    return float(np.mean(log_sum - z[np.arange(len(z)), labels]))
+
+
+def predict(model, dataset: int, rows, batch_size: int = 64, stop=None) -> dict:
+    """Return {head: logits (N, C)} for `rows` of attached data set `dataset`, evaluation mode."""
+    rows = np.asarray(rows, np.int64)
+    parts: dict[str, list] = {}
+    for start in range(0, len(rows), batch_size):
+        _heed(stop)
+        index = rows[start : start + batch_size]
+        out = model.predict(np.full(len(index), dataset, np.int64), index, batch_size=batch_size)
+        for name, values in out.items():
+            if name != "features":
+                parts.setdefault(name, []).append(np.asarray(values))
+    return {name: np.concatenate(values) for name, values in parts.items()}
+
+
+class _Stop(Exception):
+    """Raised inside the loop when a stop was asked for."""
+
+
+def _heed(stop) -> None:
+    if stop is not None and stop():
+        raise _Stop
+
+
+class Fit:
+    """One training of `model` on `parts`.
+
+    tasks: names of the heads in order; settings: `train` of a configuration; sampler: its
+    `sampler`; select: number of the task whose validation loss selects the epoch; seed: of the
+    sampler; checkpoint: file, or None. stop() -> bool is asked after every step; progress(State,
+    loss) is called after every step.
+    """
+
+    def __init__(self, model, parts: list[Part], tasks: list[str], settings: dict, sampler: dict,
+                 *, select: int = 0, seed: int = 0, checkpoint=None, seconds: float = 60,
+                 steps: int = 0, stop=None, progress=None):
+        from .sampler import MixedBatchSampler
+        from .schedule import TrainingSchedule
+
+        self.model, self.parts, self.tasks, self.settings = model, parts, tasks, settings
+        self.select, self.stop, self.progress = select, stop, progress
+        self.checkpoint = Path(checkpoint) if checkpoint else None
+        self.seconds, self.steps = seconds, steps
+        for part in parts:
+            if len(part.train) == 0:
+                raise BadInput(f"task '{tasks[part.task]}': the training part is empty; give more "
+                               "patients")
+        model.attach([p.attached() for p in parts])
+        self.sampler = MixedBatchSampler(
+            [len(p.train) for p in parts], settings["batch_size"], mode=sampler["mode"],
+            ratio=sampler["ratio"], epoch=sampler["epoch"], seed=seed,
+            drop_last=sampler["drop_last"] and sum(len(p.train) for p in parts)
+            >= settings["batch_size"])
+        plateau = settings["plateau"]
+        self.schedule = TrainingSchedule(
+            lr=settings["lr"], factor=plateau["factor"], patience=plateau["patience"],
+            min_lr=plateau["minimum"], warmup=settings["warmup_epochs"],
+            stop_patience=settings["patience"], max_epochs=settings["epochs"])
+        self.state = State()
+        self.options = {
+            "betas": tuple(settings["betas"]), "eps": settings["eps"],
+            "weight_decay": settings["weight_decay"], "decoupled": settings["decoupled"],
+            "augment": settings["augment"],
+        }
+        self.saved_at, self.since_saved = time.monotonic(), 0
+
+    def run(self) -> State:
+        """Train to the end, or until stop(): then checkpoint and raise Interrupted."""
+        if self.checkpoint is not None and self.checkpoint.exists():
+            self.load()
+        try:
+            while not self.state.finished:
+                self._train_epoch()
+                self._close_epoch()
+        except _Stop:
+            if self.checkpoint is not None:
+                self.save()
+            raise Interrupted(
+                f"stopped in epoch {self.state.epoch + 1} after a signal; the same command goes "
+                "on from there" if self.checkpoint is not None else "stopped after a signal"
+            ) from None
+        self.model.load_state_dict(self.state.best)
+        return self.state
+
+    def _train_epoch(self) -> None:
+        """Run the steps of this epoch that are still to do."""
+        state = self.state
+        if state.sums is None:
+            state.sums = np.zeros((len(self.tasks), 2))
+            self.sampler.set_epoch(state.epoch)
+        for dataset, index in self.sampler:
+            rows = np.empty(len(index), np.int64)
+            for d, part in enumerate(self.parts):
+                mine = dataset == d
+                rows[mine] = part.train[index[mine]]
+            loss, per_task = self.model.fit_step(dataset, rows, lr=self.schedule.lr,
+                                                 epoch=state.epoch, **self.options)
+            state.sums += np.asarray(per_task, np.float64)
+            state.images += len(rows)
+            if self.progress is not None:
+                self.progress(state, loss)
+            self.since_saved += 1
+            _heed(self.stop)
+            if self._due():
+                self.save()
+
+    def _due(self) -> bool:
+        if self.checkpoint is None:
+            return False
+        if self.steps and self.since_saved >= self.steps:
+            return True
+        return bool(self.seconds) and time.monotonic() - self.saved_at >= self.seconds
+
+    def _close_epoch(self) -> None:
+        """Validation loss, history, best weights, learning rate, end."""
+        state = self.state
+        row = {"epoch": state.epoch, "lr": self.schedule.lr}
+        for k, name in enumerate(self.tasks):
+            total, count = state.sums[k]
+            row[f"loss_{name}"] = float(total / count) if count else None
+        for k, name in enumerate(self.tasks):
+            loss, accuracy = self._validate(k)
+            row[f"val_loss_{name}"], row[f"val_accuracy_{name}"] = loss, accuracy
+        value = row[f"val_loss_{self.tasks[self.select]}"]
+        best, stop = self.schedule.update(value)
+        row["best"] = int(best)
+        state.history.append(row)
+        if best or state.best is None:
+            state.best = {k: np.array(v) for k, v in self.model.state_dict().items()}
+            state.best_epoch = state.epoch
+        state.epoch += 1
+        state.sums = None
+        state.finished = bool(stop)
+
+    def _validate(self, task: int) -> tuple[float, float]:
+        """Mean cross-entropy and accuracy of head `task` over its validation parts."""
+        logits, labels = [], []
+        for d, part in enumerate(self.parts):
+            if part.task == task and len(part.val):
+                out = predict(self.model, d, part.val, self.settings["batch_size"], self.stop)
+                logits.append(out[self.tasks[task]])
+                labels.append(part.labels[part.val])
+        logits, labels = np.concatenate(logits), np.concatenate(labels)
+        right = float(np.mean(logits.argmax(1) == labels))
+        return cross_entropy(logits, labels), right
+
+    def save(self) -> None:
+        """Write the checkpoint, atomically."""
+        from ._core import write_safetensors
+
+        state = self.state
+        arrays = {f"weights/{k}": v for k, v in self.model.state_dict().items()}
+        moments, step = self.model.optimizer_state()
+        arrays.update({f"adam/{k}": v for k, v in moments.items()})
+        if state.best is not None:
+            arrays.update({f"best/{k}": v for k, v in state.best.items()})
+        record = {
+            "format": FORMAT, "epoch": state.epoch, "images": state.images,
+            "sums": None if state.sums is None else state.sums.tolist(),
+            "history": state.history, "best_epoch": state.best_epoch,
+            "finished": state.finished, "optimizer_step": int(step),
+            "training_step": int(self.model.training_step),
+            "sampler": self.sampler.state_dict(), "schedule": self.schedule.state_dict(),
+        }
+        try:
+            write_safetensors(str(self.checkpoint), arrays, {"mdmt": json.dumps(record)})
+        except OSError as error:
+            raise write_failure(self.checkpoint, error) from error
+        self.saved_at, self.since_saved = time.monotonic(), 0
+
+    def load(self) -> None:
+        """Go back to where the checkpoint was written."""
+        from safetensors import SafetensorError, safe_open
+
+        parts: dict[str, dict] = {"weights": {}, "adam": {}, "best": {}}
+        try:
+            with safe_open(str(self.checkpoint), "np") as stream:
+                record = json.loads(stream.metadata()["mdmt"])
+                for key in stream.keys():  # noqa: SIM118 (not a dictionary)
+                    group, _, name = key.partition("/")
+                    parts[group][name] = stream.get_tensor(key)
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            raise BadInput(f"{self.checkpoint}: is not a checkpoint that can be read ({error}); "
+                           "delete it to start this training anew") from error
+        self.model.load_state_dict(parts["weights"])
+        self.model.load_optimizer_state(parts["adam"], record["optimizer_step"])
+        self.model.training_step = record["training_step"]
+        self.sampler.load_state_dict(record["sampler"])
+        self.schedule.load_state_dict(record["schedule"])
+        self.state = State(
+            record["epoch"], record["images"],
+            None if record["sums"] is None else np.array(record["sums"]), record["history"],
+            parts["best"] or None, record["best_epoch"], record["finished"])
+
+
+def write_history(path, history: list[dict]) -> None:
+    """Write history.csv: one row per epoch."""
+    write_csv(path, list(history[0]) if history else ["epoch"], history)

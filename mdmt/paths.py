@@ -1,0 +1,157 @@
+"""Files and folders: atomic writes, locks, content hashes, the cache folder."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from .errors import BadInput, write_failure
+
+
+def cache_folder() -> Path:
+    """Folder for preprocessed images: $MDMT_CACHE, else $XDG_CACHE_HOME/mdmt or ~/.cache/mdmt."""
+    if os.environ.get("MDMT_CACHE"):
+        return Path(os.environ["MDMT_CACHE"])
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "mdmt"
+
+
+def make_folder(path) -> Path:
+    """Create `path` with its parents; a failure is one sentence."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_failure(path, error) from error
+    return path
+
+
+def sync_folder(path) -> None:
+    """Flush the folder entry itself, so that a rename inside it survives a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass  # some network file systems refuse fsync on a folder
+    finally:
+        os.close(handle)
+
+
+def write_atomic(path, content: bytes | str) -> None:
+    """Write `content` to `path` so that a reader sees the old file or the new one, never a part.
+
+    Temporary file in the same folder, flush, fsync, rename, fsync of the folder.
+    """
+    path = Path(path)
+    raw = content.encode() if isinstance(content, str) else content
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(raw)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        if temporary:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        raise write_failure(path, error) from error
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def write_json(path, value) -> None:
+    """Write `value` as JSON, atomically; floats keep every bit (shortest round-trip form)."""
+    write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path):
+    """Read a JSON file that mdmt wrote; a damaged one is one sentence."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({(error.strerror or '').lower()})") from error
+    except ValueError as error:
+        raise BadInput(f"{path}: is not valid JSON; delete it and run again") from error
+
+
+def write_csv(path, columns, rows) -> None:
+    """Write dictionaries `rows` with exactly `columns`, atomically; None is an empty cell."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({c: ("" if row.get(c) is None else row[c]) for c in columns})
+    write_atomic(path, text.getvalue())
+
+
+def read_csv(path) -> list[dict]:
+    """Read a CSV that mdmt wrote; every cell is text."""
+    with open(path, newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def canonical(value) -> str:
+    """One text per value: JSON with sorted keys and no spaces, for hashing."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def digest(value, length: int = 64) -> str:
+    """Hex SHA-256 of the canonical text of `value`, cut to `length` digits."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()[:length]
+
+
+def digest_file(path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    value = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while chunk := stream.read(1 << 20):
+            value.update(chunk)
+    return value.hexdigest()
+
+
+@contextlib.contextmanager
+def folder_lock(folder, what: str, wait: float = 0.0):
+    """Hold an exclusive lock on `folder` (file `.lock`).
+
+    Another process that holds it gets `wait` seconds to let go; then BadInput is raised.
+    """
+    import fcntl
+    import time
+
+    make_folder(folder)
+    path = Path(folder) / ".lock"
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise write_failure(path, error) from error
+    try:
+        deadline = time.monotonic() + wait
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if time.monotonic() >= deadline:
+                    raise BadInput(
+                        f"{folder}: another process is working on this {what}; wait for it or "
+                        "choose another folder"
+                    ) from error
+            time.sleep(0.1)
+        yield
+    finally:
+        os.close(handle)

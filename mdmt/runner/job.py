@@ -1,0 +1,220 @@
+"""One training in a process of its own: `python -m mdmt.runner.job FOLDER`.
+
+FOLDER holds job.json (what the job is) and inputs.json (where things are on this machine). The
+process prints one JSON line per event to stdout: {"event": "progress", ...}, {"event": "done"},
+{"event": "error", "message", "exit_code"}. It leaves model.safetensors, history.csv,
+predictions.csv and, last, result.json, whose presence means that the job is finished.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from .. import __version__
+from ..errors import BadInput, Interrupted, MdmtError, debugging
+from ..paths import folder_lock, read_json, write_csv, write_json
+
+RESULT = "result.json"
+
+
+def finished(folder) -> bool:
+    """True when the job of `folder` is finished and its files are there."""
+    folder = Path(folder)
+    return all((folder / f).is_file() for f in (RESULT, "model.safetensors", "predictions.csv"))
+
+
+class _Signals:
+    """Remembers that a stop was asked for: by SIGTERM, SIGINT, SIGUSR1, or a parent that died."""
+
+    def __init__(self):
+        self.asked = False
+        self.parent = os.getppid()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number, frame):
+        self.asked = True
+
+    def __call__(self) -> bool:
+        return self.asked or os.getppid() != self.parent
+
+
+def execute(folder, stop=None, emit=None) -> dict:
+    """Run the job of `folder` (see the module's text); return what result.json holds."""
+    folder = Path(folder)
+    description = read_json(folder / "job.json")["description"]
+    inputs = read_json(folder / "inputs.json")
+    begin = time.monotonic()
+    with folder_lock(folder, "job", wait=20.0):
+        if finished(folder):
+            return read_json(folder / RESULT)
+        result = _train(folder, description, inputs, stop, emit or (lambda **event: None))
+        result["seconds"] = round(time.monotonic() - begin, 3)
+        write_json(folder / RESULT, result)
+        for leftover in ("checkpoint.safetensors", "error.json"):
+            (folder / leftover).unlink(missing_ok=True)
+    return result
+
+
+def _train(folder: Path, description: dict, inputs: dict, stop, emit) -> dict:
+    from .. import engine
+    from ..data.store import Store
+    from ..model import Model
+
+    tasks = [t["name"] for t in description["tasks"]]
+    heads = {t["name"]: {"classes": len(t["classes"]), **t["head"]} for t in description["tasks"]}
+    train = description["train"]
+    parts = []
+    for dataset in description["datasets"]:
+        given = inputs["datasets"][dataset["name"]]
+        parts.append(engine.Part(
+            Store(given["store"]).images, np.array(given["labels"], np.int64),
+            tasks.index(dataset["task"]),
+            np.array(given["train"], np.int64), np.array(given["val"], np.int64)))
+    total = train["epochs"] * inputs["images_per_epoch"]
+    model = Model(description["backbone"], heads=heads, image_size=description["image_size"],
+                  device=inputs["device"], precision=description["precision"],
+                  seed=description["seed"], weights=_initial(description, inputs))
+    _start_from(model, description, inputs)
+
+    def progress(state, loss):
+        emit(event="progress", images=state.images, total=total, epoch=state.epoch + 1,
+             epochs=train["epochs"], loss=float(loss))
+
+    fit = engine.Fit(
+        model, parts, tasks, train, description["sampler"],
+        select=tasks.index(description["select"]), seed=description["seed"],
+        checkpoint=folder / "checkpoint.safetensors", seconds=inputs["checkpoint_seconds"],
+        steps=inputs["checkpoint_steps"], stop=stop, progress=progress)
+    state = fit.run()
+    model.save(str(folder / "model.safetensors"))
+    engine.write_history(folder / "history.csv", state.history)
+    _write_predictions(folder, description, inputs, model, parts, tasks)
+    return {
+        "version": __version__, "epochs": state.epoch, "best_epoch": state.best_epoch,
+        "images": state.images,
+        "val_loss": state.history[state.best_epoch][f"val_loss_{description['select']}"],
+    }
+
+
+def _initial(description: dict, inputs: dict):
+    """The Model's `weights` argument."""
+    start = description["init"].get("weights")
+    if start is None or start["kind"] == "random":
+        return None
+    return "imagenet" if start["kind"] == "imagenet" else inputs["weights"]
+
+
+def _start_from(model, description: dict, inputs: dict) -> None:
+    """Load the backbone (and, with heads "keep", the heads) of the jobs this one starts from."""
+    from safetensors.numpy import load_file
+
+    sources = description["init"].get("jobs")
+    if sources is None:
+        return
+    loaded = [(load_file(str(Path(inputs["runs"]) / job / "model.safetensors")), share)
+              for job, share in sources]
+    keep = description["heads"] == "keep"
+    new = {}
+    for key, current in model.state_dict().items():
+        head = key.startswith("heads.")
+        if head and not keep:
+            continue
+        found = [(state[key], share) for state, share in loaded
+                 if key in state and np.shape(state[key]) == np.shape(current)]
+        if head and len(found) != 1:
+            continue
+        if len(found) == 1:
+            new[key] = found[0][0]
+        elif found:
+            new[key] = _mix(found)
+    model.load_state_dict(new, strict=False)
+
+
+def _mix(found: list[tuple]) -> np.ndarray:
+    """beta * a + (1 - beta) * b in float64, rounded once; counters take the larger one."""
+    arrays = [a for a, _ in found]
+    if arrays[0].dtype.kind != "f":
+        return np.maximum.reduce(arrays)
+    mixed = sum(a.astype(np.float64) * share for a, share in found)
+    return mixed.astype(arrays[0].dtype)
+
+
+def _write_predictions(folder, description, inputs, model, parts, tasks) -> None:
+    """Write the test part's probabilities of every task: one row per case."""
+    from ..engine import predict, softmax
+
+    rows, columns = [], ["dataset", "task", "row", "label", "predicted"]
+    names = {t["name"]: t["classes"] for t in description["tasks"]}
+    for d, dataset in enumerate(description["datasets"]):
+        given = inputs["datasets"][dataset["name"]]
+        test = np.array(given["test"], np.int64)
+        task = tasks[parts[d].task]
+        if len(test) == 0:
+            continue
+        logits = predict(model, d, test, description["train"]["batch_size"])[task]
+        if not np.isfinite(logits).all():
+            raise BadInput(f"task '{task}': the network's outputs are not finite; lower train.lr")
+        for r, p in zip(test.tolist(), softmax(logits), strict=True):
+            cells = {f"p{k}": str(v) for k, v in enumerate(p)}
+            rows.append({"dataset": dataset["name"], "task": task, "row": r,
+                         "label": names[task][given["labels"][r]],
+                         "predicted": names[task][int(p.argmax())], **cells})
+    most = max(len(c) for c in names.values())
+    write_csv(Path(folder) / "predictions.csv", columns + [f"p{k}" for k in range(most)], rows)
+
+
+def _sentence(error: BaseException) -> tuple[str, int]:
+    """Return the sentence and the exit code for an error of a training."""
+    if isinstance(error, MdmtError):
+        return str(error), error.exit_code
+    if isinstance(error, FloatingPointError):
+        return f"{error}; lower train.lr or look at the images", 2
+    if isinstance(error, MemoryError):
+        return f"{error or 'not enough memory'}; lower train.batch_size or image_size", 2
+    return f"{type(error).__name__}: {error}", 1
+
+
+def main(arguments=None) -> int:
+    """Entry of the child process."""
+    folder = Path((arguments or sys.argv[1:])[0])
+    stop = _Signals()
+    last = 0.0
+
+    def emit(**event):
+        nonlocal last
+        now = time.monotonic()
+        if event["event"] == "progress" and now - last < 0.2:
+            return
+        last = now
+        try:
+            print(json.dumps(event), flush=True)
+        except BrokenPipeError:
+            stop.asked = True
+
+    try:
+        execute(folder, stop, emit)
+    except Interrupted as error:
+        emit(event="interrupted", message=str(error))
+        return 75
+    except Exception as error:
+        if debugging():
+            import traceback
+
+            traceback.print_exc()
+        message, code = _sentence(error)
+        emit(event="error", message=message, exit_code=code)
+        return code
+    emit(event="done")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
