@@ -12,24 +12,31 @@ from .errors import BadInput, nearest
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="mdmt", description="Multi-data-set multi-task training of chest X-ray networks.")
+        prog="mdmt", description="Multi-data-set multi-task training of chest X-ray networks."
+    )
     parser.add_argument("--version", action="version", version=f"mdmt {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    run.add_arguments(commands.add_parser(
-        "run", help="train and compare the configurations over the folds"))
+    run.add_arguments(
+        commands.add_parser("run", help="train and compare the configurations over the folds")
+    )
     prepare = commands.add_parser("prepare", help="preprocess the images once, into the store")
     check = commands.add_parser("check", help="check data, labels and splits before any training")
     splits = commands.add_parser("splits", help="make the splits and show what is in them")
     splits.add_argument("--out", metavar="FILE", help="also write them to this JSON file")
     for sub in (prepare, check, splits):
         sub.add_argument("config", nargs="?", default="demo", metavar="CONFIG")
-        sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
-                         dest="overrides")
+        sub.add_argument(
+            "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides"
+        )
     show = commands.add_parser(
-        "show", help="show a configuration, an out folder's results, `configs` or `keys`")
-    show.add_argument("what", nargs="?", default="configs",
-                      help="name or file of a configuration, an out folder, configs, keys, "
-                      "backbones")
+        "show", help="show a configuration, an out folder's results, `configs` or `keys`"
+    )
+    show.add_argument(
+        "what",
+        nargs="?",
+        default="configs",
+        help="name or file of a configuration, an out folder, configs, keys, backbones",
+    )
     show.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
     return parser
 
@@ -43,8 +50,10 @@ def prepare(arguments) -> None:
     study = _study(arguments)
     for cases, store in zip(study.cases, study.stores, strict=True):
         size = store.images.nbytes / 2**20
-        print(f"{cases.name}: {len(cases)} images, {store.images.shape[1]} pixels, {size:.1f} MiB "
-              f"in {store.folder}")
+        print(
+            f"{cases.name}: {len(cases)} images, {store.images.shape[1]} pixels, {size:.1f} MiB "
+            f"in {store.folder}"
+        )
         for warning in cases.warnings:
             print(f"  note: {warning}")
 
@@ -55,8 +64,9 @@ def _fold_lines(study: run.Study) -> list[str]:
     lines = []
     for validation, folds in study.splits.items():
         for cases in study.cases:
-            lines.append(f"{validation}, {cases.name}: cases of {', '.join(cases.classes)} "
-                         f"(patients)")
+            lines.append(
+                f"{validation}, {cases.name}: cases of {', '.join(cases.classes)} (patients)"
+            )
             for i, fold in enumerate(folds):
                 part = fold[cases.name]
                 cells = []
@@ -97,8 +107,10 @@ def check(arguments) -> None:
             own = {f[cases.name]["fold"]: f[cases.name] for f in folds}
             for finding in module.audit(list(own.values()), cases):
                 findings += 1
-                print(f"finding: {validation}, {cases.name}: {finding.count} {finding.message} "
-                      f"({', '.join(finding.examples)})")
+                print(
+                    f"finding: {validation}, {cases.name}: {finding.count} {finding.message} "
+                    f"({', '.join(finding.examples)})"
+                )
     print(f"{len(study.jobs)} trainings planned; {findings or 'no'} findings in the splits")
 
 
@@ -121,16 +133,18 @@ def show(arguments) -> None:
         print(config.dump(config.load(what, arguments.overrides)), end="")
     else:
         known = [*config.shipped(), "configs", "keys", "backbones"]
-        raise BadInput(f"show: '{what}' is neither a configuration nor an out folder"
-                       f"{nearest(what, known)}")
+        raise BadInput(
+            f"show: '{what}' is neither a configuration nor an out folder{nearest(what, known)}"
+        )
 
 
 def _show_results(out: Path) -> None:
     from .paths import read_csv
 
     stored = out / "config.yaml"
-    values = config.resolve(config.read_yaml(stored.read_text(encoding="utf-8"), str(stored)),
-                            str(stored))
+    values = config.resolve(
+        config.read_yaml(stored.read_text(encoding="utf-8"), str(stored)), str(stored)
+    )
     if not (out / "results.csv").is_file():
         raise BadInput(f"{out}: has no results yet; run `mdmt run --resume --out {out}`")
     rows = read_csv(out / "results.csv")
@@ -146,8 +160,7 @@ def _show_results(out: Path) -> None:
 def main(argv=None) -> int:
     """Entry of `mdmt`: returns the exit code."""
     arguments = _parser().parse_args(argv)
-    actions = {"run": run.start, "prepare": prepare, "check": check, "splits": splits,
-               "show": show}
+    actions = {"run": run.start, "prepare": prepare, "check": check, "splits": splits, "show": show}
     return run.guarded(lambda: actions[arguments.command](arguments))
 
 

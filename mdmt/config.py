@@ -57,38 +57,64 @@ DATASET = _map(
     images=Key("text", "images", "image folder, relative to data.root"),
     columns=COLUMNS,
     task=Key("text", required=True, doc="the task (a key of `tasks`) that its label belongs to"),
-    delimiter=Key("text", "auto", "auto, comma, semicolon or tab",
-                  choices=("auto", "comma", "semicolon", "tab")),
+    delimiter=Key(
+        "text",
+        "auto",
+        "auto, comma, semicolon or tab",
+        choices=("auto", "comma", "semicolon", "tab"),
+    ),
 )
 
 HEAD = _map(
     "fully connected head on the pooled feature",
-    hidden=Key("list", [128, 32], "widths of the hidden layers; [] is one linear layer",
-               item=Key("int", low=1)),
+    hidden=Key(
+        "list",
+        [128, 32],
+        "widths of the hidden layers; [] is one linear layer",
+        item=Key("int", low=1),
+    ),
     dropout=Key("float", 0.5, "dropout probability after each hidden layer", low=0, high=0.99),
     loss=Key("text", "ce", "loss of the task", choices=("ce",)),
 )
 
 TASK = _map(
     "one task",
-    classes=Key("list", required=True, doc="class names, in order", item=Key("text"),
-                nonempty=True),
-    labels=Key("table", None, "label in the table -> class name, where they differ",
-               optional=True, item=Key("text")),
-    thresholds=Key("list", None, "scores t1 < t2 < ...: class k is t_k <= score < t_k+1 "
-                   "(equation 4 of the paper: [5, 9, 14])", optional=True, item=Key("float")),
-    positive=Key("text", None, "positive class of a two-class task (default: the last one)",
-                 optional=True),
+    classes=Key(
+        "list", required=True, doc="class names, in order", item=Key("text"), nonempty=True
+    ),
+    labels=Key(
+        "table",
+        None,
+        "label in the table -> class name, where they differ",
+        optional=True,
+        item=Key("text"),
+    ),
+    thresholds=Key(
+        "list",
+        None,
+        "scores t1 < t2 < ...: class k is t_k <= score < t_k+1 "
+        "(equation 4 of the paper: [5, 9, 14])",
+        optional=True,
+        item=Key("float"),
+    ),
+    positive=Key(
+        "text", None, "positive class of a two-class task (default: the last one)", optional=True
+    ),
     head=HEAD,
 )
 
 STAGE = _map(
     "one training of an experiment",
-    tasks=Key("list", required=True, doc="task names, or tau1, tau2, ...", item=Key("text"),
-              nonempty=True),
-    init=Key("text|int|list", "weights", "weights (the configured ones), the number of an "
-             "earlier stage, or a list of two of them to average (mdmt.beta)",
-             item=Key("int", low=0)),
+    tasks=Key(
+        "list", required=True, doc="task names, or tau1, tau2, ...", item=Key("text"), nonempty=True
+    ),
+    init=Key(
+        "text|int|list",
+        "weights",
+        "weights (the configured ones), the number of an "
+        "earlier stage, or a list of two of them to average (mdmt.beta)",
+        item=Key("int", low=0),
+    ),
     heads=Key("text", "new", "heads at the start", choices=("new", "keep")),
 )
 
@@ -97,58 +123,110 @@ SCHEMA = _map(
     name=Key("text", "run", "name of the study; names the default out folder"),
     data=_map(
         "data",
-        root=Key("text", None, "folder of the data; relative paths start at the working "
-                 "directory", optional=True),
+        root=Key(
+            "text",
+            None,
+            "folder of the data; relative paths start at the working directory",
+            optional=True,
+        ),
         release=Key("text", "1", "name of the data release, copied into the results"),
         datasets=Key("list", [], "the data sets", item=DATASET),
         synthetic=_map(
-            "draw the demo's synthetic data instead of reading data.root", optional=True,
+            "draw the demo's synthetic data instead of reading data.root",
+            optional=True,
             patients=Key("int", 120, "patients per data set", low=10, high=100000),
             size=Key("int", 128, "side of the drawn images in pixels", low=32, high=2048),
-            noise=Key("float", 1.0, "standard deviation of the noise in the prognosis, in units "
-                      "of severity classes", low=0, high=20),
+            noise=Key(
+                "float",
+                1.0,
+                "standard deviation of the noise in the prognosis, in units of severity classes",
+                low=0,
+                high=20,
+            ),
             seed=Key("int", 0, "seed of the drawing", low=0),
         ),
-        store=Key("text", None, "folder of the preprocessed images (default: the user's cache)",
-                  optional=True),
-        square=Key("text", "pad", "how an image becomes square, never by stretching",
-                   choices=("pad", "crop")),
-        clip=Key("list", [2, 98], "percentiles that become black and white",
-                 item=Key("float", low=0, high=100)),
-        on_bad_image=Key("text", "error", "an unreadable image stops the run, or is excluded "
-                         "and listed", choices=("error", "exclude")),
+        store=Key(
+            "text",
+            None,
+            "folder of the preprocessed images (default: the user's cache)",
+            optional=True,
+        ),
+        square=Key(
+            "text",
+            "pad",
+            "how an image becomes square, never by stretching",
+            choices=("pad", "crop"),
+        ),
+        clip=Key(
+            "list",
+            [2, 98],
+            "percentiles that become black and white",
+            item=Key("float", low=0, high=100),
+        ),
+        on_bad_image=Key(
+            "text",
+            "error",
+            "an unreadable image stops the run, or is excluded and listed",
+            choices=("error", "exclude"),
+        ),
     ),
     tasks=Key("table", {}, "the tasks: tau1 is the first, tau2 the second, ...", item=TASK),
     backbones=Key("list", ["resnet18"], "backbones", item=Key("text"), nonempty=True),
-    configurations=Key("list", ["STL-tau1", "STL-tau2", "FT", "MDMT"], "configurations to train",
-                       item=Key("text"), nonempty=True),
-    experiments=Key("table", {}, "further configurations as lists of stages; the last stage is "
-                    "the one that is tested",
-                    item=Key("list", item=STAGE, nonempty=True)),
-    validation=Key("list", ["cv"], "validation schemes", item=Key("text", choices=("cv", "loco")),
-                   nonempty=True),
+    configurations=Key(
+        "list",
+        ["STL-tau1", "STL-tau2", "FT", "MDMT"],
+        "configurations to train",
+        item=Key("text"),
+        nonempty=True,
+    ),
+    experiments=Key(
+        "table",
+        {},
+        "further configurations as lists of stages; the last stage is the one that is tested",
+        item=Key("list", item=STAGE, nonempty=True),
+    ),
+    validation=Key(
+        "list",
+        ["cv"],
+        "validation schemes",
+        item=Key("text", choices=("cv", "loco")),
+        nonempty=True,
+    ),
     cv=_map(
         "cross-validation",
         folds=Key("int", 5, "number of folds", low=2, high=100),
-        validation=Key("float", 0.2, "share of the training part kept for validation",
-                       low=0.01, high=0.9),
+        validation=Key(
+            "float", 0.2, "share of the training part kept for validation", low=0.01, high=0.9
+        ),
         seed=Key("int", 0, "seed of the splits", low=0),
     ),
-    folds=Key("list", None, "fold numbers to run (default: all)", optional=True,
-              item=Key("int", low=0), nonempty=True),
+    folds=Key(
+        "list",
+        None,
+        "fold numbers to run (default: all)",
+        optional=True,
+        item=Key("int", low=0),
+        nonempty=True,
+    ),
     image_size=Key("int", 224, "side of the network's input in pixels", low=32, high=4096),
     weights=Key("text", "random", "random, imagenet, or a file or folder of weights"),
     seeds=Key("list", [0], "seeds of the training", item=Key("int", low=0), nonempty=True),
     train=_map(
         "training",
         epochs=Key("int", 300, "most epochs", low=1),
-        warmup_epochs=Key("int", 40, "epochs before a model may be selected and early stopping "
-                          "counts (not a learning-rate warm-up); at most epochs - 1", low=0),
+        warmup_epochs=Key(
+            "int",
+            40,
+            "epochs before a model may be selected and early stopping "
+            "counts (not a learning-rate warm-up); at most epochs - 1",
+            low=0,
+        ),
         patience=Key("int", 40, "epochs without improvement before stopping", low=1),
         batch_size=Key("int", 128, "samples per step", low=1),
         lr=Key("float", 0.001, "learning rate of Adam", low=0),
-        betas=Key("list", [0.9, 0.999], "Adam's beta1 and beta2",
-                  item=Key("float", low=0, high=0.999999)),
+        betas=Key(
+            "list", [0.9, 0.999], "Adam's beta1 and beta2", item=Key("float", low=0, high=0.999999)
+        ),
         eps=Key("float", 1e-8, "Adam's epsilon", low=0),
         weight_decay=Key("float", 0.0001, "L2 term", low=0),
         decoupled=Key("bool", False, "decoupled weight decay instead of L2 in the gradient"),
@@ -159,34 +237,55 @@ SCHEMA = _map(
             minimum=Key("float", 1e-8, "smallest learning rate", low=0),
         ),
         augment=_map(
-            "random changes of the training images, each with its probability", optional=True,
+            "random changes of the training images, each with its probability",
+            optional=True,
             probability=Key("float", 0.5, "probability of each", low=0, high=1),
             shift=Key("float", 0.1, "largest shift, share of the side", low=0, high=1),
             zoom=Key("float", 0.1, "zoom between 1 - zoom and 1 + zoom", low=0, high=0.9),
             flip=Key("bool", True, "mirror left and right"),
             rotation=Key("float", 10, "largest angle in degrees", low=0, high=180),
-            elastic_alpha=Key("list", [20, 40], "range of the elastic strength; [0, 0] is off",
-                              item=Key("float", low=0)),
-            elastic_sigma=Key("float", 7, "smoothness of the elastic field in pixels", low=0.1),
+            elastic_alpha=Key(
+                "list",
+                [20, 40],
+                "range of the elastic strength; [0, 0] is off",
+                item=Key("float", low=0),
+            ),
+            elastic_sigma=Key(
+                "float",
+                7,
+                "smoothness of the elastic field; both in pixels of an image of 256 pixels",
+                low=0.1,
+            ),
         ),
-        checkpoint_seconds=Key("float", 60, "seconds between checkpoints; 0: only when stopped",
-                               low=0),
+        checkpoint_seconds=Key(
+            "float", 60, "seconds between checkpoints; 0: only when stopped", low=0
+        ),
         checkpoint_steps=Key("int", 0, "steps between checkpoints; 0: off", low=0),
     ),
     sampler=_map(
         "mixed batches",
-        mode=Key("text", "union", "union, balanced or ratio",
-                 choices=("union", "balanced", "ratio")),
-        ratio=Key("list", None, "share of each data set, for mode ratio", optional=True,
-                  item=Key("float", low=0)),
+        mode=Key(
+            "text", "union", "union, balanced or ratio", choices=("union", "balanced", "ratio")
+        ),
+        ratio=Key(
+            "list",
+            None,
+            "share of each data set, for mode ratio",
+            optional=True,
+            item=Key("float", low=0),
+        ),
         epoch=Key("text|int", "union", "length of an epoch: union, longest, shortest or steps"),
         drop_last=Key("bool", False, "leave out a last batch that is not full"),
     ),
     mdmt=_map(
         "the MDMT configuration",
         beta=Key("float", 0.5, "share of the STL-tau1 weights in the average", low=0, high=1),
-        heads=Key("text", "new", "heads at the start: new, or those of the STL models",
-                  choices=("new", "keep")),
+        heads=Key(
+            "text",
+            "new",
+            "heads at the start: new, or those of the STL models",
+            choices=("new", "keep"),
+        ),
     ),
     precision=Key("text", "fp32", "arithmetic", choices=("fp32", "fp32-direct")),
 )
@@ -227,7 +326,7 @@ def read_yaml(text: str, source: str):
     import yaml
 
     try:
-        return yaml.load(text, _loader())  # noqa: S506 (a SafeLoader)
+        return yaml.load(text, _loader())
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark is not None else ""
@@ -250,8 +349,10 @@ def find(name: str) -> Path:
     if path.is_file():
         return path
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
-        raise BadConfig(f"{name}: no such configuration file; give an existing YAML file or one "
-                        f"of the shipped names {', '.join(shipped())}")
+        raise BadConfig(
+            f"{name}: no such configuration file; give an existing YAML file or one "
+            f"of the shipped names {', '.join(shipped())}"
+        )
     raise BadConfig(f"{name}: no such configuration{nearest(name, shipped())}")
 
 
@@ -291,8 +392,10 @@ def override(raw: dict, text: str) -> None:
         last = position == len(parts) - 1
         if isinstance(node, list):
             if not part.isdigit() or int(part) >= len(node):
-                raise BadConfig(f"--set {text}: '{'.'.join(parts[:position])}' is a list of "
-                                f"{len(node)} items, '{part}' is not one of them")
+                raise BadConfig(
+                    f"--set {text}: '{'.'.join(parts[:position])}' is a list of "
+                    f"{len(node)} items, '{part}' is not one of them"
+                )
             part = int(part)
         if last:
             node[part] = read_yaml(value, f"--set {text}")
@@ -301,19 +404,35 @@ def override(raw: dict, text: str) -> None:
         if child is None:
             child = node[part] = {}
         if not isinstance(child, (dict, list)):
-            raise BadConfig(f"--set {text}: '{'.'.join(parts[:position + 1])}' is a single value "
-                            "and has no keys below it")
+            raise BadConfig(
+                f"--set {text}: '{'.'.join(parts[: position + 1])}' is a single value "
+                "and has no keys below it"
+            )
         node = child
 
 
 def _kind(value) -> str:
-    names = {bool: "yes/no value", int: "number", float: "number", str: "text", list: "list",
-             dict: "mapping", type(None): "empty value"}
+    names = {
+        bool: "yes/no value",
+        int: "number",
+        float: "number",
+        str: "text",
+        list: "list",
+        dict: "mapping",
+        type(None): "empty value",
+    }
     return names.get(type(value), type(value).__name__)
 
 
-_WANTED = {"int": "a whole number", "float": "a number", "bool": "true or false", "text": "a text",
-           "list": "a list", "map": "a mapping of keys", "table": "a mapping of names"}
+_WANTED = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "text": "a text",
+    "list": "a list",
+    "map": "a mapping of keys",
+    "table": "a mapping of names",
+}
 
 
 def _convert(kind: str, value):
@@ -439,8 +558,10 @@ def _cross_check(values: dict, source: str) -> None:
     _unique([d["name"] for d in datasets], "data.datasets", source)
     for position, dataset in enumerate(datasets):
         if dataset["task"] not in values["tasks"]:
-            raise BadConfig(f"{source}: data.datasets.{position}.task is '{dataset['task']}'"
-                            f"{nearest(dataset['task'], values['tasks'])}")
+            raise BadConfig(
+                f"{source}: data.datasets.{position}.task is '{dataset['task']}'"
+                f"{nearest(dataset['task'], values['tasks'])}"
+            )
     for name in ("backbones", "configurations", "validation", "folds", "seeds"):
         _unique(values[name] or [], name, source)
     clip = values["data"]["clip"]
@@ -454,17 +575,25 @@ def _cross_check(values: dict, source: str) -> None:
     train = values["train"]
     train["warmup_epochs"] = min(train["warmup_epochs"], train["epochs"] - 1)
     augment = values["train"]["augment"]
-    if augment and (len(augment["elastic_alpha"]) != 2
-                    or augment["elastic_alpha"][0] > augment["elastic_alpha"][1]):
+    if augment and (
+        len(augment["elastic_alpha"]) != 2
+        or augment["elastic_alpha"][0] > augment["elastic_alpha"][1]
+    ):
         raise BadConfig(f"{source}: train.augment.elastic_alpha must be two numbers, low <= high")
     sampler = values["sampler"]
     if (sampler["mode"] == "ratio") != (sampler["ratio"] is not None):
-        raise BadConfig(f"{source}: sampler.ratio must be given with sampler.mode ratio, and only "
-                        "then")
-    if isinstance(sampler["epoch"], str) and sampler["epoch"] not in ("union", "longest",
-                                                                      "shortest"):
-        raise BadConfig(f"{source}: sampler.epoch is '{sampler['epoch']}'"
-                        f"{nearest(sampler['epoch'], ('union', 'longest', 'shortest'))}")
+        raise BadConfig(
+            f"{source}: sampler.ratio must be given with sampler.mode ratio, and only then"
+        )
+    if isinstance(sampler["epoch"], str) and sampler["epoch"] not in (
+        "union",
+        "longest",
+        "shortest",
+    ):
+        raise BadConfig(
+            f"{source}: sampler.epoch is '{sampler['epoch']}'"
+            f"{nearest(sampler['epoch'], ('union', 'longest', 'shortest'))}"
+        )
 
 
 def _check_task(name: str, task: dict, source: str) -> None:
@@ -473,19 +602,24 @@ def _check_task(name: str, task: dict, source: str) -> None:
     if len(classes) < 2:
         raise BadConfig(f"{source}: tasks.{name}.classes has one class; give at least two")
     if task["positive"] is not None and task["positive"] not in classes:
-        raise BadConfig(f"{source}: tasks.{name}.positive is '{task['positive']}'"
-                        f"{nearest(task['positive'], classes)}")
+        raise BadConfig(
+            f"{source}: tasks.{name}.positive is '{task['positive']}'"
+            f"{nearest(task['positive'], classes)}"
+        )
     for label, target in (task["labels"] or {}).items():
         if target not in classes:
-            raise BadConfig(f"{source}: tasks.{name}.labels.{label} is '{target}'"
-                            f"{nearest(target, classes)}")
+            raise BadConfig(
+                f"{source}: tasks.{name}.labels.{label} is '{target}'{nearest(target, classes)}"
+            )
     cuts = task["thresholds"]
     if cuts is not None:
         if task["labels"]:
             raise BadConfig(f"{source}: tasks.{name} has labels and thresholds; keep one")
         if len(cuts) != len(classes) - 1 or sorted(set(cuts)) != cuts:
-            raise BadConfig(f"{source}: tasks.{name}.thresholds is {cuts}; it must be "
-                            f"{len(classes) - 1} rising numbers, one fewer than the classes")
+            raise BadConfig(
+                f"{source}: tasks.{name}.thresholds is {cuts}; it must be "
+                f"{len(classes) - 1} rising numbers, one fewer than the classes"
+            )
 
 
 def get(values: dict, path: str):
@@ -537,7 +671,8 @@ def describe(key: Key = SCHEMA, indent: int = 0) -> str:
         if sub.choices:
             limits = f" [{' | '.join(map(str, sub.choices))}]"
         elif sub.low is not None or sub.high is not None:
-            limits = f" [{'' if sub.low is None else sub.low} .. {'' if sub.high is None else sub.high}]"
+            low, high = ("" if v is None else v for v in (sub.low, sub.high))
+            limits = f" [{low} .. {high}]"
         default = "required" if sub.required else f"default {sub.default!r}"
         lines.append(f"{pad}{name}: {sub.kind}{limits}, {default}  # {sub.doc}")
         item = sub.item
@@ -546,3 +681,31 @@ def describe(key: Key = SCHEMA, indent: int = 0) -> str:
         if item is not None and item.kind == "map":
             lines.append(describe(item, indent + 2))
     return "\n".join(lines)
+
+
+def set_num_threads(count: int) -> None:
+    """Set the number of threads of the engine (the environment variable MDMT_NUM_THREADS sets it
+    from outside; the default is the cores this process may use). Results do not depend on it."""
+    from . import _core
+
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= 1024:
+        raise BadConfig(f"set_num_threads({count!r}): give a whole number from 1 to 1024")
+    _core.set_num_threads(count)
+
+
+def show_config() -> None:
+    """Print version, build, processor path and threads, and whether CUDA can be used."""
+    import platform
+
+    import numpy
+
+    from . import __version__, _core
+
+    print(
+        f"mdmt {__version__}, Python {platform.python_version()}, NumPy {numpy.__version__}, "
+        f"{platform.platform()}"
+    )
+    info = _core.cpu_info()
+    print("processor: " + ", ".join(f"{k} {v}" for k, v in info.items()))
+    print(f"threads: {_core.get_num_threads()}")
+    print("CUDA: not used, this build has the CPU engine only")

@@ -35,8 +35,11 @@ class Part:
 
     def attached(self) -> dict:
         """The form that `Model.attach` takes."""
-        return {"images": self.images, "task": self.task,
-                "target": np.ascontiguousarray(self.labels, np.float32)}
+        return {
+            "images": self.images,
+            "task": self.task,
+            "target": np.ascontiguousarray(self.labels, np.float32),
+        }
 
 
 @dataclass
@@ -81,6 +84,23 @@ def predict(model, dataset: int, rows, batch_size: int = 64, stop=None) -> dict:
     return {name: np.concatenate(values) for name, values in parts.items()}
 
 
+def augmentation(settings: dict | None, size: int) -> dict | None:
+    """The engine's augmentation for images of side `size`.
+
+    The configuration gives the elastic field in pixels of a 256-pixel image, as the paper's code
+    does. Displacements grow like alpha / sigma, so alpha is scaled by the square of the size.
+    """
+    if settings is None:
+        return None
+    scale = size / 256
+    low, high = settings["elastic_alpha"]
+    return {
+        **settings,
+        "elastic_alpha": (low * scale**2, high * scale**2),
+        "elastic_sigma": settings["elastic_sigma"] * scale if high > 0 else 0.0,
+    }
+
+
 class _Stop(Exception):
     """Raised inside the loop when a stop was asked for."""
 
@@ -99,9 +119,22 @@ class Fit:
     loss) is called after every step.
     """
 
-    def __init__(self, model, parts: list[Part], tasks: list[str], settings: dict, sampler: dict,
-                 *, select: int = 0, seed: int = 0, checkpoint=None, seconds: float = 60,
-                 steps: int = 0, stop=None, progress=None):
+    def __init__(
+        self,
+        model,
+        parts: list[Part],
+        tasks: list[str],
+        settings: dict,
+        sampler: dict,
+        *,
+        select: int = 0,
+        seed: int = 0,
+        checkpoint=None,
+        seconds: float = 60,
+        steps: int = 0,
+        stop=None,
+        progress=None,
+    ):
         from .sampler import MixedBatchSampler
         from .schedule import TrainingSchedule
 
@@ -111,24 +144,37 @@ class Fit:
         self.seconds, self.steps = seconds, steps
         for part in parts:
             if len(part.train) == 0:
-                raise BadInput(f"task '{tasks[part.task]}': the training part is empty; give more "
-                               "patients")
+                raise BadInput(
+                    f"task '{tasks[part.task]}': the training part is empty; give more patients"
+                )
         model.attach([p.attached() for p in parts])
         self.sampler = MixedBatchSampler(
-            [len(p.train) for p in parts], settings["batch_size"], mode=sampler["mode"],
-            ratio=sampler["ratio"], epoch=sampler["epoch"], seed=seed,
-            drop_last=sampler["drop_last"] and sum(len(p.train) for p in parts)
-            >= settings["batch_size"])
+            [len(p.train) for p in parts],
+            settings["batch_size"],
+            mode=sampler["mode"],
+            ratio=sampler["ratio"],
+            epoch=sampler["epoch"],
+            seed=seed,
+            drop_last=sampler["drop_last"]
+            and sum(len(p.train) for p in parts) >= settings["batch_size"],
+        )
         plateau = settings["plateau"]
         self.schedule = TrainingSchedule(
-            lr=settings["lr"], factor=plateau["factor"], patience=plateau["patience"],
-            min_lr=plateau["minimum"], warmup=settings["warmup_epochs"],
-            stop_patience=settings["patience"], max_epochs=settings["epochs"])
+            lr=settings["lr"],
+            factor=plateau["factor"],
+            patience=plateau["patience"],
+            min_lr=plateau["minimum"],
+            warmup=settings["warmup_epochs"],
+            stop_patience=settings["patience"],
+            max_epochs=settings["epochs"],
+        )
         self.state = State()
         self.options = {
-            "betas": tuple(settings["betas"]), "eps": settings["eps"],
-            "weight_decay": settings["weight_decay"], "decoupled": settings["decoupled"],
-            "augment": settings["augment"],
+            "betas": tuple(settings["betas"]),
+            "eps": settings["eps"],
+            "weight_decay": settings["weight_decay"],
+            "decoupled": settings["decoupled"],
+            "augment": augmentation(settings["augment"], parts[0].images.shape[-1]),
         }
         self.saved_at, self.since_saved = time.monotonic(), 0
 
@@ -145,7 +191,9 @@ class Fit:
                 self.save()
             raise Interrupted(
                 f"stopped in epoch {self.state.epoch + 1} after a signal; the same command goes "
-                "on from there" if self.checkpoint is not None else "stopped after a signal"
+                "on from there"
+                if self.checkpoint is not None
+                else "stopped after a signal"
             ) from None
         self.model.load_state_dict(self.state.best)
         return self.state
@@ -161,8 +209,9 @@ class Fit:
             for d, part in enumerate(self.parts):
                 mine = dataset == d
                 rows[mine] = part.train[index[mine]]
-            loss, per_task = self.model.fit_step(dataset, rows, lr=self.schedule.lr,
-                                                 epoch=state.epoch, **self.options)
+            loss, per_task = self.model.fit_step(
+                dataset, rows, lr=self.schedule.lr, epoch=state.epoch, **self.options
+            )
             state.sums += np.asarray(per_task, np.float64)
             state.images += len(rows)
             if self.progress is not None:
@@ -189,11 +238,15 @@ class Fit:
         for k, name in enumerate(self.tasks):
             loss, accuracy = self._validate(k)
             row[f"val_loss_{name}"], row[f"val_accuracy_{name}"] = loss, accuracy
+            if not np.isfinite(loss):
+                raise FloatingPointError(
+                    f"epoch {state.epoch + 1}: the validation loss of task '{name}' is {loss}"
+                )
         value = row[f"val_loss_{self.tasks[self.select]}"]
-        best, stop = self.schedule.update(value)
+        _, best, stop = self.schedule.update(state.epoch, value)
         row["best"] = int(best)
         state.history.append(row)
-        if best or state.best is None:
+        if best:
             state.best = {k: np.array(v) for k, v in self.model.state_dict().items()}
             state.best_epoch = state.epoch
         state.epoch += 1
@@ -223,12 +276,17 @@ class Fit:
         if state.best is not None:
             arrays.update({f"best/{k}": v for k, v in state.best.items()})
         record = {
-            "format": FORMAT, "epoch": state.epoch, "images": state.images,
+            "format": FORMAT,
+            "epoch": state.epoch,
+            "images": state.images,
             "sums": None if state.sums is None else state.sums.tolist(),
-            "history": state.history, "best_epoch": state.best_epoch,
-            "finished": state.finished, "optimizer_step": int(step),
+            "history": state.history,
+            "best_epoch": state.best_epoch,
+            "finished": state.finished,
+            "optimizer_step": int(step),
             "training_step": int(self.model.training_step),
-            "sampler": self.sampler.state_dict(), "schedule": self.schedule.state_dict(),
+            "sampler": self.sampler.state_dict(),
+            "schedule": self.schedule.state_dict(),
         }
         try:
             write_safetensors(str(self.checkpoint), arrays, {"mdmt": json.dumps(record)})
@@ -248,17 +306,24 @@ class Fit:
                     group, _, name = key.partition("/")
                     parts[group][name] = stream.get_tensor(key)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            raise BadInput(f"{self.checkpoint}: is not a checkpoint that can be read ({error}); "
-                           "delete it to start this training anew") from error
+            raise BadInput(
+                f"{self.checkpoint}: is not a checkpoint that can be read ({error}); "
+                "delete it to start this training anew"
+            ) from error
         self.model.load_state_dict(parts["weights"])
         self.model.load_optimizer_state(parts["adam"], record["optimizer_step"])
         self.model.training_step = record["training_step"]
         self.sampler.load_state_dict(record["sampler"])
         self.schedule.load_state_dict(record["schedule"])
         self.state = State(
-            record["epoch"], record["images"],
-            None if record["sums"] is None else np.array(record["sums"]), record["history"],
-            parts["best"] or None, record["best_epoch"], record["finished"])
+            record["epoch"],
+            record["images"],
+            None if record["sums"] is None else np.array(record["sums"]),
+            record["history"],
+            parts["best"] or None,
+            record["best_epoch"],
+            record["finished"],
+        )
 
 
 def write_history(path, history: list[dict]) -> None:

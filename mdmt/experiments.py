@@ -80,8 +80,10 @@ def _check_init(name: str, position: int, stage: dict) -> None:
     init = stage["init"]
     where = f"experiments.{name}.{position}.init"
     if isinstance(init, str) and init != "weights":
-        raise BadConfig(f"{where} is '{init}'; it must be weights, the number of an earlier stage, "
-                        "or a list of two")
+        raise BadConfig(
+            f"{where} is '{init}'; it must be weights, the number of an earlier stage, "
+            "or a list of two"
+        )
     sources = [init] if isinstance(init, int) else init if isinstance(init, list) else []
     if isinstance(init, list) and len(init) != 2:
         raise BadConfig(f"{where} lists {len(init)} stages; it must be two")
@@ -99,11 +101,15 @@ def stages_of(values: dict, name: str) -> list[dict]:
     for stage in known[name]:
         for task in stage["tasks"]:
             if task not in values["tasks"]:
-                raise BadConfig(f"configuration '{name}' needs the task '{task}'"
-                                f"{nearest(task, values['tasks'])}")
+                raise BadConfig(
+                    f"configuration '{name}' needs the task '{task}'"
+                    f"{nearest(task, values['tasks'])}"
+                )
             if task not in used:
-                raise BadConfig(f"configuration '{name}' needs the task '{task}', which no data "
-                                "set has; add a data set or leave the configuration out")
+                raise BadConfig(
+                    f"configuration '{name}' needs the task '{task}', which no data "
+                    "set has; add a data set or leave the configuration out"
+                )
     return known[name]
 
 
@@ -117,12 +123,15 @@ def weights_source(values: dict, backbone: str) -> dict:
         found = [path / f"{backbone}{e}" for e in (".safetensors", ".pth", ".pt")]
         found = [p for p in found if p.is_file()]
         if not found:
-            raise BadConfig(f"weights: {path} holds no {backbone}.safetensors or {backbone}.pth; "
-                            "add it or use random")
+            raise BadConfig(
+                f"weights: {path} holds no {backbone}.safetensors or {backbone}.pth; "
+                "add it or use random"
+            )
         path = found[0]
     elif not path.is_file():
-        raise BadConfig(f"weights: '{name}' is neither random nor imagenet nor a file or folder; "
-                        "correct it")
+        raise BadConfig(
+            f"weights: '{name}' is neither random nor imagenet nor a file or folder; correct it"
+        )
     return {"kind": "file", "sha256": digest_file(path), "path": str(path.resolve())}
 
 
@@ -144,15 +153,30 @@ def plan(values: dict, datasets: list, splits: dict) -> list[Job]:
         count = len(splits[validation])
         for fold in values["folds"] if values["folds"] is not None else range(count):
             if fold >= count:
-                raise BadConfig(f"folds: there is no fold {fold} in {validation}; the folds are 0 "
-                                f"to {count - 1}")
+                raise BadConfig(
+                    f"folds: there is no fold {fold} in {validation}; the folds are 0 "
+                    f"to {count - 1}"
+                )
             for seed in values["seeds"]:
                 for backbone in values["backbones"]:
-                    place = {"release": values["data"]["release"], "validation": validation,
-                             "fold": fold, "backbone": backbone, "seed": seed}
+                    place = {
+                        "release": values["data"]["release"],
+                        "validation": validation,
+                        "fold": fold,
+                        "backbone": backbone,
+                        "seed": seed,
+                    }
                     for name in values["configurations"]:
-                        _plan_one(jobs, values, datasets, splits[validation][fold], place, name,
-                                  stages[name], weights[backbone])
+                        _plan_one(
+                            jobs,
+                            values,
+                            datasets,
+                            splits[validation][fold],
+                            place,
+                            name,
+                            stages[name],
+                            weights[backbone],
+                        )
     return list(jobs.values())
 
 
@@ -188,23 +212,37 @@ def _job(values, datasets, parts, place, stage, ids, weights) -> Job:
     elif sampler["ratio"] is not None:
         names = [d["name"] for d in values["data"]["datasets"]]
         if len(sampler["ratio"]) != len(names):
-            raise BadConfig(f"sampler.ratio has {len(sampler['ratio'])} numbers for {len(names)} "
-                            "data sets; give one per data set")
+            raise BadConfig(
+                f"sampler.ratio has {len(sampler['ratio'])} numbers for {len(names)} "
+                "data sets; give one per data set"
+            )
         sampler["ratio"] = [sampler["ratio"][names.index(c.name)] for c, _ in used]
     train = {k: v for k, v in values["train"].items() if not k.startswith("checkpoint_")}
     description = {
         "format": FORMAT,
         **place,
-        "tasks": [{"name": t, "classes": values["tasks"][t]["classes"],
-                   "positive": values["tasks"][t]["positive"],
-                   "head": values["tasks"][t]["head"]} for t in tasks],
+        "tasks": [
+            {
+                "name": t,
+                "classes": values["tasks"][t]["classes"],
+                "positive": values["tasks"][t]["positive"],
+                "head": values["tasks"][t]["head"],
+            }
+            for t in tasks
+        ],
         "select": tasks[0],
         "init": start,
         "heads": stage["heads"],
         "datasets": [
-            {"name": c.name, "task": c.task, "manifest": m,
-             "split": digest({p: [c.images[r] for r in parts[c.name][p]]
-                              for p in ("train", "val", "test")}, 24)}
+            {
+                "name": c.name,
+                "task": c.task,
+                "manifest": m,
+                "split": digest(
+                    {p: [c.images[r] for r in parts[c.name][p]] for p in ("train", "val", "test")},
+                    24,
+                ),
+            }
             for c, m in used
         ],
         "image_size": values["image_size"],
@@ -213,8 +251,7 @@ def _job(values, datasets, parts, place, stage, ids, weights) -> Job:
         "sampler": sampler,
     }
     number = digest(description, 12)
-    name = (f"{place['backbone']}-{place['validation']}{place['fold']}-s{place['seed']}-"
-            f"{number}")
+    name = f"{place['backbone']}-{place['validation']}{place['fold']}-s{place['seed']}-{number}"
     rows = {c.name: {p: parts[c.name][p] for p in ("train", "val", "test")} for c, _ in used}
     return Job(name, "", description, rows, sorted(set(needs), key=needs.index))
 

@@ -14,8 +14,9 @@ import numpy as np
 def _pair(y, predicted) -> tuple[np.ndarray, np.ndarray]:
     y, predicted = np.asarray(y), np.asarray(predicted)
     if y.ndim != 1 or y.shape != predicted.shape or y.size == 0:
-        raise ValueError(f"y has shape {y.shape} and predicted {predicted.shape}; both must be "
-                         "(n,) with n >= 1")
+        raise ValueError(
+            f"y has shape {y.shape} and predicted {predicted.shape}; both must be (n,) with n >= 1"
+        )
     return y, predicted
 
 
@@ -79,8 +80,9 @@ def auc(y, score) -> float:
     """
     y, score = np.asarray(y), np.asarray(score, np.float64)
     if y.ndim != 1 or score.shape[:1] != y.shape or score.ndim > 2 or y.size == 0:
-        raise ValueError(f"y has shape {y.shape} and score {score.shape}; they must be (n,) and "
-                         "(n,) or (n, K)")
+        raise ValueError(
+            f"y has shape {y.shape} and score {score.shape}; they must be (n,) and (n,) or (n, K)"
+        )
     if score.ndim == 2 and score.shape[1] == 2:
         score = score[:, 1]
     if score.ndim == 1:

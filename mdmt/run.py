@@ -14,14 +14,48 @@ from pathlib import Path
 
 from . import __version__, config, experiments, metrics, splits
 from .errors import BadConfig, BadInput, JobsFailed, MdmtError, debugging
-from .paths import digest, folder_lock, make_folder, read_csv, read_json, write_atomic, write_csv
-from .paths import write_json
+from .paths import (
+    digest,
+    folder_lock,
+    make_folder,
+    read_csv,
+    read_json,
+    write_atomic,
+    write_csv,
+    write_json,
+)
 
-RESULT_COLUMNS = ["release", "validation", "fold", "backbone", "configuration", "task", "seed", "n",
-                  "accuracy", "f1", "f1_macro", "f1_weighted", "gmean", "auc"]
+RESULT_COLUMNS = [
+    "release",
+    "validation",
+    "fold",
+    "backbone",
+    "configuration",
+    "task",
+    "seed",
+    "n",
+    "accuracy",
+    "f1",
+    "f1_macro",
+    "f1_weighted",
+    "gmean",
+    "auc",
+]
 MORE_COLUMNS = ["best_epoch", "epochs", "job"]
-PREDICTION_COLUMNS = ["release", "validation", "fold", "backbone", "configuration", "task", "seed",
-                      "patient", "image", "center", "label", "predicted"]
+PREDICTION_COLUMNS = [
+    "release",
+    "validation",
+    "fold",
+    "backbone",
+    "configuration",
+    "task",
+    "seed",
+    "patient",
+    "image",
+    "center",
+    "label",
+    "predicted",
+]
 FORMAT = 1
 
 
@@ -38,21 +72,41 @@ class Study:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `mdmt run`."""
-    parser.add_argument("config", nargs="?", metavar="CONFIG",
-                        help="YAML file or shipped name: " + ", ".join(config.shipped())
-                        + " (default: demo)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
-                        help="change a configuration key, e.g. --set train.epochs=10")
+    parser.add_argument(
+        "config",
+        nargs="?",
+        metavar="CONFIG",
+        help="YAML file or shipped name: " + ", ".join(config.shipped()) + " (default: demo)",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="change a configuration key, e.g. --set train.epochs=10",
+    )
     parser.add_argument("--out", metavar="DIR", help="out folder (default: out/<name>)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda[:i]")
-    parser.add_argument("--workers", type=int, default=1, metavar="N",
-                        help="trainings at the same time (default: 1)")
-    parser.add_argument("--resume", action="store_true",
-                        help="go on with the run in --out (re-running does so too); without "
-                        "CONFIG, with the configuration stored there")
-    parser.add_argument("--extend", action="store_true",
-                        help="let the run in --out grow by other folds, seeds, backbones, "
-                        "configurations or validation schemes")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="trainings at the same time (default: 1)",
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the run in --out (re-running does so too); without "
+        "CONFIG, with the configuration stored there",
+    )
+    parser.add_argument(
+        "--extend",
+        action="store_true",
+        help="let the run in --out grow by other folds, seeds, backbones, "
+        "configurations or validation schemes",
+    )
     parser.add_argument("--dry-run", action="store_true", help="list the jobs and stop")
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
@@ -79,18 +133,23 @@ def read_cases(values: dict, out: Path | None = None) -> list:
     if drawing is not None:
         root = synthetic.make(root or (out / "data" if out else cache_folder()), **drawing)
     elif root is None:
-        raise BadConfig(f"{values['name']}: data.root is not set; give the data's folder with "
-                        "--set data.root=FOLDER")
+        raise BadConfig(
+            f"{values['name']}: data.root is not set; give the data's folder with "
+            "--set data.root=FOLDER"
+        )
     elif not Path(root).is_dir():
         raise BadConfig(f"data.root: the folder {root} does not exist; correct it")
-    return [table.read_cases(spec, values["tasks"][spec["task"]], root)
-            for spec in values["data"]["datasets"]]
+    return [
+        table.read_cases(spec, values["tasks"][spec["task"]], root)
+        for spec in values["data"]["datasets"]
+    ]
 
 
 def manifest(cases, store) -> str:
     """Hash of what a data set is: every image's pixels and label, in order."""
-    return digest([store.key, cases.images, cases.patients, cases.centers, cases.labels.tolist()],
-                  24)
+    return digest(
+        [store.key, cases.images, cases.patients, cases.centers, cases.labels.tolist()], 24
+    )
 
 
 def prepare(values: dict, out: Path | None = None, quiet: bool = False) -> Study:
@@ -127,10 +186,12 @@ def claim(out: Path, values: dict, extend: bool = False) -> None:
     stored = out / "config.yaml"
     if not stored.exists():
         known = {"data", ".lock"}
-        if out.is_dir() and any(p.name not in known and not p.name.startswith(".")
-                                for p in out.iterdir()):
-            raise BadInput(f"{out}: is not empty and not an out folder of mdmt; choose another "
-                           "--out")
+        if out.is_dir() and any(
+            p.name not in known and not p.name.startswith(".") for p in out.iterdir()
+        ):
+            raise BadInput(
+                f"{out}: is not empty and not an out folder of mdmt; choose another --out"
+            )
         return
     old = config.read_yaml(stored.read_text(encoding="utf-8"), str(stored))
     ignore = config.NEUTRAL + (config.SELECTING if extend else ())
@@ -139,8 +200,10 @@ def claim(out: Path, values: dict, extend: bool = False) -> None:
         path, before, now = changed[0]
         more = f" and {len(changed) - 1} more keys differ" if len(changed) > 1 else ""
         hint = ", or --extend" if path.split(".")[0] in config.SELECTING and not extend else ""
-        raise BadInput(f"{out}: belongs to another configuration ({path} is {before!r} there and "
-                       f"{now!r} here{more}); choose another --out{hint}")
+        raise BadInput(
+            f"{out}: belongs to another configuration ({path} is {before!r} there and "
+            f"{now!r} here{more}); choose another --out{hint}"
+        )
 
 
 def resolve_device(name: str) -> str:
@@ -165,13 +228,21 @@ def _inputs_of(study: Study, out: Path, device: str):
         datasets = {}
         for name, rows in job.rows.items():
             cases, store = by_name[name]
-            datasets[name] = {"store": str(store.folder.resolve()), "labels": cases.labels.tolist(),
-                              **{p: [int(r) for r in rows[p]] for p in rows}}
+            datasets[name] = {
+                "store": str(store.folder.resolve()),
+                "labels": cases.labels.tolist(),
+                **{p: [int(r) for r in rows[p]] for p in rows},
+            }
         source = experiments.weights_source(study.values, job.description["backbone"])
-        return {"datasets": datasets, "runs": str((out / "runs").resolve()), "device": device,
-                "weights": source.get("path"), "images_per_epoch": images_per_epoch(job),
-                "checkpoint_seconds": train["checkpoint_seconds"],
-                "checkpoint_steps": train["checkpoint_steps"]}
+        return {
+            "datasets": datasets,
+            "runs": str((out / "runs").resolve()),
+            "device": device,
+            "weights": source.get("path"),
+            "images_per_epoch": images_per_epoch(job),
+            "checkpoint_seconds": train["checkpoint_seconds"],
+            "checkpoint_steps": train["checkpoint_steps"],
+        }
 
     return inputs
 
@@ -181,9 +252,14 @@ def environment() -> dict:
     import numpy
     import scipy
 
-    return {"mdmt": __version__, "python": platform.python_version(),
-            "platform": platform.platform(), "machine": platform.machine(),
-            "numpy": numpy.__version__, "scipy": scipy.__version__}
+    return {
+        "mdmt": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "numpy": numpy.__version__,
+        "scipy": scipy.__version__,
+    }
 
 
 def collect(study: Study, out: Path, done) -> list[dict]:
@@ -198,27 +274,46 @@ def collect(study: Study, out: Path, done) -> list[dict]:
         result = read_json(out / "runs" / job.id / "result.json")
         tested = read_csv(out / "runs" / job.id / "predictions.csv")
         for name in job.reported:
-            place = {"release": d["release"], "validation": d["validation"], "fold": d["fold"],
-                     "backbone": d["backbone"], "configuration": name, "seed": d["seed"]}
+            place = {
+                "release": d["release"],
+                "validation": d["validation"],
+                "fold": d["fold"],
+                "backbone": d["backbone"],
+                "configuration": name,
+                "seed": d["seed"],
+            }
             for task in d["tasks"]:
                 rows = [r for r in tested if r["task"] == task["name"]]
                 if not rows:
                     continue
                 for r in rows:
-                    predictions.append({**place, "task": task["name"],
-                                        **_case(by_name[r["dataset"]], int(r["row"])),
-                                        "label": r["label"], "predicted": r["predicted"],
-                                        **{f"p_{c}": r[f"p{k}"]
-                                           for k, c in enumerate(task["classes"])}})
-                results.append({**place, "task": task["name"], **_metrics(rows, task),
-                                "best_epoch": result["best_epoch"], "epochs": result["epochs"],
-                                "job": job.id})
+                    predictions.append(
+                        {
+                            **place,
+                            "task": task["name"],
+                            **_case(by_name[r["dataset"]], int(r["row"])),
+                            "label": r["label"],
+                            "predicted": r["predicted"],
+                            **{f"p_{c}": r[f"p{k}"] for k, c in enumerate(task["classes"])},
+                        }
+                    )
+                results.append(
+                    {
+                        **place,
+                        "task": task["name"],
+                        **_metrics(rows, task),
+                        "best_epoch": result["best_epoch"],
+                        "epochs": result["epochs"],
+                        "job": job.id,
+                    }
+                )
     order = {n: i for i, n in enumerate(study.values["configurations"])}
     key = _order(study.values, order)
     results.sort(key=key)
     predictions.sort(key=key)
-    write_csv(out / "predictions.csv", PREDICTION_COLUMNS + [f"p_{c}" for c in classes],
-              predictions)
+    write_csv(
+        out / "predictions.csv", PREDICTION_COLUMNS + [f"p_{c}" for c in classes], predictions
+    )
     write_csv(out / "results.csv", RESULT_COLUMNS + MORE_COLUMNS, results)
     return results
 
@@ -227,13 +322,22 @@ def _order(values: dict, configurations: dict):
     validation = {v: i for i, v in enumerate(values["validation"])}
     backbone = {b: i for i, b in enumerate(values["backbones"])}
     task = {t: i for i, t in enumerate(values["tasks"])}
-    return lambda r: (validation[r["validation"]], backbone[r["backbone"]],
-                      configurations[r["configuration"]], task[r["task"]], r["seed"], r["fold"])
+    return lambda r: (
+        validation[r["validation"]],
+        backbone[r["backbone"]],
+        configurations[r["configuration"]],
+        task[r["task"]],
+        r["seed"],
+        r["fold"],
+    )
 
 
 def _case(cases, row: int) -> dict:
-    return {"patient": cases.patients[row], "image": cases.images[row],
-            "center": cases.centers[row]}
+    return {
+        "patient": cases.patients[row],
+        "image": cases.images[row],
+        "center": cases.centers[row],
+    }
 
 
 def _metrics(rows: list[dict], task: dict) -> dict:
@@ -260,18 +364,30 @@ def final_table(results: list[dict], values: dict) -> str:
             two = len(spec["classes"]) == 2
             average = f"F1 of {spec['positive'] or spec['classes'][-1]}" if two else "F1 macro"
             folds = len({(r["fold"], r["seed"]) for r in rows})
-            lines.append(f"{task}, {validation}, test parts: percent, mean ± standard deviation "
-                         f"over {folds} {'trainings' if len(values['seeds']) > 1 else 'folds'}"
-                         if folds > 1 else f"{task}, {validation}, test part of one fold: percent")
-            lines.append(f"  {'backbone':<22}{'configuration':<15}{'accuracy':>14}"
-                         f"{average:>18}{'G-mean':>14}{'AUC':>14}")
+            lines.append(
+                f"{task}, {validation}, test parts: percent, mean ± standard deviation "
+                f"over {folds} {'trainings' if len(values['seeds']) > 1 else 'folds'}"
+                if folds > 1
+                else f"{task}, {validation}, test part of one fold: percent"
+            )
+            lines.append(
+                f"  {'backbone':<22}{'configuration':<15}{'accuracy':>14}"
+                f"{average:>18}{'G-mean':>14}{'AUC':>14}"
+            )
             keys = dict.fromkeys((r["backbone"], r["configuration"]) for r in rows)
-            groups = [(b, c, [r for r in rows if (r["backbone"], r["configuration"]) == (b, c)])
-                      for b, c in keys]
+            groups = [
+                (b, c, [r for r in rows if (r["backbone"], r["configuration"]) == (b, c)])
+                for b, c in keys
+            ]
             if len(values["backbones"]) > 1:
                 for name in dict.fromkeys(c for _, c in keys):
-                    groups.append(("mean of backbones", name,
-                                   _over_backbones([g for g in groups if g[1] == name])))
+                    groups.append(
+                        (
+                            "mean of backbones",
+                            name,
+                            _over_backbones([g for g in groups if g[1] == name]),
+                        )
+                    )
             for backbone, name, group in groups:
                 cells = []
                 for column in ("accuracy", "f1", "gmean", "auc"):
@@ -280,8 +396,10 @@ def final_table(results: list[dict], values: dict) -> str:
                     if len(numbers) > 1:
                         cell += f" ± {np.std(numbers, ddof=1):.1f}"
                     cells.append(cell)
-                lines.append(f"  {backbone:<22}{name:<15}{cells[0]:>14}{cells[1]:>18}"
-                             f"{cells[2]:>14}{cells[3]:>14}")
+                lines.append(
+                    f"  {backbone:<22}{name:<15}{cells[0]:>14}{cells[1]:>18}"
+                    f"{cells[2]:>14}{cells[3]:>14}"
+                )
             lines.append("")
     return "\n".join(lines)
 
@@ -295,8 +413,16 @@ def _over_backbones(groups: list[tuple]) -> list[dict]:
     merged = []
     for place in places:
         rows = [r for _, _, group in groups for r in group if (r["fold"], r["seed"]) == place]
-        merged.append({c: (float(np.mean([r[c] for r in rows if r[c] is not None]))
-                           if any(r[c] is not None for r in rows) else None) for c in columns})
+        merged.append(
+            {
+                c: (
+                    float(np.mean([r[c] for r in rows if r[c] is not None]))
+                    if any(r[c] is not None for r in rows)
+                    else None
+                )
+                for c in columns
+            }
+        )
     return merged
 
 
@@ -305,16 +431,23 @@ def _introduce(study: Study, out: Path) -> None:
     synthetic = " (SYNTHETIC radiographs)" if values["data"]["synthetic"] is not None else ""
     print(f"mdmt {__version__}: {values['name']}{synthetic} -> {out}", file=sys.stderr)
     for cases in study.cases:
-        counts = ", ".join(f"{c} {int((cases.labels == k).sum())}"
-                           for k, c in enumerate(cases.classes))
+        counts = ", ".join(
+            f"{c} {int((cases.labels == k).sum())}" for k, c in enumerate(cases.classes)
+        )
         centers = len({c for c in cases.centers if c})
         place = f", {centers} centers" if centers else ""
-        print(f"  {cases.name}: {len(cases)} images of {len(set(cases.patients))} patients{place}; "
-              f"{cases.task}: {counts}", file=sys.stderr)
+        print(
+            f"  {cases.name}: {len(cases)} images of {len(set(cases.patients))} patients{place}; "
+            f"{cases.task}: {counts}",
+            file=sys.stderr,
+        )
         for warning in cases.warnings:
             print(f"  note: {warning}", file=sys.stderr)
-    print(f"  {len(study.jobs)} trainings: {', '.join(values['backbones'])}; "
-          f"{', '.join(values['configurations'])}; weights: {values['weights']}", file=sys.stderr)
+    print(
+        f"  {len(study.jobs)} trainings: {', '.join(values['backbones'])}; "
+        f"{', '.join(values['configurations'])}; weights: {values['weights']}",
+        file=sys.stderr,
+    )
 
 
 def dry_run(study: Study) -> str:
@@ -325,14 +458,24 @@ def dry_run(study: Study) -> str:
         d = job.description
         after = ", ".join(str(numbers[n]) for n in job.needs)
         sizes = "+".join(str(len(r["train"])) for r in job.rows.values())
-        lines.append(f"{numbers[job.id]:>5}  {job.id:<44}{job.label:<12} train {sizes:<10}"
-                     f" seed {d['seed']}" + (f"  after {after}" if after else ""))
+        lines.append(
+            f"{numbers[job.id]:>5}  {job.id:<44}{job.label:<12} train {sizes:<10}"
+            f" seed {d['seed']}" + (f"  after {after}" if after else "")
+        )
     lines.append(f"{len(study.jobs)} jobs")
     return "\n".join(lines)
 
 
-def run(values: dict, out=None, *, device: str = "auto", workers: int = 1, extend: bool = False,
-        only_plan: bool = False, quiet: bool = False) -> list[dict]:
+def run(
+    values: dict,
+    out=None,
+    *,
+    device: str = "auto",
+    workers: int = 1,
+    extend: bool = False,
+    only_plan: bool = False,
+    quiet: bool = False,
+) -> list[dict]:
     """Run a resolved configuration; return the rows of results.csv.
 
     Raises MdmtError: BadInput for what cannot be used, Interrupted after a signal, JobsFailed
@@ -379,8 +522,9 @@ def _run_in(out: Path, values: dict, device: str, workers: int, quiet: bool, loc
         write_json(out / "splits.json", record)
         write_json(out / "environment.json", environment())
         write_atomic(out / "config.yaml", config.dump(values))
-        outcome = local.run(study.jobs, out / "runs", _inputs_of(study, out, device), workers,
-                            quiet)
+        outcome = local.run(
+            study.jobs, out / "runs", _inputs_of(study, out, device), workers, quiet
+        )
         results = collect(study, out, set(outcome.done))
         if not quiet:
             _conclude(study, out, results)
@@ -390,7 +534,9 @@ def _run_in(out: Path, values: dict, device: str, workers: int, quiet: bool, loc
         message, code = outcome.failed[first]
         raise JobsFailed(
             f"{len(outcome.failed)} of {len(study.jobs)} trainings failed; the first, "
-            f"{labels[first]} ({out / 'runs' / first}): {message}", code)
+            f"{labels[first]} ({out / 'runs' / first}): {message}",
+            code,
+        )
     return results
 
 
@@ -409,8 +555,11 @@ def _conclude(study: Study, out: Path, results: list[dict]) -> None:
     if study.values["data"]["synthetic"] is not None:
         print("SYNTHETIC data: these figures show that the software works, nothing else.\n")
     print(final_table(results, study.values), end="")
-    print(f"results      {out / 'results.csv'}\npredictions  {out / 'predictions.csv'}\n"
-          f"splits       {out / 'splits.json'}\ntrainings    {out / 'runs'}/", flush=True)
+    print(
+        f"results      {out / 'results.csv'}\npredictions  {out / 'predictions.csv'}\n"
+        f"splits       {out / 'splits.json'}\ntrainings    {out / 'runs'}/",
+        flush=True,
+    )
 
 
 def guarded(action) -> int:
@@ -434,15 +583,23 @@ def guarded(action) -> int:
 
 def start(arguments) -> None:
     """Run what parsed `arguments` ask for."""
-    run(load_values(arguments), arguments.out, device=arguments.device, workers=arguments.workers,
-        extend=arguments.extend, only_plan=arguments.dry_run, quiet=arguments.quiet)
+    run(
+        load_values(arguments),
+        arguments.out,
+        device=arguments.device,
+        workers=arguments.workers,
+        extend=arguments.extend,
+        only_plan=arguments.dry_run,
+        quiet=arguments.quiet,
+    )
 
 
 def main(argv=None) -> int:
     """Entry of `python -m mdmt.run`."""
     parser = argparse.ArgumentParser(
         prog="python -m mdmt.run",
-        description="Train and compare the configurations STL, FT and MDMT over the folds.")
+        description="Train and compare the configurations STL, FT and MDMT over the folds.",
+    )
     add_arguments(parser)
     arguments = parser.parse_args(argv)
     return guarded(lambda: start(arguments))

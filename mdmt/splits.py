@@ -34,8 +34,9 @@ def _as_codes(values, name: str) -> tuple[list[str], np.ndarray]:
     """Return the sorted distinct values as text and the code (M,) of each."""
     array = np.asarray(values)
     if array.ndim != 1 or array.size == 0:
-        raise BadInput(f"{name} has shape {array.shape}; it must be one value per case, at least "
-                       "one case")
+        raise BadInput(
+            f"{name} has shape {array.shape}; it must be one value per case, at least one case"
+        )
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise BadInput(f"{name} holds NaN; leave cases with a missing value out")
     distinct, codes = np.unique(array, return_inverse=True)
@@ -93,8 +94,10 @@ def _hold_out(rows, codes, groups, names, share: float, seed: int, fold: int):
         return rows, rows[:0]
     inside, local = np.unique(groups[rows], return_inverse=True)
     if len(inside) < 2:
-        raise BadInput(f"fold {fold}: the training part has {len(inside)} patient, so no "
-                       "validation part can be taken from it; give more patients")
+        raise BadInput(
+            f"fold {fold}: the training part has {len(inside)} patient, so no "
+            "validation part can be taken from it; give more patients"
+        )
     counts = _group_counts(codes[rows], local, int(codes.max()) + 1)
     order = _shuffled([names[g] for g in inside], seed, f"validation-{fold}")
     part = _assign(counts, np.array([1 - share, share]), order)[local]
@@ -106,8 +109,10 @@ def _check_training(fold: dict, codes, classes: list[str], what: str) -> None:
     present = set(codes[fold["train"]].tolist())
     absent = [c for i, c in enumerate(classes) if i not in present]
     if absent:
-        raise BadInput(f"{what}fold {fold['fold']}: the training part has no case of class "
-                       f"'{absent[0]}'; give more patients of that class or fewer folds")
+        raise BadInput(
+            f"{what}fold {fold['fold']}: the training part has no case of class "
+            f"'{absent[0]}'; give more patients of that class or fewer folds"
+        )
 
 
 def _check_share(validation: float) -> float:
@@ -116,8 +121,9 @@ def _check_share(validation: float) -> float:
     return float(validation)
 
 
-def stratified_group_kfold(labels, groups, n_splits: int = 5, seed: int = 0,
-                           validation: float = 0.2) -> list[dict]:
+def stratified_group_kfold(
+    labels, groups, n_splits: int = 5, seed: int = 0, validation: float = 0.2
+) -> list[dict]:
     """Stratified folds by group (patient).
 
     labels (M,): class of each case; groups (M,): patient of each case.
@@ -128,13 +134,16 @@ def stratified_group_kfold(labels, groups, n_splits: int = 5, seed: int = 0,
     names, group = _as_codes(groups, "groups")
     share = _check_share(validation)
     if len(codes) != len(group):
-        raise BadInput(f"labels has {len(codes)} values and groups {len(group)}; give one of each "
-                       "per case")
+        raise BadInput(
+            f"labels has {len(codes)} values and groups {len(group)}; give one of each per case"
+        )
     if n_splits < 2:
         raise BadInput(f"n_splits is {n_splits}; give at least 2")
     if len(names) < n_splits:
-        raise BadInput(f"{len(names)} patients cannot fill {n_splits} folds; use at most "
-                       f"{len(names)} folds or give more patients")
+        raise BadInput(
+            f"{len(names)} patients cannot fill {n_splits} folds; use at most "
+            f"{len(names)} folds or give more patients"
+        )
     counts = _group_counts(codes, group, len(classes))
     order = _shuffled(names, seed, "fold")
     bins = _assign(counts, np.full(n_splits, 1 / n_splits), order)[group]
@@ -147,8 +156,9 @@ def stratified_group_kfold(labels, groups, n_splits: int = 5, seed: int = 0,
     return folds
 
 
-def leave_one_center_out(labels, groups, centers, seed: int = 0,
-                         validation: float = 0.2) -> list[dict]:
+def leave_one_center_out(
+    labels, groups, centers, seed: int = 0, validation: float = 0.2
+) -> list[dict]:
     """One fold per center, in the order of the centers' names; that center is the test part.
 
     labels, groups, centers (M,). A patient with images in several centers is never in training
@@ -160,21 +170,27 @@ def leave_one_center_out(labels, groups, centers, seed: int = 0,
     center_names, center = _as_codes(np.asarray(centers, dtype=object).astype(str), "centers")
     share = _check_share(validation)
     if not len(codes) == len(group) == len(center):
-        raise BadInput(f"labels, groups and centers have {len(codes)}, {len(group)} and "
-                       f"{len(center)} values; give one of each per case")
+        raise BadInput(
+            f"labels, groups and centers have {len(codes)}, {len(group)} and "
+            f"{len(center)} values; give one of each per case"
+        )
     if "" in center_names:
-        raise BadInput(f"{int((center == center_names.index('')).sum())} cases have no center; "
-                       "fill the column or leave them out for loco")
+        raise BadInput(
+            f"{int((center == center_names.index('')).sum())} cases have no center; "
+            "fill the column or leave them out for loco"
+        )
     if len(center_names) < 2:
-        raise BadInput(f"there is only one center, '{center_names[0]}'; leaving one out needs at "
-                       "least two")
+        raise BadInput(
+            f"there is only one center, '{center_names[0]}'; leaving one out needs at least two"
+        )
     folds = []
     for i, name in enumerate(center_names):
         test = np.flatnonzero(center == i)
         rest = np.flatnonzero((center != i) & ~np.isin(group, np.unique(group[test])))
         if len(rest) == 0:
-            raise BadInput(f"fold {i} (center '{name}'): no case is left for training; give more "
-                           "patients")
+            raise BadInput(
+                f"fold {i} (center '{name}'): no case is left for training; give more patients"
+            )
         train, val = _hold_out(rest, codes, group, names, share, seed, i)
         folds.append({"fold": i, "center": name, "train": train, "val": val, "test": test})
         _check_training(folds[-1], codes, classes, f"center '{name}', ")
@@ -183,8 +199,12 @@ def leave_one_center_out(labels, groups, centers, seed: int = 0,
 
 def _columns(cases) -> dict:
     """Return {"patient", "image", "label", "center": list or None} of cases in several forms."""
-    wanted = {"patient": ("patient", "patients", "groups"), "image": ("image", "images"),
-              "label": ("label", "labels"), "center": ("center", "centers")}
+    wanted = {
+        "patient": ("patient", "patients", "groups"),
+        "image": ("image", "images"),
+        "label": ("label", "labels"),
+        "center": ("center", "centers"),
+    }
     found = {}
     for name, spellings in wanted.items():
         value = None
@@ -228,14 +248,22 @@ def audit(splits: list[dict], cases) -> list[Finding]:
     for name, kind in (("patient", "patient_overlap"), ("image", "image_overlap")):
         if columns[name] is not None:
             add(kind, _overlaps(clean, columns[name]), f"{name}s in two parts of one fold")
-    add("row_overlap", _overlaps(clean, [str(i) for i in range(count)]),
-        "cases in two parts of one fold")
+    add(
+        "row_overlap",
+        _overlaps(clean, [str(i) for i in range(count)]),
+        "cases in two parts of one fold",
+    )
     _audit_tests(clean, columns, count, add)
     if columns["label"] is not None:
         labels = np.asarray(columns["label"])
         classes = sorted(set(columns["label"]))
-        missing = [f"fold {n} {p}: class {c}" for n, parts in clean for p in ("train", "test")
-                   for c in classes if c not in set(labels[parts[p]].tolist())]
+        missing = [
+            f"fold {n} {p}: class {c}"
+            for n, parts in clean
+            for p in ("train", "test")
+            for c in classes
+            if c not in set(labels[parts[p]].tolist())
+        ]
         add("class_missing", missing, "classes without a case in a part")
     if any("center" in fold for fold in splits):
         findings += audit_centers(splits, cases)
@@ -257,10 +285,12 @@ def _audit_tests(folds, columns, count: int, add) -> None:
     for _, parts in folds:
         np.add.at(tested, parts["test"], 1)
     names = columns["image"] or columns["patient"] or [str(i) for i in range(count)]
-    add("never_tested", [names[i] for i in np.flatnonzero(tested == 0)],
-        "cases that no fold tests")
-    add("tested_twice", [names[i] for i in np.flatnonzero(tested > 1)],
-        "cases that several folds test")
+    add("never_tested", [names[i] for i in np.flatnonzero(tested == 0)], "cases that no fold tests")
+    add(
+        "tested_twice",
+        [names[i] for i in np.flatnonzero(tested > 1)],
+        "cases that several folds test",
+    )
 
 
 def audit_centers(splits: list[dict], cases) -> list[Finding]:
@@ -276,12 +306,17 @@ def audit_centers(splits: list[dict], cases) -> list[Finding]:
         rest = np.concatenate([np.asarray(fold[p], np.int64) for p in ("train", "val")])
         both = inside & set(center[rest].tolist())
         if len(inside) > 1 or both:
-            mixed.append(f"fold {fold['fold']}: tests {', '.join(sorted(inside))}"
-                         + (f"; trains on {', '.join(sorted(both))} too" if both else ""))
+            mixed.append(
+                f"fold {fold['fold']}: tests {', '.join(sorted(inside))}"
+                + (f"; trains on {', '.join(sorted(both))} too" if both else "")
+            )
     if not mixed:
         return []
-    return [Finding("center_mixed", len(mixed), mixed[:5],
-                    "folds that do not leave exactly one center out")]
+    return [
+        Finding(
+            "center_mixed", len(mixed), mixed[:5], "folds that do not leave exactly one center out"
+        )
+    ]
 
 
 def make(cases_list, values: dict) -> dict:
@@ -301,15 +336,22 @@ def make(cases_list, values: dict) -> dict:
             except BadInput as error:
                 raise BadInput(f"data set '{cases.name}': {error}") from error
         if validation == "loco" and not any("center" in folds[0] for folds in per_dataset):
-            raise BadInput("validation loco needs a data set with a center column; set "
-                           "data.datasets.<i>.columns.center or use cv")
-        count = len(per_dataset[0]) if validation == "cv" else max(
-            len(folds) for folds in per_dataset if "center" in folds[0])
+            raise BadInput(
+                "validation loco needs a data set with a center column; set "
+                "data.datasets.<i>.columns.center or use cv"
+            )
+        count = (
+            len(per_dataset[0])
+            if validation == "cv"
+            else max(len(folds) for folds in per_dataset if "center" in folds[0])
+        )
         if validation == "loco" and "center" in per_dataset[0][0]:
             count = len(per_dataset[0])
         result[validation] = [
-            {cases.name: folds[i % len(folds)]
-             for cases, folds in zip(cases_list, per_dataset, strict=True)}
+            {
+                cases.name: folds[i % len(folds)]
+                for cases, folds in zip(cases_list, per_dataset, strict=True)
+            }
             for i in range(count)
         ]
     return result
@@ -317,10 +359,12 @@ def make(cases_list, values: dict) -> dict:
 
 def _folds_of(cases, validation: str, cv: dict) -> list[dict]:
     if validation == "loco" and any(cases.centers):
-        return leave_one_center_out(cases.labels, cases.patients, cases.centers, cv["seed"],
-                                    cv["validation"])
-    return stratified_group_kfold(cases.labels, cases.patients, cv["folds"], cv["seed"],
-                                  cv["validation"])
+        return leave_one_center_out(
+            cases.labels, cases.patients, cases.centers, cv["seed"], cv["validation"]
+        )
+    return stratified_group_kfold(
+        cases.labels, cases.patients, cv["folds"], cv["seed"], cv["validation"]
+    )
 
 
 def as_record(splits: dict, cases_list) -> dict:
@@ -353,6 +397,8 @@ def read(path) -> dict:
     """Read splits.json; a hash that does not fit is an error."""
     record = read_json(path)
     if digest(record.get("validation")) != record.get("hash"):
-        raise BadInput(f"{path}: was changed after it was written (its hash does not fit); delete "
-                       "it and run again")
+        raise BadInput(
+            f"{path}: was changed after it was written (its hash does not fit); delete "
+            "it and run again"
+        )
     return record

@@ -28,8 +28,12 @@ MAX_PIXELS = 200_000_000
 
 def settings_of(values: dict) -> dict:
     """Return what the pixels of a store depend on besides the sources."""
-    return {"format": FORMAT, "size": values["image_size"], "square": values["data"]["square"],
-            "clip": [float(c) for c in values["data"]["clip"]]}
+    return {
+        "format": FORMAT,
+        "size": values["image_size"],
+        "square": values["data"]["square"],
+        "clip": [float(c) for c in values["data"]["clip"]],
+    }
 
 
 def read_grey(path) -> np.ndarray:
@@ -39,8 +43,10 @@ def read_grey(path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise BadData(f"{path}: has {image.width} x {image.height} pixels, more than "
-                              f"{MAX_PIXELS // 10**6} million; scale the image down")
+                raise BadData(
+                    f"{path}: has {image.width} x {image.height} pixels, more than "
+                    f"{MAX_PIXELS // 10**6} million; scale the image down"
+                )
             image.load()
             image = ImageOps.exif_transpose(image)
             if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
@@ -56,11 +62,18 @@ def read_grey(path) -> np.ndarray:
         raise BadData(f"{path}: is not an image that can be read; replace the file") from None
     except FileNotFoundError:
         raise BadData(f"{path}: image is missing; add the file or remove the row") from None
-    except (OSError, ValueError, SyntaxError, EOFError, MemoryError,
-            Image.DecompressionBombError) as error:
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        EOFError,
+        MemoryError,
+        Image.DecompressionBombError,
+    ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BadData(f"{path}: image is damaged or truncated ({reason}); replace the file") \
-            from error
+        raise BadData(
+            f"{path}: image is damaged or truncated ({reason}); replace the file"
+        ) from error
     if grey.ndim != 2 or grey.size == 0:
         raise BadData(f"{path}: is not a two-dimensional image; replace the file")
     return grey
@@ -97,8 +110,9 @@ def preprocess(path, settings: dict) -> np.ndarray:
     grey = squared(normalise(read_grey(path), settings["clip"]), settings["square"])
     size = settings["size"]
     if grey.shape[0] != size:
-        grey = np.asarray(Image.fromarray(grey, mode=None).resize(
-            (size, size), Image.Resampling.BILINEAR))  # with antialiasing when scaling down
+        grey = np.asarray(
+            Image.fromarray(grey, mode=None).resize((size, size), Image.Resampling.BILINEAR)
+        )  # with antialiasing when scaling down
     return np.clip(np.rint(grey), 0, 255).astype(np.uint8)
 
 
@@ -169,12 +183,14 @@ def _open(folder: Path) -> Store | None:
 
 def _hashes(cases: Cases) -> list[str]:
     """SHA-256 of every source file."""
+
     def one(path):
         try:
             return digest_file(path)
         except OSError as error:
-            raise BadData(f"{path}: image cannot be read ({(error.strerror or '').lower()}); "
-                          "correct the file") from error
+            raise BadData(
+                f"{path}: image cannot be read ({(error.strerror or '').lower()}); correct the file"
+            ) from error
 
     with ThreadPoolExecutor(4) as pool:
         return list(pool.map(one, cases.paths))
@@ -212,9 +228,15 @@ def _create(folder, key, settings, cases, sources, on_bad, progress) -> None:
     try:
         workers = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2)
         with open(temporary / "images.u8", "wb") as stream, ThreadPoolExecutor(workers) as pool:
-            bar = tqdm(pool.map(one, cases.paths), total=len(cases), unit="image",
-                       desc=f"preparing {cases.name}", file=sys.stderr, leave=False,
-                       disable=not (progress and sys.stderr.isatty()))
+            bar = tqdm(
+                pool.map(one, cases.paths),
+                total=len(cases),
+                unit="image",
+                desc=f"preparing {cases.name}",
+                file=sys.stderr,
+                leave=False,
+                disable=not (progress and sys.stderr.isatty()),
+            )
             for i, (pixels, reason) in enumerate(bar):
                 if pixels is None:
                     if on_bad == "error":

@@ -64,8 +64,11 @@ def _lung(x, y, side: int, shape: dict):
     if side > 0:  # the heart's side
         inner = inner + 0.05 * np.exp(-(((t - 0.85) / 0.3) ** 2))
     middle = (outer + inner) / 2
-    dome = base - 0.075 * np.exp(-(((u - middle * 0.85) / 0.13) ** 2)) + 0.06 * np.clip(
-        u - middle, 0, 1) * 3
+    dome = (
+        base
+        - 0.075 * np.exp(-(((u - middle * 0.85) / 0.13) ** 2))
+        + 0.06 * np.clip(u - middle, 0, 1) * 3
+    )
     apex = top + 1.6 * (u - 0.12) ** 2
     distance = np.maximum.reduce([u - outer, inner - u, y - dome, apex - y])
     return _soft(distance, 0.009)
@@ -80,8 +83,10 @@ def _anatomy(rng, size: int, zoom: float):
     tilt = rng.normal(0, 0.03)
     x, y = x + tilt * (y - 0.5), y - tilt * (x - 0.5)
     shape = {
-        "middle": 0.5 + rng.normal(0, 0.008), "top": 0.125 + rng.normal(0, 0.012),
-        "base": 0.80 + rng.normal(0, 0.022), "width": 0.245 + rng.normal(0, 0.012),
+        "middle": 0.5 + rng.normal(0, 0.008),
+        "top": 0.125 + rng.normal(0, 0.012),
+        "base": 0.80 + rng.normal(0, 0.022),
+        "width": 0.245 + rng.normal(0, 0.012),
     }
     dx = x - shape["middle"]
     shoulder = 0.06 + 1.2 * np.clip(np.abs(dx) - 0.13, 0, 1) ** 1.6
@@ -125,8 +130,13 @@ def _bones(rng, dx, y, lungs, body):
         bones += 0.035 * np.exp(-(((y - front) / 0.014) ** 2)) * lungs * _soft(0.14 - u, 0.02)
     lift = rng.normal(0, 0.01)
     clavicle = 0.150 + lift - 0.16 * (u - 0.05) + 0.25 * np.clip(u - 0.2, 0, 1) ** 2
-    bones += 0.17 * np.exp(-(((y - clavicle) / 0.0125) ** 2)) * _soft(u - 0.33, 0.02) * _soft(
-        0.035 - u, 0.01) * body
+    bones += (
+        0.17
+        * np.exp(-(((y - clavicle) / 0.0125) ** 2))
+        * _soft(u - 0.33, 0.02)
+        * _soft(0.035 - u, 0.01)
+        * body
+    )
     return bones
 
 
@@ -142,8 +152,12 @@ def _vessels(rng, dx, y, lungs, size: int):
             b = -(u - hilum_u) * np.sin(angle) + (y - hilum_y) * np.cos(angle)
             b = b + 0.25 * a * a * rng.normal(0, 1)
             width = 0.004 + 0.008 * np.clip(0.16 - a, 0, 1) / 0.16
-            out += 0.085 * np.exp(-((b / width) ** 2)) * np.clip(a / 0.05, 0, 1) * np.clip(
-                1 - a / 0.21, 0, 1)
+            out += (
+                0.085
+                * np.exp(-((b / width) ** 2))
+                * np.clip(a / 0.05, 0, 1)
+                * np.clip(1 - a / 0.21, 0, 1)
+            )
     return (out + 0.010 * _noise(rng, size, size / 50)) * lungs
 
 
@@ -178,7 +192,8 @@ def draw(zones, center: str, rng, size: int = 128) -> np.ndarray:
     picture = picture + _opacities(rng, grid, lungs, zones, size)
     picture = gaussian_filter(picture, blur * size / 128)
     picture = np.clip(picture * (1 + rng.normal(0, 0.05)), 0, 1) ** (
-        gamma * np.exp(rng.normal(0, 0.08)))
+        gamma * np.exp(rng.normal(0, 0.08))
+    )
     picture = 0.5 + contrast * (picture - 0.5) + rng.normal(0, 0.02)
     picture += grain * rng.standard_normal(picture.shape)
     if center in ("South", "Island"):  # collimated: black frame
@@ -218,12 +233,18 @@ def cohort(name: str, patients: int, noise: float, seed: int):
         severe = severity + rng.normal(0, 4.5 * noise) > 8.5
         for i in range(int(rng.choice([1, 2, 3], p=[0.5, 0.35, 0.15]))):
             zones = _zones(rng, severity + rng.normal(0, 0.8))
-            rows.append({
-                "image": f"{name}_{p:04d}_{i}", "patient": f"{name}-{p:04d}", "center": center,
-                "prognosis": "SEVERE" if severe else "MILD", "score": int(zones.sum()),
-                "zones": "".join(str(z) for z in zones), "hidden_severity": round(severity, 3),
-                "seed": [seed, p, i, len(name)],
-            })
+            rows.append(
+                {
+                    "image": f"{name}_{p:04d}_{i}",
+                    "patient": f"{name}-{p:04d}",
+                    "center": center,
+                    "prognosis": "SEVERE" if severe else "MILD",
+                    "score": int(zones.sum()),
+                    "zones": "".join(str(z) for z in zones),
+                    "hidden_severity": round(severity, 3),
+                    "seed": [seed, p, i, len(name)],
+                }
+            )
     return rows
 
 
@@ -241,8 +262,13 @@ def make(folder, patients: int = 120, size: int = 128, noise: float = 1.0, seed:
     """
     from PIL import Image
 
-    settings = {"version": VERSION, "patients": patients, "size": size, "noise": noise,
-                "seed": seed}
+    settings = {
+        "version": VERSION,
+        "patients": patients,
+        "size": size,
+        "noise": noise,
+        "seed": seed,
+    }
     target = Path(folder) / f"synthetic-{digest(settings, 12)}"
     if (target / "truth.csv").is_file():
         return target
@@ -261,12 +287,16 @@ def make(folder, patients: int = 120, size: int = 128, noise: float = 1.0, seed:
                 scaled = np.rint(picture * (2**depth - 1))
                 kind = np.uint8 if depth == 8 else np.uint16
                 Image.fromarray(scaled.astype(kind)).save(
-                    temporary / "images" / f"{row['image']}.png")
+                    temporary / "images" / f"{row['image']}.png"
+                )
             _table(temporary / f"{name}.csv", ["image", "patient", "center", label], rows)
             truth += rows
         write_atomic(temporary / "NOTE.txt", _NOTE)
-        _table(temporary / "truth.csv", ["image", "patient", "center", "prognosis", "score",
-                                         "zones", "hidden_severity"], truth)
+        _table(
+            temporary / "truth.csv",
+            ["image", "patient", "center", "prognosis", "score", "zones", "hidden_severity"],
+            truth,
+        )
         temporary.chmod(0o755)
         try:
             temporary.rename(target)

@@ -50,10 +50,17 @@ class Cases:
         """Return the cases of `rows` (ints), in that order."""
         rows = [int(r) for r in rows]
         return Cases(
-            self.name, self.task, self.classes,
-            [self.images[r] for r in rows], [self.patients[r] for r in rows],
-            [self.centers[r] for r in rows], self.labels[rows], self.scores[rows],
-            [self.paths[r] for r in rows], self.missing_labels, list(self.warnings),
+            self.name,
+            self.task,
+            self.classes,
+            [self.images[r] for r in rows],
+            [self.patients[r] for r in rows],
+            [self.centers[r] for r in rows],
+            self.labels[rows],
+            self.scores[rows],
+            [self.paths[r] for r in rows],
+            self.missing_labels,
+            list(self.warnings),
         )
 
 
@@ -69,8 +76,9 @@ def read_table(path, delimiter: str = "auto") -> tuple[list[str], list[dict]]:
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise BadData(f"{path}: is not UTF-8 text (byte {error.start}); save it as CSV in "
-                      "UTF-8") from error
+        raise BadData(
+            f"{path}: is not UTF-8 text (byte {error.start}); save it as CSV in UTF-8"
+        ) from error
     if "\0" in text:
         raise BadData(f"{path}: holds zero bytes; save it as CSV in UTF-8")
     if not text.strip():
@@ -78,8 +86,11 @@ def read_table(path, delimiter: str = "auto") -> tuple[list[str], list[dict]]:
     first = text.lstrip("\r\n").splitlines()[0]
     mark = _DELIMITERS.get(delimiter) or max(",;\t", key=first.count)
     try:
-        lines = [r for r in csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
-                 if any(cell.strip() for cell in r)]
+        lines = [
+            r
+            for r in csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
+            if any(cell.strip() for cell in r)
+        ]
     except csv.Error as error:
         raise BadData(f"{path}: is not a valid table ({error}); correct it") from error
     header = [cell.strip() for cell in lines[0]]
@@ -89,8 +100,10 @@ def read_table(path, delimiter: str = "auto") -> tuple[list[str], list[dict]]:
     rows = []
     for number, cells in enumerate(lines[1:], start=2):
         if len(cells) > len(header):
-            raise BadData(f"{path}: row {number} has {len(cells)} cells and the header "
-                          f"{len(header)}; correct the row")
+            raise BadData(
+                f"{path}: row {number} has {len(cells)} cells and the header "
+                f"{len(header)}; correct the row"
+            )
         cells = [c.strip() for c in cells] + [""] * (len(header) - len(cells))
         rows.append(dict(zip(header, cells, strict=True)))
     return header, rows
@@ -114,21 +127,32 @@ def read_cases(spec: dict, task: dict, root) -> Cases:
     _check_rows(table, rows, columns)
     labelled = [r for r in rows if r[columns["label"]] != ""]
     if not labelled:
-        raise BadData(f"{table}: every cell of column '{columns['label']}' is empty; data set "
-                      f"'{spec['name']}' has no labels")
+        raise BadData(
+            f"{table}: every cell of column '{columns['label']}' is empty; data set "
+            f"'{spec['name']}' has no labels"
+        )
     warnings = []
     if len(labelled) < len(rows):
-        warnings.append(f"{table}: {len(rows) - len(labelled)} of {len(rows)} rows have no label "
-                        "and are left out")
+        warnings.append(
+            f"{table}: {len(rows) - len(labelled)} of {len(rows)} rows have no label "
+            "and are left out"
+        )
     patients = _patients(table, labelled, columns, warnings)
     labels, scores = _labels(table, labelled, columns, spec["task"], task)
     paths = _locate(folder / spec["images"], [r[columns["image"]] for r in labelled], table)
     center = columns["center"]
     return Cases(
-        spec["name"], spec["task"], list(task["classes"]),
-        [_stem(r[columns["image"]]) for r in labelled], patients,
-        [r[center] if center else "" for r in labelled], labels, scores, paths,
-        len(rows) - len(labelled), warnings,
+        spec["name"],
+        spec["task"],
+        list(task["classes"]),
+        [_stem(r[columns["image"]]) for r in labelled],
+        patients,
+        [r[center] if center else "" for r in labelled],
+        labels,
+        scores,
+        paths,
+        len(rows) - len(labelled),
+        warnings,
     )
 
 
@@ -155,16 +179,16 @@ def _check_rows(table: Path, rows: list[dict], columns: dict) -> None:
     for number, row in enumerate(rows, start=2):
         image = _stem(row[columns["image"]])
         if not image:
-            raise BadData(f"{table}: row {number} has no image; fill column "
-                          f"'{columns['image']}'")
+            raise BadData(f"{table}: row {number} has no image; fill column '{columns['image']}'")
         patient = row[columns["patient"]] if columns["patient"] else image
         if image in seen:
             before, other = seen[image]
             if other != patient:
-                raise BadData(f"{table}: image '{image}' is listed under two patients, '{other}' "
-                              f"(row {before}) and '{patient}' (row {number}); keep the right one")
-            raise BadData(f"{table}: image '{image}' has two rows, {before} and {number}; keep "
-                          "one")
+                raise BadData(
+                    f"{table}: image '{image}' is listed under two patients, '{other}' "
+                    f"(row {before}) and '{patient}' (row {number}); keep the right one"
+                )
+            raise BadData(f"{table}: image '{image}' has two rows, {before} and {number}; keep one")
         seen[image] = (number, patient)
 
 
@@ -175,8 +199,10 @@ def _patients(table: Path, rows: list[dict], columns: dict, warnings: list[str])
     patients = [r[columns["patient"]] for r in rows]
     empty = sum(p == "" for p in patients)
     if empty:
-        warnings.append(f"{table}: {empty} rows have no patient id; each of these images counts "
-                        "as its own patient")
+        warnings.append(
+            f"{table}: {empty} rows have no patient id; each of these images counts "
+            "as its own patient"
+        )
     return [p or f"image:{_stem(r[columns['image']])}" for p, r in zip(patients, rows, strict=True)]
 
 
@@ -193,8 +219,9 @@ def _labels(table: Path, rows: list[dict], columns: dict, name: str, task: dict)
         where = f"{table}: image '{_stem(row[columns['image']])}', column '{columns['label']}'"
         if cuts is None:
             if text not in mapping:
-                raise BadData(f"{where}: unknown label '{text}' for task '{name}'"
-                              f"{nearest(text, mapping)}")
+                raise BadData(
+                    f"{where}: unknown label '{text}' for task '{name}'{nearest(text, mapping)}"
+                )
             labels[i] = mapping[text]
             continue
         try:
@@ -202,8 +229,10 @@ def _labels(table: Path, rows: list[dict], columns: dict, name: str, task: dict)
         except ValueError:
             scores[i] = np.nan
         if not np.isfinite(scores[i]):
-            raise BadData(f"{where}: '{text}' is not a number, and task '{name}' cuts a score at "
-                          f"{cuts}; correct the cell or leave it empty")
+            raise BadData(
+                f"{where}: '{text}' is not a number, and task '{name}' cuts a score at "
+                f"{cuts}; correct the cell or leave it empty"
+            )
         labels[i] = int(np.searchsorted(np.asarray(cuts, float), scores[i], side="right"))
     return labels, scores
 
@@ -211,8 +240,7 @@ def _labels(table: Path, rows: list[dict], columns: dict, name: str, task: dict)
 def _locate(folder: Path, names: list[str], table: Path) -> list[Path]:
     """Return the file of each image: `names` with or without extension, in `folder`."""
     if not folder.is_dir():
-        raise BadConfig(f"{folder}: no such image folder; set data.root or the data set's "
-                        "`images`")
+        raise BadConfig(f"{folder}: no such image folder; set data.root or the data set's `images`")
     inside = folder.resolve()
     stems: dict[str, list[str]] = {}
     for entry in os.scandir(folder):
@@ -222,20 +250,26 @@ def _locate(folder: Path, names: list[str], table: Path) -> list[Path]:
         path = folder / name
         if _stem(name) != name or os.sep in name:
             if inside not in path.resolve().parents:
-                raise BadData(f"{table}: image '{name}' lies outside {folder}; give a name inside "
-                              "the image folder")
+                raise BadData(
+                    f"{table}: image '{name}' lies outside {folder}; give a name inside "
+                    "the image folder"
+                )
             found = [path] if path.is_file() else []
         else:
             found = [folder / f for f in sorted(stems.get(name, []))]
         if len(found) > 1:
-            raise BadData(f"{folder}: image '{name}' of {table} could be "
-                          f"{' or '.join(f.name for f in found)}; write the extension")
+            raise BadData(
+                f"{folder}: image '{name}' of {table} could be "
+                f"{' or '.join(f.name for f in found)}; write the extension"
+            )
         if found:
             paths.append(found[0])
         else:
             missing.append(name)
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise BadData(f"{folder}: image '{missing[0]}' of {table} is missing{more}; add the file "
-                      "or remove the row")
+        raise BadData(
+            f"{folder}: image '{missing[0]}' of {table} is missing{more}; add the file "
+            "or remove the row"
+        )
     return paths

@@ -74,31 +74,59 @@ def _train(folder: Path, description: dict, inputs: dict, stop, emit) -> dict:
     parts = []
     for dataset in description["datasets"]:
         given = inputs["datasets"][dataset["name"]]
-        parts.append(engine.Part(
-            Store(given["store"]).images, np.array(given["labels"], np.int64),
-            tasks.index(dataset["task"]),
-            np.array(given["train"], np.int64), np.array(given["val"], np.int64)))
+        parts.append(
+            engine.Part(
+                Store(given["store"]).images,
+                np.array(given["labels"], np.int64),
+                tasks.index(dataset["task"]),
+                np.array(given["train"], np.int64),
+                np.array(given["val"], np.int64),
+            )
+        )
     total = train["epochs"] * inputs["images_per_epoch"]
-    model = Model(description["backbone"], heads=heads, image_size=description["image_size"],
-                  device=inputs["device"], precision=description["precision"],
-                  seed=description["seed"], weights=_initial(description, inputs))
+    model = Model(
+        description["backbone"],
+        heads=heads,
+        image_size=description["image_size"],
+        device=inputs["device"],
+        precision=description["precision"],
+        seed=description["seed"],
+        weights=_initial(description, inputs),
+    )
     _start_from(model, description, inputs)
 
     def progress(state, loss):
-        emit(event="progress", images=state.images, total=total, epoch=state.epoch + 1,
-             epochs=train["epochs"], loss=float(loss))
+        emit(
+            event="progress",
+            images=state.images,
+            total=total,
+            epoch=state.epoch + 1,
+            epochs=train["epochs"],
+            loss=float(loss),
+        )
 
     fit = engine.Fit(
-        model, parts, tasks, train, description["sampler"],
-        select=tasks.index(description["select"]), seed=description["seed"],
-        checkpoint=folder / "checkpoint.safetensors", seconds=inputs["checkpoint_seconds"],
-        steps=inputs["checkpoint_steps"], stop=stop, progress=progress)
+        model,
+        parts,
+        tasks,
+        train,
+        description["sampler"],
+        select=tasks.index(description["select"]),
+        seed=description["seed"],
+        checkpoint=folder / "checkpoint.safetensors",
+        seconds=inputs["checkpoint_seconds"],
+        steps=inputs["checkpoint_steps"],
+        stop=stop,
+        progress=progress,
+    )
     state = fit.run()
     model.save(str(folder / "model.safetensors"))
     engine.write_history(folder / "history.csv", state.history)
     _write_predictions(folder, description, inputs, model, parts, tasks)
     return {
-        "version": __version__, "epochs": state.epoch, "best_epoch": state.best_epoch,
+        "version": __version__,
+        "epochs": state.epoch,
+        "best_epoch": state.best_epoch,
         "images": state.images,
         "val_loss": state.history[state.best_epoch][f"val_loss_{description['select']}"],
     }
@@ -119,16 +147,21 @@ def _start_from(model, description: dict, inputs: dict) -> None:
     sources = description["init"].get("jobs")
     if sources is None:
         return
-    loaded = [(load_file(str(Path(inputs["runs"]) / job / "model.safetensors")), share)
-              for job, share in sources]
+    loaded = [
+        (load_file(str(Path(inputs["runs"]) / job / "model.safetensors")), share)
+        for job, share in sources
+    ]
     keep = description["heads"] == "keep"
     new = {}
     for key, current in model.state_dict().items():
         head = key.startswith("heads.")
         if head and not keep:
             continue
-        found = [(state[key], share) for state, share in loaded
-                 if key in state and np.shape(state[key]) == np.shape(current)]
+        found = [
+            (state[key], share)
+            for state, share in loaded
+            if key in state and np.shape(state[key]) == np.shape(current)
+        ]
         if head and len(found) != 1:
             continue
         if len(found) == 1:
@@ -164,9 +197,16 @@ def _write_predictions(folder, description, inputs, model, parts, tasks) -> None
             raise BadInput(f"task '{task}': the network's outputs are not finite; lower train.lr")
         for r, p in zip(test.tolist(), softmax(logits), strict=True):
             cells = {f"p{k}": str(v) for k, v in enumerate(p)}
-            rows.append({"dataset": dataset["name"], "task": task, "row": r,
-                         "label": names[task][given["labels"][r]],
-                         "predicted": names[task][int(p.argmax())], **cells})
+            rows.append(
+                {
+                    "dataset": dataset["name"],
+                    "task": task,
+                    "row": r,
+                    "label": names[task][given["labels"][r]],
+                    "predicted": names[task][int(p.argmax())],
+                    **cells,
+                }
+            )
     most = max(len(c) for c in names.values())
     write_csv(Path(folder) / "predictions.csv", columns + [f"p{k}" for k in range(most)], rows)
 

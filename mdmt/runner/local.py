@@ -50,11 +50,16 @@ class _Child:
         environment = dict(os.environ, MDMT_NUM_THREADS=str(threads))
         root = str(Path(__file__).resolve().parents[2])
         environment["PYTHONPATH"] = os.pathsep.join(
-            [root] + [p for p in [environment.get("PYTHONPATH")] if p])
+            [root] + [p for p in [environment.get("PYTHONPATH")] if p]
+        )
         self.log = open(folder / "log.txt", "ab")  # noqa: SIM115 (closed in `close`)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "mdmt.runner.job", str(folder)], stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=self.log, env=environment)
+            [sys.executable, "-m", "mdmt.runner.job", str(folder)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            env=environment,
+        )
         self.thread = threading.Thread(target=self._read, args=(events,), daemon=True)
         self.thread.start()
 
@@ -90,9 +95,16 @@ class _Display:
         self.quiet = quiet
         self.terminal = sys.stderr.isatty() and not quiet
         self.bar = tqdm(
-            total=sum(totals.values()), unit="img", unit_scale=False, file=sys.stderr,
-            disable=not self.terminal, dynamic_ncols=True, smoothing=0.05, leave=False,
-            bar_format="{desc} |{bar}| {percentage:3.0f}% {rate_fmt}, {remaining} left{postfix}")
+            total=sum(totals.values()),
+            unit="img",
+            unit_scale=False,
+            file=sys.stderr,
+            disable=not self.terminal,
+            dynamic_ncols=True,
+            smoothing=0.05,
+            leave=False,
+            bar_format="{desc} |{bar}| {percentage:3.0f}% {rate_fmt}, {remaining} left{postfix}",
+        )
         self.bar.set_description_str(f"{self.ended}/{self.count} jobs")
 
     def progress(self, job: Job, event: dict) -> None:
@@ -103,7 +115,8 @@ class _Display:
         self._advance(job, done)
         self.bar.set_postfix_str(
             f"  {_short(job)} epoch {event['epoch']}/{event['epochs']} loss {event['loss']:.3f}",
-            refresh=False)
+            refresh=False,
+        )
 
     def _advance(self, job: Job, done: int) -> None:
         step = done - self.seen[job.id]
@@ -120,9 +133,11 @@ class _Display:
         seconds = max(result.get("seconds", 0.0), 1e-9)
         elapsed = max(time.monotonic() - self.start, 1e-9)
         left = (sum(self.totals.values()) - self.trained) * elapsed / max(self.trained, 1)
-        self.say(f"[{self.ended:>{len(str(self.count))}}/{self.count}] {_short(job)}: "
-                 f"{result.get('epochs')} epochs, best {result.get('best_epoch', 0) + 1}, "
-                 f"{seconds:.0f} s, {trained / seconds:.0f} img/s; about {_clock(left)} left")
+        self.say(
+            f"[{self.ended:>{len(str(self.count))}}/{self.count}] {_short(job)}: "
+            f"{result.get('epochs')} epochs, best {result.get('best_epoch', 0) + 1}, "
+            f"{seconds:.0f} s, {trained / seconds:.0f} img/s; about {_clock(left)} left"
+        )
 
     def fail(self, job: Job, message: str) -> None:
         self.ended += 1
@@ -159,8 +174,10 @@ def _clock(seconds: float) -> str:
 def prepare_folder(runs: Path, job: Job, inputs: dict) -> Path:
     """Write job.json and inputs.json of `job` below `runs`; return its folder."""
     folder = Path(runs) / job.id
-    write_json(folder / "job.json", {"id": job.id, "configurations": job.reported,
-                                     "description": job.description})
+    write_json(
+        folder / "job.json",
+        {"id": job.id, "configurations": job.reported, "description": job.description},
+    )
     write_json(folder / "inputs.json", inputs)
     return folder
 
@@ -191,8 +208,10 @@ def run(jobs: list[Job], runs, inputs_of, workers: int = 1, quiet: bool = False)
             signal.signal(number, handler)
         display.close()
     if stopping:
-        raise Interrupted(f"stopped by {signal.Signals(stopping[0]).name}; the trainings under way "
-                          "are saved, and the same command goes on from there")
+        raise Interrupted(
+            f"stopped by {signal.Signals(stopping[0]).name}; the trainings under way "
+            "are saved, and the same command goes on from there"
+        )
     return outcome
 
 
@@ -249,8 +268,11 @@ def _handle(child, event, outcome, display, running) -> None:
             return
         if job.id not in outcome.failed:
             code = event["code"]
-            how = (f"was ended by {signal.Signals(-code).name}" if code < 0
-                   else f"ended with status {code}")
+            how = (
+                f"was ended by {signal.Signals(-code).name}"
+                if code < 0
+                else f"ended with status {code}"
+            )
             outcome.failed[job.id] = (f"the training {how} ({child.last_words()})", 1)
         message, code = outcome.failed[job.id]
         write_json(child.folder / "error.json", {"message": message, "exit_code": code})
@@ -263,8 +285,7 @@ def _skip_dependents(waiting, outcome, display) -> None:
         lost = next((n for n in job.needs if n in outcome.failed), None)
         if lost is not None:
             waiting.remove(job)
-            outcome.failed[job.id] = (f"not run, because {lost} failed",
-                                      outcome.failed[lost][1])
+            outcome.failed[job.id] = (f"not run, because {lost} failed", outcome.failed[lost][1])
             display.fail(job, outcome.failed[job.id][0])
 
 
