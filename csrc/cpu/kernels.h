@@ -89,6 +89,9 @@ extern const mdmt_cpu_impl mdmt_f32_bn_fold__avx2, mdmt_f32_bn_fold__avx512;
 extern const mdmt_cpu_impl mdmt_f32_flatten_forward__avx2, mdmt_f32_flatten_forward__avx512;
 extern const mdmt_cpu_impl mdmt_f32_flatten_bwd__avx2, mdmt_f32_flatten_bwd__avx512;
 extern const mdmt_cpu_impl mdmt_f32_dropout__avx2, mdmt_f32_dropout__avx512;
+extern const mdmt_cpu_impl mdmt_f32_conv2d_forward_direct__avx512;
+extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_data_direct__avx512;
+extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_weight_direct__avx512;
 #endif
 
 #endif

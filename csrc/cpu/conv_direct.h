@@ -1,0 +1,124 @@
+/* Plain (direct) convolution: the interface between the drivers, which cut the
+ * work and know nothing of vectors, and the inner kernels of an instruction set.
+ *
+ * All passes reduce to two inner kernels. `tile` computes a few output pixels
+ * times one or two output blocks over a list of kernel taps and all input
+ * channels: forward, and the data gradient as a convolution of dy with turned
+ * weights. `weight` sums x times dy over pixels for a few input channels, one
+ * tap and one or two output blocks. Both read pixels at unit distance: inputs
+ * that need padding, batch norm + activation or a column stride are first
+ * brought into a scratch that stays in the second-level cache ("staged"). */
+#ifndef MDMT_CPU_CONV_DIRECT_H
+#define MDMT_CPU_CONV_DIRECT_H
+
+#include "cpu.h"
+
+enum {
+    MDMT_CONV_TAPS = 256,    /* kh * kw at most                          */
+    MDMT_CONV_COLUMNS = 14,  /* pixels of a tile in a row, at most       */
+    MDMT_CONV_CHANNELS = 16, /* input channels of a weight tile, at most */
+    MDMT_CONV_PHASES = 16    /* phases of a strided data gradient        */
+};
+
+typedef enum { MDMT_INIT_ZERO, MDMT_INIT_BIAS, MDMT_INIT_LOAD } mdmt_conv_init;
+
+/* One tile of rows x columns pixels and one or two output blocks. Distances in
+ * floats. A block of input channels has 16 channels next to each other (stem:
+ * one channel, pixels at distance 1). */
+typedef struct {
+    const float *x;    /* the tile's first pixel, taps not yet added    */
+    ptrdiff_t x_row;   /* from one of the tile's rows to the next       */
+    ptrdiff_t x_block; /* from one input block to the next              */
+    const int *tap;    /* (taps) offsets into x                         */
+    int taps;
+    const float *w; /* [output block][input block][tap][16 in][16 out]; stem: no [16 in] */
+    ptrdiff_t w_block, w_out;
+    int blocks; /* input blocks                                  */
+    int last;   /* channels of the last one                      */
+    mdmt_conv_init start;
+    const float *init; /* BIAS: (16 per block); LOAD: strides of y      */
+    float *y;
+    ptrdiff_t y_row, y_pixel, y_out;
+    const float *ahead; /* x of the tile that comes next, to be fetched; or NULL */
+} mdmt_conv_tile;
+
+typedef void (*mdmt_conv_tile_fn)(const mdmt_conv_tile *tile);
+
+/* dw += sum over pixels of x * dy, for `channels` input channels next to
+ * each other, one tap, one or two output blocks. */
+typedef struct {
+    const float *x;
+    ptrdiff_t x_pixel, x_row, x_image;
+    const float *dy; /* pixels at distance 16 */
+    ptrdiff_t dy_row, dy_image, dy_out;
+    float *dw; /* [channels][16 out] */
+    ptrdiff_t dw_out;
+    int images, rows, columns;
+} mdmt_conv_weight_tile;
+
+typedef void (*mdmt_conv_weight_fn)(const mdmt_conv_weight_tile *tile);
+
+/* The inner kernels of an instruction set. */
+typedef struct {
+    int floats_per_cycle; /* multiply-adds of a core with two units, for cost */
+    int columns;          /* of a tile of one row                             */
+    int pair_columns;     /* of a tile of two rows; 0: none                   */
+    int quad_columns;     /* of four                                          */
+    int channels[2];      /* of a weight tile with 1, 2 output blocks         */
+    int weight_blocks;    /* output blocks of a weight tile: 1 or 2           */
+    int tile_blocks;      /* output blocks of a tile: 1 or 2                  */
+    /* [output blocks - 1][columns]; index 0 is unused */
+    mdmt_conv_tile_fn tile[2][MDMT_CONV_COLUMNS + 1];
+    mdmt_conv_tile_fn pair[2][8], quad[2][4];
+    mdmt_conv_tile_fn stem[2][MDMT_CONV_COLUMNS + 1];
+    mdmt_conv_weight_fn weight[2][MDMT_CONV_CHANNELS + 1];
+    /* (count) pixels of 16 channels from src (pixels at distance `step`) to dst
+     * (distance 16), act(scale x + shift) where scale is set. */
+    void (*stage)(float *dst, const float *src, int count, ptrdiff_t step, const float *scale,
+                  const float *shift, mdmt_act act);
+    /* Adds sum(y - pivot) and sum((y - pivot)^2) of (count) pixels of 16
+     * channels to sums (16) and squares (16). */
+    void (*stats)(const float *y, int count, const float *pivot, float *sums, float *squares);
+    /* (16, 16) to its transpose. */
+    void (*transpose)(float *dst, const float *src);
+    /* dst += src, (count) floats, a multiple of 16. */
+    void (*accumulate)(float *dst, const float *src, size_t count);
+} mdmt_conv_micro;
+
+/* Drivers: conv_forward.c, conv_weight.c, conv_stem.c. The impl records of an
+ * instruction set call them with its kernels. */
+int mdmt_conv_forward_supports(const mdmt_site *site);
+void mdmt_conv_forward_needs(const mdmt_site *site, const mdmt_conv_micro *micro,
+                             mdmt_needs *needs);
+double mdmt_conv_forward_cost(const mdmt_site *site, const mdmt_conv_micro *micro);
+mdmt_status mdmt_conv_forward_run(const mdmt_site *site, const mdmt_conv_micro *micro,
+                                  const mdmt_call *call);
+
+int mdmt_conv_data_supports(const mdmt_site *site);
+void mdmt_conv_data_needs(const mdmt_site *site, const mdmt_conv_micro *micro, mdmt_needs *needs);
+double mdmt_conv_data_cost(const mdmt_site *site, const mdmt_conv_micro *micro);
+mdmt_status mdmt_conv_data_run(const mdmt_site *site, const mdmt_conv_micro *micro,
+                               const mdmt_call *call);
+
+int mdmt_conv_weight_supports(const mdmt_site *site);
+void mdmt_conv_weight_needs(const mdmt_site *site, const mdmt_conv_micro *micro, mdmt_needs *needs);
+double mdmt_conv_weight_cost(const mdmt_site *site, const mdmt_conv_micro *micro);
+mdmt_status mdmt_conv_weight_run(const mdmt_site *site, const mdmt_conv_micro *micro,
+                                 const mdmt_call *call);
+
+static inline int mdmt_min(int a, int b)
+{
+    return a < b ? a : b;
+}
+
+static inline int mdmt_max(int a, int b)
+{
+    return a > b ? a : b;
+}
+
+static inline int mdmt_ceil_div(int a, int b)
+{
+    return (a + b - 1) / b;
+}
+
+#endif
