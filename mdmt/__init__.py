@@ -14,8 +14,10 @@ _EXPORTS = {
     "augment": "mdmt.augmentation",
     "backbones": "mdmt.nets",
     "masked_loss": "mdmt.loss",
-    "set_num_threads": "mdmt.config",
-    "show_config": "mdmt.config",
+    "average_weights": "mdmt.weights",
+    "load_weights": "mdmt.weights",
+    "set_num_threads": "mdmt.system",
+    "show_config": "mdmt.system",
 }
 _SUBMODULES = ("config", "data", "engine", "nets", "ops", "run", "schedule", "splits", "stats")
 

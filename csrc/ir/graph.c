@@ -215,3 +215,16 @@ const mdmt_op_record *mdmt_op_find(const char *name)
     }
     return NULL;
 }
+
+mdmt_cost mdmt_op_cost(const mdmt_graph *graph, const mdmt_op *op)
+{
+    mdmt_cost cost = {.macs = op->record->macs ? op->record->macs(graph, op) : 0};
+    for (int i = 0; i < op->inputs + op->outputs; i++) {
+        int t = i < op->inputs ? op->in[i] : op->out[i - op->inputs];
+        if (t >= 0) {
+            const mdmt_tensor *tensor = &graph->tensor[t];
+            cost.bytes += (double)mdmt_tensor_elements(tensor) * (tensor->dtype == MDMT_U8 ? 1 : 4);
+        }
+    }
+    return cost;
+}

@@ -21,8 +21,7 @@ typedef struct {
 
 typedef struct {
     double macs;  /* multiply-adds of convolutions and linear layers */
-    double flops; /* all floating point operations                   */
-    double bytes; /* read and written once each, unpadded            */
+    double bytes; /* stored tensors read and written, once each, unpadded */
 } mdmt_cost;
 
 /* Gradients while they are built: gradient_of[t] is the index of the tensor
@@ -49,12 +48,14 @@ typedef struct mdmt_op_record {
     /* Appends the ops that turn the gradients of the outputs into those of the
      * inputs. NULL: the op has no gradient. */
     mdmt_status (*gradient)(mdmt_graph *graph, int op, mdmt_gradients *gradients);
-    void (*cost)(const mdmt_graph *graph, const mdmt_op *op, mdmt_cost *cost);
+    /* Multiply-adds; NULL: none worth counting. */
+    double (*macs)(const mdmt_graph *graph, const mdmt_op *op);
 } mdmt_op_record;
 
 /* ops/table.c: all records, ending with NULL. */
 extern const mdmt_op_record *const mdmt_op_table[];
 /* By name, or NULL. */
 const mdmt_op_record *mdmt_op_find(const char *name);
+mdmt_cost mdmt_op_cost(const mdmt_graph *graph, const mdmt_op *op);
 
 #endif

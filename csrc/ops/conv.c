@@ -131,18 +131,15 @@ static mdmt_status conv_gradient(mdmt_graph *graph, int index, mdmt_gradients *g
     return MDMT_OK;
 }
 
-/* Multiply-adds of the convolution whose weight has these dimensions. */
-static double conv_macs(const mdmt_tensor *y, double per_output)
+/* Multiply-adds of a convolution with outputs `y` and weight `w`. */
+static double count_macs(const mdmt_tensor *y, const mdmt_tensor *w)
 {
-    return (double)mdmt_tensor_elements(y) * per_output;
+    return (double)mdmt_tensor_elements(y) * w->dim[1] * w->dim[2] * w->dim[3];
 }
 
-static void conv_cost(const mdmt_graph *graph, const mdmt_op *op, mdmt_cost *cost)
+static double conv_macs(const mdmt_graph *graph, const mdmt_op *op)
 {
-    const mdmt_tensor *w = mdmt_in(graph, op, 1);
-    cost->macs = conv_macs(&graph->tensor[op->out[0]], (double)w->dim[1] * w->dim[2] * w->dim[3]);
-    cost->flops = 2 * cost->macs;
-    cost->bytes = mdmt_bytes_of(graph, op);
+    return count_macs(&graph->tensor[op->out[0]], mdmt_in(graph, op, 1));
 }
 
 const mdmt_op_record mdmt_op_conv2d = {.name = "conv2d",
@@ -155,7 +152,7 @@ const mdmt_op_record mdmt_op_conv2d = {.name = "conv2d",
                                        .attr_bytes = sizeof(mdmt_conv_attrs),
                                        .infer = conv_infer,
                                        .gradient = conv_gradient,
-                                       .cost = conv_cost};
+                                       .macs = conv_macs};
 
 static mdmt_status data_infer(mdmt_graph *graph, mdmt_op *op)
 {
@@ -189,12 +186,9 @@ static mdmt_status data_infer(mdmt_graph *graph, mdmt_op *op)
     return MDMT_OK;
 }
 
-static void data_cost(const mdmt_graph *graph, const mdmt_op *op, mdmt_cost *cost)
+static double data_macs(const mdmt_graph *graph, const mdmt_op *op)
 {
-    const mdmt_tensor *w = mdmt_in(graph, op, 1);
-    cost->macs = conv_macs(mdmt_in(graph, op, 0), (double)w->dim[1] * w->dim[2] * w->dim[3]);
-    cost->flops = 2 * cost->macs;
-    cost->bytes = mdmt_bytes_of(graph, op);
+    return count_macs(mdmt_in(graph, op, 0), mdmt_in(graph, op, 1));
 }
 
 const mdmt_op_record mdmt_op_conv2d_bwd_data = {.name = "conv2d_bwd_data",
@@ -206,7 +200,7 @@ const mdmt_op_record mdmt_op_conv2d_bwd_data = {.name = "conv2d_bwd_data",
                                                 .defaults = &conv_defaults,
                                                 .attr_bytes = sizeof(mdmt_conv_attrs),
                                                 .infer = data_infer,
-                                                .cost = data_cost};
+                                                .macs = data_macs};
 
 static mdmt_status weight_infer(mdmt_graph *graph, mdmt_op *op)
 {
@@ -234,12 +228,9 @@ static mdmt_status weight_infer(mdmt_graph *graph, mdmt_op *op)
                        x.dim[1] / a->groups, a->kernel[0], a->kernel[1]);
 }
 
-static void weight_cost(const mdmt_graph *graph, const mdmt_op *op, mdmt_cost *cost)
+static double weight_macs(const mdmt_graph *graph, const mdmt_op *op)
 {
-    const mdmt_tensor *dw = &graph->tensor[op->out[0]];
-    cost->macs = conv_macs(mdmt_in(graph, op, 1), (double)dw->dim[1] * dw->dim[2] * dw->dim[3]);
-    cost->flops = 2 * cost->macs;
-    cost->bytes = mdmt_bytes_of(graph, op);
+    return count_macs(mdmt_in(graph, op, 1), &graph->tensor[op->out[0]]);
 }
 
 const mdmt_op_record mdmt_op_conv2d_bwd_weight = {.name = "conv2d_bwd_weight",
@@ -250,4 +241,4 @@ const mdmt_op_record mdmt_op_conv2d_bwd_weight = {.name = "conv2d_bwd_weight",
                                                   .defaults = &conv_defaults,
                                                   .attr_bytes = sizeof(mdmt_conv_attrs),
                                                   .infer = weight_infer,
-                                                  .cost = weight_cost};
+                                                  .macs = weight_macs};

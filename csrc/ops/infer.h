@@ -93,17 +93,4 @@ static inline mdmt_status mdmt_append_gradient(mdmt_graph *graph, mdmt_gradients
     return mdmt_gradient_put(graph, gradients, tensor, out);
 }
 
-static inline double mdmt_bytes_of(const mdmt_graph *graph, const mdmt_op *op)
-{
-    double bytes = 0;
-    for (int i = 0; i < op->inputs + op->outputs; i++) {
-        int t = i < op->inputs ? op->in[i] : op->out[i - op->inputs];
-        if (t >= 0) {
-            const mdmt_tensor *tensor = &graph->tensor[t];
-            bytes += (double)mdmt_tensor_elements(tensor) * (tensor->dtype == MDMT_U8 ? 1 : 4);
-        }
-    }
-    return bytes;
-}
-
 #endif

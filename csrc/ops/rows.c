@@ -34,12 +34,13 @@ static mdmt_status linear_gradient(mdmt_graph *graph, int index, mdmt_gradients 
                                 op.in[0]);
 }
 
-static void linear_cost(const mdmt_graph *graph, const mdmt_op *op, mdmt_cost *cost)
+static double linear_macs(const mdmt_graph *graph, const mdmt_op *op)
 {
-    const mdmt_tensor *w = mdmt_in(graph, op, 1);
-    cost->macs = (double)graph->tensor[op->out[0]].dim[0] * w->dim[0] * w->dim[1];
-    cost->flops = 2 * cost->macs;
-    cost->bytes = mdmt_bytes_of(graph, op);
+    double macs = graph->tensor[op->out[0]].dim[0];
+    for (int d = 0; d < 2; d++) {
+        macs *= mdmt_in(graph, op, 1)->dim[d];
+    }
+    return macs;
 }
 
 const mdmt_op_record mdmt_op_linear = {.name = "linear",
@@ -48,7 +49,7 @@ const mdmt_op_record mdmt_op_linear = {.name = "linear",
                                        .optional_inputs = 1u << 2,
                                        .infer = linear_infer,
                                        .gradient = linear_gradient,
-                                       .cost = linear_cost};
+                                       .macs = linear_macs};
 
 static mdmt_status linear_data_infer(mdmt_graph *graph, mdmt_op *op)
 {
@@ -63,7 +64,8 @@ static mdmt_status linear_data_infer(mdmt_graph *graph, mdmt_op *op)
 }
 
 const mdmt_op_record mdmt_op_linear_bwd_data = {
-    .name = "linear_bwd_data", .min_inputs = 2, .max_inputs = 2, .infer = linear_data_infer};
+    .name = "linear_bwd_data", .min_inputs = 2, .max_inputs = 2, .infer = linear_data_infer,
+    .macs = linear_macs};
 
 static mdmt_status linear_weight_infer(mdmt_graph *graph, mdmt_op *op)
 {
@@ -77,8 +79,15 @@ static mdmt_status linear_weight_infer(mdmt_graph *graph, mdmt_op *op)
     return mdmt_output(graph, op, MDMT_MATRIX, MDMT_F32, 2, dy.dim[1], x.dim[1], 1, 1);
 }
 
+static double linear_weight_macs(const mdmt_graph *graph, const mdmt_op *op)
+{
+    return (double)mdmt_in(graph, op, 0)->dim[0] *
+           (double)mdmt_tensor_elements(&graph->tensor[op->out[0]]);
+}
+
 const mdmt_op_record mdmt_op_linear_bwd_weight = {
-    .name = "linear_bwd_weight", .min_inputs = 2, .max_inputs = 2, .infer = linear_weight_infer};
+    .name = "linear_bwd_weight", .min_inputs = 2, .max_inputs = 2, .infer = linear_weight_infer,
+    .macs = linear_weight_macs};
 
 static mdmt_status sum_infer(mdmt_graph *graph, mdmt_op *op)
 {

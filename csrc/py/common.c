@@ -193,15 +193,13 @@ PyObject *mdmt_py_describe(const mdmt_graph *graph, const mdmt_kernel *kernels)
     PyObject *list = PyList_New(0);
     for (int i = 0; list && i < graph->ops; i++) {
         const mdmt_op *op = &graph->op[i];
-        mdmt_cost cost = {0};
-        if (op->record->cost) {
-            op->record->cost(graph, op, &cost);
-        }
+        mdmt_cost cost = mdmt_op_cost(graph, op);
         PyObject *item = Py_BuildValue(
-            "{s:s,s:N,s:N,s:N,s:z,s:d}", "op", op->record->name, "inputs",
+            "{s:s,s:N,s:N,s:N,s:z,s:d,s:d}", "op", op->record->name, "inputs",
             tensor_list(graph, op->in, op->inputs), "outputs",
             tensor_list(graph, op->out, op->outputs), "attributes", attrs_dict(op), "kernel",
-            kernels ? kernels[i].name : NULL, "macs", cost.macs);
+            kernels ? kernels[i].name : NULL, "macs", cost.macs, "bytes",
+            cost.bytes);
         if (!item || PyList_Append(list, item) < 0) {
             Py_CLEAR(list);
         }

@@ -1,0 +1,427 @@
+"""The public model: a shared backbone with one head per task, on the C engine."""
+
+import json
+import math
+import os
+
+import numpy as np
+
+from mdmt import _core, nets
+from mdmt.nets import heads as heads_
+from mdmt.nets.builder import Builder, pair
+from mdmt.nets.init import initial_value
+from mdmt.weights import load_weights
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+PRECISIONS = {"fp32": 2, "fp32-direct": 0}  # largest Winograd tile: F(4x4), none
+# Keys of original classifiers, which the heads take the place of.
+CLASSIFIERS = ("fc.", "classifier.")
+
+
+class Model:
+    """One backbone, one head per task.
+
+    Parameters
+    ----------
+    backbone : one of mdmt.backbones()
+    heads : {task: class count or {"classes", "hidden", "dropout", "loss"}}; task k is the k-th
+    image_size : side, or (height, width), that `memory` and `cost` are told for; other sizes run too
+    channels : of the input, 1 to 4
+    device : "cpu"
+    precision : "fp32", or "fp32-direct": without Winograd convolution
+    seed : of the initial weights, dropout and augmentation
+    weights : None, or a file whose keys are those of torchvision or of state_dict()
+
+    Raises ValueError, NotImplementedError or OSError with one sentence.
+    """
+
+    def __init__(
+        self,
+        backbone,
+        heads=None,
+        image_size=224,
+        channels=3,
+        device="cpu",
+        precision="fp32",
+        seed=0,
+        weights=None,
+    ):
+        if heads is None:
+            heads = {"prognosis": 2, "severity": 4}
+        if device != "cpu":
+            raise NotImplementedError(f"the device {device!r} is not available here; use 'cpu'")
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+        self.backbone = backbone
+        self.heads = heads_.normalise(heads)
+        self.image_size = pair(image_size)
+        self.channels = channels
+        self.device, self.precision, self.seed = device, precision, int(seed)
+        self.mean, self.std = IMAGENET_MEAN[:channels], IMAGENET_STD[:channels]
+        #: Training steps done: keys the dropout and counts for Adam's bias correction.
+        self.training_step = 0
+        self._sources, self._labels = [], []
+        self._batches = 0  # training passes since the counters below were set
+        self._build()
+        if weights is not None:
+            self._load_initial(weights)
+
+    def _build(self):
+        family = nets.family(self.backbone)
+        b = Builder(*self.image_size, self.channels)
+        features = family.build(b, self.backbone)
+        b.graph.output(features, "features")
+        for task, head in self.heads.items():
+            b.graph.output(heads_.build(b, features, task, head), task)
+        self._graph = b.graph
+        self._entries = b.entries
+        self._counters = {key: 0 for key, role, _, _ in b.entries if role == "counter"}
+        self._network = _core.Network(
+            b.graph, winograd=PRECISIONS[self.precision], seed=self.seed
+        )
+        for key, role, init, shape in b.entries:
+            if role != "counter":
+                self._network.set(key, initial_value(key, init, shape, self.seed))
+
+    # Running -----------------------------------------------------------------------------------
+
+    def _mode(self, n, size, training, gradients=False, width=1, store=None):
+        mode = {"batch": n, "height": size[0], "width": size[1], "training": int(training)}
+        if gradients:
+            mode["gradients"] = 1
+            mode["target_width"] = width
+            mode["tasks"] = [(task, head["loss"], 1.0) for task, head in self.heads.items()]
+            mode["reduction"] = "mean"
+        if store is not None:
+            mode |= {"from_store": 1, "augment": int(store), "mean": self.mean, "std": self.std}
+        return mode
+
+    def _images(self, x):
+        x = np.asarray(x)
+        if x.ndim == 3:
+            x = np.broadcast_to(x[:, None], (x.shape[0], self.channels, *x.shape[1:]))
+        if x.ndim != 4 or x.shape[1] != self.channels or 0 in x.shape:
+            raise ValueError(
+                f"x must be (N, {self.channels}, H, W), or (N, H, W) grey, not {x.shape}"
+            )
+        x = np.ascontiguousarray(x, np.float32)
+        if not np.isfinite(x.sum(dtype=np.float64)):
+            bad = np.flatnonzero(~np.isfinite(x).all(axis=(1, 2, 3)))
+            raise FloatingPointError(
+                f"the input holds NaN or infinity in image {bad[0]} of the batch"
+            )
+        return x
+
+    def _targets(self, task, target, n):
+        """Checked task (N) int32 and target (N, k) float32."""
+        task = np.ascontiguousarray(task)
+        if task.shape != (n,) or not np.issubdtype(task.dtype, np.integer):
+            raise ValueError(f"task must be {n} integers, one per sample, not {task.shape}")
+        target = np.asarray(target, np.float32)
+        target = target[:, None] if target.ndim == 1 else target
+        if target.ndim != 2 or len(target) != n:
+            raise ValueError(f"target must be ({n},) or ({n}, k), not {target.shape}")
+        if task.size and not -1 <= task.min() <= task.max() < len(self.heads):
+            raise ValueError(
+                f"task must be 0 to {len(self.heads) - 1} (or -1: no label), not "
+                f"{task.min()} to {task.max()}"
+            )
+        for k, (name, head) in enumerate(self.heads.items()):
+            self._check_labels(name, head, target[task == k])
+        return task.astype(np.int32), np.ascontiguousarray(target)
+
+    @staticmethod
+    def _check_labels(name, head, labels):
+        if head["loss"] in ("bce", "mse"):
+            if labels.size and labels.shape[1] < head["classes"]:
+                raise ValueError(
+                    f"task {name} needs {head['classes']} targets per sample, not {labels.shape[1]}"
+                )
+            return
+        classes = labels[:, :1]
+        classes = classes[~np.isnan(classes)]
+        wrong = (classes != np.floor(classes)) | (classes < 0) | (classes >= head["classes"])
+        if wrong.any():
+            raise ValueError(
+                f"task {name} has the classes 0 to {head['classes'] - 1}; {classes[wrong][0]:g} is "
+                "none of them"
+            )
+
+    def forward(self, x, training=False):
+        """x (N, channels, H, W) float32, normalised, or (N, H, W) grey.
+
+        Returns {"features": (N, C), task: logits (N, classes)}. training=True uses batch
+        statistics and dropout, and updates the running statistics.
+        """
+        x = self._images(x)
+        mode = self._mode(len(x), x.shape[2:], training)
+        names = ("features", *self.heads)
+        out = self._network.run(
+            mode, {"image": x}, names, seed=self.seed, step=self.training_step
+        )
+        self._batches += bool(training)
+        return out
+
+    def _pass(self, x, task, target, training, names, adam=None):
+        x = self._images(x)
+        task, target = self._targets(task, target, len(x))
+        mode = self._mode(len(x), x.shape[2:], training, True, target.shape[1])
+        feeds = {"image": x, "task": task, "target": target}
+        out = self._network.run(
+            mode, feeds, names, adam, seed=self.seed, step=self.training_step
+        )
+        self._batches += bool(training)
+        return out
+
+    def loss_and_gradients(self, x, task, target, training=True):
+        """task (N) int: which head each sample belongs to; target (N) or (N, k).
+
+        Returns (loss, {key: gradient}); loss = mean over the samples of the batch (equation 2).
+        """
+        loss = self._pass(x, task, target, training, ("loss",))["loss"]
+        return float(loss[0]), self._collect("gradient")
+
+    def _adam(self, lr, betas, eps, weight_decay, decoupled):
+        numbers = {"lr": lr, "beta1": betas[0], "beta2": betas[1], "weight_decay": weight_decay}
+        for name, value in numbers.items():
+            if not (math.isfinite(value) and value >= 0) or (name[:4] == "beta" and value >= 1):
+                raise ValueError(f"{name} of Adam cannot be {value!r}")
+        step = self.training_step + 1
+        return (lr, betas[0], betas[1], eps, weight_decay, bool(decoupled), step)
+
+    def train_step(
+        self,
+        x,
+        task,
+        target,
+        *,
+        lr=1e-3,
+        betas=(0.9, 0.999),
+        eps=1e-8,
+        weight_decay=1e-4,
+        decoupled=False,
+    ):
+        """One whole step: forward, masked loss, backward, Adam with L2 in the gradient (or
+        decoupled). Returns the loss before the step."""
+        adam = self._adam(lr, betas, eps, weight_decay, decoupled)
+        loss = self._pass(x, task, target, True, ("loss",), adam)["loss"]
+        self.training_step += 1
+        return float(loss[0])
+
+    # Resident data sets ------------------------------------------------------------------------
+
+    def attach(self, datasets):
+        """Makes data sets resident for fit_step and predict.
+
+        datasets: mappings or objects with images (M, H, W) uint8 C-ordered (a memory map will do),
+        task (int: the k-th head) and target (M) or (M, k) float32.
+        """
+        sources, labels = [], []
+        for i, entry in enumerate(datasets):
+            get = entry.get if isinstance(entry, dict) else lambda key, e=entry: getattr(e, key)
+            images = get("images")
+            if images.dtype != np.uint8 or images.ndim != 3 or not images.flags.c_contiguous:
+                raise ValueError(
+                    f"the images of data set {i} must be C-ordered uint8 (M, H, W), not "
+                    f"{images.dtype} {images.shape}"
+                )
+            n = len(images)
+            tasks, target = self._targets(np.full(n, int(get("task"))), get("target"), n)
+            sources.append(images)
+            labels.append((int(get("task")), target))
+        self._sources, self._labels = sources, labels
+
+    def _samples(self, dataset, index):
+        dataset = np.ascontiguousarray(dataset, np.int32)
+        index = np.ascontiguousarray(index, np.int64)
+        return {"sources": self._sources, "dataset": dataset, "index": index, "seed": self.seed}
+
+    def fit_step(
+        self,
+        dataset,
+        index,
+        *,
+        lr=1e-3,
+        betas=(0.9, 0.999),
+        eps=1e-8,
+        weight_decay=1e-4,
+        decoupled=False,
+        augment=None,
+        epoch=0,
+    ):
+        """One training step on resident images: gather, augment, normalise, forward, masked loss,
+        backward and Adam in one call of the engine.
+
+        dataset, index (N): which data set, and which of its images. augment: None or the ranges of
+        mdmt.augmentation.RANGES. Returns (loss, per_task (K, 2): sum of losses, samples).
+        """
+        adam = self._adam(lr, betas, eps, weight_decay, decoupled)
+        samples = self._samples(dataset, index)
+        dataset, index = samples["dataset"], samples["index"]
+        n, width = len(index), max(target.shape[1] for _, target in self._labels)
+        task = np.empty(n, np.int32)
+        target = np.full((n, width), np.nan, np.float32)
+        for d, (k, labels) in enumerate(self._labels):
+            mine = dataset == d
+            task[mine] = k
+            target[mine, : labels.shape[1]] = labels[index[mine]]
+        mode = self._mode(n, self.image_size, True, True, width, store=augment is not None)
+        out = self._network.run(
+            mode,
+            {"task": task, "target": target},
+            ("loss", "per_task"),
+            adam,
+            step=self.training_step,
+            epoch=epoch,
+            augmentation=augment,
+            **samples,
+        )
+        self.training_step += 1
+        self._batches += 1
+        return float(out["loss"][0]), out["per_task"].reshape(-1, 2)
+
+    def predict(self, dataset, index, batch_size=32):
+        """{"features": (N, C), task: logits (N, classes)} of resident images, in evaluation mode."""
+        dataset, index = np.asarray(dataset), np.asarray(index)
+        names = ("features", *self.heads)
+        parts = []
+        for start in range(0, len(index), batch_size):
+            piece = slice(start, start + batch_size)
+            samples = self._samples(dataset[piece], index[piece])
+            mode = self._mode(len(samples["index"]), self.image_size, False, store=False)
+            parts.append(self._network.run(mode, {}, names, **samples))
+        if not parts:
+            raise ValueError("there is no image to predict")
+        return {name: np.concatenate([part[name] for part in parts]) for name in names}
+
+    # Weights -----------------------------------------------------------------------------------
+
+    def _collect(self, what):
+        return {
+            key: self._network.get(key, what)
+            for key, role, _, _ in self._entries
+            if role == "param"
+        }
+
+    def state_dict(self):
+        """{key: array}: float32 in the layout of PyTorch (O, I, kh, kw), counters int64."""
+        state = {}
+        for key, role, _, _ in self._entries:
+            if role == "counter":
+                state[key] = np.array(self._counters[key] + self._batches, np.int64)
+            else:
+                state[key] = self._network.get(key)
+        return state
+
+    def load_state_dict(self, state, strict=True):
+        """Takes over the weights; an original classifier is ignored. Returns the ignored keys.
+
+        ValueError, and nothing changed, when keys are missing or unknown (strict) or a shape does
+        not fit.
+        """
+        shapes = {key: shape for key, _, _, shape in self._entries}
+        ignored = [k for k in state if k not in shapes and k.startswith(CLASSIFIERS)]
+        unknown = [k for k in state if k not in shapes and k not in ignored]
+        missing = [k for k in shapes if k not in state]
+        if strict and (unknown or missing):
+            which = f"unknown key {unknown[0]}" if unknown else f"missing key {missing[0]}"
+            raise ValueError(
+                f"the weights do not belong to {self.backbone} with the heads "
+                f"{', '.join(self.heads)}: {which} ({len(unknown)} unknown, {len(missing)} missing)"
+            )
+        values = {k: np.asarray(v) for k, v in state.items() if k in shapes}
+        for key, value in values.items():
+            if value.shape != tuple(shapes[key]):
+                raise ValueError(
+                    f"{key} has the shape {value.shape} in the weights and {tuple(shapes[key])} in "
+                    f"{self.backbone}"
+                )
+            if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
+                raise ValueError(f"{key} holds NaN or infinity in the weights")
+        counters = {k: n + self._batches for k, n in self._counters.items()}
+        for key, value in values.items():
+            if key in counters:
+                counters[key] = int(value)
+            else:
+                self._network.set(key, value)
+        self._counters, self._batches = counters, 0
+        return ignored
+
+    def _load_initial(self, weights):
+        state = load_weights(weights)
+        wanted = {key for key, _, _, _ in self._entries if not key.startswith("heads.")}
+        lost = sorted(wanted - set(state))
+        if lost:
+            raise ValueError(f"{os.fspath(weights)} has no {lost[0]}: not weights of {self.backbone}")
+        self.load_state_dict({k: v for k, v in state.items() if k in wanted}, strict=False)
+
+    def optimizer_state(self):
+        """({"<key>.m": first moment, "<key>.v": second moment}, training steps done)."""
+        arrays = {}
+        for what in ("m", "v"):
+            arrays |= {f"{key}.{what}": value for key, value in self._collect(what).items()}
+        return arrays, self.training_step
+
+    def load_optimizer_state(self, arrays, step):
+        """Takes over what optimizer_state gave."""
+        for name, value in arrays.items():
+            key, _, what = name.rpartition(".")
+            self._network.set(key, value, what)
+        self.training_step = int(step)
+
+    def description(self):
+        """What is needed to build this model again, as plain data."""
+        return {
+            "backbone": self.backbone,
+            "heads": self.heads,
+            "image_size": list(self.image_size),
+            "channels": self.channels,
+            "precision": self.precision,
+            "seed": self.seed,
+        }
+
+    def save(self, path):
+        """Writes weights and description as safetensors, atomically."""
+        metadata = {"format": "np", "mdmt": json.dumps(self.description())}
+        _core.write_safetensors(os.fspath(path), self.state_dict(), metadata)
+
+    @classmethod
+    def load(cls, path, device="cpu"):
+        """The model that save wrote."""
+        from safetensors import safe_open
+
+        state = load_weights(path)
+        with safe_open(path, "np") as file:
+            metadata = file.metadata() or {}
+        if "mdmt" not in metadata:
+            raise ValueError(
+                f"{os.fspath(path)} holds weights but no description of a model: build the model "
+                "and use load_state_dict"
+            )
+        model = cls(**json.loads(metadata["mdmt"]), device=device)
+        model.load_state_dict(state)
+        return model
+
+    # What it costs -----------------------------------------------------------------------------
+
+    def memory(self, batch_size=1, training=True):
+        """Planned bytes for a batch: parameters, gradients, optimizer, activations, workspace."""
+        mode = self._mode(batch_size, self.image_size, training, gradients=training)
+        return self._network.memory(mode)
+
+    def cost(self):
+        """Per image: multiply-adds of one forward pass; operations and bytes of a training step."""
+        forward = self._network.describe(self._mode(1, self.image_size, False))
+        step = self._network.describe(self._mode(2, self.image_size, True, gradients=True))
+        return {
+            "macs": int(sum(op["macs"] for op in forward)),
+            "train_flops": int(sum(op["macs"] for op in step)),  # 2 per multiply-add, 2 images
+            "bytes": int(sum(op["bytes"] for op in step) / 2),
+        }
+
+    def __repr__(self):
+        heads = ", ".join(f"{task} ({head['classes']})" for task, head in self.heads.items())
+        count = sum(math.prod(shape) for _, role, _, shape in self._entries if role == "param")
+        size = " x ".join(map(str, self.image_size))
+        return f"Model({self.backbone}, heads: {heads}, {size} px, {count:,} parameters)"

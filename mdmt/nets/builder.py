@@ -1,0 +1,91 @@
+"""What a network description appends its nodes with: one method per layer."""
+
+from mdmt import _core
+
+
+def pair(value):
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+class Builder:
+    """A network being described, for a batch of one.
+
+    Layers take and return tensors (integers). `name` is the key of the layer in the state
+    dictionary, without `.weight` and so on. `parameters` lists (name, kind of initialisation,
+    shape) in the order of the state dictionary.
+    """
+
+    def __init__(self, height, width, channels):
+        self.graph = _core.Graph()
+        self.image = self.graph.input("input", "image", (1, channels, height, width))
+        self.entries = []  # (key, role, initialisation, shape), in order
+        self.dropouts = 0
+
+    def shape(self, x):
+        """(1, C, H, W) of a feature map or (1, F) of rows."""
+        return self.graph.shape(x)
+
+    def _tensor(self, key, role, kind, shape, init):
+        make = self.graph.param if role == "param" else self.graph.buffer
+        self.entries.append((key, role, init, shape))
+        return make(key, kind, shape)
+
+    def conv(self, x, name, out, kernel, stride=1, padding=0, dilation=1, groups=1, bias=False):
+        """Convolution; padding an int, a pair (rows, columns) or (top, left, bottom, right)."""
+        kernel, stride, dilation = pair(kernel), pair(stride), pair(dilation)
+        padding = pair(padding)
+        if len(padding) == 2:
+            padding = padding * 2
+        channels = self.shape(x)[1]
+        kind = "w_stem" if x == self.image else "w_dense"
+        if groups > 1:
+            kind = "w_depth" if groups == channels == out else "w_grouped"
+        shape = (out, channels // groups, *kernel)
+        inputs = [x, self._tensor(f"{name}.weight", "param", kind, shape, "conv")]
+        if bias:
+            inputs.append(self._tensor(f"{name}.bias", "param", "vector", (out,), "zeros"))
+        attributes = {"stride": stride, "pad": padding, "dilation": dilation, "groups": groups}
+        return self.graph.add("conv2d", inputs, **attributes)[0]
+
+    def batch_norm(self, x, name, eps=1e-5, momentum=0.1):
+        """Batch normalisation with PyTorch's meaning of momentum."""
+        shape = (self.shape(x)[1],)
+        inputs = [x]
+        for key, role, init in (
+            ("weight", "param", "ones"),
+            ("bias", "param", "zeros"),
+            ("running_mean", "buffer", "zeros"),
+            ("running_var", "buffer", "ones"),
+        ):
+            inputs.append(self._tensor(f"{name}.{key}", role, "vector", shape, init))
+        self.entries.append((f"{name}.num_batches_tracked", "counter", "zeros", ()))
+        return self.graph.add("batch_norm", inputs, eps=eps, momentum=momentum)[0]
+
+    def relu(self, x):
+        return self.graph.add("act", [x], act="relu")[0]
+
+    def add(self, a, b):
+        return self.graph.add("add", [a, b])[0]
+
+    def max_pool(self, x, kernel, stride=None, padding=0, ceil_mode=False):
+        kernel, padding = pair(kernel), pair(padding)
+        stride = kernel if stride is None else pair(stride)
+        attributes = {"kernel": kernel, "stride": stride, "pad": padding * 2}
+        return self.graph.add("max_pool", [x], ceil_mode=int(ceil_mode), **attributes)[0]
+
+    def global_avg_pool(self, x):
+        """(1, C, H, W) -> (1, C)."""
+        return self.graph.add("global_avg_pool", [x])[0]
+
+    def linear(self, x, name, out):
+        shape = (out, self.shape(x)[1])
+        weight = self._tensor(f"{name}.weight", "param", "matrix", shape, "linear")
+        bias = self._tensor(f"{name}.bias", "param", "vector", (out,), f"bias of {shape[1]}")
+        return self.graph.add("linear", [x, weight, bias])[0]
+
+    def dropout(self, x, rate):
+        """Each dropout of a network draws from a stream of its own."""
+        if rate == 0:
+            return x
+        self.dropouts += 1
+        return self.graph.add("dropout", [x], rate=rate, stream=self.dropouts)[0]

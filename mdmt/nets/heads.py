@@ -1,0 +1,52 @@
+"""The fully connected heads, one per task, on the pooled features (paper, equation 1)."""
+
+import math
+
+LOSSES = ("ce", "bce", "mse", "ordinal")
+DEFAULT = {"hidden": [128, 32], "dropout": 0.5, "loss": "ce"}
+# Names that the engine gives to tensors of its own.
+RESERVED = ("input", "image", "features", "task", "target", "loss", "per_task")
+
+
+def normalise(heads):
+    """{task: class count or description} -> {task: full description}; ValueError otherwise."""
+    if not isinstance(heads, dict) or not 1 <= len(heads) <= 16:
+        raise ValueError("heads must be a dictionary of 1 to 16 tasks, e.g. {'prognosis': 2}")
+    return {task: _normalise(task, head) for task, head in heads.items()}
+
+
+def _normalise(task, head):
+    if not isinstance(task, str) or not task or task in RESERVED or "." in task:
+        raise ValueError(
+            f"a head cannot be named {task!r}: use a word without dots other than "
+            f"{', '.join(RESERVED)}"
+        )
+    head = dict(head) if isinstance(head, dict) else {"classes": head}
+    unknown = sorted(set(head) - {"classes", *DEFAULT})
+    if unknown:
+        raise ValueError(
+            f"head {task} has no setting {unknown[0]!r}: choose among classes, {', '.join(DEFAULT)}"
+        )
+    full = {"classes": head.get("classes"), **DEFAULT, **head}
+    full["hidden"] = list(full["hidden"])
+    counts = [full["classes"], *full["hidden"]]
+    if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in counts):
+        raise ValueError(f"head {task}: classes and hidden must be positive integers, got {counts}")
+    if full["loss"] not in LOSSES:
+        raise ValueError(f"head {task}: the loss {full['loss']!r} is none of {', '.join(LOSSES)}")
+    if full["loss"] in ("ce", "ordinal") and full["classes"] < 2:
+        raise ValueError(f"head {task}: the loss {full['loss']} needs at least 2 classes")
+    rate = full["dropout"]
+    if not isinstance(rate, int | float) or math.isnan(rate) or not 0 <= rate < 1:
+        raise ValueError(f"head {task}: dropout must be in [0, 1), not {rate!r}")
+    return full
+
+
+def build(b, features, task, head):
+    """Appends one head: [linear - ReLU - dropout] per hidden layer, then linear."""
+    x = features
+    for i, width in enumerate(head["hidden"]):
+        x = b.dropout(b.relu(b.linear(x, f"heads.{task}.{i}", width)), head["dropout"])
+    if not head["hidden"]:
+        x = b.dropout(x, head["dropout"])
+    return b.linear(x, f"heads.{task}.{len(head['hidden'])}", head["classes"])

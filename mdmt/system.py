@@ -1,0 +1,49 @@
+"""What the engine runs on: threads, processor, build."""
+
+import os
+import platform
+
+from mdmt import _core
+
+
+def set_num_threads(n):
+    """Uses n threads (1 to 1024) in all networks from now on; the results do not depend on it."""
+    _core.set_num_threads(n)
+
+
+def get_num_threads():
+    """Threads in use: set_num_threads, else MDMT_NUM_THREADS, else the cores of this process."""
+    return _core.get_num_threads()
+
+
+def cpu_path():
+    """The instruction set that kernels are chosen for: "ref", "avx2" or "avx512"."""
+    order = ("ref", "avx2", "avx512")
+    wish = os.environ.get("MDMT_CPU") or "avx512"
+    if wish not in order:
+        raise ValueError(
+            f"the environment variable MDMT_CPU is '{wish}'; use ref, avx2 or avx512"
+        )
+    return order[min(order.index(wish), order.index(_core.cpu_info()["isa"]))]
+
+
+def show_config():
+    """Prints version, build, processor, CPU path and what is known of CUDA; returns it too."""
+    import numpy
+
+    from mdmt import __version__
+
+    cpu = _core.cpu_info()
+    lines = {
+        "mdmt": __version__,
+        "python": f"{platform.python_version()} ({platform.machine()}, {platform.system()})",
+        "numpy": numpy.__version__,
+        "processor": f"{cpu['name']}, {cpu['cores']} cores usable",
+        "CPU path": f"{cpu_path()} (the processor has {cpu['isa']})",
+        "threads": get_num_threads(),
+        "Winograd": os.environ.get("MDMT_WINOGRAD") or "on",
+        "CUDA": "not in this build",
+    }
+    for key, value in lines.items():
+        print(f"{key:10} {value}")
+    return lines
