@@ -25,7 +25,7 @@ def augment(images, dataset, index, *, epoch, seed, size=None, dtype=np.uint8, t
     ranges: those of RANGES that differ from it.
 
     Shift, zoom, flip, rotation and elastic deformation (Simard et al. 2003) form one map with one
-    bilinear sampling; beyond its border an image goes on with its border's grey values.
+    bilinear sampling; beyond its border an image is mirrored.
 
     Returns (N, H, W) or (H, W): uint8, rounded, or the dtype that is asked for, in 0 to 255.
     """

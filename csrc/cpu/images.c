@@ -175,14 +175,20 @@ static void make_field(const mdmt_warp *warp, const elastic_grid *grid, uint64_t
 
 /* ---- sampling ---- */
 
+/* A coordinate folded back into 0 .. last: mirrored at the border, once. */
+static inline float mirror(float x, float last)
+{
+    x = fabsf(x);
+    x = x > last ? 2 * last - x : x;
+    return x > 0 ? x : 0;
+}
+
 /* Grey value of source (sh, sw) at (x, y), in pixels with the first pixel's
- * centre at (0, 0); the border is continued. */
+ * centre at (0, 0). */
 static inline float sample_grey(const uint8_t *source, int sh, int sw, float x, float y)
 {
-    x = x < 0 ? 0 : x;
-    y = y < 0 ? 0 : y;
-    x = x > (float)(sw - 1) ? (float)(sw - 1) : x;
-    y = y > (float)(sh - 1) ? (float)(sh - 1) : y;
+    x = mirror(x, (float)(sw - 1));
+    y = mirror(y, (float)(sh - 1));
     int x0 = (int)x, y0 = (int)y;
     int right = x0 + 1 < sw, down = y0 + 1 < sh ? sw : 0;
     float fx = x - (float)x0, fy = y - (float)y0;

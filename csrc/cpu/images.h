@@ -10,10 +10,10 @@
  * measured from the source's centre, where u is the elastic displacement, R a
  * rotation and F = diag(+-1, 1) the flip: the content is flipped, zoomed, rotated,
  * shifted, and then deformed. Samples lie at pixel centres (as in
- * align_corners=False), so that the identity copies pixels exactly. Outside the
- * source its border is continued (replicate): radiographs rarely end in black,
- * and the wedges that a constant border would draw at rotated images are an edge
- * that a network can learn.
+ * align_corners=False), so that the identity copies pixels exactly. Beyond its
+ * border the source is mirrored: a constant leaves wedges at rotated and shifted
+ * radiographs, and repeating the border smears the bright one-pixel margins that
+ * many of them have into such wedges. A network can learn both.
  *
  * The elastic field is that of Simard et al. (ICDAR 2003): alpha times uniform
  * noise in -1 .. 1, smoothed by a Gaussian of sigma, in pixels of the output.

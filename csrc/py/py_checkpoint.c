@@ -96,18 +96,27 @@ PyDoc_STRVAR(write_doc,
              "text} as one safetensors file, atomically: whatever happens, the\nfile of that "
              "name is the whole old or the whole new one. Raises OSError with path and cause.");
 
+static void release_job(write_job *job)
+{
+    for (int i = 0; i < job->count; i++) {
+        Py_DECREF(job->kept[i]);
+    }
+    mdmt_release(job->arrays);
+    mdmt_release(job->kept);
+    mdmt_release(job->metadata);
+}
+
 static PyObject *write_safetensors(PyObject *self, PyObject *args)
 {
-    PyObject *path = NULL, *arrays, *metadata = NULL, *empty = NULL, *result = NULL;
+    PyObject *path = NULL, *arrays, *metadata = NULL, *result = NULL;
     write_job job = {0};
     (void)self;
     if (!PyArg_ParseTuple(args, "O&O!|O!", PyUnicode_FSConverter, &path, &PyDict_Type, &arrays,
                           &PyDict_Type, &metadata)) {
         return NULL;
     }
-    /* copies, so that nobody changes them meanwhile */
-    arrays = PyDict_Copy(arrays);
-    metadata = metadata ? PyDict_Copy(metadata) : (empty = PyDict_New());
+    arrays = PyDict_Copy(arrays); /* so that nobody changes them meanwhile */
+    metadata = metadata ? PyDict_Copy(metadata) : PyDict_New();
     if (arrays && metadata && take_dictionaries(&job, arrays, metadata) == 0) {
         mdmt_status status;
         Py_BEGIN_ALLOW_THREADS status = mdmt_write_safetensors(PyBytes_AS_STRING(path), job.arrays,
@@ -115,12 +124,7 @@ static PyObject *write_safetensors(PyObject *self, PyObject *args)
         Py_END_ALLOW_THREADS result =
             status == MDMT_OK ? Py_NewRef(Py_None) : mdmt_py_train_raise(status);
     }
-    for (int i = 0; i < job.count; i++) {
-        Py_DECREF(job.kept[i]);
-    }
-    mdmt_release(job.arrays);
-    mdmt_release(job.kept);
-    mdmt_release(job.metadata);
+    release_job(&job);
     Py_XDECREF(arrays);
     Py_XDECREF(metadata);
     Py_DECREF(path);

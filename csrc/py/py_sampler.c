@@ -29,27 +29,35 @@ static int take_numbers(PyObject *object, int type, int count, void *numbers, si
     return right ? 0 : -1;
 }
 
+/* Fills sets, size and ratio. */
+static int take_sets(PyObject *sizes, PyObject *ratio, mdmt_sampler_config *c)
+{
+    Py_ssize_t sets = PyObject_Size(sizes);
+    if (sets < 0) {
+        return -1;
+    }
+    c->sets = sets > MDMT_MAX_SETS ? MDMT_MAX_SETS + 1 : (int)sets;
+    if (c->sets > MDMT_MAX_SETS) {
+        return 0; /* refused when the sampler is opened */
+    }
+    if (take_numbers(sizes, NPY_INT64, c->sets, c->size, sizeof *c->size) < 0) {
+        return -1;
+    }
+    return ratio == Py_None ? 0
+                            : take_numbers(ratio, NPY_FLOAT64, c->sets, c->ratio, sizeof *c->ratio);
+}
+
 static PyObject *sampler_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     PyObject *sizes, *ratio;
     long long batch, steps;
     unsigned long long seed;
     int mode, epoch, drop_last;
-    mdmt_sampler_config c = {0};
     (void)kwargs;
+    mdmt_sampler_config c = {0};
     if (!PyArg_ParseTuple(args, "OLiOiLpK", &sizes, &batch, &mode, &ratio, &epoch, &steps,
-                          &drop_last, &seed)) {
-        return NULL;
-    }
-    Py_ssize_t sets = PyObject_Size(sizes);
-    if (sets < 0) {
-        return NULL;
-    }
-    c.sets = sets > MDMT_MAX_SETS ? MDMT_MAX_SETS + 1 : (int)sets;
-    if (c.sets <= MDMT_MAX_SETS &&
-        (take_numbers(sizes, NPY_INT64, c.sets, c.size, sizeof *c.size) < 0 ||
-         (ratio != Py_None &&
-          take_numbers(ratio, NPY_FLOAT64, c.sets, c.ratio, sizeof *c.ratio) < 0))) {
+                          &drop_last, &seed) ||
+        take_sets(sizes, ratio, &c) < 0) {
         return NULL;
     }
     c.batch = batch;

@@ -91,9 +91,30 @@ PyDoc_STRVAR(masked_loss_doc,
              "list of (kind, weight)\nwith kind 0 ce, 1 bce, 2 mse, 3 ordinal; reduction 0 mean, "
              "1 per_task_mean, 2 sum. per_task (K, 2)\nfloat64: [sum of losses, samples].");
 
+/* Runs a problem whose arrays are set; (loss, gradients, per_task). */
+static PyObject *run_loss(const mdmt_loss_problem *p, PyObject *gradients)
+{
+    npy_intp shape[2] = {p->attrs->tasks, 2};
+    double loss = 0, *scratch = PyMem_New(double, (size_t)mdmt_loss_scratch(p));
+    PyObject *per_task = PyArray_SimpleNew(2, shape, NPY_FLOAT64), *result = NULL;
+    if (!scratch) {
+        PyErr_NoMemory();
+    } else if (per_task) {
+        mdmt_status status;
+        Py_BEGIN_ALLOW_THREADS status =
+            mdmt_masked_loss(p, scratch, &loss, PyArray_DATA((PyArrayObject *)per_task));
+        Py_END_ALLOW_THREADS result = status == MDMT_OK
+                                          ? Py_BuildValue("dOO", loss, gradients, per_task)
+                                          : mdmt_py_train_raise(status);
+    }
+    PyMem_Free(scratch);
+    Py_XDECREF(per_task);
+    return result;
+}
+
 static PyObject *masked_loss(PyObject *self, PyObject *args)
 {
-    PyObject *logits, *task, *target, *tasks;
+    PyObject *logits, *task, *target, *tasks, *result = NULL;
     mdmt_loss_attrs attrs = {.want_gradient = 1};
     mdmt_loss_problem p = {.attrs = &attrs};
     (void)self;
@@ -105,23 +126,12 @@ static PyObject *masked_loss(PyObject *self, PyObject *args)
     if (attrs.tasks < 1 || attrs.tasks > MDMT_MAX_TASKS || PyList_GET_SIZE(tasks) != attrs.tasks) {
         return PyErr_Format(PyExc_ValueError, "a masked loss takes 1 to %d tasks", MDMT_MAX_TASKS);
     }
-    npy_intp shape[2] = {attrs.tasks, 2};
-    double loss = 0, *scratch = NULL;
-    PyObject *gradients = PyList_New(attrs.tasks), *result = NULL;
-    PyObject *per_task = PyArray_SimpleNew(2, shape, NPY_FLOAT64);
-    if (gradients && per_task && take_tasks(tasks, &attrs) == 0 &&
-        take_labels(task, target, &p) == 0 && take_logits(logits, &p, gradients) == 0 &&
-        (scratch = PyMem_New(double, (size_t)mdmt_loss_scratch(&p)))) {
-        mdmt_status status;
-        Py_BEGIN_ALLOW_THREADS status =
-            mdmt_masked_loss(&p, scratch, &loss, PyArray_DATA((PyArrayObject *)per_task));
-        Py_END_ALLOW_THREADS result = status == MDMT_OK
-                                          ? Py_BuildValue("dOO", loss, gradients, per_task)
-                                          : mdmt_py_train_raise(status);
+    PyObject *gradients = PyList_New(attrs.tasks);
+    if (gradients && take_tasks(tasks, &attrs) == 0 && take_labels(task, target, &p) == 0 &&
+        take_logits(logits, &p, gradients) == 0) {
+        result = run_loss(&p, gradients);
     }
-    PyMem_Free(scratch);
     Py_XDECREF(gradients);
-    Py_XDECREF(per_task);
     return result;
 }
 
@@ -164,11 +174,9 @@ static mdmt_status run_augment(mdmt_augment_job *job, int n, int threads)
     mdmt_slab slab = {NULL, 0};
     mdmt_pool *pool = NULL;
     MDMT_TRY(mdmt_augmentation_check(&job->augmentation));
+    MDMT_TRY(mdmt_pool_open(&pool, threads));
     size_t bytes = sizeof(float) * mdmt_warp_scratch(job->height, job->width);
-    mdmt_status status = mdmt_pool_open(&pool, threads);
-    if (status == MDMT_OK) {
-        status = mdmt_slab_open(&slab, bytes * (size_t)threads, "augmentation");
-    }
+    mdmt_status status = mdmt_slab_open(&slab, bytes * (size_t)threads, "augmentation");
     if (status == MDMT_OK) {
         job->scratch = slab.data;
         mdmt_augment_images(pool, n, job);
@@ -176,6 +184,29 @@ static mdmt_status run_augment(mdmt_augment_job *job, int n, int threads)
     mdmt_slab_close(&slab);
     mdmt_pool_close(pool);
     return status;
+}
+
+/* A new array (n, H, W) of the augmented images. */
+static PyObject *augmented(mdmt_augment_job *job, npy_intp n, int threads)
+{
+    if (job->height < 1 || job->width < 1 || job->height > 32768 || job->width > 32768) {
+        return PyErr_Format(PyExc_ValueError, "an image cannot have the size %d x %d", job->height,
+                            job->width);
+    }
+    npy_intp shape[3] = {n, job->height, job->width};
+    PyObject *out = PyArray_SimpleNew(3, shape, NPY_FLOAT32);
+    if (!out) {
+        return NULL;
+    }
+    job->out = PyArray_DATA((PyArrayObject *)out);
+    mdmt_status status;
+    Py_BEGIN_ALLOW_THREADS status = run_augment(job, (int)n, threads);
+    Py_END_ALLOW_THREADS if (status != MDMT_OK)
+    {
+        Py_DECREF(out);
+        return mdmt_py_train_raise(status);
+    }
+    return out;
 }
 
 static PyObject *augment(PyObject *self, PyObject *args)
@@ -194,26 +225,9 @@ static PyObject *augment(PyObject *self, PyObject *args)
         take_images(images, set, index, &job) < 0) {
         return NULL;
     }
-    if (job.height < 1 || job.width < 1 || job.height > 32768 || job.width > 32768) {
-        return PyErr_Format(PyExc_ValueError, "an image cannot have the size %d x %d", job.height,
-                            job.width);
-    }
-    npy_intp shape[3] = {PyArray_DIM(images, 0), job.height, job.width};
-    PyObject *out = PyArray_SimpleNew(3, shape, NPY_FLOAT32);
-    if (!out) {
-        return NULL;
-    }
     job.seed = seed;
     job.epoch = epoch;
-    job.out = PyArray_DATA((PyArrayObject *)out);
-    mdmt_status status;
-    Py_BEGIN_ALLOW_THREADS status = run_augment(&job, (int)shape[0], threads);
-    Py_END_ALLOW_THREADS if (status != MDMT_OK)
-    {
-        Py_DECREF(out);
-        return mdmt_py_train_raise(status);
-    }
-    return out;
+    return augmented(&job, PyArray_DIM(images, 0), threads);
 }
 
 /* ---- schedule ---- */
