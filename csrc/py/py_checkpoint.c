@@ -74,7 +74,7 @@ static int take_dictionaries(write_job *job, PyObject *arrays, PyObject *metadat
     job->kept = mdmt_acquire(count, sizeof *job->kept);
     job->metadata = mdmt_acquire(2 * pairs, sizeof *job->metadata);
     if (!job->arrays || !job->kept || !job->metadata) {
-        mdmt_py_train_raise(MDMT_NO_MEMORY);
+        mdmt_py_raise(MDMT_NO_MEMORY);
         return -1;
     }
     for (Py_ssize_t at = 0; PyDict_Next(arrays, &at, &key, &value);) {
@@ -122,7 +122,7 @@ static PyObject *write_safetensors(PyObject *self, PyObject *args)
         Py_BEGIN_ALLOW_THREADS status = mdmt_write_safetensors(PyBytes_AS_STRING(path), job.arrays,
                                                                job.count, job.metadata, job.pairs);
         Py_END_ALLOW_THREADS result =
-            status == MDMT_OK ? Py_NewRef(Py_None) : mdmt_py_train_raise(status);
+            status == MDMT_OK ? Py_NewRef(Py_None) : mdmt_py_raise(status);
     }
     release_job(&job);
     Py_XDECREF(arrays);

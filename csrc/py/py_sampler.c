@@ -74,7 +74,7 @@ static PyObject *sampler_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     mdmt_status status = mdmt_sampler_open(&self->sampler, &c);
     if (status != MDMT_OK) {
         Py_DECREF(self);
-        return mdmt_py_train_raise(status);
+        return mdmt_py_raise(status);
     }
     return (PyObject *)self;
 }
@@ -115,7 +115,7 @@ static PyObject *sampler_batch(PyObject *object, PyObject *args)
                                     PyArray_DATA((PyArrayObject *)index));
         pthread_mutex_unlock(&self->lock);
         Py_END_ALLOW_THREADS result =
-            status == MDMT_OK ? PyTuple_Pack(2, set, index) : mdmt_py_train_raise(status);
+            status == MDMT_OK ? PyTuple_Pack(2, set, index) : mdmt_py_raise(status);
     }
     Py_XDECREF(set);
     Py_XDECREF(index);

@@ -6,17 +6,6 @@
 #include "../cpu/loss.h"
 #include "../train/schedule.h"
 
-PyObject *mdmt_py_train_raise(mdmt_status status)
-{
-    PyObject *kind = status == MDMT_BAD_ARGUMENT  ? PyExc_ValueError
-                     : status == MDMT_NO_MEMORY   ? PyExc_MemoryError
-                     : status == MDMT_IO          ? PyExc_OSError
-                     : status == MDMT_UNSUPPORTED ? PyExc_NotImplementedError
-                     : status == MDMT_NOT_FINITE  ? PyExc_FloatingPointError
-                                                  : PyExc_RuntimeError;
-    return PyErr_Format(kind, "%s", mdmt_last_error());
-}
-
 /* ---- masked loss ---- */
 
 /* A new reference to `object` if it is a C-ordered array (n, k) of float32. */
@@ -105,7 +94,7 @@ static PyObject *run_loss(const mdmt_loss_problem *p, PyObject *gradients)
             mdmt_masked_loss(p, scratch, &loss, PyArray_DATA((PyArrayObject *)per_task));
         Py_END_ALLOW_THREADS result = status == MDMT_OK
                                           ? Py_BuildValue("dOO", loss, gradients, per_task)
-                                          : mdmt_py_train_raise(status);
+                                          : mdmt_py_raise(status);
     }
     PyMem_Free(scratch);
     Py_XDECREF(per_task);
@@ -204,7 +193,7 @@ static PyObject *augmented(mdmt_augment_job *job, npy_intp n, int threads)
     Py_END_ALLOW_THREADS if (status != MDMT_OK)
     {
         Py_DECREF(out);
-        return mdmt_py_train_raise(status);
+        return mdmt_py_raise(status);
     }
     return out;
 }
@@ -259,7 +248,7 @@ static PyObject *schedule_start(PyObject *self, PyObject *args)
     mdmt_status status =
         mdmt_schedule_start((const mdmt_schedule_config *)c, (mdmt_schedule_state *)s);
     if (status != MDMT_OK) {
-        return mdmt_py_train_raise(status);
+        return mdmt_py_raise(status);
     }
     Py_RETURN_NONE;
 }
@@ -282,7 +271,7 @@ static PyObject *schedule_update(PyObject *self, PyObject *args)
     mdmt_status status = mdmt_schedule_update(
         (const mdmt_schedule_config *)c, (mdmt_schedule_state *)s, epoch, loss, &is_best, &stop);
     if (status != MDMT_OK) {
-        return mdmt_py_train_raise(status);
+        return mdmt_py_raise(status);
     }
     return Py_BuildValue("NN", PyBool_FromLong(is_best), PyBool_FromLong(stop));
 }
