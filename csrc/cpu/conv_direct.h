@@ -62,11 +62,13 @@ typedef void (*mdmt_conv_weight_fn)(const mdmt_conv_weight_tile *tile);
 typedef struct {
     int floats_per_cycle; /* multiply-adds of a core with two units, for cost */
     int columns;          /* of a tile of one row                             */
-    int pair_columns;     /* of a tile of two rows; 0: none                   */
-    int quad_columns;     /* of four                                          */
-    int channels[2];      /* of a weight tile with 1, 2 output blocks         */
-    int weight_blocks;    /* output blocks of a weight tile: 1 or 2           */
-    int tile_blocks;      /* output blocks of a tile: 1 or 2                  */
+    int pair_columns;     /* of a tile of two rows ...                        */
+    int pair_widest;      /* ... which serve outputs this wide at most        */
+    int quad_columns;     /* of a tile of four rows                           */
+    int quad_widest;
+    int channels[2];   /* of a weight tile with 1, 2 output blocks         */
+    int weight_blocks; /* output blocks of a weight tile: 1 or 2           */
+    int tile_blocks;   /* output blocks of a tile: 1 or 2                  */
     /* [output blocks - 1][columns]; index 0 is unused */
     mdmt_conv_tile_fn tile[2][MDMT_CONV_COLUMNS + 1];
     mdmt_conv_tile_fn pair[2][8], quad[2][4];
@@ -105,6 +107,23 @@ void mdmt_conv_weight_needs(const mdmt_site *site, const mdmt_conv_micro *micro,
 double mdmt_conv_weight_cost(const mdmt_site *site, const mdmt_conv_micro *micro);
 mdmt_status mdmt_conv_weight_run(const mdmt_site *site, const mdmt_conv_micro *micro,
                                  const mdmt_call *call);
+
+int mdmt_conv_stem_supports(const mdmt_site *site);
+void mdmt_conv_stem_needs(const mdmt_site *site, const mdmt_conv_micro *micro, mdmt_needs *needs);
+double mdmt_conv_stem_cost(const mdmt_site *site, const mdmt_conv_micro *micro);
+mdmt_status mdmt_conv_stem_run(const mdmt_site *site, const mdmt_conv_micro *micro,
+                               const mdmt_call *call);
+
+int mdmt_conv_stem_weight_supports(const mdmt_site *site);
+void mdmt_conv_stem_weight_needs(const mdmt_site *site, const mdmt_conv_micro *micro,
+                                 mdmt_needs *needs);
+double mdmt_conv_stem_weight_cost(const mdmt_site *site, const mdmt_conv_micro *micro);
+mdmt_status mdmt_conv_stem_weight_run(const mdmt_site *site, const mdmt_conv_micro *micro,
+                                      const mdmt_call *call);
+
+/* dw = sum of the slices (slices, floats), in order; floats a multiple of 16. */
+void mdmt_conv_merge(mdmt_pool *pool, const mdmt_conv_micro *micro, float *dw, const float *partial,
+                     size_t floats, int slices);
 
 static inline int mdmt_min(int a, int b)
 {

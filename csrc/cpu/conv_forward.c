@@ -422,9 +422,9 @@ static void one_row(pass *s)
     }
     for (int image = 0; image < s->images;) {
         int left = s->images - image, rows = 1;
-        if (left >= 4 && f->count_columns <= j->micro->quad_columns) {
+        if (left >= 4 && f->count_columns <= j->micro->quad_widest) {
             rows = 4;
-        } else if (left >= 2 && f->count_columns <= j->micro->pair_columns) {
+        } else if (left >= 2 && f->count_columns <= j->micro->pair_widest) {
             rows = 2;
         }
         row_tiles(s, image, rows, &t, a0);

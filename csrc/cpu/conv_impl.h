@@ -28,3 +28,5 @@
 DEFINE_IMPL(forward, mdmt_f32_conv2d_forward_direct__)
 DEFINE_IMPL(data, mdmt_f32_conv2d_bwd_data_direct__)
 DEFINE_IMPL(weight, mdmt_f32_conv2d_bwd_weight_direct__)
+DEFINE_IMPL(stem, mdmt_f32_conv2d_forward_stem__)
+DEFINE_IMPL(stem_weight, mdmt_f32_conv2d_bwd_weight_stem__)

@@ -261,18 +261,32 @@ static void run_task(void *context, int task, int thread)
 
 enum { MERGE_FLOATS = 16384 };
 
-/* dw = sum of the slices, in order. */
+typedef struct {
+    const mdmt_conv_micro *micro;
+    float *dw;
+    const float *partial;
+    size_t floats;
+    int slices;
+} merge_job;
+
 static void merge_task(void *context, int task, int thread)
 {
-    const job *j = context;
-    const plan *p = j->plan;
+    const merge_job *j = context;
     size_t at = (size_t)task * MERGE_FLOATS;
-    size_t count = p->weight_floats - at < MERGE_FLOATS ? p->weight_floats - at : MERGE_FLOATS;
+    size_t count = j->floats - at < MERGE_FLOATS ? j->floats - at : MERGE_FLOATS;
     (void)thread;
     memcpy(j->dw + at, j->partial + at, count * sizeof(float));
-    for (int i = 1; i < p->slices; i++) {
-        j->micro->accumulate(j->dw + at, j->partial + i * p->weight_floats + at, count);
+    for (int i = 1; i < j->slices; i++) {
+        j->micro->accumulate(j->dw + at, j->partial + i * j->floats + at, count);
     }
+}
+
+void mdmt_conv_merge(mdmt_pool *pool, const mdmt_conv_micro *micro, float *dw, const float *partial,
+                     size_t floats, int slices)
+{
+    merge_job j = {
+        .micro = micro, .dw = dw, .partial = partial, .floats = floats, .slices = slices};
+    mdmt_parallel(pool, (int)((floats + MERGE_FLOATS - 1) / MERGE_FLOATS), merge_task, &j);
 }
 
 int mdmt_conv_weight_supports(const mdmt_site *site)
@@ -317,8 +331,7 @@ mdmt_status mdmt_conv_weight_run(const mdmt_site *site, const mdmt_conv_micro *m
              .scratch = (char *)call->workspace + p.partial_bytes};
     mdmt_parallel(site->pool, p.ins * p.outs * p.slices, run_task, &j);
     if (p.slices > 1) {
-        int tasks = (int)((p.weight_floats + MERGE_FLOATS - 1) / MERGE_FLOATS);
-        mdmt_parallel(site->pool, tasks, merge_task, &j);
+        mdmt_conv_merge(site->pool, micro, j.dw, j.partial, p.weight_floats, p.slices);
     }
     return MDMT_OK;
 }

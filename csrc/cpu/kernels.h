@@ -90,8 +90,15 @@ extern const mdmt_cpu_impl mdmt_f32_flatten_forward__avx2, mdmt_f32_flatten_forw
 extern const mdmt_cpu_impl mdmt_f32_flatten_bwd__avx2, mdmt_f32_flatten_bwd__avx512;
 extern const mdmt_cpu_impl mdmt_f32_dropout__avx2, mdmt_f32_dropout__avx512;
 extern const mdmt_cpu_impl mdmt_f32_conv2d_forward_direct__avx512;
+extern const mdmt_cpu_impl mdmt_f32_conv2d_forward_stem__avx512;
+extern const mdmt_cpu_impl mdmt_f32_conv2d_forward_direct__avx2;
+extern const mdmt_cpu_impl mdmt_f32_conv2d_forward_stem__avx2;
 extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_data_direct__avx512;
+extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_data_direct__avx2;
 extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_weight_direct__avx512;
+extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_weight_stem__avx512;
+extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_weight_direct__avx2;
+extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_weight_stem__avx2;
 #endif
 
 #endif

@@ -14,6 +14,9 @@ static const mdmt_cpu_impl *const conv2d_impls[] = {
     &mdmt_f32_conv2d_forward_winograd4__avx2,
     &mdmt_f32_conv2d_forward_winograd2__avx2,
     &mdmt_f32_conv2d_forward_direct__avx512,
+    &mdmt_f32_conv2d_forward_stem__avx512,
+    &mdmt_f32_conv2d_forward_direct__avx2,
+    &mdmt_f32_conv2d_forward_stem__avx2,
 #endif
     &mdmt_f32_conv2d_forward__ref,
     NULL,
@@ -26,6 +29,7 @@ static const mdmt_cpu_impl *const conv2d_bwd_data_impls[] = {
     &mdmt_f32_conv2d_bwd_data_winograd4__avx2,
     &mdmt_f32_conv2d_bwd_data_winograd2__avx2,
     &mdmt_f32_conv2d_bwd_data_direct__avx512,
+    &mdmt_f32_conv2d_bwd_data_direct__avx2,
 #endif
     &mdmt_f32_conv2d_bwd_data__ref,
     NULL,
@@ -38,6 +42,9 @@ static const mdmt_cpu_impl *const conv2d_bwd_weight_impls[] = {
     &mdmt_f32_conv2d_bwd_weight_winograd4__avx2,
     &mdmt_f32_conv2d_bwd_weight_winograd2__avx2,
     &mdmt_f32_conv2d_bwd_weight_direct__avx512,
+    &mdmt_f32_conv2d_bwd_weight_stem__avx512,
+    &mdmt_f32_conv2d_bwd_weight_direct__avx2,
+    &mdmt_f32_conv2d_bwd_weight_stem__avx2,
 #endif
     &mdmt_f32_conv2d_bwd_weight__ref,
     NULL,
