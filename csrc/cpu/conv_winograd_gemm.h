@@ -6,15 +6,25 @@
 #include "conv_winograd_vector.h"
 
 /* m[tile][out] = sum over channels of v[channel block][tile][channel] u[channel][out],
- * for `rows` tiles and two vectors of outputs, `u_second` and `m_second` floats
- * apart. A block of channels of v is v_block floats, of u 256; a tile 16. */
-typedef void tile_gemm(const float *v, size_t v_block, const float *u, size_t u_second,
-                       int channels, float *m, size_t m_second);
+ * for `rows` tiles and two vectors of outputs, `second` and `m_second` floats
+ * apart in u and m. A block of channels of v is v_block floats, of u 256; a
+ * tile 16. With `more` the sum is added to m. ahead_v and ahead_u are read soon
+ * in the place of v and u, and fetched meanwhile. */
+typedef struct {
+    const float *v, *u, *ahead_v, *ahead_u;
+    float *m;
+    size_t v_block, u_second, m_second;
+    int channels, more;
+} tile_call;
 
-INLINE void tile_rows(int rows, int vectors, const float *v, size_t v_block, const float *u,
-                      size_t u_second, int channels, float *m, size_t m_second)
+typedef void tile_gemm(const tile_call *call);
+
+INLINE void tile_rows(int rows, int vectors, const tile_call *call)
 {
     vec sum[TILE_ROWS][2];
+    const float *v = call->v, *u = call->u, *ahead_v = call->ahead_v, *ahead_u = call->ahead_u;
+    const size_t v_block = call->v_block, u_second = call->u_second, m_second = call->m_second;
+    float *m = call->m;
 #pragma GCC unroll 16
     for (int r = 0; r < rows; r++) {
 #pragma GCC unroll 16
@@ -22,14 +32,15 @@ INLINE void tile_rows(int rows, int vectors, const float *v, size_t v_block, con
             sum[r][j] = zero();
         }
     }
-    for (int c0 = 0; c0 < channels; c0 += 16, v += v_block, u += 256) {
-        int most = channels - c0 < 16 ? channels - c0 : 16;
-        const float *uc = u;
-        for (int c = 0; c < most; c++, uc += 16) {
+    for (int left = call->channels; left > 0; left -= 16) {
+        int most = left < 16 ? left : 16;
+        for (int c = 0; c < most; c++) {
             vec b[2];
+            _mm_prefetch((const char *)(ahead_v + c * 16), _MM_HINT_T1);
+            _mm_prefetch((const char *)(ahead_u + c * 16), _MM_HINT_T1);
 #pragma GCC unroll 16
             for (int j = 0; j < vectors; j++) {
-                b[j] = load(uc + j * u_second);
+                b[j] = load(u + c * 16 + j * u_second);
             }
 #pragma GCC unroll 16
             for (int r = 0; r < rows; r++) {
@@ -38,6 +49,19 @@ INLINE void tile_rows(int rows, int vectors, const float *v, size_t v_block, con
                 for (int j = 0; j < vectors; j++) {
                     sum[r][j] = madd(a, b[j], sum[r][j]);
                 }
+            }
+        }
+        v += v_block;
+        u += 256;
+        ahead_v += v_block;
+        ahead_u += 256;
+    }
+    if (call->more) {
+#pragma GCC unroll 16
+        for (int r = 0; r < rows; r++) {
+#pragma GCC unroll 16
+            for (int j = 0; j < vectors; j++) {
+                sum[r][j] = add(sum[r][j], load(m + r * 16 + j * m_second));
             }
         }
     }
@@ -51,11 +75,9 @@ INLINE void tile_rows(int rows, int vectors, const float *v, size_t v_block, con
 }
 
 #define TILE_GEMM(rows, vectors)                                                                   \
-    static void tile_gemm_##rows##x##vectors(const float *v, size_t v_block, const float *u,       \
-                                             size_t u_second, int channels, float *m,              \
-                                             size_t m_second)                                      \
+    static void tile_gemm_##rows##x##vectors(const tile_call *call)                                \
     {                                                                                              \
-        tile_rows(rows, vectors, v, v_block, u, u_second, channels, m, m_second);                  \
+        tile_rows(rows, vectors, call);                                                            \
     }
 
 TILE_GEMM(1, 2)
@@ -105,21 +127,27 @@ static tile_gemm *const tile_gemms[2][TILE_ROWS] = {
 };
 
 /* One point: `tiles` tiles and `blocks` (1 or 2) blocks of outputs, u_block and
- * m_block floats apart. The rows are dealt out evenly. */
-static void tile_product(int tiles, int blocks, const float *v, size_t v_block, const float *u,
-                         size_t u_block, int channels, float *m, size_t m_block)
+ * m_block floats apart; `call` has the rest, its ahead_ being those of the next
+ * point. The rows are dealt out evenly. */
+static void tile_product(int tiles, int blocks, size_t u_block, size_t m_block,
+                         const tile_call *call)
 {
     int calls = (tiles + TILE_ROWS - 1) / TILE_ROWS;
     for (int i = 0; i < calls; i++) {
-        int from = tiles * i / calls, rows = tiles * (i + 1) / calls - from;
-        const float *at = v + (size_t)from * 16;
+        int from = tiles * i / calls, to = tiles * (i + 1) / calls;
+        tile_call part = *call;
+        part.v = call->v + (size_t)from * 16;
+        part.m = call->m + (size_t)from * 16;
+        part.ahead_v = i + 1 < calls ? call->v + (size_t)to * 16 : call->ahead_v;
+        part.ahead_u = call->ahead_u + (i & 1 && blocks == 2 ? u_block : 0);
         if (VPB == 1) {
-            tile_gemms[blocks - 1][rows - 1](at, v_block, u, u_block, channels, m + from * 16,
-                                             m_block);
+            part.u_second = u_block;
+            part.m_second = m_block;
+            tile_gemms[blocks - 1][to - from - 1](&part);
         } else {
-            for (int k = 0; k < blocks; k++) {
-                tile_gemms[1][rows - 1](at, v_block, u + k * u_block, VW, channels,
-                                        m + k * m_block + from * 16, VW);
+            part.u_second = part.m_second = VW;
+            for (int k = 0; k < blocks; k++, part.u += u_block, part.m += m_block) {
+                tile_gemms[1][to - from - 1](&part);
             }
         }
     }

@@ -2,12 +2,13 @@
 #include "conv_winograd_plan.h"
 
 enum {
-    CHUNK_BYTES = 1 << 20,  /* transformed input of a chunk: stays in the L2       */
-    GROUP_BYTES = 24 << 20, /* transformed maps of a group of images                */
-    SPAN_TILES = 64,        /* tiles of one round of small GEMMs                    */
-    PART_BYTES = 10 << 20,  /* bwd_weight by rows: sums of all parts                */
-    SUM_BYTES = 640 << 10,  /* bwd_weight by rows: sums of one part: stay in the L2 */
-    MAX_PARTS = 16,
+    CHUNK_BYTES = 600 << 10,  /* transformed input of a chunk: stays in the L2       */
+    GROUP_BYTES = 24 << 20,   /* transformed maps of a group of images                */
+    RANGE_BYTES = 1200 << 10, /* by output: transformed weights: stay in the L2 */
+    SPAN_TILES = 64,          /* tiles of one round of small GEMMs                    */
+    PART_BYTES = 10 << 20,    /* bwd_weight by rows: sums of all parts                */
+    SUM_BYTES = 640 << 10,    /* bwd_weight by rows: sums of one part: stay in the L2 */
+    MAX_PARTS = 8,
     BY_OUTPUT_CHANNELS = 192 /* more input channels than this: by output             */
 };
 
@@ -121,15 +122,22 @@ void mdmt_wino_plan_make(const mdmt_site *site, mdmt_wino_pass pass, int points,
     size_t set = (size_t)p->set_tiles * 16;
     p->v_point = odd_lines(set * p->cb);
     p->v = p->v_point * pp;
-    p->strip = (size_t)(4 * p->full_w + 2 * p->narrow_w + 2) * points * 16;
+    p->range = p->cb;
+    if (p->by_output) {
+        int most = at_least_one(RANGE_BYTES / (pp * MDMT_WINO_PAIR * 1024));
+        int ranges = (p->cb + most - 1) / most;
+        p->range = (p->cb + ranges - 1) / ranges;
+    }
     int columns = p->by_output ? MDMT_WINO_PAIR : p->kb;
-    p->u_point = odd_lines((size_t)columns * p->cb * 256);
+    p->u_point = odd_lines((size_t)columns * p->range * 256);
     p->u = p->u_point * pp;
     if (pass == MDMT_WINO_WEIGHT) {
         p->d_point = odd_lines(set * p->kb);
         p->d = p->d_point * pp;
     } else {
-        p->m_point = odd_lines((size_t)p->span_tiles * 16 * MDMT_WINO_PAIR);
+        /* Where the sums of several ranges meet, those of all tiles are kept. */
+        p->m_block = (size_t)(p->range < p->cb ? p->set_tiles : p->span_tiles) * 16;
+        p->m_point = odd_lines(p->m_block * MDMT_WINO_PAIR);
         p->m = p->m_point * pp;
     }
 }
@@ -138,7 +146,7 @@ void mdmt_wino_needs(const mdmt_site *site, mdmt_wino_pass pass, int points, mdm
 {
     mdmt_wino_plan p;
     mdmt_wino_plan_make(site, pass, points, &p);
-    size_t thread = p.strip + (p.by_output ? p.u + p.m : p.v + p.m + p.d);
+    size_t thread = (p.by_output ? p.u + p.m : p.v + p.m + p.d);
     size_t shared = p.by_output ? p.v + p.d : p.u * (pass == MDMT_WINO_WEIGHT ? p.chunks : 1);
     needs->workspace_bytes =
         (shared + thread * (size_t)(site->threads > 0 ? site->threads : 1)) * sizeof(float);

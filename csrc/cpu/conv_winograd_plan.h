@@ -46,9 +46,12 @@ typedef struct {
     int spans;      /* by output: ranges of tiles of a group            */
     int span_tiles; /* the largest of them; by rows: of a chunk         */
     int set_tiles;  /* the most tiles that are transformed at once      */
+    int range;      /* by output: input blocks whose weights are held at once;
+                       their sums are added up in the products          */
+    size_t m_block; /* products: from output block to output block      */
     int row_step;   /* bwd_weight by rows: tile rows transformed at once */
     size_t v_point, u_point, m_point, d_point; /* strides from point to point   */
-    size_t v, u, m, d, strip;                  /* sizes of the buffers          */
+    size_t v, u, m, d;                         /* sizes of the buffers          */
 } mdmt_wino_plan;
 
 /* Tile rows [row0, row0 + ...) over the batch, with their tiles numbered class

@@ -168,38 +168,51 @@ typedef struct {
     int group; /* by output: the one at work */
 } conv_work;
 
-/* Tiles [q0, q1) of the set, output blocks [k0, k0 + blocks): products and
- * output transform; the statistics are those of `part`. */
-static void span_of(const conv_work *work, const mdmt_wino_tiles *tiles, int q0, int q1, int k0,
-                    int blocks, const float *v, const float *u, float *m, int part)
+/* The products of tiles [q0, q1) of the set with `blocks` output blocks, u being
+ * the first one's, summed over `channels` input channels, v being the first
+ * one's; m is that of tile 0. */
+static void products_of(const mdmt_wino_plan *p, const mdmt_wino_tiles *tiles, int q0, int q1,
+                        int blocks, const float *v, const float *u, size_t u_block, int channels,
+                        float *m, int more)
+{
+    int points = p->points * p->points;
+    for (int point = 0; point < points; point++) {
+        int lo = q0, hi = q1, next_lo = q0, next_hi = q1, next = (point + 1) % points;
+        mdmt_wino_range(p, tiles, point / p->points, point % p->points, &lo, &hi);
+        mdmt_wino_range(p, tiles, next / p->points, next % p->points, &next_lo, &next_hi);
+        if (lo >= hi) {
+            continue;
+        }
+        tile_call call = {.v = v + point * p->v_point + (size_t)lo * 16,
+                          .u = u + point * p->u_point,
+                          .ahead_v = v + next * p->v_point + (size_t)next_lo * 16,
+                          .ahead_u = u + next * p->u_point,
+                          .m = m + point * p->m_point + (size_t)lo * 16,
+                          .v_block = (size_t)p->set_tiles * 16,
+                          .channels = channels,
+                          .more = more};
+        tile_product(hi - lo, blocks, u_block, p->m_block, &call);
+    }
+}
+
+/* The output transform of tiles [q0, q1) of the set and output blocks
+ * [k, k + blocks); the statistics are those of `part`; m is that of tile 0. */
+static void outputs_of(const conv_work *work, const mdmt_wino_tiles *tiles, int q0, int q1, int k,
+                       int blocks, const float *m, int part)
 {
     const mdmt_wino_plan *p = &work->plan;
-    size_t v_block = (size_t)p->set_tiles * 16, u_block = (size_t)p->cb * 256;
-    size_t m_block = (size_t)p->span_tiles * 16;
-    for (int i = 0; i < p->points; i++) {
-        for (int j = 0; j < p->points; j++) {
-            int point = i * p->points + j, lo = q0, hi = q1;
-            mdmt_wino_range(p, tiles, i, j, &lo, &hi);
-            if (lo < hi) {
-                tile_product(hi - lo, blocks, v + point * p->v_point + (size_t)lo * 16, v_block,
-                             u + point * p->u_point, u_block, p->c,
-                             m + point * p->m_point + (size_t)(lo - q0) * 16, m_block);
-            }
-        }
-    }
     size_t plane = (size_t)p->oh * p->ow * 16, channels = (size_t)p->kb * 16;
-    for (int q = q0; q < q1; q++) {
-        mdmt_wino_tile t = mdmt_wino_tile_at(p, tiles, q);
-        for (int b = 0; b < blocks; b++) {
-            size_t offset = ((size_t)t.n * p->kb + k0 + b) * plane;
-            finish f = {work->bias ? work->bias + (k0 + b) * 16 : NULL,
-                        work->addend ? work->addend + offset : NULL,
-                        work->stats ? work->stats + part * MDMT_STATS_ROWS * channels +
-                                          (size_t)(k0 + b) * 16
-                                    : NULL,
-                        channels};
-            output_of(p, &t, m + b * m_block + (size_t)(q - q0) * 16, work->y + offset, &f,
-                      q == q0);
+    for (int b = 0; b < blocks; b++) {
+        finish f = {.stats_row = channels};
+        f.bias = work->bias ? work->bias + (k + b) * 16 : NULL;
+        f.stats = work->stats
+                      ? work->stats + part * MDMT_STATS_ROWS * channels + (size_t)(k + b) * 16
+                      : NULL;
+        for (int q = q0; q < q1; q++) {
+            mdmt_wino_tile t = mdmt_wino_tile_at(p, tiles, q);
+            size_t offset = ((size_t)t.n * p->kb + k + b) * plane;
+            f.addend = work->addend ? work->addend + offset : NULL;
+            output_of(p, &t, m + b * p->m_block + (size_t)q * 16, work->y + offset, &f, q == q0);
         }
     }
 }
@@ -221,17 +234,19 @@ static void chunk_task(void *context, int task, int thread)
     int rows = p->n * p->rows;
     mdmt_wino_tiles tiles = mdmt_wino_tiles_of(p, mdmt_wino_cut(rows, p->chunks, task),
                                                mdmt_wino_cut(rows, p->chunks, task + 1));
-    float *v = work->scratch + thread * work->thread_floats, *m = v + p->v, *strip = m + p->m;
+    float *v = work->scratch + thread * work->thread_floats, *m = v + p->v;
     for (int in = 0; in < p->cb; in++) {
         for (int row = tiles.row0; row < tiles.row1; row++) {
             transform_input(p, &tiles, row, &work->call->in[0], in,
-                            v + (size_t)in * p->set_tiles * 16, strip);
+                            v + (size_t)in * p->set_tiles * 16);
         }
     }
     for (int k = 0; k < p->kb; k += MDMT_WINO_PAIR) {
         int blocks = p->kb - k < MDMT_WINO_PAIR ? p->kb - k : MDMT_WINO_PAIR;
-        span_of(work, &tiles, 0, tiles.total, k, blocks, v, work->shared + (size_t)k * p->cb * 256,
-                m, task);
+        size_t u_block = (size_t)p->cb * 256;
+        products_of(p, &tiles, 0, tiles.total, blocks, v, work->shared + k * u_block, u_block, p->c,
+                    m, 0);
+        outputs_of(work, &tiles, 0, tiles.total, k, blocks, m, task);
     }
 }
 
@@ -246,11 +261,11 @@ static void group_input_task(void *context, int task, int thread)
 {
     const conv_work *work = context;
     const mdmt_wino_plan *p = &work->plan;
+    (void)thread;
     mdmt_wino_tiles tiles = group_tiles(p, work->group);
-    float *strip = work->scratch + thread * work->thread_floats + p->u + p->m;
     for (int row = tiles.row0; row < tiles.row1; row++) {
         transform_input(p, &tiles, row, &work->call->in[0], task,
-                        work->shared + (size_t)task * p->set_tiles * 16, strip);
+                        work->shared + (size_t)task * p->set_tiles * 16);
     }
 }
 
@@ -262,15 +277,25 @@ static void outputs_task(void *context, int task, int thread)
     float *u = work->scratch + thread * work->thread_floats, *m = u + p->u;
     int k = task * MDMT_WINO_PAIR;
     int blocks = p->kb - k < MDMT_WINO_PAIR ? p->kb - k : MDMT_WINO_PAIR;
-    for (int b = 0; b < blocks; b++) {
-        for (int in = 0; in < p->cb; in++) {
-            weight_block(p, work->w, k + b, in, u + ((size_t)b * p->cb + in) * 256);
+    for (int in0 = 0; in0 < p->cb; in0 += p->range) {
+        int in1 = in0 + p->range < p->cb ? in0 + p->range : p->cb;
+        int channels = (in1 * 16 < p->c ? in1 * 16 : p->c) - in0 * 16;
+        size_t u_block = (size_t)p->range * 256;
+        for (int b = 0; b < blocks; b++) {
+            for (int in = in0; in < in1; in++) {
+                weight_block(p, work->w, k + b, in, u + b * u_block + (size_t)(in - in0) * 256);
+            }
         }
-    }
-    for (int span = 0; span < p->spans; span++) {
-        span_of(work, &tiles, mdmt_wino_cut(tiles.total, p->spans, span),
-                mdmt_wino_cut(tiles.total, p->spans, span + 1), k, blocks, work->shared, u, m,
-                work->group * p->spans + span);
+        for (int span = 0; span < p->spans; span++) {
+            int q0 = mdmt_wino_cut(tiles.total, p->spans, span);
+            int q1 = mdmt_wino_cut(tiles.total, p->spans, span + 1);
+            const float *v = work->shared + (size_t)in0 * p->set_tiles * 16;
+            float *first = m - (p->range < p->cb ? 0 : (size_t)q0 * 16);
+            products_of(p, &tiles, q0, q1, blocks, v, u, u_block, channels, first, in0 > 0);
+            if (in1 == p->cb) {
+                outputs_of(work, &tiles, q0, q1, k, blocks, first, work->group * p->spans + span);
+            }
+        }
     }
 }
 
@@ -289,14 +314,14 @@ static mdmt_status run_conv(const mdmt_site *site, const mdmt_call *call, mdmt_w
     work.shared = call->workspace;
     if (p->by_output) {
         work.scratch = work.shared + p->v;
-        work.thread_floats = p->u + p->m + p->strip;
+        work.thread_floats = p->u + p->m;
         for (work.group = 0; work.group < p->groups; work.group++) {
             mdmt_parallel(site->pool, p->cb, group_input_task, &work);
             mdmt_parallel(site->pool, (p->kb + 1) / MDMT_WINO_PAIR, outputs_task, &work);
         }
     } else {
         work.scratch = work.shared + p->u;
-        work.thread_floats = p->v + p->m + p->strip;
+        work.thread_floats = p->v + p->m;
         mdmt_parallel(site->pool, p->kb, weights_task, &work);
         mdmt_parallel(site->pool, p->chunks, chunk_task, &work);
     }

@@ -222,181 +222,212 @@ INLINE vec loaded(const float *p, int lazy, int relu, vec scale, vec shift)
     return x;
 }
 
-/* First pass over the columns [from, to) of a row of tiles: `taken` image rows
- * to `points` (6 or 4) values each; `valid` has a bit for each row inside. */
-INLINE void first_pass(int taken, int input, int lazy, const narrow_points *c, const loader *l,
-                       const float *const *row, int valid, int from, int to, float *strip,
-                       size_t stride, int lane)
+/* A row of tiles of one block, as the transforms see it. */
+typedef struct {
+    const float *at[6]; /* the image rows that it takes                     */
+    int valid;          /* bit i: row i is inside                           */
+    int left, width;    /* columns outside on the left; columns of the map  */
+    loader load;
+    float *full, *narrow; /* first tiles of the two classes                 */
+    size_t v_point;
+    const char *ahead; /* the rows that come next, to be prefetched         */
+} tile_row;
+
+/* First pass, down column x of the tiles: `taken` image rows to 6 or 4 values. */
+INLINE void down(int taken, int input, int lazy, int all, const narrow_points *c, const tile_row *t,
+                 int x, vec scale, vec shift, float *to, int lane)
 {
-    vec scale = lazy ? load(l->scale + lane) : zero(),
-        shift = lazy ? load(l->shift + lane) : zero();
-    int relu = l->relu;
-    for (int x = from; x < to; x++) {
-        vec d[6], r[6];
-#pragma GCC unroll 16
-        for (int i = 0; i < taken; i++) {
-            d[i] = zero();
-            if (valid >> i & 1) {
-                d[i] = loaded(row[i] + (size_t)x * 16 + lane, lazy, relu, scale, shift);
-            }
-        }
-        int made = 6;
-        if (input) {
-            made = taken;
-            if (taken == 6) {
-                input_full(d, r);
-            } else {
-                input_narrow(c, d, r);
-            }
-        } else if (taken == 4) {
-            spread_full(d, r);
-        } else {
-            made = 4;
-            spread_narrow(c, d, r);
-        }
-        float *to_strip = strip + (size_t)(x - from) * stride + lane;
+    vec d[6], r[6];
+    int made = input ? taken : taken + 2;
+    x -= t->left;
+    if (x < 0 || x >= t->width) {
 #pragma GCC unroll 16
         for (int i = 0; i < made; i++) {
-            store(to_strip + i * 16, r[i]);
+            store(to + i * 16, zero());
+        }
+        return;
+    }
+    if (VW == 16 || lane == 0) {
+        const char *ahead = t->ahead + (size_t)x * 64;
+        size_t pitch = (size_t)t->width * 64;
+        _mm_prefetch(ahead, _MM_HINT_T0);
+        _mm_prefetch(ahead + pitch, _MM_HINT_T0);
+        _mm_prefetch(ahead + 2 * pitch, _MM_HINT_T0);
+        _mm_prefetch(ahead + 3 * pitch, _MM_HINT_T0);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < taken; i++) {
+        d[i] = zero();
+        if (all || (t->valid >> i & 1)) {
+            d[i] = loaded(t->at[i] + (size_t)x * 16 + lane, lazy, t->load.relu, scale, shift);
         }
     }
-}
-
-/* The same with the case of no rows missing compiled apart. */
-INLINE void first_pass_rows(int taken, int input, int lazy, const narrow_points *c, const loader *l,
-                            const float *const *row, int valid, int from, int to, float *strip,
-                            size_t stride, int lane)
-{
-    int all = (1 << taken) - 1;
-    if (valid == all) {
-        first_pass(taken, input, lazy, c, l, row, all, from, to, strip, stride, lane);
+    if (input && taken == 6) {
+        input_full(d, r);
+    } else if (input) {
+        input_narrow(c, d, r);
+    } else if (taken == 4) {
+        spread_full(d, r);
     } else {
-        first_pass(taken, input, lazy, c, l, row, valid, from, to, strip, stride, lane);
+        spread_narrow(c, d, r);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < made; i++) {
+        store(to + i * 16, r[i]);
     }
 }
 
-/* Second pass over a strip: the tiles of a row. `made` values of each column,
- * to v[point * v_point + tile * 16]. */
-INLINE void second_pass(const mdmt_wino_plan *p, int input, const narrow_points *c,
-                        const float *strip, int made, int narrow_row, float *v_full,
-                        float *v_narrow, size_t v_point, int lane)
+/* Second pass, across one tile: row i of its columns, `half` of them at a and
+ * the others at b, to the points of a row, v_point apart. */
+INLINE void across(int full, int input, int points, const narrow_points *c, const float *a,
+                   const float *b, int half, float *to, size_t v_point)
 {
-    int points = p->points, full = input ? 6 : 4;
-    for (int i = 0; i < made; i++) {
-        int place = narrow_row ? narrow_place(points, i) : i;
-        const float *from = strip + i * 16 + lane;
-        float *to = v_full + (size_t)place * points * v_point + lane;
-        for (int t = 0; t < p->full_w; t++, from += 4 * points * 16, to += 16) {
-            vec d[6], r[6];
+    vec d[6], r[6];
+    int taken = (full ? 4 : 2) + (input ? 2 : 0), made = full ? 6 : 4;
 #pragma GCC unroll 16
-            for (int x = 0; x < full; x++) {
-                d[x] = load(from + x * points * 16);
-            }
-            if (input) {
-                input_full(d, r);
-            } else {
-                spread_full(d, r);
-            }
+    for (int x = 0; x < taken; x++) {
+        d[x] = load(x < half ? a + x * 96 : b + (x - half) * 96);
+    }
+    if (full && input) {
+        input_full(d, r);
+    } else if (full) {
+        spread_full(d, r);
+    } else if (input) {
+        input_narrow(c, d, r);
+    } else {
+        spread_narrow(c, d, r);
+    }
 #pragma GCC unroll 16
-            for (int j = 0; j < 6; j++) {
-                store(to + j * v_point, r[j]);
-            }
+    for (int j = 0; j < made; j++) {
+        store(to + (full ? j : narrow_place(points, j)) * v_point, r[j]);
+    }
+}
+
+/* The tiles of one class of a row, from column x0 on: `count` of them, each
+ * `step` columns after the last. A ring of 2 * step columns holds the first pass. */
+INLINE void row_tiles(const mdmt_wino_plan *p, int full, int taken, int input, int lazy, int all,
+                      const narrow_points *c, const tile_row *t, int x0, int count, float *to,
+                      int lane)
+{
+    _Alignas(64) float ring[8 * 96];
+    int points = p->points, step = full ? 4 : 2, halo = input ? 2 : 0;
+    int made = input ? taken : taken + 2, narrow_row = made == 4;
+    vec scale = lazy ? load(t->load.scale + lane) : zero();
+    vec shift = lazy ? load(t->load.shift + lane) : zero();
+    for (int x = 0; x < halo && count > 0; x++) {
+        down(taken, input, lazy, all, c, t, x0 + x, scale, shift, ring + x * 96, lane);
+    }
+    for (int tile = 0; tile < count; tile++, x0 += step, to += 16) {
+        float *a = ring + (tile & 1) * step * 96, *b = ring + (~tile & 1) * step * 96;
+#pragma GCC unroll 16
+        for (int x = 0; x < step; x++) {
+            float *column = x + halo < step ? a + (x + halo) * 96 : b + (x + halo - step) * 96;
+            down(taken, input, lazy, all, c, t, x0 + halo + x, scale, shift, column, lane);
         }
-        to = v_narrow + (size_t)place * points * v_point + lane;
-        for (int t = 0; t < p->narrow_w; t++, from += 2 * points * 16, to += 16) {
-            vec d[6], r[6];
-#pragma GCC unroll 16
-            for (int x = 0; x < full - 2; x++) {
-                d[x] = load(from + x * points * 16);
-            }
-            if (input) {
-                input_narrow(c, d, r);
-            } else {
-                spread_narrow(c, d, r);
-            }
-#pragma GCC unroll 16
-            for (int j = 0; j < 4; j++) {
-                store(to + narrow_place(points, j) * v_point, r[j]);
-            }
+        for (int i = 0; i < made; i++) {
+            int place = narrow_row ? narrow_place(points, i) : i;
+            across(full, input, points, c, a + i * 16, b + i * 16, step,
+                   to + (size_t)place * points * t->v_point + lane, t->v_point);
         }
+    }
+}
+
+INLINE void row_case(const mdmt_wino_plan *p, int taken, int input, int lazy, int all,
+                     const tile_row *t)
+{
+    narrow_points c = narrow_of(p->points);
+    for (int lane = 0; lane < 16; lane += VW) {
+        row_tiles(p, 1, taken, input, lazy, all, &c, t, 0, p->full_w, t->full, lane);
+        row_tiles(p, 0, taken, input, lazy, all, &c, t, 4 * p->full_w, p->narrow_w, t->narrow,
+                  lane);
+    }
+}
+
+static void input_row(const mdmt_wino_plan *p, int narrow, const tile_row *t)
+{
+    int all = t->valid == (narrow ? 15 : 63), lazy = t->load.scale != NULL;
+    switch ((narrow ? 4 : 0) + (lazy ? 2 : 0) + all) {
+    case 0:
+        row_case(p, 6, 1, 0, 0, t);
+        break;
+    case 1:
+        row_case(p, 6, 1, 0, 1, t);
+        break;
+    case 2:
+        row_case(p, 6, 1, 1, 0, t);
+        break;
+    case 3:
+        row_case(p, 6, 1, 1, 1, t);
+        break;
+    case 4:
+    case 5:
+        row_case(p, 4, 1, 0, 0, t);
+        break;
+    default:
+        row_case(p, 4, 1, 1, 0, t);
+        break;
+    }
+}
+
+static void gradient_row(const mdmt_wino_plan *p, int narrow, const tile_row *t)
+{
+    if (narrow) {
+        row_case(p, 2, 0, 0, 0, t);
+    } else if (t->valid == 15) {
+        row_case(p, 4, 0, 0, 1, t);
+    } else {
+        row_case(p, 4, 0, 0, 0, t);
     }
 }
 
 /* Transforms one row of tiles of one block: B^T X B, or A dY A^T where `input`
  * is 0. `map` is the block's plane of h x w pixels, its tiles go to v (tile
  * numbers of `tiles`); `row` counts tile rows over the batch. */
-INLINE void transform_row(const mdmt_wino_plan *p, const mdmt_wino_tiles *tiles, int input, int row,
-                          const float *map, int h, int w, const loader *l, float *v, size_t v_point,
-                          float *strip)
+static void transform_row(const mdmt_wino_plan *p, const mdmt_wino_tiles *tiles, int input, int row,
+                          const float *map, int h, int w, const loader *l, float *v, size_t v_point)
 {
-    narrow_points c = narrow_of(p->points);
     int n = row / p->rows, r = row % p->rows, narrow = r >= p->full_h;
-    int top = narrow ? 4 * p->full_h + 2 * (r - p->full_h) : 4 * r, halo = input ? 2 : 0;
-    int left = input ? p->pl : 0, taken = (narrow ? 2 : 4) + halo, made = narrow ? 4 : 6;
-    int columns = 4 * p->full_w + 2 * p->narrow_w + halo;
+    int top = narrow ? 4 * p->full_h + 2 * (r - p->full_h) : 4 * r;
+    int taken = (narrow ? 2 : 4) + (input ? 2 : 0);
     int k = narrow ? n * p->narrow_h + r - p->full_h - tiles->narrow0
                    : n * p->full_h + r - tiles->full0;
-    float *v_full = v + (size_t)(tiles->first[narrow ? 0 : 1] + k * p->full_w) * 16;
-    float *v_narrow = v + (size_t)(tiles->first[narrow ? 3 : 2] + k * p->narrow_w) * 16;
-    const float *at[6];
-    int valid = 0;
+    tile_row t = {.left = input ? p->pl : 0, .width = w, .load = *l, .v_point = v_point};
+    t.full = v + (size_t)(tiles->first[narrow ? 0 : 1] + k * p->full_w) * 16;
+    t.narrow = v + (size_t)(tiles->first[narrow ? 3 : 2] + k * p->narrow_w) * 16;
+    top -= input ? p->pt : 0;
     for (int i = 0; i < taken; i++) {
-        int y = top + i - (input ? p->pt : 0), inside = y >= 0 && y < h;
-        at[i] = map + (inside ? (size_t)y * w * 16 : 0);
-        valid |= inside << i;
+        int y = top + i, inside = y >= 0 && y < h;
+        t.at[i] = map + (inside ? (size_t)y * w * 16 : 0);
+        t.valid |= inside << i;
     }
-    size_t stride = (size_t)p->points * 16;
-    int to = columns - left < w ? columns - left : w, lazy = l->scale != NULL;
-    to = to < 0 ? 0 : to;
-    int from = left < 0 ? -left : 0;
-    for (int x = 0; x < columns; x++) {
-        if (x - left < from || x - left >= to) {
-            for (int at0 = 0; at0 < made * 16; at0 += VW) {
-                store(strip + x * stride + at0, zero());
-            }
-        }
-    }
-    for (int lane = 0; lane < 16; lane += VW) {
-        float *first = strip + (from + left) * stride;
-#define PASS(taken_, lazy_)                                                                        \
-    first_pass_rows(taken_, input, lazy_, &c, l, at, valid, from, to, first, stride, lane)
-        if (taken == 6) {
-            if (lazy) {
-                PASS(6, 1);
-            } else {
-                PASS(6, 0);
-            }
-        } else if (taken == 4) {
-            if (lazy) {
-                PASS(4, 1);
-            } else {
-                PASS(4, 0);
-            }
-        } else {
-            PASS(2, 0);
-        }
-#undef PASS
-        second_pass(p, input, &c, strip, made, narrow, v_full, v_narrow, v_point, lane);
+    int next = top + taken;
+    const float *ahead = next + 4 <= h ? map + (size_t)next * w * 16
+                                       : map + (size_t)(input ? p->cb : p->kb) * h * w * 16;
+    t.ahead = (const char *)ahead;
+    if (input) {
+        input_row(p, narrow, &t);
+    } else {
+        gradient_row(p, narrow, &t);
     }
 }
 
 static void transform_input(const mdmt_wino_plan *p, const mdmt_wino_tiles *tiles, int row,
-                            const mdmt_value *x, int block, float *v, float *strip)
+                            const mdmt_value *x, int block, float *v)
 {
     loader l = {x->scale ? x->scale + block * 16 : NULL, x->shift ? x->shift + block * 16 : NULL,
                 x->act == MDMT_ACT_RELU};
     size_t plane = (size_t)(row / p->rows) * p->cb + block;
     const float *map = (const float *)x->data + plane * p->ih * p->iw * 16;
-    transform_row(p, tiles, 1, row, map, p->ih, p->iw, &l, v, p->v_point, strip);
+    transform_row(p, tiles, 1, row, map, p->ih, p->iw, &l, v, p->v_point);
 }
 
 static void transform_gradient(const mdmt_wino_plan *p, const mdmt_wino_tiles *tiles, int row,
-                               const float *dy, int block, float *d, float *strip)
+                               const float *dy, int block, float *d)
 {
     loader l = {NULL, NULL, 0};
     size_t plane = (size_t)(row / p->rows) * p->kb + block;
     const float *map = dy + plane * p->oh * p->ow * 16;
-    transform_row(p, tiles, 0, row, map, p->oh, p->ow, &l, d, p->d_point, strip);
+    transform_row(p, tiles, 0, row, map, p->oh, p->ow, &l, d, p->d_point);
 }
 
 #endif

@@ -14,9 +14,10 @@ typedef struct {
     int group;
 } weight_work;
 
-/* Sums over the tiles of the set for input blocks [0, cb) and output blocks
- * [k0, k0 + blocks): s[point][input block][s_blocks][16 in][16 out]. */
-static void sums_of(const mdmt_wino_plan *p, const mdmt_wino_tiles *tiles, const float *v,
+/* Sums over the tiles of the set for `ins` input blocks, v being the first
+ * one's, and output blocks [k0, k0 + blocks):
+ * s[point][input block][s_blocks][16 in][16 out]. */
+static void sums_of(const mdmt_wino_plan *p, const mdmt_wino_tiles *tiles, const float *v, int ins,
                     const float *d, int k0, int blocks, float *s, int s_blocks, int more)
 {
     size_t block = (size_t)p->set_tiles * 16;
@@ -28,11 +29,11 @@ static void sums_of(const mdmt_wino_plan *p, const mdmt_wino_tiles *tiles, const
             const float *dp = d + point * p->d_point + k0 * block + (size_t)lo * 16;
             float *sp = s + point * p->u_point;
             if (lo >= hi && !more) {
-                memset(sp, 0, (size_t)p->cb * s_blocks * 256 * sizeof(float));
+                memset(sp, 0, (size_t)ins * s_blocks * 256 * sizeof(float));
             }
             for (int k = 0; k < blocks && lo < hi; k += 2) {
                 int pair = blocks - k < 2 ? 1 : 2;
-                for (int in = 0; in < p->cb; in++) {
+                for (int in = 0; in < ins; in++) {
                     sum_product(hi - lo, pair, vp + in * block, dp + k * block, block,
                                 sp + ((size_t)in * s_blocks + k) * 256, 256, more);
                 }
@@ -48,7 +49,7 @@ static void part_task(void *context, int task, int thread)
     const mdmt_wino_plan *p = &work->plan;
     int rows = p->n * p->rows, row0 = mdmt_wino_cut(rows, p->chunks, task);
     int row1 = mdmt_wino_cut(rows, p->chunks, task + 1);
-    float *v = work->scratch + thread * work->thread_floats, *d = v + p->v, *strip = d + p->d;
+    float *v = work->scratch + thread * work->thread_floats, *d = v + p->v;
     size_t block = (size_t)p->set_tiles * 16;
     int steps = (row1 - row0 + p->row_step - 1) / p->row_step;
     for (int step = 0; step < steps; step++) {
@@ -57,13 +58,13 @@ static void part_task(void *context, int task, int thread)
                                row0 + mdmt_wino_cut(row1 - row0, steps, step + 1));
         for (int row = tiles.row0; row < tiles.row1; row++) {
             for (int in = 0; in < p->cb; in++) {
-                transform_input(p, &tiles, row, work->x, in, v + in * block, strip);
+                transform_input(p, &tiles, row, work->x, in, v + in * block);
             }
             for (int out = 0; out < p->kb; out++) {
-                transform_gradient(p, &tiles, row, work->dy, out, d + out * block, strip);
+                transform_gradient(p, &tiles, row, work->dy, out, d + out * block);
             }
         }
-        sums_of(p, &tiles, v, d, 0, p->kb, work->shared + task * p->u, p->kb, step > 0);
+        sums_of(p, &tiles, v, p->cb, d, 0, p->kb, work->shared + task * p->u, p->kb, step > 0);
     }
 }
 
@@ -97,18 +98,17 @@ static void group_maps_task(void *context, int task, int thread)
 {
     const weight_work *work = context;
     const mdmt_wino_plan *p = &work->plan;
+    (void)thread;
     int image0 = mdmt_wino_cut(p->n, p->groups, work->group);
     int image1 = mdmt_wino_cut(p->n, p->groups, work->group + 1);
     mdmt_wino_tiles tiles = mdmt_wino_tiles_of(p, image0 * p->rows, image1 * p->rows);
-    float *strip = work->scratch + thread * work->thread_floats + p->u;
     size_t block = (size_t)p->set_tiles * 16;
     for (int row = tiles.row0; row < tiles.row1; row++) {
         if (task < p->cb) {
-            transform_input(p, &tiles, row, work->x, task, work->shared + task * block, strip);
+            transform_input(p, &tiles, row, work->x, task, work->shared + task * block);
         } else {
             int out = task - p->cb;
-            transform_gradient(p, &tiles, row, work->dy, out, work->shared + p->v + out * block,
-                               strip);
+            transform_gradient(p, &tiles, row, work->dy, out, work->shared + p->v + out * block);
         }
     }
 }
@@ -123,15 +123,19 @@ static void sums_task(void *context, int task, int thread)
     float *s = work->scratch + thread * work->thread_floats;
     int k = task * MDMT_WINO_PAIR;
     int blocks = p->kb - k < MDMT_WINO_PAIR ? p->kb - k : MDMT_WINO_PAIR;
-    sums_of(p, &tiles, work->shared, work->shared + p->v, k, blocks, s, MDMT_WINO_PAIR, 0);
-    for (int b = 0; b < blocks; b++) {
-        for (int in = 0; in < p->cb; in++) {
-            const float *from = s + ((size_t)in * MDMT_WINO_PAIR + b) * 256;
-            float *dw = work->dw + ((size_t)(k + b) * p->cb + in) * 9 * 256;
-            if (p->points == 6) {
-                weight_block_taps(6, from, p->u_point, dw, work->group > 0);
-            } else {
-                weight_block_taps(4, from, p->u_point, dw, work->group > 0);
+    for (int in0 = 0; in0 < p->cb; in0 += p->range) {
+        int in1 = in0 + p->range < p->cb ? in0 + p->range : p->cb;
+        sums_of(p, &tiles, work->shared + (size_t)in0 * p->set_tiles * 16, in1 - in0,
+                work->shared + p->v, k, blocks, s, MDMT_WINO_PAIR, 0);
+        for (int in = in0; in < in1; in++) {
+            for (int b = 0; b < blocks; b++) {
+                const float *from = s + ((size_t)(in - in0) * MDMT_WINO_PAIR + b) * 256;
+                float *dw = work->dw + ((size_t)(k + b) * p->cb + in) * 9 * 256;
+                if (p->points == 6) {
+                    weight_block_taps(6, from, p->u_point, dw, work->group > 0);
+                } else {
+                    weight_block_taps(4, from, p->u_point, dw, work->group > 0);
+                }
             }
         }
     }
@@ -145,14 +149,14 @@ static mdmt_status run_weight(const mdmt_site *site, const mdmt_call *call, int 
     work.shared = call->workspace;
     if (p->by_output) {
         work.scratch = work.shared + p->v + p->d;
-        work.thread_floats = p->u + p->strip;
+        work.thread_floats = p->u;
         for (work.group = 0; work.group < p->groups; work.group++) {
             mdmt_parallel(site->pool, p->cb + p->kb, group_maps_task, &work);
             mdmt_parallel(site->pool, (p->kb + 1) / MDMT_WINO_PAIR, sums_task, &work);
         }
     } else {
         work.scratch = work.shared + p->u * p->chunks;
-        work.thread_floats = p->v + p->d + p->strip;
+        work.thread_floats = p->v + p->d;
         mdmt_parallel(site->pool, p->chunks, part_task, &work);
         mdmt_parallel(site->pool, p->kb, merge_task, &work);
     }
