@@ -303,17 +303,21 @@ static void dropout_task(void *context, int task, int thread)
     size_t begin = (size_t)task * DROP_TASK;
     size_t end = begin + DROP_TASK < job->count ? begin + DROP_TASK : job->count;
     for (size_t at = begin; at < end; at += 4 * DROP_BLOCKS) {
-        uint32_t word[4][DROP_BLOCKS];
-        float factor[4 * DROP_BLOCKS];
+        uint32_t word[4][DROP_BLOCKS], keep[4 * DROP_BLOCKS]; /* all bits or none: no branch */
         philox_blocks(job->key, at / 4 | job->stream << 40, job->step, word);
         for (int j = 0; j < 4; j++) {
             for (int l = 0; l < DROP_BLOCKS; l++) {
-                factor[4 * l + j] = mdmt_uniform(word[j][l]) >= job->rate ? job->scale : 0.0f;
+                keep[4 * l + j] = 0u - (uint32_t)(mdmt_uniform(word[j][l]) >= job->rate);
             }
         }
-        size_t left = end - at < 4 * DROP_BLOCKS ? end - at : 4 * DROP_BLOCKS;
-        for (size_t e = 0; e < left; e++) {
-            job->out[at + e] = factor[e] != 0.0f ? job->in[at + e] * factor[e] : 0.0f;
+        int left = end - at < 4 * DROP_BLOCKS ? (int)(end - at) : 4 * DROP_BLOCKS;
+        for (int e = 0; e < left; e++) {
+            float value = job->in[at + (size_t)e] * job->scale;
+            uint32_t bits;
+            memcpy(&bits, &value, sizeof bits);
+            bits &= keep[e];
+            memcpy(&value, &bits, sizeof bits);
+            job->out[at + (size_t)e] = value;
         }
     }
 }
