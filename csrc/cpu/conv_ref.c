@@ -4,6 +4,7 @@
 
 #include "access.h"
 #include "kernels.h"
+#include "layout.h"
 
 enum { B = MDMT_BLOCK };
 
@@ -21,6 +22,7 @@ typedef struct {
     int per_group;      /* output channels of a group    */
     const float *extra; /* bias or addend, or NULL       */
     float *stats;       /* conv2d: statistics, or NULL   */
+    float *turned;      /* bwd_data, W_DENSE: [C / 16][K / 16][tap][k][c] */
 } conv_job;
 
 static conv_job conv_job_of(const mdmt_site *site, const mdmt_call *call, const mdmt_tensor *x,
@@ -56,30 +58,48 @@ static void sample_stats(const mdmt_view *v, const float *data, int n, int c, fl
     to[MDMT_STATS_SQUARE * row] = (float)square;
 }
 
+/* acc += v * w over a block of sixteen lanes. */
+static inline void add_block(double *acc, double v, const float *w)
+{
+    for (int lane = 0; lane < B; lane++) {
+        acc[lane] += v * (double)w[lane];
+    }
+}
+
+/* The terms of one tap: x at pixel (h, col), all input channels. Without groups
+ * the output channels share x and their weights lie side by side. */
+static void forward_tap(const conv_job *job, int n, int kb, int h, int col, size_t tap, double *acc)
+{
+    const mdmt_value *x = &job->call->in[0];
+    const float *w = (const float *)job->call->in[1].data + tap;
+    int lanes = mdmt_lanes(job->g.k, kb);
+    for (int c = 0; c < job->w.i; c++) {
+        const float *wp = w + mdmt_weight_at(&job->w, kb * B, c, 0, 0);
+        if (job->g.groups == 1) {
+            add_block(acc, mdmt_load(x, mdmt_at(&job->x, n, c, h, col), c), wp);
+            continue;
+        }
+        for (int lane = 0; lane < lanes; lane++) {
+            int from = (kb * B + lane) / job->per_group * job->w.i + c;
+            acc[lane] += mdmt_load(x, mdmt_at(&job->x, n, from, h, col), from) *
+                         (double)wp[(size_t)lane * job->w.o_lane];
+        }
+    }
+}
+
 /* One pixel (oh, ow) of the output channels kb*16 .. : y = bias + sum w x. */
 static void forward_pixel(const conv_job *job, int n, int kb, int oh, int ow, double *acc)
 {
     const mdmt_geometry *g = &job->g;
-    const mdmt_value *x = &job->call->in[0];
-    const float *w = job->call->in[1].data;
-    int lanes = mdmt_lanes(g->k, kb), shared = g->groups == 1;
-    for (int lane = 0; lane < lanes; lane++) {
+    for (int lane = 0; lane < B; lane++) {
         acc[lane] = job->extra ? (double)job->extra[kb * B + lane] : 0.0;
     }
     for (int r = 0; r < g->kh; r++) {
         int h = mdmt_tap(oh, g->sh, g->pt, r, g->dh, g->h);
         for (int s = 0; h >= 0 && s < g->kw; s++) {
             int col = mdmt_tap(ow, g->sw, g->pl, s, g->dw, g->w);
-            for (int c = 0; col >= 0 && c < job->w.i; c++) {
-                const float *wp = w + mdmt_weight_at(&job->w, kb * B, c, r, s);
-                double v = shared ? mdmt_load(x, mdmt_at(&job->x, n, c, h, col), c) : 0.0;
-                for (int lane = 0; lane < lanes; lane++) {
-                    if (!shared) {
-                        int from = (kb * B + lane) / job->per_group * job->w.i + c;
-                        v = mdmt_load(x, mdmt_at(&job->x, n, from, h, col), from);
-                    }
-                    acc[lane] += v * (double)wp[(size_t)lane * job->w.o_lane];
-                }
+            if (col >= 0) {
+                forward_tap(job, n, kb, h, col, (size_t)(r * g->kw + s) * job->w.tap, acc);
             }
         }
     }
@@ -118,26 +138,61 @@ static void part_per_sample(const mdmt_site *site, mdmt_needs *needs)
     needs->stat_parts = site->in[0]->dim[0];
 }
 
+/* Turns the blocks of dense weights from [c][k] to [k][c]; task: block cb. */
+static void turn_task(void *context, int cb, int thread)
+{
+    const conv_job *job = context;
+    (void)thread;
+    const float *w = job->call->in[1].data;
+    size_t taps = (size_t)job->g.kh * (size_t)job->g.kw;
+    int blocks = mdmt_blocks(job->g.k);
+    for (int kb = 0; kb < blocks; kb++) {
+        for (size_t tap = 0; tap < taps; tap++) {
+            const float *from = w + mdmt_weight_at(&job->w, kb * B, cb * B, 0, 0) + tap * B * B;
+            float *to = job->turned + ((size_t)(cb * blocks + kb) * taps + tap) * B * B;
+            for (int c = 0; c < B; c++) {
+                for (int k = 0; k < B; k++) {
+                    to[k * B + c] = from[c * B + k];
+                }
+            }
+        }
+    }
+}
+
+/* The terms of one window (oh, ow) that has the pixel under tap (r, s). */
+static void data_tap(const conv_job *job, int n, int cb, int oh, int ow, int r, int s, double *acc)
+{
+    const mdmt_geometry *g = &job->g;
+    const float *dy = job->call->in[0].data, *weight = job->call->in[1].data;
+    if (job->turned) {
+        size_t taps = (size_t)g->kh * (size_t)g->kw, tap = (size_t)(r * g->kw + s);
+        const float *w = job->turned + ((size_t)(cb * mdmt_blocks(g->k)) * taps + tap) * B * B;
+        for (int k = 0; k < g->k; k++) {
+            add_block(acc, (double)dy[mdmt_at(&job->y, n, k, oh, ow)],
+                      w + (size_t)(k / B) * taps * B * B + (size_t)(k % B) * B);
+        }
+        return;
+    }
+    for (int lane = 0; lane < mdmt_lanes(g->c, cb); lane++) {
+        int c = cb * B + lane, group = c / job->w.i;
+        for (int k = group * job->per_group; k < (group + 1) * job->per_group; k++) {
+            acc[lane] += (double)dy[mdmt_at(&job->y, n, k, oh, ow)] *
+                         (double)weight[mdmt_weight_at(&job->w, k, c % job->w.i, r, s)];
+        }
+    }
+}
+
 /* One pixel (h, w) of the input channels cb*16 .. : dx = sum over the windows
  * that cover it of w dy. */
 static void data_pixel(const conv_job *job, int n, int cb, int h, int w, double *acc)
 {
     const mdmt_geometry *g = &job->g;
-    const float *dy = job->call->in[0].data, *weight = job->call->in[1].data;
-    int lanes = mdmt_lanes(g->c, cb);
     for (int r = 0; r < g->kh; r++) {
         int oh = mdmt_window(h, g->sh, g->pt, r, g->dh, g->oh);
         for (int s = 0; oh >= 0 && s < g->kw; s++) {
             int ow = mdmt_window(w, g->sw, g->pl, s, g->dw, g->ow);
-            if (ow < 0) {
-                continue;
-            }
-            for (int lane = 0; lane < lanes; lane++) {
-                int c = cb * B + lane, group = c / job->w.i;
-                for (int k = group * job->per_group; k < (group + 1) * job->per_group; k++) {
-                    acc[lane] += (double)dy[mdmt_at(&job->y, n, k, oh, ow)] *
-                                 (double)weight[mdmt_weight_at(&job->w, k, c % job->w.i, r, s)];
-                }
+            if (ow >= 0) {
+                data_tap(job, n, cb, oh, ow, r, s, acc);
             }
         }
     }
@@ -151,7 +206,7 @@ static void data_task(void *context, int task, int thread)
     int blocks = mdmt_blocks(job->g.c), n = task / blocks, cb = task % blocks;
     int lanes = mdmt_lanes(job->g.c, cb);
     float *dx = job->call->out[0];
-    double acc[B];
+    double acc[B] = {0};
     for (int h = 0; h < job->g.h; h++) {
         for (int w = 0; w < job->g.w; w++) {
             for (int lane = 0; lane < lanes; lane++) {
@@ -168,14 +223,20 @@ static mdmt_status conv2d_bwd_data(const mdmt_site *site, const mdmt_call *call)
 {
     conv_job job = conv_job_of(site, call, site->out[0], site->in[0], site->in[1]);
     job.extra = mdmt_optional_in(site, call, 2);
+    if (site->in[1]->kind == MDMT_W_DENSE) {
+        job.turned = call->workspace;
+        mdmt_parallel(site->pool, mdmt_blocks(job.g.c), turn_task, &job);
+    }
     mdmt_parallel(site->pool, job.g.n * mdmt_blocks(job.g.c), data_task, &job);
     return MDMT_OK;
 }
 
-static void over_addend(const mdmt_site *site, mdmt_needs *needs)
+static void data_needs(const mdmt_site *site, mdmt_needs *needs)
 {
-    (void)site;
-    needs->inplace_inputs = 1u << 2;
+    needs->inplace_inputs = 1u << 2; /* over the addend */
+    if (site->in[1]->kind == MDMT_W_DENSE) {
+        needs->workspace_bytes = mdmt_storage_bytes(site->in[1]);
+    }
 }
 
 /* dw[k][c][r][s] of 16 output channels k = kb*16 ..: the sum over all pixels of
@@ -185,7 +246,7 @@ static void weight_tap(const conv_job *job, int kb, int c, int r, int s, double 
     const mdmt_geometry *g = &job->g;
     const mdmt_value *x = &job->call->in[0];
     const float *dy = job->call->in[1].data;
-    int lanes = mdmt_lanes(g->k, kb), shared = g->groups == 1;
+    int lanes = mdmt_lanes(g->k, kb);
     for (int n = 0; n < g->n; n++) {
         for (int oh = 0; oh < g->oh; oh++) {
             int h = mdmt_tap(oh, g->sh, g->pt, r, g->dh, g->h);
@@ -195,13 +256,14 @@ static void weight_tap(const conv_job *job, int kb, int c, int r, int s, double 
                     continue;
                 }
                 const float *d = dy + mdmt_at(&job->y, n, kb * B, oh, ow);
-                double v = shared ? mdmt_load(x, mdmt_at(&job->x, n, c, h, w), c) : 0.0;
+                if (g->groups == 1) {
+                    add_block(acc, mdmt_load(x, mdmt_at(&job->x, n, c, h, w), c), d);
+                    continue;
+                }
                 for (int lane = 0; lane < lanes; lane++) {
-                    if (!shared) {
-                        int from = (kb * B + lane) / job->per_group * job->w.i + c;
-                        v = mdmt_load(x, mdmt_at(&job->x, n, from, h, w), from);
-                    }
-                    acc[lane] += v * (double)d[(size_t)lane * job->y.lane];
+                    int from = (kb * B + lane) / job->per_group * job->w.i + c;
+                    acc[lane] +=
+                        mdmt_load(x, mdmt_at(&job->x, n, from, h, w), from) * (double)d[lane];
                 }
             }
         }
@@ -223,7 +285,7 @@ static void weight_task(void *context, int task, int thread)
                 weight_tap(job, kb, c, r, s, acc);
             }
             for (int k = kb * B; k < (kb + 1) * B && k < job->w.padded_o; k++) {
-                dw[mdmt_weight_at(&job->w, k, c, r, s)] = (float)acc[k % B];
+                dw[mdmt_weight_at(&job->w, k, c, r, s)] = k < job->g.k ? (float)acc[k % B] : 0.0f;
             }
         }
     }
@@ -284,7 +346,7 @@ const mdmt_cpu_impl mdmt_f32_conv2d_forward__ref = {.name = "mdmt_f32_conv2d_for
                                                     .cost = mdmt_ref_cost,
                                                     .run = conv2d_forward};
 const mdmt_cpu_impl mdmt_f32_conv2d_bwd_data__ref = {.name = "mdmt_f32_conv2d_bwd_data__ref",
-                                                     .needs = over_addend,
+                                                     .needs = data_needs,
                                                      .cost = mdmt_ref_cost,
                                                      .run = conv2d_bwd_data};
 const mdmt_cpu_impl mdmt_f32_conv2d_bwd_weight__ref = {
