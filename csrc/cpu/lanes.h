@@ -102,6 +102,10 @@ MDMT_INLINE lane_bytes lane_bytes_set(int v)
 {
     return _mm_set1_epi8((char)v);
 }
+MDMT_INLINE lane_bytes lane_bytes_add(lane_bytes a, int v)
+{
+    return _mm_add_epi8(a, _mm_set1_epi8((char)v));
+}
 MDMT_INLINE lane_bytes lane_bytes_select(lanes_mask mask, lane_bytes a, lane_bytes b)
 {
     return _mm_mask_mov_epi8(b, mask, a);
@@ -224,6 +228,11 @@ MDMT_INLINE lane_bytes lane_bytes_set(int v)
 {
     return (lane_bytes){_mm256_set1_epi32(v), _mm256_set1_epi32(v)};
 }
+MDMT_INLINE lane_bytes lane_bytes_add(lane_bytes x, int v)
+{
+    __m256i all = _mm256_set1_epi32(v);
+    return (lane_bytes){_mm256_add_epi32(x.a, all), _mm256_add_epi32(x.b, all)};
+}
 MDMT_INLINE lane_bytes lane_bytes_select(lanes_mask mask, lane_bytes x, lane_bytes y)
 {
     return (lane_bytes){_mm256_blendv_epi8(y.a, x.a, _mm256_castps_si256(mask.a)),
@@ -262,6 +271,12 @@ MDMT_INLINE void lanes_accumulate(double *sum, lanes v)
 }
 
 #endif
+
+/* Asks for the line of p to be in L1 soon; p may lie beyond the tensor. */
+MDMT_INLINE void lanes_fetch(const float *p)
+{
+    _mm_prefetch((const char *)p, _MM_HINT_T0);
+}
 
 /* max(0, v) or v, decided at compile time where `act` is a constant. */
 MDMT_INLINE lanes lanes_act(lanes v, mdmt_act act)

@@ -28,11 +28,6 @@ typedef struct {
     int64_t ahead;      /* from a float to the one to fetch meanwhile */
 } map_run;
 
-MDMT_INLINE void lanes_fetch(const float *p)
-{
-    _mm_prefetch((const char *)p, _MM_HINT_T0);
-}
-
 /* The accumulators of one sum, added up pairwise. */
 MDMT_INLINE lanes lanes_sum(const lanes *v)
 {

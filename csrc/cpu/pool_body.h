@@ -50,6 +50,7 @@ typedef struct {
     const uint8_t *from;
     float *dx;
     int rows;
+    char *lines; /* per thread: MAX_LINES of line_bytes(ow) */
 } pool_job;
 
 typedef enum { LOAD_PLAIN, LOAD_AFFINE, LOAD_RELU } load_kind;
@@ -86,38 +87,147 @@ MDMT_INLINE void max_window(const float *x, ptrdiff_t row, ptrdiff_t column, int
     }
 }
 
-MDMT_INLINE void max_row(const pool_job *job, const float *plane, int oh, lanes_affine affine,
-                         load_kind load, float *y, uint8_t *argmax, int three)
+static void max_row(const pool_job *job, const float *plane, int oh, lanes_affine affine,
+                    load_kind load, float *y, uint8_t *argmax)
 {
     const mdmt_geometry *g = &job->g;
-    const int kh = three ? 3 : g->kh, kw = three ? 3 : g->kw;
-    const int dh = three ? 1 : g->dh, dw = three ? 1 : g->dw, sw = three ? 2 : g->sw;
-    ptrdiff_t row = (ptrdiff_t)dh * g->w * MDMT_BLOCK, column = (ptrdiff_t)dw * MDMT_BLOCK;
+    ptrdiff_t row = (ptrdiff_t)g->dh * g->w * MDMT_BLOCK, column = (ptrdiff_t)g->dw * MDMT_BLOCK;
     int r0, r1;
-    pool_taps(oh, g->sh, g->pt, dh, kh, g->h, &r0, &r1);
+    pool_taps(oh, g->sh, g->pt, g->dh, g->kh, g->h, &r0, &r1);
     const float *top = plane + (ptrdiff_t)(oh * g->sh - g->pt) * g->w * MDMT_BLOCK;
     for (int ow = 0; ow < g->ow; ow++) {
         int s0, s1;
-        pool_taps(ow, sw, g->pl, dw, kw, g->w, &s0, &s1);
-        const float *x = top + (ptrdiff_t)(ow * sw - g->pl) * MDMT_BLOCK;
+        pool_taps(ow, g->sw, g->pl, g->dw, g->kw, g->w, &s0, &s1);
+        const float *x = top + (ptrdiff_t)(ow * g->sw - g->pl) * MDMT_BLOCK;
         uint8_t *index = argmax ? argmax + (ptrdiff_t)ow * MDMT_BLOCK : NULL;
-        float *to = y + (ptrdiff_t)ow * MDMT_BLOCK;
-        if (three && r1 - r0 == 3 && s1 - s0 == 3) {
-            max_window(x, row, column, 0, 3, 0, 3, 3, affine, load, to, index);
-        } else {
-            max_window(x, row, column, r0, r1, s0, s1, kw, affine, load, to, index);
+        max_window(x, row, column, r0, r1, s0, s1, g->kw, affine, load,
+                   y + (ptrdiff_t)ow * MDMT_BLOCK, index);
+    }
+}
+
+/* 3x3 with stride 2, the pooling of most networks: first the maxima of three
+ * neighbours in a row (a line, with the number of the column's tap), which two
+ * rows of windows share, then those of three lines. The order of the comparisons
+ * keeps the first maximum of the window's scan. */
+typedef struct {
+    float *value;
+    uint8_t *tap;
+} max_line;
+
+enum { MAX_LINES = 3 };
+
+static size_t line_bytes(int width)
+{
+    size_t lanes_in_line = (size_t)width * MDMT_BLOCK;
+    return mdmt_round_up(lanes_in_line * (sizeof(float) + 1), MDMT_ALIGN);
+}
+
+static max_line line_of(char *lines, int width, int row)
+{
+    char *at = lines + (size_t)((row + MAX_LINES) % MAX_LINES) * line_bytes(width);
+    return (max_line){(float *)(void *)at,
+                      (uint8_t *)at + (size_t)width * MDMT_BLOCK * sizeof(float)};
+}
+
+MDMT_INLINE void max_better(lanes v, int tap, lanes *best, lane_bytes *index)
+{
+    lanes_mask above = lanes_above(v, *best);
+    *best = lanes_select(above, v, *best);
+    *index = lane_bytes_select(above, lane_bytes_set(tap), *index);
+}
+
+/* Row `row` (of g.w pixels) -> its line of g.ow. Where a window's first or last
+ * column falls on the padding its neighbour stands in, which cannot win. */
+MDMT_INLINE void max_line_make(const pool_job *job, const float *row, lanes_affine affine,
+                               load_kind load, max_line line)
+{
+    const mdmt_geometry *g = &job->g;
+    lanes first = pool_load(row, affine, load);
+    lane_bytes tap = lane_bytes_set(g->pl);
+    for (int ow = 0; ow < g->ow; ow++) {
+        int middle = 2 * ow - g->pl + 1;
+        const float *later = row + (ptrdiff_t)(2 * ow + 2 * g->w) * MDMT_BLOCK;
+        lanes_fetch(later);
+        lanes_fetch(later + MDMT_BLOCK);
+        lanes best = first;
+        lane_bytes index = tap;
+        if (middle < g->w) {
+            max_better(pool_load(row + (ptrdiff_t)middle * MDMT_BLOCK, affine, load), 1, &best,
+                       &index);
+        }
+        if (middle + 1 < g->w) {
+            first = pool_load(row + (ptrdiff_t)(middle + 1) * MDMT_BLOCK, affine, load);
+            max_better(first, 2, &best, &index);
+        }
+        tap = lane_bytes_set(0);
+        lanes_store(line.value + (ptrdiff_t)ow * MDMT_BLOCK, best);
+        lane_bytes_store(line.tap + (ptrdiff_t)ow * MDMT_BLOCK, index);
+    }
+}
+
+/* Lines r0 .. r1 - 1 of the window of row oh -> y, argmax. */
+MDMT_INLINE void max_lines_join(const max_line *line, int r0, int r1, int width, float *y,
+                                uint8_t *argmax)
+{
+    for (ptrdiff_t i = 0; i < (ptrdiff_t)width * MDMT_BLOCK; i += MDMT_BLOCK) {
+        lanes best = lanes_load(line[r0].value + i);
+        lane_bytes index = lane_bytes_add(lane_bytes_load(line[r0].tap + i), 3 * r0);
+        for (int r = r0 + 1; r < r1; r++) {
+            lanes v = lanes_load(line[r].value + i);
+            lane_bytes tap = lane_bytes_add(lane_bytes_load(line[r].tap + i), 3 * r);
+            lanes_mask above = lanes_above(v, best);
+            best = lanes_select(above, v, best);
+            index = lane_bytes_select(above, tap, index);
+        }
+        lanes_store(y + i, best);
+        if (argmax) {
+            lane_bytes_store(argmax + i, index);
         }
     }
 }
 
-MDMT_INLINE void max_row_choose(const pool_job *job, const float *plane, int oh,
-                                lanes_affine affine, load_kind load, float *y, uint8_t *argmax)
+MDMT_INLINE void max_band_3x3(const pool_job *job, pool_band band, const float *plane,
+                              lanes_affine affine, load_kind load, ptrdiff_t at, char *lines)
 {
     const mdmt_geometry *g = &job->g;
-    if (g->kh == 3 && g->kw == 3 && g->sw == 2 && g->dh == 1 && g->dw == 1) {
-        max_row(job, plane, oh, affine, load, y, argmax, 1);
-    } else {
-        max_row(job, plane, oh, affine, load, y, argmax, 0);
+    int made = 2 * band.first - g->pt; /* rows below this have their lines */
+    made = made < 0 ? 0 : made;
+    for (int oh = band.first; oh < band.end; oh++) {
+        int top = 2 * oh - g->pt, r0, r1;
+        pool_taps(oh, 2, g->pt, 1, 3, g->h, &r0, &r1);
+        for (; made < top + r1; made++) {
+            max_line_make(job, plane + (ptrdiff_t)made * g->w * MDMT_BLOCK, affine, load,
+                          line_of(lines, g->ow, made));
+        }
+        max_line line[3] = {line_of(lines, g->ow, top), line_of(lines, g->ow, top + 1),
+                            line_of(lines, g->ow, top + 2)};
+        ptrdiff_t to = at + (ptrdiff_t)oh * g->ow * MDMT_BLOCK;
+        uint8_t *argmax = job->argmax ? job->argmax + to : NULL;
+        if (r0 == 0 && r1 == 3) {
+            max_lines_join(line, 0, 3, g->ow, job->y + to, argmax);
+        } else {
+            max_lines_join(line, r0, r1, g->ow, job->y + to, argmax);
+        }
+    }
+}
+
+static int max_is_3x3(const mdmt_geometry *g)
+{
+    return g->kh == 3 && g->kw == 3 && g->sh == 2 && g->sw == 2 && g->dh == 1 && g->dw == 1 &&
+           g->pt <= 1 && g->pl <= 1;
+}
+
+MDMT_INLINE void max_band(const pool_job *job, pool_band band, const float *plane,
+                          lanes_affine affine, load_kind load, ptrdiff_t at, char *lines)
+{
+    const mdmt_geometry *g = &job->g;
+    if (max_is_3x3(g)) {
+        max_band_3x3(job, band, plane, affine, load, at, lines);
+        return;
+    }
+    for (int oh = band.first; oh < band.end; oh++) {
+        ptrdiff_t to = at + (ptrdiff_t)oh * g->ow * MDMT_BLOCK;
+        max_row(job, plane, oh, affine, load, job->y + to, job->argmax ? job->argmax + to : NULL);
     }
 }
 
@@ -127,23 +237,20 @@ static void max_task(void *context, int task, int thread)
     const mdmt_geometry *g = &job->g;
     int blocks = mdmt_blocks(g->c);
     pool_band band = pool_band_of(task, blocks, g->oh, job->rows);
-    (void)thread;
     ptrdiff_t plane = (ptrdiff_t)band.n * blocks + band.block;
     const float *x = (const float *)job->x.data + plane * g->h * g->w * MDMT_BLOCK;
     lanes_affine affine = {lanes_zero(), lanes_zero()};
     if (job->x.scale) {
         affine = lanes_affine_load(job->x.scale, job->x.shift, band.block);
     }
-    for (int oh = band.first; oh < band.end; oh++) {
-        ptrdiff_t at = (plane * g->oh + oh) * g->ow * MDMT_BLOCK;
-        uint8_t *argmax = job->argmax ? job->argmax + at : NULL;
-        if (!job->x.scale) {
-            max_row_choose(job, x, oh, affine, LOAD_PLAIN, job->y + at, argmax);
-        } else if (job->x.act == MDMT_ACT_RELU) {
-            max_row_choose(job, x, oh, affine, LOAD_RELU, job->y + at, argmax);
-        } else {
-            max_row_choose(job, x, oh, affine, LOAD_AFFINE, job->y + at, argmax);
-        }
+    ptrdiff_t at = plane * g->oh * g->ow * MDMT_BLOCK;
+    char *lines = job->lines + (size_t)thread * MAX_LINES * line_bytes(g->ow);
+    if (!job->x.scale) {
+        max_band(job, band, x, affine, LOAD_PLAIN, at, lines);
+    } else if (job->x.act == MDMT_ACT_RELU) {
+        max_band(job, band, x, affine, LOAD_RELU, at, lines);
+    } else {
+        max_band(job, band, x, affine, LOAD_AFFINE, at, lines);
     }
 }
 
@@ -152,11 +259,18 @@ static mdmt_status max_run(const mdmt_site *site, const mdmt_call *call)
     pool_job job = {.g = mdmt_pool_geometry(site),
                     .x = call->in[0],
                     .y = call->out[0],
-                    .argmax = mdmt_optional_out(site, call, 1)};
+                    .argmax = mdmt_optional_out(site, call, 1),
+                    .lines = call->workspace};
     job.rows = pool_rows_per_task(job.g.ow);
     int tasks = job.g.n * mdmt_blocks(job.g.c) * pool_bands(job.g.oh, job.rows);
     mdmt_parallel(site->pool, tasks, max_task, &job);
     return MDMT_OK;
+}
+
+static void max_needs(const mdmt_site *site, mdmt_needs *needs)
+{
+    mdmt_geometry g = mdmt_pool_geometry(site);
+    needs->workspace_bytes = (size_t)site->threads * MAX_LINES * line_bytes(g.ow);
 }
 
 static int pool_supports(const mdmt_site *site)
@@ -169,13 +283,14 @@ const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_max_pool_forward) = {
     .name = MDMT_KERNEL_TEXT(mdmt_f32_max_pool_forward),
     .isa = MDMT_LANES_LEVEL,
     .supports = pool_supports,
+    .needs = max_needs,
     .run = max_run,
 };
 
 /* ---- max_pool_bwd: dx[p] = sum of dy over the windows whose maximum was p.
  *      Gathered, so that every element of dx is written once ---- */
 
-/* dx at column iw of an input row, from the windows [oh0, oh1] that may reach it. */
+/* dx at row ih and column iw of a plane: dy of the windows whose maximum lies there. */
 MDMT_INLINE lanes max_gather(const pool_job *job, ptrdiff_t plane, int ih, int iw)
 {
     const mdmt_geometry *g = &job->g;
