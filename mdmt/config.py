@@ -8,6 +8,7 @@ refused, and an unknown key names the nearest known one.
 from __future__ import annotations
 
 import copy
+import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,7 @@ STAGE = _map(
         "list", required=True, doc="task names, or tau1, tau2, ...", item=Key("text"), nonempty=True
     ),
     init=Key(
-        "text|int|list",
+        "int|list|text",
         "weights",
         "weights (the configured ones), the number of an "
         "earlier stage, or a list of two of them to average (mdmt.beta)",
@@ -274,7 +275,7 @@ SCHEMA = _map(
             optional=True,
             item=Key("float", low=0),
         ),
-        epoch=Key("text|int", "union", "length of an epoch: union, longest, shortest or steps"),
+        epoch=Key("int|text", "union", "length of an epoch: union, longest, shortest or steps"),
         drop_last=Key("bool", False, "leave out a last batch that is not full"),
     ),
     mdmt=_map(
@@ -511,10 +512,12 @@ def _check_map(key: Key, value: dict, where: str, source: str) -> dict:
         if name not in key.fields:
             full = f"{where}.{name}" if where else str(name)
             prefix = f"{where}." if where else ""
-            hint = nearest(full, [prefix + known for known in key.fields])
+            same = difflib.get_close_matches(str(name), key.fields, n=1, cutoff=0.75)
             elsewhere = [p for p in _paths(SCHEMA) if p.split(".")[-1] == str(name)]
-            if elsewhere:
-                hint = f"; did you mean '{elsewhere[0]}'?"
+            if same or elsewhere:
+                hint = f"; did you mean '{prefix + same[0] if same else elsewhere[0]}'?"
+            else:
+                hint = nearest(full, [prefix + known for known in key.fields])
             raise BadConfig(f"{source}: unknown key '{full}'{hint}")
     checked = {}
     for name, sub in key.fields.items():
@@ -681,31 +684,3 @@ def describe(key: Key = SCHEMA, indent: int = 0) -> str:
         if item is not None and item.kind == "map":
             lines.append(describe(item, indent + 2))
     return "\n".join(lines)
-
-
-def set_num_threads(count: int) -> None:
-    """Set the number of threads of the engine (the environment variable MDMT_NUM_THREADS sets it
-    from outside; the default is the cores this process may use). Results do not depend on it."""
-    from . import _core
-
-    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= 1024:
-        raise BadConfig(f"set_num_threads({count!r}): give a whole number from 1 to 1024")
-    _core.set_num_threads(count)
-
-
-def show_config() -> None:
-    """Print version, build, processor path and threads, and whether CUDA can be used."""
-    import platform
-
-    import numpy
-
-    from . import __version__, _core
-
-    print(
-        f"mdmt {__version__}, Python {platform.python_version()}, NumPy {numpy.__version__}, "
-        f"{platform.platform()}"
-    )
-    info = _core.cpu_info()
-    print("processor: " + ", ".join(f"{k} {v}" for k, v in info.items()))
-    print(f"threads: {_core.get_num_threads()}")
-    print("CUDA: not used, this build has the CPU engine only")

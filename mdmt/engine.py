@@ -84,6 +84,39 @@ def predict(model, dataset: int, rows, batch_size: int = 64, stop=None) -> dict:
     return {name: np.concatenate(values) for name, values in parts.items()}
 
 
+def available_memory() -> int | None:
+    """Bytes this process could still use: the system's free ones, or its control group's."""
+    found = []
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                found.append(int(line.split()[1]) * 1024)
+    except (OSError, ValueError):
+        pass
+    group = Path("/sys/fs/cgroup")
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            most = int((group / limit).read_text())
+            found.append(most - int((group / used).read_text()))
+        except (OSError, ValueError):
+            continue
+    return min(found) if found else None
+
+
+def check_memory(model, batch_size: int) -> None:
+    """Raise MemoryError, naming the planned size, when a training step cannot fit."""
+    planned = sum(model.memory(batch_size, training=True).values())
+    available = available_memory()
+    if available is not None and planned > available:
+        raise MemoryError(
+            f"a batch of {batch_size} needs {planned / 2**30:.1f} GiB as planned, and "
+            f"{available / 2**30:.1f} GiB are free"
+        )
+
+
 def augmentation(settings: dict | None, size: int) -> dict | None:
     """The engine's augmentation for images of side `size`.
 
@@ -147,6 +180,7 @@ class Fit:
                 raise BadInput(
                     f"task '{tasks[part.task]}': the training part is empty; give more patients"
                 )
+        check_memory(model, settings["batch_size"])
         model.attach([p.attached() for p in parts])
         self.sampler = MixedBatchSampler(
             [len(p.train) for p in parts],

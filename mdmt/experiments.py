@@ -114,20 +114,20 @@ def stages_of(values: dict, name: str) -> list[dict]:
 
 
 def weights_source(values: dict, backbone: str) -> dict:
-    """Describe the initial weights of `backbone`: {"kind"} or {"kind", "sha256", "path"}."""
+    """Describe the initial weights of `backbone`: {"kind": "random"} or "file" with its hash."""
     name = values["weights"]
-    if name in ("random", "imagenet"):
+    if name == "random":
         return {"kind": name}
+    if name == "imagenet":
+        raise BadConfig(
+            "weights: no ImageNet weights come with mdmt; set weights to a folder that holds "
+            f"{backbone}.safetensors with torchvision's key names, or to random"
+        )
     path = Path(name)
     if path.is_dir():
-        found = [path / f"{backbone}{e}" for e in (".safetensors", ".pth", ".pt")]
-        found = [p for p in found if p.is_file()]
-        if not found:
-            raise BadConfig(
-                f"weights: {path} holds no {backbone}.safetensors or {backbone}.pth; "
-                "add it or use random"
-            )
-        path = found[0]
+        path = path / f"{backbone}.safetensors"
+        if not path.is_file():
+            raise BadConfig(f"weights: there is no {path}; add it or use random")
     elif not path.is_file():
         raise BadConfig(
             f"weights: '{name}' is neither random nor imagenet nor a file or folder; correct it"

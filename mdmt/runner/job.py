@@ -66,10 +66,8 @@ def execute(folder, stop=None, emit=None) -> dict:
 def _train(folder: Path, description: dict, inputs: dict, stop, emit) -> dict:
     from .. import engine
     from ..data.store import Store
-    from ..model import Model
 
     tasks = [t["name"] for t in description["tasks"]]
-    heads = {t["name"]: {"classes": len(t["classes"]), **t["head"]} for t in description["tasks"]}
     train = description["train"]
     parts = []
     for dataset in description["datasets"]:
@@ -84,16 +82,7 @@ def _train(folder: Path, description: dict, inputs: dict, stop, emit) -> dict:
             )
         )
     total = train["epochs"] * inputs["images_per_epoch"]
-    model = Model(
-        description["backbone"],
-        heads=heads,
-        image_size=description["image_size"],
-        device=inputs["device"],
-        precision=description["precision"],
-        seed=description["seed"],
-        weights=_initial(description, inputs),
-    )
-    _start_from(model, description, inputs)
+    model = _build(description, inputs)
 
     def progress(state, loss):
         emit(
@@ -132,52 +121,47 @@ def _train(folder: Path, description: dict, inputs: dict, stop, emit) -> dict:
     }
 
 
-def _initial(description: dict, inputs: dict):
-    """The Model's `weights` argument."""
-    start = description["init"].get("weights")
-    if start is None or start["kind"] == "random":
-        return None
-    return "imagenet" if start["kind"] == "imagenet" else inputs["weights"]
+def _build(description: dict, inputs: dict):
+    """Return the Model with its initial weights."""
+    from ..model import Model
+
+    heads = {t["name"]: {"classes": len(t["classes"]), **t["head"]} for t in description["tasks"]}
+    try:
+        model = Model(
+            description["backbone"],
+            heads=heads,
+            image_size=description["image_size"],
+            device=inputs["device"],
+            precision=description["precision"],
+            seed=description["seed"],
+            weights=inputs["weights"] if "weights" in description["init"] else None,
+        )
+    except FloatingPointError:
+        raise
+    except (ValueError, OSError, NotImplementedError) as error:
+        raise BadInput(str(error)) from error
+    _start_from(model, description, inputs)
+    return model
 
 
 def _start_from(model, description: dict, inputs: dict) -> None:
     """Load the backbone (and, with heads "keep", the heads) of the jobs this one starts from."""
-    from safetensors.numpy import load_file
+    from ..weights import average_weights, load_weights
 
     sources = description["init"].get("jobs")
     if sources is None:
         return
-    loaded = [
-        (load_file(str(Path(inputs["runs"]) / job / "model.safetensors")), share)
-        for job, share in sources
-    ]
-    keep = description["heads"] == "keep"
-    new = {}
-    for key, current in model.state_dict().items():
-        head = key.startswith("heads.")
-        if head and not keep:
-            continue
-        found = [
-            (state[key], share)
-            for state, share in loaded
-            if key in state and np.shape(state[key]) == np.shape(current)
-        ]
-        if head and len(found) != 1:
-            continue
-        if len(found) == 1:
-            new[key] = found[0][0]
-        elif found:
-            new[key] = _mix(found)
-    model.load_state_dict(new, strict=False)
-
-
-def _mix(found: list[tuple]) -> np.ndarray:
-    """beta * a + (1 - beta) * b in float64, rounded once; counters take the larger one."""
-    arrays = [a for a, _ in found]
-    if arrays[0].dtype.kind != "f":
-        return np.maximum.reduce(arrays)
-    mixed = sum(a.astype(np.float64) * share for a, share in found)
-    return mixed.astype(arrays[0].dtype)
+    states = [load_weights(Path(inputs["runs"]) / job / "model.safetensors") for job, _ in sources]
+    backbones = [{k: v for k, v in s.items() if not k.startswith("heads.")} for s in states]
+    start = backbones[0]
+    if len(backbones) == 2:
+        start = average_weights(*backbones, sources[0][1])
+    if description["heads"] == "keep":
+        wanted = model.state_dict()
+        for state in states:
+            heads = {k: v for k, v in state.items() if k.startswith("heads.") and k in wanted}
+            start.update({k: v for k, v in heads.items() if v.shape == wanted[k].shape})
+    model.load_state_dict(start, strict=False)
 
 
 def _write_predictions(folder, description, inputs, model, parts, tasks) -> None:

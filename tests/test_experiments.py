@@ -1,0 +1,199 @@
+"""Experiments as data: jobs, their ids, what they start from."""
+
+import copy
+
+import numpy as np
+import pytest
+
+from mdmt import config, experiments, splits
+from mdmt.data.table import Cases
+from mdmt.errors import BadConfig
+
+
+def cohort(name, task, classes, patients=60, centers=("A", "B", "C")):
+    labels = np.arange(patients) % len(classes)
+    return Cases(
+        name, task, list(classes), [f"{name}{i}" for i in range(patients)],
+        [f"{name}-p{i}" for i in range(patients)],
+        [centers[(i // len(classes)) % len(centers)] if centers else "" for i in range(patients)],
+        labels, np.full(patients, np.nan), [],
+    )  # fmt: skip
+
+
+def setup(*overrides, name="covid_cxr"):
+    values = config.load(name, ["backbones=[resnet18]", *overrides])
+    cases = [
+        cohort("prognosis", "prognosis", ["MILD", "SEVERE"]),
+        cohort("severity", "severity", ["0", "1", "2", "3"], 80, None),
+    ]
+    made = splits.make(cases, values)
+    return values, [(c, f"hash-{c.name}") for c in cases], made
+
+
+def plan(*overrides):
+    return experiments.plan(*setup(*overrides))
+
+
+def by_name(jobs, fold=0, **where):
+    return {
+        j.label: j
+        for j in jobs
+        if j.description["fold"] == fold and all(j.description[k] == v for k, v in where.items())
+    }
+
+
+def test_four_configurations_are_four_trainings_per_fold():
+    jobs = plan()
+    assert len(jobs) == 4 * 5
+    assert len({j.id for j in jobs}) == len(jobs)
+    assert [j.reported for j in jobs[:4]] == [["STL-tau1"], ["STL-tau2"], ["FT"], ["MDMT"]]
+    # the full study of the paper: 18 backbones, 5 + 6 folds, 4 configurations
+    two = plan("validation=[cv, loco]", "backbones=[resnet18, resnet34]", "seeds=[0, 1]")
+    assert len(two) == 4 * (5 + 3) * 2 * 2
+
+
+def test_ft_and_mdmt_start_from_the_stl_trainings_of_their_own_fold():
+    jobs = plan("seeds=[0, 1]", "validation=[cv, loco]", "backbones=[resnet18, resnet34]")
+    known = {j.id: j for j in jobs}
+    place = ("release", "validation", "fold", "backbone", "seed")
+    for job in jobs:
+        for source in job.needs:
+            for key in place:
+                assert known[source].description[key] == job.description[key]
+    found = by_name(jobs, 2, seed=1, validation="cv", backbone="resnet34")
+    assert found["FT"].needs == [found["STL-tau2"].id]
+    assert found["MDMT"].needs == [found["STL-tau1"].id, found["STL-tau2"].id]
+    assert found["FT"].description["select"] == "prognosis"
+    assert found["MDMT"].description["select"] == "prognosis"
+    assert found["STL-tau2"].description["select"] == "severity"
+    assert found["MDMT"].description["init"]["jobs"] == [
+        [found["STL-tau1"].id, 0.5],
+        [found["STL-tau2"].id, 0.5],
+    ]
+
+
+def test_no_job_sees_a_test_case_of_its_sources():
+    """What a job tests, none of the trainings it comes from has seen."""
+    jobs = plan("validation=[cv, loco]")
+    known = {j.id: j for j in jobs}
+    for job in jobs:
+        for source in job.needs:
+            for name, rows in known[source].rows.items():
+                seen = {*rows["train"].tolist(), *rows["val"].tolist()}
+                tested = job.rows[name]["test"].tolist() if name in job.rows else []
+                assert not seen & set(tested)
+
+
+def test_wanting_only_mdmt_trains_what_it_needs_and_reports_only_it():
+    jobs = plan("configurations=[MDMT]", "folds=[1]")
+    assert [j.reported for j in jobs] == [[], [], ["MDMT"]]
+    every = plan("folds=[1]")
+    assert jobs[-1].id == every[-1].id
+
+
+def test_an_id_depends_on_everything_that_matters_and_on_nothing_else():
+    base = by_name(plan())["MDMT"].id
+    same = ["train.checkpoint_seconds=5", "data.root=/x", "configurations=[MDMT]", "folds=[0]"]
+    for override in same:
+        assert by_name(plan(override))["MDMT"].id == base
+    others = ["train.lr=0.01", "image_size=96", "mdmt.beta=0.3", "mdmt.heads=keep", "seeds=[3]",
+              "cv.seed=1", "train.augment=null", "precision=fp32-direct", "data.release=2",
+              "sampler.mode=balanced", "tasks.severity.head.hidden=[]"]  # fmt: skip
+    ids = [by_name(plan(o))["MDMT"].id for o in others]
+    assert len({base, *ids}) == len(others) + 1
+
+
+def test_a_changed_image_or_label_changes_the_ids_of_all_that_come_after():
+    values, datasets, made = setup()
+    before = by_name(experiments.plan(values, datasets, made))
+    changed = [datasets[0], (datasets[1][0], "another-hash")]
+    after = by_name(experiments.plan(values, changed, made))
+    assert before["STL-tau1"].id == after["STL-tau1"].id
+    for name in ("STL-tau2", "FT", "MDMT"):
+        assert before[name].id != after[name].id
+
+
+def test_beta_does_not_touch_the_stl_trainings():
+    a, b = by_name(plan()), by_name(plan("mdmt.beta=0.9"))
+    assert {n: a[n].id == b[n].id for n in a} == {
+        "STL-tau1": True, "STL-tau2": True, "FT": True, "MDMT": False,
+    }  # fmt: skip
+
+
+def test_jobs_come_after_what_they_need_and_waves_respect_it():
+    jobs = plan()
+    done = set()
+    for job in jobs:
+        assert set(job.needs) <= done
+        done.add(job.id)
+    first = experiments.waves(jobs)
+    assert {tuple(j.reported) for j in first} == {("STL-tau1",), ("STL-tau2",)}
+    second = experiments.waves(jobs, {first[0].id, first[1].id})
+    assert any(j.reported == ["MDMT"] for j in second)
+
+
+def three_tasks():
+    values, _, _ = setup()
+    raw = copy.deepcopy(values)
+    raw["tasks"]["extent"] = {"classes": ["small", "large"]}
+    raw["data"]["datasets"].append({"name": "extent", "table": "e.csv", "task": "extent"})
+    raw["experiments"] = {
+        "ALL": [{"tasks": ["tau2"]}, {"tasks": ["tau3"]},
+                {"tasks": ["tau1", "severity", "tau3"], "init": [0, 1]}]
+    }  # fmt: skip
+    raw["configurations"] = ["STL-tau3", "MDMT", "ALL"]
+    return raw
+
+
+def test_a_third_data_set_and_task_need_only_configuration():
+    values = config.resolve(three_tasks())
+    cases = [
+        cohort("prognosis", "prognosis", ["MILD", "SEVERE"]),
+        cohort("severity", "severity", ["0", "1", "2", "3"], 80, None),
+        cohort("extent", "extent", ["small", "large"]),
+    ]
+    jobs = experiments.plan(values, [(c, c.name) for c in cases], splits.make(cases, values))
+    found = by_name(jobs)
+    assert [t["name"] for t in found["ALL"].description["tasks"]] == [
+        "prognosis", "severity", "extent",
+    ]  # fmt: skip
+    assert found["STL-tau3"].id in found["ALL"].needs
+
+
+@pytest.mark.parametrize(
+    "stages, fragment",
+    [
+        ([{"tasks": ["tau1"], "init": 0}], "not before stage 0"),
+        ([{"tasks": ["tau1"]}, {"tasks": ["tau1"], "init": [0]}], "must be two"),
+        ([{"tasks": ["tau1"], "init": "weigths"}], "it must be weights"),
+        ([{"tasks": ["prognose"]}], "did you mean 'prognosis'"),
+    ],
+)
+def test_a_bad_experiment_is_one_sentence(stages, fragment):
+    raw = three_tasks()
+    raw["experiments"] = {"MINE": stages}
+    values = config.resolve(raw)
+    with pytest.raises(BadConfig, match=fragment):
+        experiments.stages_of(values, "MINE")
+
+
+@pytest.mark.parametrize(
+    "override, fragment",
+    [
+        ("configurations=[MDTM]", "did you mean 'MDMT'"),
+        ("folds=[5]", "no fold 5"),
+        ("weights=imagenet", "no ImageNet weights"),
+        ("weights=nowhere.safetensors", "nowhere.safetensors"),
+    ],
+)
+def test_what_cannot_be_planned_is_one_sentence(override, fragment):
+    with pytest.raises(BadConfig, match=fragment):
+        plan(override)
+
+
+def test_ratio_is_cut_to_the_data_sets_of_a_stage():
+    jobs = by_name(plan("sampler.mode=ratio", "sampler.ratio=[3, 1]"))
+    assert jobs["MDMT"].description["sampler"]["ratio"] == [3, 1]
+    assert jobs["STL-tau1"].description["sampler"]["mode"] == "union"
+    with pytest.raises(BadConfig, match="3 numbers for 2"):
+        plan("sampler.mode=ratio", "sampler.ratio=[3, 1, 1]")
