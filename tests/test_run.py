@@ -1,0 +1,353 @@
+"""The main job from end to end on tiny data: results, bad input, interruption, resumption."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from mdmt import metrics, run
+from mdmt.data import synthetic
+
+ROOT = Path(__file__).parents[1]
+TINY = """
+name: tiny
+data:
+  root: {root}
+  store: {store}
+  datasets:
+    - name: one
+      table: prognosis.csv
+      columns: {{image: image, patient: patient, label: prognosis, center: center}}
+      task: prognosis
+    - name: two
+      table: severity.csv
+      columns: {{image: image, patient: patient, label: score}}
+      task: severity
+tasks:
+  prognosis: {{classes: [MILD, SEVERE], head: {{hidden: [8], dropout: 0.5}}}}
+  severity: {{classes: ["0", "1", "2", "3"], thresholds: [5, 9, 14], head: {{hidden: []}}}}
+backbones: [resnet18]
+cv: {{folds: 2, validation: 0.25}}
+folds: [0]
+image_size: 32
+train: {{epochs: 3, warmup_epochs: 1, patience: 3, batch_size: 8, augment: {{}}}}
+sampler: {{drop_last: true}}
+"""
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """A folder of synthetic data, drawn once."""
+    return synthetic.make(tmp_path_factory.mktemp("data"), patients=24, size=32, seed=1)
+
+
+@pytest.fixture
+def tiny(tmp_path, data):
+    """The tiny configuration's file."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY.format(root=data, store=data.parent / "store"))
+    return path
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "mdmt.run", *map(str, arguments)]
+
+
+def environment(**more):
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return dict(os.environ, PYTHONPATH=path, MDMT_NUM_THREADS="1", **more)
+
+
+def call(*arguments, **more):
+    return subprocess.run(command(*arguments), env=environment(**more), capture_output=True,
+                          text=True, timeout=300)  # fmt: skip
+
+
+def rows(path):
+    with open(path, newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def fingerprint(out):
+    """Everything a run leaves that must not depend on interruptions."""
+    found = {name: (out / name).read_bytes() for name in ("results.csv", "predictions.csv")}
+    for folder in sorted((out / "runs").iterdir()):
+        for name, value in load_file(folder / "model.safetensors").items():
+            found[f"{folder.name}/{name}"] = value.tobytes()
+        found[f"{folder.name}/history"] = (folder / "history.csv").read_bytes()
+    return found
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory, data):
+    """An uninterrupted run: (out folder, what it printed, its configuration file)."""
+    folder = tmp_path_factory.mktemp("reference")
+    config = folder / "tiny.yaml"
+    config.write_text(TINY.format(root=data, store=data.parent / "store"))
+    done = call(config, "--out", folder / "out")
+    assert done.returncode == 0, done.stderr
+    return folder / "out", done, config
+
+
+def test_out_folder_holds_what_the_contract_says(reference):
+    out, done, _ = reference
+    results = rows(out / "results.csv")
+    columns = "release validation fold backbone configuration task seed"
+    numbers = "n accuracy f1 f1_macro f1_weighted gmean auc"
+    assert list(results[0])[:14] == f"{columns} {numbers}".split()
+    assert [(r["configuration"], r["task"]) for r in results] == [
+        ("STL-tau1", "prognosis"),
+        ("STL-tau2", "severity"),
+        ("FT", "prognosis"),
+        ("MDMT", "prognosis"),
+        ("MDMT", "severity"),
+    ]
+    predictions = rows(out / "predictions.csv")
+    classes = "p_MILD p_SEVERE p_0 p_1 p_2 p_3"
+    cells = f"{columns} patient image center label predicted {classes}"
+    assert list(predictions[0]) == cells.split()
+    record = json.loads((out / "splits.json").read_text())
+    tested = record["validation"]["cv"][0]["datasets"]["one"]["test"]
+    mine = [p for p in predictions if (p["configuration"], p["task"]) == ("FT", "prognosis")]
+    assert [p["image"] for p in mine] == tested
+    folders = sorted(p.name for p in (out / "runs").iterdir())
+    assert folders == sorted({r["job"] for r in results})
+    for folder in folders:
+        names = {p.name for p in (out / "runs" / folder).iterdir()}
+        assert {"job.json", "history.csv", "model.safetensors", "result.json"} <= names
+        assert "checkpoint.safetensors" not in names
+    for text in ("STL-tau1", "MDMT", "F1 of SEVERE", "F1 macro", "G-mean", "results.csv"):
+        assert text in done.stdout
+    assert "img/s" in done.stderr
+    assert "left" in done.stderr
+
+
+def test_results_can_be_computed_again_from_the_predictions(reference):
+    out, _, _ = reference
+    classes = {"prognosis": ["MILD", "SEVERE"], "severity": ["0", "1", "2", "3"]}
+    predictions = rows(out / "predictions.csv")
+    for result in rows(out / "results.csv"):
+        mine = [p for p in predictions
+                if all(p[k] == result[k] for k in ("configuration", "task", "fold"))]  # fmt: skip
+        names = classes[result["task"]]
+        y = np.array([names.index(p["label"]) for p in mine])
+        p = np.array([[float(m[f"p_{c}"]) for c in names] for m in mine])
+        assert p.sum(1) == pytest.approx(1, abs=1e-5)
+        assert [m["predicted"] for m in mine] == [names[k] for k in p.argmax(1)]
+        for name, value in metrics.summary(y, p).items():
+            assert float(result[name] or "nan") == pytest.approx(value, nan_ok=True)
+
+
+def test_mdmt_started_from_the_average_and_ft_from_stl_tau2(reference):
+    out, _, _ = reference
+    jobs = {r["configuration"]: r["job"] for r in rows(out / "results.csv")}
+    described = {n: json.loads((out / "runs" / j / "job.json").read_text())["description"]
+                 for n, j in jobs.items()}  # fmt: skip
+    assert described["FT"]["init"] == {"jobs": [[jobs["STL-tau2"], 1.0]]}
+    assert described["MDMT"]["init"]["jobs"] == [[jobs["STL-tau1"], 0.5], [jobs["STL-tau2"], 0.5]]
+
+
+def test_starting_weights_are_those_of_the_sources(reference):
+    from mdmt.runner import job
+
+    out, _, _ = reference
+    ids = {r["configuration"]: r["job"] for r in rows(out / "results.csv")}
+    weights = {n: load_file(out / "runs" / i / "model.safetensors") for n, i in ids.items()}
+
+    def start(name):
+        folder = out / "runs" / ids[name]
+        description = json.loads((folder / "job.json").read_text())["description"]
+        return job._build(description, json.loads((folder / "inputs.json").read_text()))
+
+    ft, both = start("FT").state_dict(), start("MDMT").state_dict()
+    one, two = weights["STL-tau1"], weights["STL-tau2"]
+    keys = [k for k in ft if not k.startswith("heads.")]
+    for key in keys:
+        np.testing.assert_array_equal(ft[key], two[key])
+        if ft[key].dtype == np.float32:
+            np.testing.assert_allclose(both[key], (one[key] + two[key]) / 2, rtol=1e-5, atol=1e-7)
+    head = "heads.prognosis.0.weight"
+    assert not np.array_equal(ft[head], one[head])
+
+
+def test_running_again_trains_nothing(reference):
+    out, _, config = reference
+    before = fingerprint(out)
+    stamps = {p: p.stat().st_mtime_ns for p in (out / "runs").rglob("model.safetensors")}
+    again = call(config, "--out", out)
+    assert again.returncode == 0, again.stderr
+    assert call("--resume", "--out", out).returncode == 0
+    assert fingerprint(out) == before
+    assert stamps == {p: p.stat().st_mtime_ns for p in (out / "runs").rglob("model.safetensors")}
+
+
+def test_dry_run_lists_the_jobs_and_writes_nothing(tiny, tmp_path):
+    done = call(tiny, "--out", tmp_path / "out", "--dry-run", "--set", "folds=[0, 1]")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.rstrip().endswith("8 jobs")
+    assert not (tmp_path / "out").exists()
+
+
+def checkpointed(process, out, deadline=120):
+    """Wait until some training of the run has written a checkpoint, or the run has ended."""
+    end = time.monotonic() + deadline
+    while time.monotonic() < end and process.poll() is None:
+        if list((out / "runs").glob("*/checkpoint.safetensors")):
+            return
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_kill_at_a_random_moment_then_resume_gives_the_same_bits(reference, tmp_path, seed):
+    uninterrupted, _, config = reference
+    out, rng = tmp_path / "out", random.Random(seed)
+    again = ("--set", "train.checkpoint_steps=2")
+    for _ in range(2):
+        process = subprocess.Popen(command(config, "--out", out, *again), env=environment(),
+                                   stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                                   start_new_session=True)  # fmt: skip
+        checkpointed(process, out)
+        time.sleep(rng.random() * 2)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    done = call(config, "--out", out, *again)
+    assert done.returncode == 0, done.stderr
+    assert fingerprint(out) == fingerprint(uninterrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_saves_and_ends_with_75(reference, tmp_path, number):
+    uninterrupted, _, config = reference
+    out = tmp_path / "out"
+    long = ("--set", "train.checkpoint_seconds=0")
+    process = subprocess.Popen(command(config, "--out", out, *long), env=environment(),
+                               stderr=subprocess.PIPE, text=True)  # fmt: skip
+    end = time.monotonic() + 120
+    while time.monotonic() < end and not list(out.glob("runs/*/log.txt")):
+        time.sleep(0.02)
+    time.sleep(1.5)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 75, stderr
+    assert signal.Signals(number).name in stderr
+    assert "Traceback" not in stderr
+    done = call(config, "--out", out, *long)
+    assert done.returncode == 0, done.stderr
+    assert fingerprint(out) == fingerprint(uninterrupted)
+
+
+def test_two_trainings_at_a_time_give_the_same_bits(reference, tmp_path):
+    uninterrupted, _, config = reference
+    done = call(config, "--out", tmp_path / "out", "--workers", "2")
+    assert done.returncode == 0, done.stderr
+    assert fingerprint(tmp_path / "out") == fingerprint(uninterrupted)
+
+
+def test_out_folder_of_another_configuration_is_refused(reference):
+    out, _, config = reference
+    before = fingerprint(out)
+    done = call(config, "--out", out, "--set", "train.lr=0.5")
+    assert done.returncode == 2
+    assert "another configuration (train.lr is 0.001 there and 0.5 here)" in done.stderr
+    assert fingerprint(out) == before
+
+
+def test_extend_lets_a_study_grow(reference, tmp_path):
+    import shutil
+
+    uninterrupted, _, config = reference
+    out = tmp_path / "out"
+    shutil.copytree(uninterrupted, out)
+    grow = ("--set", "folds=[0, 1]", "--set", "configurations=[STL-tau1]")
+    refused = call(config, "--out", out, *grow)
+    assert refused.returncode == 2
+    assert "--extend" in refused.stderr
+    done = call(config, "--out", out, *grow, "--extend")
+    assert done.returncode == 0, done.stderr
+    assert [r["fold"] for r in rows(out / "results.csv")] == ["0", "1"]
+
+
+BAD = {
+    "unknown backbone": (["--set", "backbones=[resnet19]"], "did you mean 'resnet1"),
+    "unknown configuration": (["--set", "configurations=[FTT]"], "did you mean 'FT'"),
+    "unknown key": (["--set", "train.epoch=2"], "did you mean 'train.epochs'"),
+    "no such fold": (["--set", "folds=[9]"], "no fold 9"),
+    "more folds than patients": (["--set", "cv.folds=99"], "cannot fill 99 folds"),
+    "missing data root": (["--set", "data.root=/nowhere"], "/nowhere does not exist"),
+    "missing column": (["--set", "data.datasets.0.columns.label=prognoses"], "mean 'prognosis'"),
+    "unknown label": (["--set", "tasks.prognosis.classes=[MILD, SEVER]"], "'SEVERE'"),
+    "device": (["--device", "tpu"], "not a device"),
+    "workers": (["--workers", "0"], "at least 1"),
+    "ImageNet weights": (["--set", "weights=imagenet"], "no ImageNet weights"),
+    "batch larger than memory": (["--set", "train.batch_size=100000000"], "GiB as planned"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_sentence_and_exit_2(tiny, tmp_path, case):
+    arguments, fragment = BAD[case]
+    out = tmp_path / "out"
+    done = call(tiny, "--out", out, *arguments)
+    assert done.returncode == 2, done.stderr
+    assert fragment in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (out / "results.csv").exists() or not rows(out / "results.csv")
+    if case != "batch larger than memory":
+        assert len(done.stderr.strip().splitlines()) == 1
+        assert not out.exists()
+
+
+def test_a_folder_that_is_not_ours_is_left_alone(tiny, tmp_path):
+    out = tmp_path / "mine"
+    out.mkdir()
+    (out / "thesis.txt").write_text("years of work")
+    done = call(tiny, "--out", out)
+    assert done.returncode == 2
+    assert "not an out folder" in done.stderr
+    assert [p.name for p in out.iterdir()] == ["thesis.txt"]
+
+
+def test_diverging_training_names_step_and_task_and_fails_alone(tiny, tmp_path):
+    out = tmp_path / "out"
+    done = call(tiny, "--out", out, "--set", "train.lr=1e30", "--set", "configurations=[STL-tau1]")
+    assert done.returncode == 2, done.stderr
+    assert "prognosis" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(out.glob("runs/*/model.safetensors"))
+
+
+def test_debugging_shows_the_traceback(tiny, tmp_path):
+    done = call(tiny, "--out", tmp_path / "out", "--set", "backbones=[x]", MDMT_DEBUG="1")
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+
+
+def test_damaged_checkpoint_is_one_sentence(reference, tmp_path):
+    import shutil
+
+    uninterrupted, _, config = reference
+    out = tmp_path / "out"
+    shutil.copytree(uninterrupted, out)
+    job = out / "runs" / rows(out / "results.csv")[0]["job"]
+    (job / "result.json").unlink()
+    (job / "checkpoint.safetensors").write_bytes(b"\xff" * 100)
+    done = call(config, "--out", out)
+    assert done.returncode == 2
+    assert "delete it to start this training anew" in done.stderr
+
+
+def test_results_are_in_the_order_of_the_configuration():
+    values = {"validation": ["cv"], "backbones": ["b", "a"], "tasks": {"t": {}}}
+    key = run._order(values, {"X": 0})
+    row = {"validation": "cv", "configuration": "X", "task": "t", "seed": 0, "fold": 0}
+    assert key({**row, "backbone": "b"}) < key({**row, "backbone": "a"})
