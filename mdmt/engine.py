@@ -108,7 +108,10 @@ def available_memory() -> int | None:
 
 def check_memory(model, batch_size: int) -> None:
     """Raise MemoryError, naming the planned size, when a training step cannot fit."""
-    planned = sum(model.memory(batch_size, training=True).values())
+    try:
+        planned = sum(model.memory(batch_size, training=True).values())
+    except (ValueError, OverflowError) as error:
+        raise MemoryError(f"a batch of {batch_size} is larger than any memory ({error})") from error
     available = available_memory()
     if available is not None and planned > available:
         raise MemoryError(

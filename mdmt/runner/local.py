@@ -46,7 +46,8 @@ class _Child:
     """A job's process, and the thread that reads its events."""
 
     def __init__(self, job: Job, folder: Path, events: Queue, threads: int):
-        self.job, self.folder, self.images = job, folder, 0
+        self.job, self.folder = job, folder
+        self.error: tuple[str, int] | None = None
         environment = dict(os.environ, MDMT_NUM_THREADS=str(threads))
         root = str(Path(__file__).resolve().parents[2])
         environment["PYTHONPATH"] = os.pathsep.join(
@@ -256,7 +257,7 @@ def _handle(child, event, outcome, display, running) -> None:
     if kind == "progress":
         display.progress(job, event)
     elif kind == "error":
-        outcome.failed[job.id] = (event["message"], event["exit_code"])
+        child.error = (event["message"], event["exit_code"])
     elif kind == "exit":
         running.pop(job.id, None)
         child.close()
@@ -266,15 +267,15 @@ def _handle(child, event, outcome, display, running) -> None:
             return
         if event["code"] == 75:
             return
-        if job.id not in outcome.failed:
+        if child.error is None:
             code = event["code"]
             how = (
                 f"was ended by {signal.Signals(-code).name}"
                 if code < 0
                 else f"ended with status {code}"
             )
-            outcome.failed[job.id] = (f"the training {how} ({child.last_words()})", 1)
-        message, code = outcome.failed[job.id]
+            child.error = (f"the training {how} ({child.last_words()})", 1)
+        outcome.failed[job.id] = message, code = child.error
         write_json(child.folder / "error.json", {"message": message, "exit_code": code})
         display.fail(job, message)
 
