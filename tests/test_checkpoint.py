@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as hnp
 from safetensors import safe_open
 from safetensors.numpy import load, load_file
 
-from mdmt._core import _fail_io_after, write_safetensors
+from mdmt._core import _fail_io_after, fail_allocation_after, write_safetensors
 
 DTYPES = ["f4", "f8", "f2", "i4", "i8", "u1", "?"]
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
@@ -127,6 +127,27 @@ def test_every_failing_call_leaves_the_old_file(tmp_path, io_hook, exists):
         "opening the folder",
         "flushing to disk the folder",
     ]
+
+
+def test_every_failing_allocation_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a"
+    write_safetensors(path, {"x": np.zeros(3)})
+    before, names = path.read_bytes(), {f"x{i}": np.ones(i) for i in range(40)}
+    failures = 0
+    for site in range(50):
+        fail_allocation_after(site)
+        try:
+            write_safetensors(path, names)
+        except MemoryError as error:
+            failures += 1
+            assert "out of memory" in str(error)
+        else:
+            break
+        finally:
+            fail_allocation_after(-1)
+        assert path.read_bytes() == before and os.listdir(tmp_path) == ["a"]
+    assert failures >= 5  # arrays, references, metadata, order, header, name of the temporary file
+    assert load_file(path).keys() == names.keys()
 
 
 def limited_write(tmp_path, limit):

@@ -26,13 +26,13 @@ def sources():
     ]
 
 
-def program(batch, channels, size, augment, threads=1):
+def program(batch, channels, size, augment, threads=1, isa=None):
     graph = Graph()
     attributes = {"batch": batch, "channels": channels, "size": size, "augment": augment}
     attributes |= {"mean": MEAN[:channels], "std": STD[:channels]}
     (out,) = graph.add("images", [], **attributes)
     graph.output(out, "x")
-    return Program(graph, threads=threads)
+    return Program(graph, threads=threads, isa=isa)
 
 
 def run(compiled, dataset, index, **step):
@@ -70,6 +70,19 @@ def test_same_bits_for_any_number_of_threads_and_any_batch():
     np.testing.assert_array_equal(pair, one[[5, 0]])
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (1, 3), (2, 2), (1, 9), (9, 1), (32, 40), (101, 67)])
+def test_same_bits_for_any_instruction_set(shape):
+    rng = np.random.default_rng(3)
+    images = [rng.integers(0, 256, (40, *shape), dtype=np.uint8)]
+    index = np.arange(40)
+    step = {"sources": images, "augmentation": {**RANGES, "shift": 0.4, "zoom": 0.5}}
+    best, ref = (
+        run(program(40, 1, (37, 43), 1, isa=isa), np.zeros(40, int), index, **step)
+        for isa in (None, "ref")
+    )
+    np.testing.assert_array_equal(best, ref)
+
+
 def test_changes_with_epoch_and_seed():
     compiled = program(2, 1, (32, 40), 1)
     first = run(compiled, [0, 1], [1, 1])
@@ -80,9 +93,9 @@ def test_changes_with_epoch_and_seed():
 
 def test_bad_samples_and_ranges_are_one_sentence():
     compiled = program(2, 1, (32, 40), 1)
-    with pytest.raises((ValueError, IndexError), match="sample 1 .* image 7 of data set 0"):
+    with pytest.raises((ValueError, IndexError), match=r"sample 1 .* image 7 of data set 0"):
         run(compiled, [0, 0], [6, 7])
     with pytest.raises((ValueError, IndexError), match="data set 2"):
         run(compiled, [0, 2], [0, 0])
-    with pytest.raises(ValueError, match="zoom range .* not 1"):
+    with pytest.raises(ValueError, match=r"zoom range .* not 1"):
         run(compiled, [0, 0], [0, 1], augmentation={**RANGES, "zoom": 1.0})

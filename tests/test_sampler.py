@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mdmt
+from mdmt._core import fail_allocation_after
 from tests.philox import philox, stream_key
 
 SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=4)
@@ -222,6 +223,17 @@ def test_a_state_of_another_sampler_is_refused():
         mdmt.MixedBatchSampler([5, 6], 4).load_state_dict(state)
     with pytest.raises(ValueError, match="stands at batch 9 of 3"):
         mdmt.MixedBatchSampler([5, 5], 4).load_state_dict({**state, "position": 9})
+
+
+def test_every_failing_allocation_is_a_memory_error():
+    for site in range(4):
+        fail_allocation_after(site)
+        try:
+            with pytest.raises(MemoryError, match="out of memory"):
+                mdmt.MixedBatchSampler([5, 6, 7], 4, mode="balanced")
+        finally:
+            fail_allocation_after(-1)
+    assert len(mdmt.MixedBatchSampler([5, 6, 7], 4, mode="balanced")) == 5
 
 
 def test_batches_outside_the_epoch_are_refused():

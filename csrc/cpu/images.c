@@ -101,6 +101,7 @@ typedef struct {
 static elastic_grid grid_of(float sigma, int height, int width)
 {
     elastic_grid grid;
+    memset(&grid, 0, sizeof grid);
     grid.step = sigma >= 6 ? (int)fminf(sigma / 3, 4096) : 1;
     grid.rows = (height - 1) / grid.step + 2;
     grid.columns = (width - 1) / grid.step + 2;
@@ -143,19 +144,19 @@ static void draw_noise(uint64_t key, uint64_t stream, float scale, float *noise,
     }
 }
 
-/* out[i] = sum_t tap[t] in[t * stride + i], i < count. */
+/* out[i] = sum_t tap[t] in[t * stride + i], i < count; four taps at a time. */
 static void smooth_line(const elastic_grid *grid, const float *restrict in, size_t stride,
                         float *restrict out, int count)
 {
-    int taps = 2 * grid->radius + 1;
-    for (int i = 0; i < count; i++) {
-        out[i] = grid->tap[0] * in[i];
-    }
-    for (int t = 1; t < taps; t++) {
-        const float *line = in + (size_t)t * stride;
-        float weight = grid->tap[t];
+    memset(out, 0, sizeof(float) * (size_t)count);
+    for (int t = 0; t < 2 * grid->radius + 1; t += 4) {
+        const float *tap = grid->tap + t; /* zeros follow the last one */
+        const float *a = in + (size_t)t * stride;
+        const float *b = t + 1 <= 2 * grid->radius ? a + stride : a;
+        const float *c = t + 2 <= 2 * grid->radius ? b + stride : a;
+        const float *d = t + 3 <= 2 * grid->radius ? c + stride : a;
         for (int i = 0; i < count; i++) {
-            out[i] += weight * line[i];
+            out[i] += tap[0] * a[i] + tap[1] * b[i] + tap[2] * c[i] + tap[3] * d[i];
         }
     }
 }
@@ -183,19 +184,19 @@ static inline float mirror(float x, float last)
     return x > 0 ? x : 0;
 }
 
-/* Grey value of source (sh, sw) at (x, y), in pixels with the first pixel's
- * centre at (0, 0). */
-static inline float sample_grey(const uint8_t *source, int sh, int sw, float x, float y)
+void mdmt_sample_row__ref(const uint8_t *source, int sh, int sw, const float *x, const float *y,
+                          float *out, int count)
 {
-    x = mirror(x, (float)(sw - 1));
-    y = mirror(y, (float)(sh - 1));
-    int x0 = (int)x, y0 = (int)y;
-    int right = x0 + 1 < sw, down = y0 + 1 < sh ? sw : 0;
-    float fx = x - (float)x0, fy = y - (float)y0;
-    const uint8_t *at = source + (size_t)y0 * (size_t)sw + x0;
-    float top = (float)at[0] + fx * (float)(at[right] - at[0]);
-    float bottom = (float)at[down] + fx * (float)(at[down + right] - at[down]);
-    return top + fy * (bottom - top);
+    for (int i = 0; i < count; i++) {
+        float px = mirror(x[i], (float)(sw - 1)), py = mirror(y[i], (float)(sh - 1));
+        int x0 = (int)px, y0 = (int)py;
+        int right = x0 + 1 < sw, down = y0 + 1 < sh ? sw : 0;
+        float fx = px - (float)x0, fy = py - (float)y0;
+        const uint8_t *at = source + (size_t)y0 * (size_t)sw + x0;
+        float top = (float)at[0] + fx * (float)(at[right] - at[0]);
+        float bottom = (float)at[down] + fx * (float)(at[down + right] - at[down]);
+        out[i] = top + fy * (bottom - top);
+    }
 }
 
 /* p = linear (q + u) + offset, row by row, in source pixels. */
@@ -218,65 +219,85 @@ static affine inverse_map(const mdmt_warp *warp, int sh, int sw, int height, int
     return map;
 }
 
-/* u at the pixels of row y, from the nodes. */
-static void displacements(const elastic_grid *grid, const float *field, int y, int width, float *u)
+/* u at the pixels of row y, from the nodes; `line` holds a row of nodes. May
+ * write one number beyond width. */
+static void displacements(const elastic_grid *grid, const float *field, int y, int width,
+                          float *restrict line, float *restrict u)
 {
-    int above = y / grid->step;
-    float fy = (float)(y - above * grid->step) / (float)grid->step;
+    int step = grid->step, above = y / step;
+    float fy = (float)(y - above * step) / (float)step;
     const float *top = field + (size_t)above * (size_t)grid->columns;
     const float *bottom = top + grid->columns;
-    for (int left = 0, x = 0; x < width; left++) {
-        float a = top[left] + fy * (bottom[left] - top[left]);
-        float b = top[left + 1] + fy * (bottom[left + 1] - top[left + 1]);
-        float slope = (b - a) / (float)grid->step;
-        for (int i = 0; i < grid->step && x < width; i++, x++) {
-            u[x] = a + slope * (float)i;
+    for (int i = 0; i < grid->columns; i++) {
+        line[i] = top[i] + fy * (bottom[i] - top[i]);
+    }
+    if (step == 2) { /* the paper's sigma at the paper's size: worth a loop of its own */
+        for (int i = 0; i < grid->columns - 1; i++) {
+            u[2 * i] = line[i];
+            u[2 * i + 1] = line[i] + 0.5f * (line[i + 1] - line[i]);
+        }
+        return;
+    }
+    for (int i = 0; i < grid->columns - 1; i++) {
+        float slope = (line[i + 1] - line[i]) / (float)step;
+        for (int x = i * step; x < (i + 1) * step && x < width; x++) {
+            u[x] = line[i] + slope * (float)(x - i * step);
         }
     }
 }
 
-static void warp_elastic(const mdmt_warp *warp, const affine *map, const uint8_t *source, int sh,
-                         int sw, float *out, int height, int width, float *scratch)
+/* Both components of the field at the nodes; noise is spent. */
+static elastic_grid make_fields(const mdmt_warp *warp, int height, int width, float *field[2],
+                                float *noise)
 {
     elastic_grid grid = grid_of(warp->sigma, height, width);
-    size_t field_size = (size_t)(height + 1) * (size_t)(width + 1);
-    float *field[2] = {scratch, scratch + field_size};
-    float *noise = scratch + 2 * field_size, *smoothed = noise + noise_nodes(height, width) + 8;
+    float *smoothed = noise + noise_nodes(height, width) + 8;
     for (int component = 0; component < 2; component++) {
         make_field(warp, &grid, (uint64_t)component, field[component], noise, smoothed);
     }
-    float *ux = noise, *uy = noise + width; /* the noise is spent */
-    for (int y = 0; y < height; y++) {
-        displacements(&grid, field[0], y, width, ux);
-        displacements(&grid, field[1], y, width, uy);
-        float *row = out + (size_t)y * (size_t)width;
+    return grid;
+}
+
+static void copy_image(const mdmt_warp *warp, const uint8_t *source, float *out, int height,
+                       int width)
+{
+    for (int y = 0; y < height; y++, source += width, out += width) {
         for (int x = 0; x < width; x++) {
-            float qx = (float)x + ux[x], qy = (float)y + uy[x];
-            row[x] = sample_grey(source, sh, sw, map->x0 + map->xx * qx + map->xy * qy,
-                                 map->y0 + map->yx * qx + map->yy * qy);
+            out[x] = (float)source[warp->flip ? width - 1 - x : x];
         }
     }
 }
 
-void mdmt_warp_apply(const mdmt_warp *warp, const uint8_t *source, int sh, int sw, float *out,
-                     int height, int width, float *scratch)
+void mdmt_warp_apply(const mdmt_warp *warp, mdmt_sample_row_fn sample_row, const uint8_t *source,
+                     int sh, int sw, float *out, int height, int width, float *scratch)
 {
-    affine map = inverse_map(warp, sh, sw, height, width);
-    if (warp->alpha > 0) {
-        warp_elastic(warp, &map, source, sh, sw, out, height, width, scratch);
+    int elastic = warp->alpha > 0;
+    if (!elastic && sh == height && sw == width && warp->zoom == 1 && warp->angle == 0 &&
+        warp->shift[0] == 0 && warp->shift[1] == 0) {
+        copy_image(warp, source, out, height, width);
         return;
     }
-    int copies = sh == height && sw == width && warp->zoom == 1 && warp->angle == 0 &&
-                 warp->shift[0] == 0 && warp->shift[1] == 0;
-    for (int y = 0; y < height; y++) {
-        const uint8_t *line = source + (size_t)y * (size_t)sw;
-        float *row = out + (size_t)y * (size_t)width;
-        for (int x = 0; x < width; x++) {
-            row[x] =
-                copies ? (float)line[warp->flip ? width - 1 - x : x]
-                       : sample_grey(source, sh, sw, map.x0 + map.xx * (float)x + map.xy * (float)y,
-                                     map.y0 + map.yx * (float)x + map.yy * (float)y);
+    size_t field_size = (size_t)(height + 1) * (size_t)(width + 1);
+    float *field[2] = {scratch, scratch + field_size}, *noise = scratch + 2 * field_size;
+    float *ux = noise, *uy = ux + width + 1, *px = uy + width + 1, *py = px + width;
+    float *line = py + width;
+    affine map = inverse_map(warp, sh, sw, height, width);
+    elastic_grid grid = {.step = 1};
+    if (elastic) {
+        grid = make_fields(warp, height, width, field, noise);
+    }
+    memset(ux, 0, sizeof(float) * 2 * (size_t)(width + 1));
+    for (int y = 0; y < height; y++, out += width) {
+        if (elastic) {
+            displacements(&grid, field[0], y, width, line, ux);
+            displacements(&grid, field[1], y, width, line, uy);
         }
+        for (int x = 0; x < width; x++) {
+            float qx = (float)x + ux[x], qy = (float)y + uy[x];
+            px[x] = map.x0 + map.xx * qx + map.xy * qy;
+            py[x] = map.y0 + map.yx * qx + map.yy * qy;
+        }
+        sample_row(source, sh, sw, px, py, out, width);
     }
 }
 
@@ -285,9 +306,10 @@ static void augment_one(void *context, int i, int thread)
     const mdmt_augment_job *job = context;
     mdmt_warp warp = mdmt_warp_draw(&job->augmentation, job->seed, job->epoch,
                                     (int)job->data_set[i], job->index[i]);
-    mdmt_warp_apply(&warp, job->images + (size_t)i * (size_t)job->sh * (size_t)job->sw, job->sh,
-                    job->sw, job->out + (size_t)i * (size_t)job->height * (size_t)job->width,
-                    job->height, job->width,
+    mdmt_warp_apply(&warp, mdmt_sample_row__ref,
+                    job->images + (size_t)i * (size_t)job->sh * (size_t)job->sw, job->sh, job->sw,
+                    job->out + (size_t)i * (size_t)job->height * (size_t)job->width, job->height,
+                    job->width,
                     job->scratch + (size_t)thread * mdmt_warp_scratch(job->height, job->width));
 }
 

@@ -27,8 +27,7 @@
 #ifndef MDMT_CPU_IMAGES_H
 #define MDMT_CPU_IMAGES_H
 
-#include "../backend.h"
-#include "../base/pool.h"
+#include "cpu.h"
 
 /* What was drawn for one image. */
 typedef struct {
@@ -50,9 +49,21 @@ mdmt_status mdmt_augmentation_check(const mdmt_augmentation *augmentation);
 
 /* Floats of scratch for an output of that size, whatever the warp. */
 size_t mdmt_warp_scratch(int height, int width);
+/* Grey values of source (sh, sw) at (x[i], y[i]), bilinear, in pixels with the
+ * first pixel's centre at (0, 0); mirrored at the border, once. All versions give
+ * the same bits. */
+typedef void (*mdmt_sample_row_fn)(const uint8_t *source, int sh, int sw, const float *x,
+                                   const float *y, float *out, int count);
+void mdmt_sample_row__ref(const uint8_t *source, int sh, int sw, const float *x, const float *y,
+                          float *out, int count);
 /* source (sh, sw) u8 -> out (height, width) f32 of grey values 0 .. 255. */
-void mdmt_warp_apply(const mdmt_warp *warp, const uint8_t *source, int sh, int sw, float *out,
-                     int height, int width, float *scratch);
+void mdmt_warp_apply(const mdmt_warp *warp, mdmt_sample_row_fn sample_row, const uint8_t *source,
+                     int sh, int sw, float *out, int height, int width, float *scratch);
+
+/* The op images with that sampling (images_ref.c); needs() of all its kernels. */
+mdmt_status mdmt_images_run(const mdmt_site *site, const mdmt_call *call,
+                            mdmt_sample_row_fn sample_row);
+void mdmt_images_needs(const mdmt_site *site, mdmt_needs *needs);
 
 /* Augments single images, each as sample (data_set[i], index[i]) of the epoch. */
 typedef struct {

@@ -7,6 +7,7 @@
 typedef struct {
     const mdmt_step *step;
     const mdmt_images_attrs *attrs;
+    mdmt_sample_row_fn sample_row;
     float *out;    /* (N, C, H, W) */
     char *scratch; /* per thread */
     size_t scratch_bytes;
@@ -17,7 +18,7 @@ static size_t bytes_per_thread(const mdmt_images_attrs *attrs)
     return mdmt_round_up(sizeof(float) * mdmt_warp_scratch(attrs->size[0], attrs->size[1]), 64);
 }
 
-static void needs(const mdmt_site *site, mdmt_needs *needs)
+void mdmt_images_needs(const mdmt_site *site, mdmt_needs *needs)
 {
     needs->workspace_bytes =
         bytes_per_thread(MDMT_ATTRS(mdmt_images_attrs, site->op)) * (size_t)site->threads;
@@ -39,14 +40,17 @@ static void one_sample(void *context, int sample, int thread)
     }
     float *out = r->out + (size_t)sample * (size_t)attrs->channels * pixels;
     float *grey = out + (size_t)(attrs->channels - 1) * pixels; /* overwritten last */
-    mdmt_warp_apply(&warp, source->pixels + (size_t)index * size, source->height, source->width,
-                    grey, attrs->size[0], attrs->size[1],
+    mdmt_warp_apply(&warp, r->sample_row, source->pixels + (size_t)index * size, source->height,
+                    source->width, grey, attrs->size[0], attrs->size[1],
                     (float *)(void *)(r->scratch + (size_t)thread * r->scratch_bytes));
+    for (size_t i = 0; i < pixels; i++) {
+        grey[i] /= 255.0f;
+    }
     for (int c = 0; c < attrs->channels; c++) {
         float *plane = out + (size_t)c * pixels;
         float mean = attrs->mean[c], deviation = attrs->std[c];
         for (size_t i = 0; i < pixels; i++) {
-            plane[i] = (grey[i] / 255.0f - mean) / deviation;
+            plane[i] = (grey[i] - mean) / deviation;
         }
     }
 }
@@ -70,7 +74,8 @@ static mdmt_status check_samples(const mdmt_step *step, int samples)
     return MDMT_OK;
 }
 
-static mdmt_status run(const mdmt_site *site, const mdmt_call *call)
+mdmt_status mdmt_images_run(const mdmt_site *site, const mdmt_call *call,
+                            mdmt_sample_row_fn sample_row)
 {
     const mdmt_images_attrs *attrs = MDMT_ATTRS(mdmt_images_attrs, site->op);
     if (!call->step || !call->step->sources) {
@@ -80,13 +85,19 @@ static mdmt_status run(const mdmt_site *site, const mdmt_call *call)
     if (attrs->augment) {
         MDMT_TRY(mdmt_augmentation_check(&call->step->augmentation));
     }
-    images_run r = {call->step, attrs, call->out[0], call->workspace, bytes_per_thread(attrs)};
+    images_run r = {call->step,   attrs,           sample_row,
+                    call->out[0], call->workspace, bytes_per_thread(attrs)};
     mdmt_parallel(site->pool, attrs->batch, one_sample, &r);
     return MDMT_OK;
 }
 
+static mdmt_status run(const mdmt_site *site, const mdmt_call *call)
+{
+    return mdmt_images_run(site, call, mdmt_sample_row__ref);
+}
+
 const mdmt_cpu_impl mdmt_f32_images__ref = {.name = "mdmt_f32_images__ref",
                                             .isa = MDMT_ISA_REF,
-                                            .needs = needs,
+                                            .needs = mdmt_images_needs,
                                             .cost = mdmt_ref_cost,
                                             .run = run};

@@ -51,6 +51,7 @@ extern const mdmt_cpu_impl mdmt_f32_images__ref;
 extern const mdmt_adam_impl mdmt_f32_adam__ref;
 
 #ifdef MDMT_X86
+extern const mdmt_cpu_impl mdmt_f32_images__avx2;
 /* Memory-bound passes. */
 extern const mdmt_cpu_impl mdmt_f32_channel_stats__avx2, mdmt_f32_channel_stats__avx512;
 extern const mdmt_cpu_impl mdmt_f32_norm_act__avx2, mdmt_f32_norm_act__avx512;

@@ -236,6 +236,9 @@ static const mdmt_cpu_impl *const masked_loss_impls[] = {
 };
 
 static const mdmt_cpu_impl *const images_impls[] = {
+#ifdef MDMT_X86
+    &mdmt_f32_images__avx2,
+#endif
     &mdmt_f32_images__ref,
     NULL,
 };
