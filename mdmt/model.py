@@ -26,7 +26,7 @@ class Model:
     ----------
     backbone : one of mdmt.backbones()
     heads : {task: class count or {"classes", "hidden", "dropout", "loss"}}; task k is the k-th
-    image_size : side, or (height, width), that `memory` and `cost` are told for; other sizes run too
+    image_size : side, or (height, width), of resident images; forward takes any size
     channels : of the input, 1 to 4
     device : "cpu"
     precision : "fp32", or "fp32-direct": without Winograd convolution
@@ -77,9 +77,7 @@ class Model:
         self._graph = b.graph
         self._entries = b.entries
         self._counters = {key: 0 for key, role, _, _ in b.entries if role == "counter"}
-        self._network = _core.Network(
-            b.graph, winograd=PRECISIONS[self.precision], seed=self.seed
-        )
+        self._network = _core.Network(b.graph, winograd=PRECISIONS[self.precision], seed=self.seed)
         for key, role, init, shape in b.entries:
             if role != "counter":
                 self._network.set(key, initial_value(key, init, shape, self.seed))
@@ -157,9 +155,7 @@ class Model:
         x = self._images(x)
         mode = self._mode(len(x), x.shape[2:], training)
         names = ("features", *self.heads)
-        out = self._network.run(
-            mode, {"image": x}, names, seed=self.seed, step=self.training_step
-        )
+        out = self._network.run(mode, {"image": x}, names, seed=self.seed, step=self.training_step)
         self._batches += bool(training)
         return out
 
@@ -168,9 +164,7 @@ class Model:
         task, target = self._targets(task, target, len(x))
         mode = self._mode(len(x), x.shape[2:], training, True, target.shape[1])
         feeds = {"image": x, "task": task, "target": target}
-        out = self._network.run(
-            mode, feeds, names, adam, seed=self.seed, step=self.training_step
-        )
+        out = self._network.run(mode, feeds, names, adam, seed=self.seed, step=self.training_step)
         self._batches += bool(training)
         return out
 
@@ -282,7 +276,7 @@ class Model:
         return float(out["loss"][0]), out["per_task"].reshape(-1, 2)
 
     def predict(self, dataset, index, batch_size=32):
-        """{"features": (N, C), task: logits (N, classes)} of resident images, in evaluation mode."""
+        """{"features": (N, C), task: logits (N, classes)} of resident images, evaluated."""
         dataset, index = np.asarray(dataset), np.asarray(index)
         names = ("features", *self.heads)
         parts = []
@@ -353,7 +347,9 @@ class Model:
         wanted = {key for key, _, _, _ in self._entries if not key.startswith("heads.")}
         lost = sorted(wanted - set(state))
         if lost:
-            raise ValueError(f"{os.fspath(weights)} has no {lost[0]}: not weights of {self.backbone}")
+            raise ValueError(
+                f"{os.fspath(weights)} has no {lost[0]}: not weights of {self.backbone}"
+            )
         self.load_state_dict({k: v for k, v in state.items() if k in wanted}, strict=False)
 
     def optimizer_state(self):

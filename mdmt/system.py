@@ -21,9 +21,7 @@ def cpu_path():
     order = ("ref", "avx2", "avx512")
     wish = os.environ.get("MDMT_CPU") or "avx512"
     if wish not in order:
-        raise ValueError(
-            f"the environment variable MDMT_CPU is '{wish}'; use ref, avx2 or avx512"
-        )
+        raise ValueError(f"the environment variable MDMT_CPU is '{wish}'; use ref, avx2 or avx512")
     return order[min(order.index(wish), order.index(_core.cpu_info()["isa"]))]
 
 

@@ -80,7 +80,14 @@ static mdmt_status lower_norm(lowering *l, const mdmt_op *op)
     MDMT_TRY(store(l, op->in[0], &x));
     const mdmt_tensor *map = &l->graph->tensor[x];
     attrs.training = l->mode->training;
-    attrs.count = map->dim[0] * map->dim[2] * map->dim[3];
+    int64_t count = (int64_t)map->dim[0] * map->dim[2] * map->dim[3];
+    if (count > INT32_MAX) {
+        return mdmt_fail(MDMT_BAD_ARGUMENT,
+                         "a batch of %d with %d x %d pixels in a feature map is beyond the 2^31 "
+                         "values per channel that can be normalised; use a smaller batch",
+                         map->dim[0], map->dim[2], map->dim[3]);
+    }
+    attrs.count = (int)count;
     if (attrs.training && attrs.count == 1) {
         return mdmt_fail(MDMT_BAD_ARGUMENT,
                          "batch normalisation in training needs more than one value per channel, "
