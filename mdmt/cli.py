@@ -111,7 +111,32 @@ def check(arguments) -> None:
                     f"finding: {validation}, {cases.name}: {finding.count} {finding.message} "
                     f"({', '.join(finding.examples)})"
                 )
+    for name, batch, planned in planned_memory(study):
+        print(f"{name}: a step of {batch} images needs {planned / 2**20:.0f} MiB as planned")
     print(f"{len(study.jobs)} trainings planned; {findings or 'no'} findings in the splits")
+
+
+def planned_memory(study: run.Study) -> list[tuple]:
+    """Return (backbone, batch size, planned bytes) of a training step with every head.
+
+    Raises BadInput when it is more than this machine can give.
+    """
+    from .engine import check_memory
+    from .model import Model
+
+    values = study.values
+    batch = values["train"]["batch_size"]
+    heads = {n: {"classes": len(t["classes"]), **t["head"]} for n, t in values["tasks"].items()}
+    found = []
+    for name in values["backbones"]:
+        model = Model(
+            name, heads=heads, image_size=values["image_size"], precision=values["precision"]
+        )
+        try:
+            found.append((name, batch, check_memory(model, batch)))
+        except MemoryError as error:
+            raise BadInput(f"{name}: {error}; lower train.batch_size or image_size") from error
+    return found
 
 
 def show(arguments) -> None:

@@ -106,8 +106,8 @@ def available_memory() -> int | None:
     return min(found) if found else None
 
 
-def check_memory(model, batch_size: int) -> None:
-    """Raise MemoryError, naming the planned size, when a training step cannot fit."""
+def check_memory(model, batch_size: int) -> int:
+    """Return the planned bytes of a training step; MemoryError names them when they cannot fit."""
     try:
         planned = sum(model.memory(batch_size, training=True).values())
     except (ValueError, OverflowError) as error:
@@ -118,6 +118,7 @@ def check_memory(model, batch_size: int) -> None:
             f"a batch of {batch_size} needs {planned / 2**30:.1f} GiB as planned, and "
             f"{available / 2**30:.1f} GiB are free"
         )
+    return planned
 
 
 def augmentation(settings: dict | None, size: int) -> dict | None:

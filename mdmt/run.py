@@ -443,8 +443,9 @@ def _introduce(study: Study, out: Path) -> None:
         )
         for warning in cases.warnings:
             print(f"  note: {warning}", file=sys.stderr)
+    plural = "s" if len(study.jobs) > 1 else ""
     print(
-        f"  {len(study.jobs)} trainings: {', '.join(values['backbones'])}; "
+        f"  {len(study.jobs)} training{plural}: {', '.join(values['backbones'])}; "
         f"{', '.join(values['configurations'])}; weights: {values['weights']}",
         file=sys.stderr,
     )

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -334,6 +335,23 @@ def test_diverging_training_names_step_and_task_and_fails_alone(tiny, tmp_path):
     assert not list(out.glob("runs/*/model.safetensors"))
 
 
+def test_full_disk_is_one_sentence_and_leaves_no_half_written_file(tiny, tmp_path):
+    """Files of more than 4 MB cannot be written: the weights are the first of them."""
+    out = tmp_path / "out"
+    done = subprocess.run(
+        command(tiny, "--out", out, "--set", "configurations=[STL-tau1]"),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 22, 1 << 22)),
+    )
+    assert done.returncode == 2, done.stderr
+    assert "model.safetensors" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(out.glob("runs/*/model.safetensors*"))
+    assert call(tiny, "--out", out, "--set", "configurations=[STL-tau1]").returncode == 0
+
+
 def test_debugging_shows_the_traceback(tiny, tmp_path):
     done = call(tiny, "--out", tmp_path / "out", "--set", "backbones=[x]", MDMT_DEBUG="1")
     assert done.returncode == 2
@@ -352,6 +370,34 @@ def test_damaged_checkpoint_is_one_sentence(reference, tmp_path):
     done = call(config, "--out", out)
     assert done.returncode == 2
     assert "delete it to start this training anew" in done.stderr
+
+
+def mdmt(*arguments):
+    return subprocess.run([sys.executable, "-m", "mdmt", *map(str, arguments)], env=environment(),
+                          capture_output=True, text=True, timeout=300)  # fmt: skip
+
+
+def test_the_other_commands(reference, tiny, tmp_path):
+    out, done, _ = reference
+    shown = mdmt("show", out)
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.strip() in done.stdout
+    checked = mdmt("check", tiny)
+    assert checked.returncode == 0, checked.stderr
+    assert "MiB as planned" in checked.stdout
+    assert "4 trainings planned" in checked.stdout
+    made = mdmt("splits", tiny, "--out", tmp_path / "s.json")
+    assert made.returncode == 0, made.stderr
+    assert (tmp_path / "s.json").read_text() == (out / "splits.json").read_text()
+    assert "34 images, 32 pixels" in mdmt("prepare", tiny).stdout
+    assert "covid_cxr" in mdmt("show").stdout
+    assert "train:" in mdmt("show", "keys").stdout
+    assert "weights: random" in mdmt("show", "covid_cxr").stdout
+    wrong = mdmt("show", "covid_cx")
+    assert wrong.returncode == 2
+    assert "did you mean 'covid_cxr'" in wrong.stderr
+    assert mdmt("--version").stdout.startswith("mdmt ")
+    assert mdmt("shwo").returncode == 2
 
 
 def test_results_are_in_the_order_of_the_configuration():

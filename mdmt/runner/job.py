@@ -203,6 +203,9 @@ def _sentence(error: BaseException) -> tuple[str, int]:
         return f"{error}; lower train.lr or look at the images", 2
     if isinstance(error, MemoryError):
         return f"{error or 'not enough memory'}; lower train.batch_size or image_size", 2
+    if isinstance(error, OSError):
+        sentence = str(error) if error.filename is None else f"{error.filename}: {error.strerror}"
+        return f"{sentence}; free some space or choose another --out", 2
     return f"{type(error).__name__}: {error}", 1
 
 

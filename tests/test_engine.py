@@ -1,0 +1,179 @@
+"""The training loop: selection, checkpoints, stopping at any step, checks."""
+
+import numpy as np
+import pytest
+from scipy.special import log_softmax, softmax
+
+from mdmt import config, engine
+from mdmt.errors import BadInput, Interrupted
+from mdmt.model import Model
+
+HEADS = {"a": {"classes": 2, "hidden": [8], "dropout": 0.5}, "b": {"classes": 3, "hidden": []}}
+SAMPLER = {"mode": "union", "ratio": None, "epoch": "union", "drop_last": False}
+
+
+def settings(**changes):
+    train = config.load("demo", ["train.epochs=3", "train.warmup_epochs=1"])["train"]
+    train.update(batch_size=8, patience=3, augment=config.load("covid_cxr")["train"]["augment"])
+    train.update(changes)
+    return train
+
+
+def parts(seed=0):
+    rng = np.random.default_rng(seed)
+    found = []
+    for task, classes in enumerate((2, 3)):
+        labels = np.arange(20) % classes
+        images = rng.integers(0, 120, (20, 32, 32)) + 60 * labels[:, None, None]
+        found.append(
+            engine.Part(images.astype(np.uint8), labels, task, np.arange(0, 13), np.arange(13, 20))
+        )
+    return found
+
+
+def fit(path=None, stop=None, progress=None, seconds=0, steps=0, **changes):
+    model = Model("resnet18", heads=HEADS, image_size=32, seed=1)
+    return engine.Fit(
+        model, parts(), ["a", "b"], settings(**changes), SAMPLER, seed=5, checkpoint=path,
+        seconds=seconds, steps=steps, stop=stop, progress=progress,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """An uninterrupted training: (history, best weights, number of steps)."""
+    count = []
+    run = fit(progress=lambda state, loss: count.append(loss))
+    state = run.run()
+    return state.history, run.model.state_dict(), len(count)
+
+
+def same(weights, other):
+    return all(np.array_equal(weights[k], other[k]) for k in weights)
+
+
+def test_it_learns_and_keeps_the_best_epoch(whole):
+    history, weights, steps = whole
+    assert steps == 3 * 4  # 26 samples in batches of 8, the last one smaller
+    assert [r["epoch"] for r in history] == [0, 1, 2]
+    assert history[0]["best"] == 0  # warm-up
+    losses = [r["val_loss_a"] for r in history[1:]]
+    best = 1 + int(np.argmin(losses))
+    assert [r["epoch"] for r in history if r["best"]][-1] == best
+    kept = {}
+    run = fit()
+
+    def keep(state, loss):
+        kept[state.epoch] = state
+
+    run.progress = keep
+    state = run.run()
+    assert state.best_epoch == best
+    assert same(state.best, weights)
+
+
+@pytest.mark.parametrize("step", [1, 4, 6, 11])
+def test_stopped_after_any_step_it_goes_on_to_the_same_bits(whole, tmp_path, step):
+    history, weights, _ = whole
+    path = tmp_path / "c.safetensors"
+    done = []
+    run = fit(path, stop=lambda: len(done) >= step, progress=lambda s, loss: done.append(loss))
+    with pytest.raises(Interrupted, match="goes on from there"):
+        run.run()
+    assert len(done) == step
+    again = fit(path)
+    assert again.run().history == history
+    assert same(again.model.state_dict(), weights)
+
+
+def test_stopped_during_validation(whole, tmp_path):
+    history, weights, _ = whole
+    path = tmp_path / "c.safetensors"
+    asked = []
+
+    def stop():
+        asked.append(1)
+        return len(asked) == 4 + 2  # four steps, one validation batch, then the next
+
+    with pytest.raises(Interrupted):
+        fit(path, stop=stop).run()
+    again = fit(path)
+    assert again.run().history == history
+    assert same(again.model.state_dict(), weights)
+
+
+def test_checkpoints_by_steps_change_nothing_and_resume_from_the_last(whole, tmp_path):
+    history, weights, steps = whole
+    path = tmp_path / "c.safetensors"
+    run = fit(path, steps=5)
+    state = run.run()
+    assert state.history == history
+    done = []
+    again = fit(path, progress=lambda s, loss: done.append(loss))
+    assert again.run().history == history
+    assert len(done) == steps - 10
+    assert same(again.model.state_dict(), weights)
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
+    path = tmp_path / "c.safetensors"
+    done = []
+    with pytest.raises(Interrupted):
+        fit(path, stop=lambda: len(done) >= 1, progress=lambda s, v: done.append(v)).run()
+    with pytest.raises(ValueError, match="batch_size"):
+        fit(path, batch_size=4).run()
+
+
+def test_a_damaged_checkpoint_is_one_sentence(tmp_path):
+    path = tmp_path / "c.safetensors"
+    path.write_bytes(b"no checkpoint")
+    with pytest.raises(BadInput, match="delete it to start this training anew"):
+        fit(path).run()
+
+
+def test_early_stopping(tmp_path):
+    state = fit(epochs=30, patience=1, lr=0.05).run()
+    assert len(state.history) < 30
+    assert state.history[-1]["best"] == 0
+
+
+def test_an_empty_training_part_is_refused():
+    empty = parts()
+    empty[1].train = empty[1].train[:0]
+    model = Model("resnet18", heads=HEADS, image_size=32)
+    with pytest.raises(BadInput, match="task 'b': the training part is empty"):
+        engine.Fit(model, empty, ["a", "b"], settings(), SAMPLER)
+
+
+def test_a_batch_that_no_memory_holds_names_its_size(monkeypatch):
+    model = Model("resnet18", heads=HEADS, image_size=32)
+    planned = engine.check_memory(model, 8)
+    assert planned == sum(model.memory(8, training=True).values())
+    monkeypatch.setattr(engine, "available_memory", lambda: planned - 1)
+    with pytest.raises(MemoryError, match=rf"a batch of 8 needs {planned / 2**30:.1f} GiB"):
+        engine.check_memory(model, 8)
+
+
+def test_available_memory_is_plausible():
+    available = engine.available_memory()
+    assert available is None or 2**20 < available < 2**50
+
+
+def test_softmax_and_cross_entropy_against_scipy():
+    rng = np.random.default_rng(0)
+    logits = (rng.standard_normal((50, 4)) * 30).astype(np.float32)
+    labels = rng.integers(0, 4, 50)
+    wide = logits.astype(np.float64)
+    np.testing.assert_allclose(engine.softmax(logits), softmax(wide, 1), atol=1e-7)
+    want = -log_softmax(wide, 1)[np.arange(50), labels].mean()
+    assert engine.cross_entropy(logits, labels) == pytest.approx(want)
+
+
+def test_elastic_field_is_scaled_to_the_image():
+    given = settings()["augment"]
+    assert engine.augmentation(None, 64) is None
+    assert engine.augmentation(given, 256)["elastic_alpha"] == (20, 40)
+    small = engine.augmentation(given, 64)
+    assert small["elastic_sigma"] == pytest.approx(7 / 4)
+    assert small["elastic_alpha"] == pytest.approx((20 / 16, 40 / 16))
+    assert engine.augmentation({**given, "elastic_alpha": [0, 0]}, 64)["elastic_sigma"] == 0
