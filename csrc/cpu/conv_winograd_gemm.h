@@ -156,7 +156,7 @@ static void tile_product(int tiles, int blocks, size_t u_block, size_t m_block,
 /* s[in][out] (+)= sum over `tiles` tiles of v[tile][in] d[tile][out], for `rows`
  * of the 16 inputs of a block and two vectors of outputs. */
 INLINE void sum_rows(int rows, int vectors, int tiles, const float *v, const float *d,
-                     size_t d_second, float *s, size_t s_second, int more)
+                     size_t d_second, const float *ahead, float *s, size_t s_second, int more)
 {
     vec sum[16][2];
 #pragma GCC unroll 16
@@ -166,8 +166,9 @@ INLINE void sum_rows(int rows, int vectors, int tiles, const float *v, const flo
             sum[r][j] = zero();
         }
     }
-    for (int t = 0; t < tiles; t++, v += 16, d += 16) {
+    for (int t = 0; t < tiles; t++, v += 16, d += 16, ahead += 16) {
         vec b[2];
+        _mm_prefetch((const char *)ahead, _MM_HINT_T1);
 #pragma GCC unroll 16
         for (int j = 0; j < vectors; j++) {
             b[j] = load(d + j * d_second);
@@ -200,28 +201,30 @@ INLINE void sum_rows(int rows, int vectors, int tiles, const float *v, const flo
 }
 
 /* One point: block of inputs by `blocks` (1 or 2) blocks of outputs. Long sums
- * are cut: each MDMT_WINO_SUM_TILES products are added up by themselves. */
+ * are cut: each MDMT_WINO_SUM_TILES products are added up by themselves. `ahead`
+ * is read soon in the place of v, and fetched meanwhile. */
 static void sum_product(int tiles, int blocks, const float *v, const float *d, size_t d_block,
-                        float *s, size_t s_block, int more)
+                        const float *ahead, float *s, size_t s_block, int more)
 {
     int cuts = (tiles + MDMT_WINO_SUM_TILES - 1) / MDMT_WINO_SUM_TILES;
     for (int i = 0; i < cuts; i++, more = 1) {
         int t = mdmt_wino_cut(tiles, cuts, i), n = mdmt_wino_cut(tiles, cuts, i + 1) - t;
         const float *vt = v + (size_t)t * 16, *dt = d + (size_t)t * 16;
+        const float *at = ahead + (size_t)t * 16;
 #if defined(__AVX512F__)
         if (blocks == 2) {
-            sum_rows(8, 2, n, vt, dt, d_block, s, s_block, more);
-            sum_rows(8, 2, n, vt + 8, dt, d_block, s + 128, s_block, more);
+            sum_rows(8, 2, n, vt, dt, d_block, at, s, s_block, more);
+            sum_rows(8, 2, n, vt + 8, dt, d_block, at, s + 128, s_block, more);
         } else {
-            sum_rows(16, 1, n, vt, dt, 0, s, 0, more);
+            sum_rows(16, 1, n, vt, dt, 0, at, s, 0, more);
         }
 #else
         for (int k = 0; k < blocks; k++) {
             const float *dk = dt + k * d_block;
             float *sk = s + k * s_block;
-            sum_rows(6, 2, n, vt, dk, VW, sk, VW, more);
-            sum_rows(5, 2, n, vt + 6, dk, VW, sk + 96, VW, more);
-            sum_rows(5, 2, n, vt + 11, dk, VW, sk + 176, VW, more);
+            sum_rows(6, 2, n, vt, dk, VW, at, sk, VW, more);
+            sum_rows(5, 2, n, vt + 6, dk, VW, at, sk + 96, VW, more);
+            sum_rows(5, 2, n, vt + 11, dk, VW, at, sk + 176, VW, more);
         }
 #endif
     }

@@ -35,7 +35,8 @@ static void sums_of(const mdmt_wino_plan *p, const mdmt_wino_tiles *tiles, const
                 int pair = blocks - k < 2 ? 1 : 2;
                 for (int in = 0; in < ins; in++) {
                     sum_product(hi - lo, pair, vp + in * block, dp + k * block, block,
-                                sp + ((size_t)in * s_blocks + k) * 256, 256, more);
+                                vp + (in + 1) * block, sp + ((size_t)in * s_blocks + k) * 256, 256,
+                                more);
                 }
             }
         }
