@@ -5,6 +5,7 @@ enum {
     CHUNK_BYTES = 600 << 10,  /* transformed input of a chunk: stays in the L2       */
     GROUP_BYTES = 24 << 20,   /* transformed maps of a group of images                */
     RANGE_BYTES = 1200 << 10, /* by output: transformed weights: stay in the L2 */
+    PAST_BYTES = 8 << 20,     /* an output of so much is stored past the caches */
     SPAN_TILES = 64,          /* tiles of one round of small GEMMs                    */
     PART_BYTES = 10 << 20,    /* bwd_weight by rows: sums of all parts                */
     SUM_BYTES = 640 << 10,    /* bwd_weight by rows: sums of one part: stay in the L2 */
@@ -122,6 +123,7 @@ void mdmt_wino_plan_make(const mdmt_site *site, mdmt_wino_pass pass, int points,
     size_t set = (size_t)p->set_tiles * 16;
     p->v_point = odd_lines(set * p->cb);
     p->v = p->v_point * pp;
+    p->past = (int64_t)p->n * p->kb * p->oh * p->ow * 64 >= PAST_BYTES;
     p->range = p->cb;
     if (p->by_output) {
         int most = at_least_one(RANGE_BYTES / (pp * MDMT_WINO_PAIR * 1024));

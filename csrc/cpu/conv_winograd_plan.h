@@ -49,6 +49,7 @@ typedef struct {
     int range;      /* by output: input blocks whose weights are held at once;
                        their sums are added up in the products          */
     size_t m_block; /* products: from output block to output block      */
+    int past;       /* the output is too large to be found in a cache later */
     int row_step;   /* bwd_weight by rows: tile rows transformed at once */
     size_t v_point, u_point, m_point, d_point; /* strides from point to point   */
     size_t v, u, m, d;                         /* sizes of the buffers          */

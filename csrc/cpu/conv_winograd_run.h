@@ -11,6 +11,7 @@ typedef struct {
     const float *addend; /* plane like y's, or NULL; may be y's own */
     float *stats;        /* this part's rows for the block, or NULL */
     size_t stats_row;    /* from row to row */
+    int past;            /* store past the caches */
 } finish;
 
 INLINE void finish_tile(vec (*y)[4], int rows, int columns, float *to, size_t pitch,
@@ -57,11 +58,21 @@ INLINE void finish_tile(vec (*y)[4], int rows, int columns, float *to, size_t pi
         store(s + MDMT_STATS_SQUARE * f->stats_row, add(square, tile_square));
         store(s + MDMT_STATS_COUNT * f->stats_row, add(count, set1((float)(rows * columns))));
     }
+    if (f->past) {
 #pragma GCC unroll 16
-    for (int i = 0; i < rows; i++) {
+        for (int i = 0; i < rows; i++) {
 #pragma GCC unroll 16
-        for (int j = 0; j < columns; j++) {
-            store(to + i * pitch + j * 16 + lane, y[i][j]);
+            for (int j = 0; j < columns; j++) {
+                store_past(to + i * pitch + j * 16 + lane, y[i][j]);
+            }
+        }
+    } else {
+#pragma GCC unroll 16
+        for (int i = 0; i < rows; i++) {
+#pragma GCC unroll 16
+            for (int j = 0; j < columns; j++) {
+                store(to + i * pitch + j * 16 + lane, y[i][j]);
+            }
         }
     }
 }
@@ -203,7 +214,7 @@ static void outputs_of(const conv_work *work, const mdmt_wino_tiles *tiles, int 
     const mdmt_wino_plan *p = &work->plan;
     size_t plane = (size_t)p->oh * p->ow * 16, channels = (size_t)p->kb * 16;
     for (int b = 0; b < blocks; b++) {
-        finish f = {.stats_row = channels};
+        finish f = {.stats_row = channels, .past = p->past};
         f.bias = work->bias ? work->bias + (k + b) * 16 : NULL;
         f.stats = work->stats
                       ? work->stats + part * MDMT_STATS_ROWS * channels + (size_t)(k + b) * 16
@@ -214,6 +225,9 @@ static void outputs_of(const conv_work *work, const mdmt_wino_tiles *tiles, int 
             f.addend = work->addend ? work->addend + offset : NULL;
             output_of(p, &t, m + b * p->m_block + (size_t)q * 16, work->y + offset, &f, q == q0);
         }
+    }
+    if (p->past) {
+        _mm_sfence();
     }
 }
 

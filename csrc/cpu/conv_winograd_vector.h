@@ -19,6 +19,11 @@ INLINE void store(float *p, vec a)
 {
     _mm512_store_ps(p, a);
 }
+/* Past the caches; whole lines only pay. */
+INLINE void store_past(float *p, vec a)
+{
+    _mm512_stream_ps(p, a);
+}
 INLINE vec set1(float a)
 {
     return _mm512_set1_ps(a);
@@ -97,6 +102,11 @@ INLINE vec load(const float *p)
     return _mm256_load_ps(p);
 }
 INLINE void store(float *p, vec a)
+{
+    _mm256_store_ps(p, a);
+}
+/* Half lines would be slower past the caches. */
+INLINE void store_past(float *p, vec a)
 {
     _mm256_store_ps(p, a);
 }
