@@ -5,11 +5,12 @@ enum {
     CHUNK_BYTES = 600 << 10,  /* transformed input of a chunk: stays in the L2       */
     GROUP_BYTES = 24 << 20,   /* transformed maps of a group of images                */
     RANGE_BYTES = 1200 << 10, /* by output: transformed weights: stay in the L2 */
-    PAST_BYTES = 8 << 20,     /* an output of so much is stored past the caches */
+    PAST_BYTES = 4 << 20,     /* an output of so much is stored past the caches */
     SPAN_TILES = 64,          /* tiles of one round of small GEMMs                    */
     PART_BYTES = 10 << 20,    /* bwd_weight by rows: sums of all parts                */
     SUM_BYTES = 640 << 10,    /* bwd_weight by rows: sums of one part: stay in the L2 */
-    MAX_PARTS = 8,
+    MAX_PARTS = 8,            /* and no more than one for PART_TILES tiles            */
+    PART_TILES = 196,
     BY_OUTPUT_CHANNELS = 192 /* more input channels than this: by output             */
 };
 
@@ -56,12 +57,14 @@ static void plan_rows(mdmt_wino_plan *p)
     int pp = p->points * p->points, rows = p->n * p->rows;
     int blocks = p->pass == MDMT_WINO_WEIGHT ? p->cb + p->kb : p->cb;
     int tiles = CHUNK_BYTES / (pp * blocks * 64);
-    tiles = tiles < 14 ? 14 : tiles > 128 ? 128 : tiles;
+    tiles = tiles < 14 ? 14 : tiles > 64 ? 64 : tiles;
     int step = at_least_one(tiles / p->row_tiles);
     if (p->pass == MDMT_WINO_WEIGHT) {
         size_t sum = (size_t)pp * p->cb * p->kb * 1024;
         int parts = (int)(PART_BYTES / sum);
-        parts = at_least_one(parts > MAX_PARTS ? MAX_PARTS : parts);
+        int tiles_each = (rows * p->row_tiles + PART_TILES - 1) / PART_TILES;
+        parts = parts > MAX_PARTS ? MAX_PARTS : parts;
+        parts = at_least_one(parts > tiles_each ? tiles_each : parts);
         int most = (rows + step - 1) / step;
         p->chunks = parts > most ? most : parts;
         p->row_step = step;

@@ -127,24 +127,20 @@ static void finish_cut(vec (*y)[4], int rows, int columns, float *to, size_t pit
     }
 }
 
-/* Output transform of tile q of the set from m (its span's first tile is q0)
- * into y, the plane of its image and block. */
+/* Output transform of tile t from m to y, where its first pixel lies. */
 static void output_of(const mdmt_wino_plan *p, const mdmt_wino_tile *t, const float *m, float *y,
                       const finish *f, int first)
 {
     narrow_points c = narrow_of(p->points);
-    size_t pitch = (size_t)p->ow * 16, at = t->y * pitch + (size_t)t->x * 16;
+    size_t pitch = (size_t)p->ow * 16;
     int rows = p->oh - t->y, columns = p->ow - t->x;
-    finish g = *f;
-    g.addend = f->addend ? f->addend + at : NULL;
-    float *to = y + at;
     for (int lane = 0; lane < 16; lane += VW) {
         vec r[4][4];
         const float *from = m + lane;
         if (t->full_h && t->full_w) {
             output_tile(6, 1, 1, &c, from, p->m_point, r);
             if (rows >= 4 && columns >= 4) {
-                finish_tile(r, 4, 4, to, pitch, &g, first, lane);
+                finish_tile(r, 4, 4, y, pitch, f, first, lane);
                 continue;
             }
         } else if (t->full_h) {
@@ -158,12 +154,12 @@ static void output_of(const mdmt_wino_plan *p, const mdmt_wino_tile *t, const fl
                 output_tile(4, 0, 0, &c, from, p->m_point, r);
             }
             if (rows >= 2 && columns >= 2) {
-                finish_tile(r, 2, 2, to, pitch, &g, first, lane);
+                finish_tile(r, 2, 2, y, pitch, f, first, lane);
                 continue;
             }
         }
         int high = t->full_h ? 4 : 2, wide = t->full_w ? 4 : 2;
-        finish_cut(r, rows < high ? rows : high, columns < wide ? columns : wide, to, pitch, &g,
+        finish_cut(r, rows < high ? rows : high, columns < wide ? columns : wide, y, pitch, f,
                    first, lane);
     }
 }
@@ -213,17 +209,19 @@ static void outputs_of(const conv_work *work, const mdmt_wino_tiles *tiles, int 
 {
     const mdmt_wino_plan *p = &work->plan;
     size_t plane = (size_t)p->oh * p->ow * 16, channels = (size_t)p->kb * 16;
+    finish f[MDMT_WINO_PAIR];
     for (int b = 0; b < blocks; b++) {
-        finish f = {.stats_row = channels, .past = p->past};
-        f.bias = work->bias ? work->bias + (k + b) * 16 : NULL;
-        f.stats = work->stats
-                      ? work->stats + part * MDMT_STATS_ROWS * channels + (size_t)(k + b) * 16
-                      : NULL;
-        for (int q = q0; q < q1; q++) {
-            mdmt_wino_tile t = mdmt_wino_tile_at(p, tiles, q);
-            size_t offset = ((size_t)t.n * p->kb + k + b) * plane;
-            f.addend = work->addend ? work->addend + offset : NULL;
-            output_of(p, &t, m + b * p->m_block + (size_t)q * 16, work->y + offset, &f, q == q0);
+        size_t at = (size_t)(k + b) * 16;
+        f[b] = (finish){.stats_row = channels, .past = p->past};
+        f[b].bias = work->bias ? work->bias + at : NULL;
+        f[b].stats = work->stats ? work->stats + part * MDMT_STATS_ROWS * channels + at : NULL;
+    }
+    for (int q = q0; q < q1; q++) {
+        mdmt_wino_tile t = mdmt_wino_tile_at(p, tiles, q);
+        for (int b = 0; b < blocks; b++) {
+            size_t at = ((size_t)t.n * p->kb + k + b) * plane + ((size_t)t.y * p->ow + t.x) * 16;
+            f[b].addend = work->addend ? work->addend + at : NULL;
+            output_of(p, &t, m + b * p->m_block + (size_t)q * 16, work->y + at, &f[b], q == q0);
         }
     }
     if (p->past) {
