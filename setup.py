@@ -121,6 +121,22 @@ class BuildEngine(build_ext):
         units = self.units(objects, compiler, instrument)
         self.compile_units([u for u in units if self.force or not u.is_current()], len(units))
         self.link(units, target, [*compiler, *instrument])
+        if not sanitize:
+            self.copy_beside_sources(target)
+
+    @staticmethod
+    def copy_beside_sources(target):
+        """`python -m mdmt.run` at the top level of a clone imports ./mdmt, which comes before the
+        installed package: it needs the engine, too."""
+        place = ROOT / "mdmt" / target.name
+        if place == target:
+            return
+        fresh = place.with_suffix(".new")
+        try:
+            shutil.copy2(target, fresh)
+            fresh.replace(place)
+        except OSError as error:  # a read-only source tree: the installed package is complete
+            print(f"mdmt._core: not copied to {place}: {error}", file=sys.stderr)
 
     def units(self, objects, compiler, instrument):
         machine = subprocess.run([*compiler, "-dumpmachine"], capture_output=True, text=True)

@@ -1,5 +1,6 @@
 """A case of the op table: an op at one place, what it should give, and how far it may be off."""
 
+import os
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +10,18 @@ import numpy as np
 from tests import statements as say
 
 EPSILON = float(np.finfo(np.float32).eps)
+ISAS = ("ref", "avx2", "avx512")
 RELU = {"none": 0, "relu": 1}  # values of mdmt_act
+
+
+def available():
+    """Instruction sets of this processor, within what MDMT_CPU allows."""
+    from mdmt import _core
+
+    best = min(
+        ISAS.index(_core.cpu_info()["isa"]), ISAS.index(os.environ.get("MDMT_CPU", ISAS[-1]))
+    )
+    return ISAS[: best + 1]
 
 
 @dataclass
@@ -48,7 +60,7 @@ class Case:
         exact = {k: v.astype(np.float64) if v.dtype == np.float32 else v for k, v in arrays.items()}
         outputs = self.expect(exact)
         sizes = self.magnitude(exact) if self.magnitude else {}
-        unit = EPSILON * (8 + 2 * np.sqrt(self.length))
+        unit = EPSILON * (2 + np.sqrt(self.length) / 2)
         bounds = {k: unit * np.abs(sizes.get(k, v)) + 1e-37 for k, v in outputs.items()}
         return outputs, bounds
 
@@ -58,8 +70,8 @@ class Case:
         for name, feed in self.feeds.items():
             kind, _, role = feed.partition(":")
             shape = arrays[name].shape
-            dtype = {"int32": {"dtype": "i32"}}.get(str(arrays[name].dtype), {})
-            tensors[name] = getattr(graph, role or "input")(name, kind, shape, **dtype)
+            dtype = ["i32"] if arrays[name].dtype == np.int32 else []
+            tensors[name] = getattr(graph, role or "input")(name, kind, shape, *dtype)
         for name in self.inplace:
             tensors[name] = graph.add("act", [tensors[name]], act=0)[0]
         for name, tensor in self.wire(graph, tensors).items():
@@ -72,10 +84,12 @@ class Case:
         return made, arrays
 
     def run(self, core, **how):
+        """Outputs, and the name of the kernel that made them."""
         program, arrays = self.program(core, **how)
         outputs = dict(program.run(arrays, seed=5, step=3))
         outputs |= {name: program.read(name) for name in self.reads}
-        return {k: np.array(v) for k, v in outputs.items()}
+        chosen = next(kernel for op, kernel in program.kernels() if op == self.op)
+        return {k: np.array(v) for k, v in outputs.items()}, chosen
 
     def repro(self, **how):
         """The line that runs this case alone."""
@@ -86,13 +100,12 @@ class Case:
 def mixing(kernel):
     """How far a kernel's error spreads: Winograd adds and subtracts whole tiles, so that its bound
     is the largest magnitude nearby, times the growth of its transforms (Lavin & Gray 2016)."""
-    if "winograd" not in (kernel or "") and "f4x4" not in (kernel or ""):
-        return None
-    return 32.0
+    return 4.0 if "winograd" in kernel else None
 
 
-def check(case, got, kernel=None, against=None):
-    """Compares outputs with the statement (or with the arrays `against`); raises AssertionError."""
+def check(case, got, kernel, against=None):
+    """Compares the outputs of a kernel with the statement (or with the arrays `against`); raises
+    AssertionError."""
     outputs, bounds = case.expected(case.arrays())
     spread = mixing(kernel)
     assert set(got) == set(outputs), f"{case.id}: outputs {sorted(got)}, not {sorted(outputs)}"
@@ -136,4 +149,4 @@ def load_size(a, lazy):
     """Magnitude of what a lazy load adds up."""
     if not lazy:
         return np.abs(a["x"])
-    return np.abs(say.per_channel(a["scale"]) * a["x"]) + np.abs(say.per_channel(a["shift"]))
+    return np.abs(say.per_channel(a["xscale"]) * a["x"]) + np.abs(say.per_channel(a["xshift"]))

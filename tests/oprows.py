@@ -17,14 +17,14 @@ def max_pool_cases(x, lazy=None, **attrs):
         distinct = rng.permutation(int(np.prod(x))).reshape(x) / 64.0 - np.prod(x) / 128.0
         a = {"x": distinct.astype(np.float32)}
         if lazy:
-            a |= {"scale": positive(rng, c), "shift": normal(rng, c)}
+            a |= {"xscale": positive(rng, c), "xshift": normal(rng, c)}
         return a
 
     def tensors(g, t):
-        return g.lazy(t["x"], t["scale"], t["shift"], act=lazy) if lazy else t["x"]
+        return g.lazy(t["x"], t["xscale"], t["xshift"], lazy) if lazy else t["x"]
 
     def loaded(a):
-        return say.lazy(a["x"], a["scale"], a["shift"], lazy) if lazy else a["x"]
+        return say.lazy(a["x"], a["xscale"], a["xshift"], lazy) if lazy else a["x"]
 
     def backward(rng):
         a = make(rng)
@@ -49,7 +49,7 @@ def max_pool_cases(x, lazy=None, **attrs):
             found["dx"] = say.max_pool_bwd(np.abs(a["dy"]), where, (h, w), **attrs)
         return found
 
-    feeds = {"x": "map"} | ({"scale": "vector", "shift": "vector"} if lazy else {})
+    feeds = {"x": "map"} | ({"xscale": "vector", "xshift": "vector"} if lazy else {})
     name = label(x, attrs | ({"lazy": lazy} if lazy else {}))
 
     def forward(g, t):
@@ -99,12 +99,12 @@ def global_cases(x):
         return {"x": normal(rng, *x, shift=0.2)}
 
     def lazies(rng):
-        return maps(rng) | {"scale": normal(rng, c), "shift": normal(rng, c)}
+        return maps(rng) | {"xscale": normal(rng, c), "xshift": normal(rng, c)}
 
     def loaded(a):
-        return say.lazy(a["x"], a["scale"], a["shift"], "relu")
+        return say.lazy(a["x"], a["xscale"], a["xshift"], "relu")
 
-    lazy_feeds = {"x": "map", "scale": "vector", "shift": "vector"}
+    lazy_feeds = {"x": "map", "xscale": "vector", "xshift": "vector"}
     size = {"size": (h, w), "channels": c}
     return [
         Case("global_avg_pool", name, maps, {"x": "map"},
@@ -114,7 +114,7 @@ def global_cases(x):
         Case("global_avg_pool", name + ",lazy=relu", lazies, lazy_feeds,
              lambda g, t: {
                  "y": g.add("global_avg_pool",
-                            [g.lazy(t["x"], t["scale"], t["shift"], act="relu")])[0]},
+                            [g.lazy(t["x"], t["xscale"], t["xshift"], "relu")])[0]},
              lambda a: {"y": loaded(a).mean((2, 3))},
              lambda a: {"y": load_size(a, "relu").mean((2, 3))}, area),
         Case("global_avg_pool_bwd", name, lambda rng: {"dy": normal(rng, n, c)}, {"dy": "rows"},

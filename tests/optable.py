@@ -42,18 +42,18 @@ def convolutions(x, k, kernel, *, image=False, lazy=None, bias=False, stats=Fals
     width = np.sqrt(1.0 / np.prod(weight[1:]))
 
     def loaded(a):
-        return say.lazy(a["x"], a["scale"], a["shift"], lazy) if lazy else a["x"]
+        return say.lazy(a["x"], a["xscale"], a["xshift"], lazy) if lazy else a["x"]
 
     def inputs(rng):
         a = {"x": normal(rng, *x, shift=0.3)}
         if lazy:
-            a |= {"scale": normal(rng, c), "shift": normal(rng, c, scale=0.5)}
+            a |= {"xscale": normal(rng, c), "xshift": normal(rng, c, scale=0.5)}
         return a
 
     def tensors(g, t):
-        return g.lazy(t["x"], t["scale"], t["shift"], act=lazy) if lazy else t["x"]
+        return g.lazy(t["x"], t["xscale"], t["xshift"], lazy) if lazy else t["x"]
 
-    lazy_feeds = {"scale": "vector", "shift": "vector"} if lazy else {}
+    lazy_feeds = {"xscale": "vector", "xshift": "vector"} if lazy else {}
     cases = [forward_case(name, inputs, tensors, loaded, y, weight, xkind, wkind, lazy_feeds,
                           bias, stats, attrs, macs, width)]  # fmt: skip
     if not backward:
@@ -270,7 +270,7 @@ def norm_act_case(x, act, residual=None, inplace=()):
         return a | ({"rscale": normal(rng, c), "rshift": normal(rng, c)} if lazy else {})
 
     def wire(g, t):
-        r = g.lazy(t["r"], t["rscale"], t["rshift"], act=lazy) if lazy else t.get("r")
+        r = g.lazy(t["r"], t["rscale"], t["rshift"], lazy) if lazy else t.get("r")
         inputs = [t["x"], t["scale"], t["shift"]] + ([r] if residual else [])
         return {"z": g.add("norm_act", inputs, act=RELU[act])[0]}
 
@@ -425,7 +425,7 @@ def main():
 
     case = find(options.case)
     how = {"isa": options.isa, "kernel": options.kernel, "threads": options.threads}
-    check(case, case.run(_core, **how), options.kernel)
+    check(case, *case.run(_core, **how))
     print(f"{case.id}: ok")
 
 

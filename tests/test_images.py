@@ -1,8 +1,5 @@
 """The op images: what a training step's input is, against augment and plain normalisation."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
@@ -84,24 +81,6 @@ def test_same_bits_for_any_instruction_set(shape):
         for isa in (None, "ref")
     )
     np.testing.assert_array_equal(best, ref)
-
-
-def test_nothing_beyond_the_last_pixel_is_read():
-    """The images end where a page ends that is followed by one that nobody may read."""
-    code = """
-import ctypes, mmap
-import numpy as np
-from tests.test_images import program, run
-page = mmap.PAGESIZE
-block = mmap.mmap(-1, 2 * page)
-start = ctypes.addressof(ctypes.c_char.from_buffer(block))
-assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(start + page), page, 0) == 0
-images = np.frombuffer(block, np.uint8, page).reshape(4, 16, -1)
-x = run(program(4, 1, images.shape[1:], 1), np.zeros(4, int), np.arange(4), sources=[images])
-print("x", x.size)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.startswith("x "), done.stderr
 
 
 def test_changes_with_epoch_and_seed():

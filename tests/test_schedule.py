@@ -31,7 +31,7 @@ def run(schedule, losses, start=0):
     st.sampled_from([0.0, 1e-4, 0.1]),
     st.integers(0, 3),
     st.sampled_from([0.65, 0.1, 1e-4]),
-    st.sampled_from([0.0, 1e-8, 2e-4, 1e-3 - 5e-9]),
+    st.sampled_from([0.0, 1e-8, 2e-4]),
 )
 def test_learning_rate_is_that_of_pytorch(losses, patience, threshold, cooldown, factor, min_lr):
     torch = pytest.importorskip("torch", reason="PyTorch is the oracle of this test")
