@@ -13,7 +13,8 @@
  * align_corners=False), so that the identity copies pixels exactly. Beyond its
  * border the source is mirrored: a constant leaves wedges at rotated and shifted
  * radiographs, and repeating the border smears the bright one-pixel margins that
- * many of them have into such wedges. A network can learn both.
+ * many of them have into such wedges. A network can learn both. There is no
+ * filter before a reduction: images are stored at about the size of the output.
  *
  * The elastic field is that of Simard et al. (ICDAR 2003): alpha times uniform
  * noise in -1 .. 1, smoothed by a Gaussian of sigma, in pixels of the output.

@@ -49,12 +49,16 @@ static mdmt_status check(const mdmt_sampler_config *c)
                              k, c->ratio[k]);
         }
     }
-    if (c->batch < 1) {
-        return mdmt_fail(MDMT_BAD_ARGUMENT, "the batch size must be at least 1, not %lld",
+    if (c->batch < 1 || c->batch > INT32_MAX) {
+        return mdmt_fail(MDMT_BAD_ARGUMENT,
+                         "the batch size must be at least 1 and below 2^31, "
+                         "not %lld",
                          (long long)c->batch);
     }
-    if (c->epoch == MDMT_EPOCH_STEPS && c->steps < 1) {
-        return mdmt_fail(MDMT_BAD_ARGUMENT, "an epoch must have at least 1 step, not %lld",
+    if (c->epoch == MDMT_EPOCH_STEPS && (c->steps < 1 || c->steps > INT32_MAX)) {
+        return mdmt_fail(MDMT_BAD_ARGUMENT,
+                         "an epoch must have at least 1 step and below 2^31, "
+                         "not %lld",
                          (long long)c->steps);
     }
     return MDMT_OK;
@@ -167,6 +171,14 @@ static mdmt_status plan(mdmt_sampler *s)
     for (int k = 0; k < c->sets; k++) {
         all += c->size[k];
     }
+    for (int k = 0; k < s->streams; k++) {
+        if (!(s->share[k] > 1e-12)) {
+            return mdmt_fail(MDMT_BAD_ARGUMENT,
+                             "the ratio of data set %d is too small beside the others: its share "
+                             "is %.3g",
+                             k, s->share[k]);
+        }
+    }
     s->lead = -1;
     if (c->epoch == MDMT_EPOCH_STEPS) {
         s->steps = c->steps;
@@ -176,6 +188,13 @@ static mdmt_status plan(mdmt_sampler *s)
         length_by_samples(s, s->streams == 1 ? s->stream[0].size : all);
     } else {
         s->lead = find_lead(s);
+        double batches = (double)s->stream[s->lead].size / s->share[s->lead] / (double)c->batch;
+        if (batches > 1e7) {
+            return mdmt_fail(MDMT_BAD_ARGUMENT,
+                             "an epoch would have %.3g batches until data set %d is through at "
+                             "its share of %.3g: give it a larger ratio",
+                             batches, s->lead, s->share[s->lead]);
+        }
         length_by_lead(s);
     }
     if (c->drop_last && s->last < c->batch) {
