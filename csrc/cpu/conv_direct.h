@@ -53,6 +53,7 @@ typedef struct {
     ptrdiff_t dy_row, dy_image, dy_out;
     float *dw; /* [channels][16 out] */
     ptrdiff_t dw_out;
+    const float *ahead; /* what to fetch meanwhile, a line a pixel; or NULL */
     int images, rows, columns;
 } mdmt_conv_weight_tile;
 

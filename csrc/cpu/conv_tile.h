@@ -128,24 +128,25 @@ INLINE void tile_body(const mdmt_conv_tile *tile, const int rows, const int colu
         tile_body(tile, rows, columns, blocks, pixel);                                             \
     }
 
-INLINE void weight_body(const mdmt_conv_weight_tile *tile, const int channels, const int blocks)
+/* Pixels of a weight tile; `fetch`: brings a line of `ahead` with each. */
+INLINE void weight_pixels(const mdmt_conv_weight_tile *t, VEC *acc, const int channels,
+                          const int blocks, const int fetch)
 {
-    VEC acc[32];
-    const mdmt_conv_weight_tile t = *tile;
-    UNROLL
-    for (int i = 0; i < channels * blocks * PARTS; i++) {
-        acc[i] = VZERO();
-    }
-    for (int n = 0; n < t.images; n++) {
-        for (int r = 0; r < t.rows; r++) {
-            const float *x = t.x + n * t.x_image + r * t.x_row;
-            const float *dy = t.dy + n * t.dy_image + r * t.dy_row;
-            const float *const end = dy + t.columns * MDMT_BLOCK;
-            for (; dy < end; dy += MDMT_BLOCK, x += t.x_pixel) {
+    const float *ahead = t->ahead;
+    for (int n = 0; n < t->images; n++) {
+        for (int r = 0; r < t->rows; r++) {
+            const float *x = t->x + n * t->x_image + r * t->x_row;
+            const float *dy = t->dy + n * t->dy_image + r * t->dy_row;
+            const float *const end = dy + t->columns * MDMT_BLOCK;
+            for (; dy < end; dy += MDMT_BLOCK, x += t->x_pixel) {
                 VEC grad[2 * PARTS];
+                if (fetch) {
+                    __builtin_prefetch(ahead);
+                    ahead += MDMT_BLOCK;
+                }
                 UNROLL
                 for (int v = 0; v < blocks * PARTS; v++) {
-                    grad[v] = VLOAD(dy + (v / PARTS) * t.dy_out + (v % PARTS) * VL);
+                    grad[v] = VLOAD(dy + (v / PARTS) * t->dy_out + (v % PARTS) * VL);
                 }
                 UNROLL
                 for (int c = 0; c < channels; c++) {
@@ -158,6 +159,26 @@ INLINE void weight_body(const mdmt_conv_weight_tile *tile, const int channels, c
                 }
             }
         }
+    }
+}
+
+INLINE void weight_body(const mdmt_conv_weight_tile *tile, const int channels, const int blocks)
+{
+    VEC acc[32];
+    const mdmt_conv_weight_tile t = *tile;
+    UNROLL
+    for (int i = 0; i < channels * blocks * PARTS; i++) {
+        acc[i] = VZERO();
+    }
+    for (int v = 0; v < blocks; v++) {
+        for (int c = 0; c < channels; c++) {
+            __builtin_prefetch(t.dw + v * t.dw_out + c * MDMT_BLOCK, 1, 3);
+        }
+    }
+    if (t.ahead) {
+        weight_pixels(&t, acc, channels, blocks, 1);
+    } else {
+        weight_pixels(&t, acc, channels, blocks, 0);
     }
     UNROLL
     for (int c = 0; c < channels; c++) {

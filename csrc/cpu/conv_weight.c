@@ -82,10 +82,12 @@ static void plan_weight(const mdmt_site *site, plan *p)
     p->blocks = mdmt_blocks(g.c);
     p->out_blocks = mdmt_blocks(g.k);
     int tap_bytes = g.kh * g.kw * MDMT_BLOCK * MDMT_BLOCK * (int)sizeof(float);
-    p->in_step = mdmt_min(p->blocks, tap_bytes > 4096 ? 8 : 16);
+    /* A staged x must serve enough output blocks, a dy enough input blocks. */
+    p->in_step = mdmt_min(p->blocks, tap_bytes > 4096 ? 4 : 16);
     p->in_step = mdmt_ceil_div(p->blocks, mdmt_ceil_div(p->blocks, p->in_step));
-    int room = mdmt_max(1, WEIGHT_BYTES / (tap_bytes * p->in_step * 2)); /* pairs */
-    p->out_step = 2 * mdmt_min(mdmt_ceil_div(p->out_blocks, 2), tap_bytes > 4096 ? 1 : room);
+    int pairs = mdmt_ceil_div(p->out_blocks, 2);
+    int most_pairs = mdmt_max(1, WEIGHT_BYTES / (tap_bytes * p->in_step * 2));
+    p->out_step = 2 * mdmt_ceil_div(pairs, mdmt_ceil_div(pairs, most_pairs));
     p->ins = mdmt_ceil_div(p->blocks, p->in_step);
     p->outs = mdmt_ceil_div(p->out_blocks, p->out_step);
     p->group = mdmt_min(g.n, mdmt_max(1, STRIP_PIXELS / (g.oh * g.ow)));
@@ -102,11 +104,25 @@ static void plan_weight(const mdmt_site *site, plan *p)
 
 /* ---- staging ---- */
 
+/* Whether some tap k < kernel reads positions that are `phase` modulo s. */
+static int is_read(int phase, int kernel, int d, int s)
+{
+    for (int k = 0; k < kernel; k++) {
+        if (k * d % s == phase) {
+            return 1;
+        }
+    }
+    return 0;
+}
+
 static void stage_row(const plan *p, const mdmt_conv_micro *micro, float *dst, const float *src,
                       const float *scale, const float *shift, mdmt_act act)
 {
     const mdmt_geometry *g = &p->g;
     for (int f = 0; f < g->sw; f++, dst += p->stage_columns * MDMT_BLOCK) {
+        if (!is_read(f, g->kw, g->dw, g->sw)) {
+            continue;
+        }
         int first = f - g->pl; /* column of position 0 */
         int left = first < 0 ? mdmt_ceil_div(-first, g->sw) : 0;
         int end = first < g->w ? (g->w - 1 - first) / g->sw + 1 : 0;
@@ -142,6 +158,9 @@ static const float *stage_band(const job *j, int image, int images, int in0, int
             const float *scale = j->x.scale ? j->x.scale + b * MDMT_BLOCK : NULL;
             const float *shift = j->x.scale ? j->x.shift + b * MDMT_BLOCK : NULL;
             for (int r = first; r < end; r++) {
+                if (g->sh > 1 && !is_read((r + g->pt) % g->sh, g->kh, g->dh, g->sh)) {
+                    continue;
+                }
                 stage_row(p, j->micro, dst + (size_t)(r - row0) * p->row_floats,
                           src + (size_t)r * g->w * MDMT_BLOCK, scale, shift, j->x.act);
             }
@@ -156,67 +175,121 @@ typedef struct {
     const job *job;
     const float *x; /* of the band: row row0 * sh - pt, first block of the task */
     int image, images;
-    int row0;         /* of the band                       */
-    int row, row_end; /* of the strip                      */
-    int in, in0;      /* input block; the task's first     */
-    int out, outs;    /* output blocks                     */
-    float *dw;        /* the whole, of the slice           */
+    int row0, row1;                                  /* of the band                             */
+    int row, row_end;                                /* of the strip                            */
+    int in0, in1;                                    /* input blocks of the task                */
+    int out, outs;                                   /* output blocks                           */
+    int out0, out1;                                  /* of the task                             */
+    const float *ahead;                              /* dy to be fetched, or NULL ...          */
+    int fetched;                                     /* ... and how many of its output blocks  */
+    float *dw;                                       /* the whole, of the slice                 */
+    int column[MDMT_CONV_TAPS];                      /* (kw) offset of a tap's column  */
+    int first[MDMT_CONV_TAPS], rows[MDMT_CONV_TAPS]; /* (kh) rows of the strip's dy whose row of
+                                                        x lies inside */
 } pass;
 
-/* One tap of one input block and one or two output blocks over a strip. */
-static void tap_sum(const pass *s, int a, int b)
+static void start_task(pass *s)
+{
+    const plan *p = s->job->plan;
+    const mdmt_geometry *g = &p->g;
+    for (int b = 0; b < g->kw; b++) {
+        int column = b * g->dw;
+        s->column[b] = (column % g->sw * p->stage_columns + column / g->sw) * MDMT_BLOCK;
+    }
+}
+
+/* Rows of dy with r sh + a dh - pt in 0 .. h - 1. */
+static void start_strip(pass *s)
+{
+    const mdmt_geometry *g = &s->job->plan->g;
+    for (int a = 0; a < g->kh; a++) {
+        int low = g->pt - a * g->dh, high = g->h - 1 + g->pt - a * g->dh;
+        int end = mdmt_min(s->row_end, high < 0 ? 0 : high / g->sh + 1);
+        s->first[a] = mdmt_max(s->row, low > 0 ? mdmt_ceil_div(low, g->sh) : 0);
+        s->rows[a] = end - s->first[a];
+    }
+}
+
+/* Where the dy lies that comes after this strip's; NULL: nowhere near. */
+static const float *next_strip(const pass *s, const mdmt_conv_weight_tile *t)
+{
+    if (s->row_end < s->row1) {
+        return t->dy + s->row_end * t->dy_row;
+    }
+    if (s->out + s->outs < s->out1) {
+        return t->dy + s->outs * t->dy_out + s->row0 * t->dy_row;
+    }
+    return s->row1 < s->job->plan->g.oh
+               ? t->dy - (s->out - s->out0) * t->dy_out + s->row1 * t->dy_row
+               : NULL;
+}
+
+/* All taps of one input block and one or two output blocks over a strip. The
+ * first tile meanwhile fetches the next input block, later ones the next dy. */
+static void block_sum(pass *s, int in, mdmt_conv_weight_tile *t)
 {
     const job *j = s->job;
     const plan *p = j->plan;
     const mdmt_geometry *g = &p->g;
-    /* Rows of dy whose row of x lies inside: r sh + a dh - pt in 0 .. h - 1. */
-    int low = g->pt - a * g->dh, high = g->h - 1 + g->pt - a * g->dh;
-    int first = low > 0 ? mdmt_ceil_div(low, g->sh) : 0;
-    int end = high < 0 ? 0 : high / g->sh + 1;
-    first = mdmt_max(first, s->row);
-    end = mdmt_min(end, s->row_end);
-    if (first >= end) {
-        return;
+    const int channels = mdmt_min(MDMT_BLOCK, g->c - in * MDMT_BLOCK);
+    const int pieces = mdmt_ceil_div(channels, j->micro->channels[s->outs - 1]);
+    const int piece = mdmt_ceil_div(channels, pieces);
+    const float *dy = t->dy;
+    const float *x = s->x + (in - s->in0) * p->block_floats;
+    float *dw = s->dw + (size_t)(s->out * p->blocks + in) * g->kh * g->kw * MDMT_BLOCK * MDMT_BLOCK;
+    const float *next = in + 1 < s->in1 ? x + p->block_floats : NULL;
+    for (int a = 0; a < g->kh; a++, dw += (size_t)g->kw * MDMT_BLOCK * MDMT_BLOCK) {
+        t->rows = s->rows[a];
+        if (t->rows <= 0) {
+            continue;
+        }
+        t->dy = dy + (ptrdiff_t)s->first[a] * t->dy_row;
+        const float *row =
+            x + ((ptrdiff_t)(s->first[a] - s->row0) * g->sh + a * g->dh) * (ptrdiff_t)p->row_floats;
+        for (int b = 0; b < g->kw; b++) {
+            for (int c = 0; c < channels; c += piece) {
+                t->x = row + s->column[b] + c;
+                t->dw = dw + (b * MDMT_BLOCK + c) * MDMT_BLOCK;
+                t->ahead = NULL;
+                if (next) {
+                    t->ahead = next + (t->x - x);
+                    next = NULL;
+                } else if (s->ahead && s->fetched < s->outs) {
+                    t->ahead = s->ahead + s->fetched++ * t->dy_out;
+                }
+                j->micro->weight[s->outs - 1][mdmt_min(piece, channels - c)](t);
+            }
+        }
     }
-    const int taps = g->kh * g->kw, column = b * g->dw;
+    t->dy = dy;
+}
+
+static void strip_sum(pass *s)
+{
+    const job *j = s->job;
+    const plan *p = j->plan;
+    const mdmt_geometry *g = &p->g;
     const size_t plane = (size_t)g->oh * g->ow * MDMT_BLOCK;
+    start_strip(s);
     mdmt_conv_weight_tile t = {.x_pixel = MDMT_BLOCK,
                                .x_row = (ptrdiff_t)(g->sh * p->row_floats),
                                .x_image = (ptrdiff_t)p->image_floats,
-                               .dy = j->dy + ((size_t)s->image * p->out_blocks + s->out) * plane +
-                                     (size_t)first * g->ow * MDMT_BLOCK,
+                               .dy = j->dy + ((size_t)s->image * p->out_blocks + s->out) * plane,
                                .dy_row = (ptrdiff_t)g->ow * MDMT_BLOCK,
                                .dy_image = (ptrdiff_t)(plane * p->out_blocks),
                                .dy_out = (ptrdiff_t)plane,
-                               .dw_out = (ptrdiff_t)p->blocks * taps * MDMT_BLOCK * MDMT_BLOCK,
+                               .dw_out =
+                                   (ptrdiff_t)p->blocks * g->kh * g->kw * MDMT_BLOCK * MDMT_BLOCK,
                                .images = s->images,
-                               .rows = end - first,
                                .columns = g->ow};
-    const float *x = s->x + (s->in - s->in0) * p->block_floats +
-                     ((ptrdiff_t)(first - s->row0) * g->sh + a * g->dh) * (ptrdiff_t)p->row_floats +
-                     (column % g->sw * p->stage_columns + column / g->sw) * MDMT_BLOCK;
-    float *dw = s->dw + ((size_t)(s->out * p->blocks + s->in) * taps + a * g->kw + b) * MDMT_BLOCK *
-                            MDMT_BLOCK;
-    int channels = mdmt_min(MDMT_BLOCK, g->c - s->in * MDMT_BLOCK);
-    int pieces = mdmt_ceil_div(channels, j->micro->channels[s->outs - 1]);
-    for (int i = 0, c = 0; i < pieces; i++) {
-        int count = (channels - c + pieces - i - 1) / (pieces - i);
-        t.x = x + c;
-        t.dw = dw + c * MDMT_BLOCK;
-        j->micro->weight[s->outs - 1][count](&t);
-        c += count;
+    if (t.x_row == t.dy_row && g->kh == 1) {
+        t.columns *= s->row_end - s->row;
+        s->rows[0] = 1;
     }
-}
-
-static void strip_sum(pass *s, int in0, int in1)
-{
-    const mdmt_geometry *g = &s->job->plan->g;
-    for (s->in = in0; s->in < in1; s->in++) {
-        for (int a = 0; a < g->kh; a++) {
-            for (int b = 0; b < g->kw; b++) {
-                tap_sum(s, a, b);
-            }
-        }
+    s->ahead = next_strip(s, &t);
+    s->fetched = 0;
+    for (int in = s->in0; in < s->in1; in++) {
+        block_sum(s, in, &t);
     }
 }
 
@@ -239,21 +312,22 @@ static void run_task(void *context, int task, int thread)
     int out0 = part / p->ins * p->out_step, out1 = mdmt_min(p->out_blocks, out0 + p->out_step);
     int first = (int)((int64_t)p->total * slice / p->slices);
     int end = (int)((int64_t)p->total * (slice + 1) / p->slices);
-    pass s = {.job = j, .in0 = in0};
+    pass s = {.job = j, .in0 = in0, .in1 = in1, .out0 = out0, .out1 = out1};
+    start_task(&s);
     s.dw = p->slices > 1 ? j->partial + p->weight_floats * slice : j->dw;
     clear_blocks(p, s.dw, in0, in1, out0, out1);
     for (int band = first; band < end; band++) {
         s.image = band / p->bands * p->group;
         s.images = mdmt_min(p->group, g->n - s.image);
         s.row0 = band % p->bands * p->band;
-        int row1 = mdmt_min(g->oh, s.row0 + p->band);
+        s.row1 = mdmt_min(g->oh, s.row0 + p->band);
         s.x = stage_band(j, s.image, s.images, in0, in1, s.row0 * g->sh - g->pt,
-                         (row1 - s.row0 - 1) * g->sh + (g->kh - 1) * g->dh + 1, thread);
+                         (s.row1 - s.row0 - 1) * g->sh + (g->kh - 1) * g->dh + 1, thread);
         for (s.out = out0; s.out < out1; s.out += s.outs) {
             s.outs = mdmt_min(j->micro->weight_blocks, out1 - s.out);
-            for (s.row = s.row0; s.row < row1; s.row = s.row_end) {
-                s.row_end = mdmt_min(row1, s.row + p->strip);
-                strip_sum(&s, in0, in1);
+            for (s.row = s.row0; s.row < s.row1; s.row = s.row_end) {
+                s.row_end = mdmt_min(s.row1, s.row + p->strip);
+                strip_sum(&s);
             }
         }
     }
