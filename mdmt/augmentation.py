@@ -16,6 +16,16 @@ RANGES = {
 }
 
 
+def complete(ranges):
+    """RANGES with those of the mapping `ranges` in their place; ValueError for an unknown name."""
+    unknown = sorted(set(ranges) - set(RANGES))
+    if unknown:
+        raise ValueError(
+            f"unknown range {unknown[0]!r} of the augmentation: choose among {', '.join(RANGES)}"
+        )
+    return {**RANGES, **ranges}
+
+
 def augment(images, dataset, index, *, epoch, seed, size=None, dtype=np.uint8, threads=1, **ranges):
     """Images as a training step sees them, for study and contact sheets.
 
@@ -29,11 +39,7 @@ def augment(images, dataset, index, *, epoch, seed, size=None, dtype=np.uint8, t
 
     Returns (N, H, W) or (H, W): uint8, rounded, or the dtype that is asked for, in 0 to 255.
     """
-    unknown = sorted(set(ranges) - set(RANGES))
-    if unknown:
-        raise ValueError(
-            f"unknown range {unknown[0]!r} of the augmentation: choose among {', '.join(RANGES)}"
-        )
+    r = complete(ranges)
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.ndim not in (2, 3):
         raise ValueError(
@@ -41,7 +47,6 @@ def augment(images, dataset, index, *, epoch, seed, size=None, dtype=np.uint8, t
         )
     stack = np.ascontiguousarray(images[None] if images.ndim == 2 else images)
     keys = [np.broadcast_to(np.asarray(k, np.int64), len(stack)).copy() for k in (dataset, index)]
-    r = {**RANGES, **ranges}
     low, high = r["elastic_alpha"]
     packed = (r["probability"], r["shift"], r["zoom"], r["flip"], r["rotation"], low, high)
     packed = (*map(float, packed), float(r["elastic_sigma"]))

@@ -7,6 +7,7 @@ import os
 import numpy as np
 
 from mdmt import _core, nets
+from mdmt.augmentation import complete
 from mdmt.nets import heads as heads_
 from mdmt.nets.builder import Builder, pair
 from mdmt.nets.init import initial_value
@@ -229,6 +230,16 @@ class Model:
     def _samples(self, dataset, index):
         dataset = np.ascontiguousarray(dataset, np.int32)
         index = np.ascontiguousarray(index, np.int64)
+        if not self._sources:
+            raise ValueError("no data set is attached: call attach first")
+        known = (dataset >= 0) & (dataset < len(self._sources))
+        counts = np.array([len(source) for source in self._sources])[np.where(known, dataset, 0)]
+        wrong = np.flatnonzero(~(known & (index >= 0) & (index < counts)))
+        if len(wrong):
+            raise IndexError(
+                f"sample {wrong[0]} of the batch is image {index[wrong[0]]} of data set "
+                f"{dataset[wrong[0]]}, which does not exist"
+            )
         return {"sources": self._sources, "dataset": dataset, "index": index, "seed": self.seed}
 
     def fit_step(
@@ -247,8 +258,10 @@ class Model:
         """One training step on resident images: gather, augment, normalise, forward, masked loss,
         backward and Adam in one call of the engine.
 
-        dataset, index (N): which data set, and which of its images. augment: None or the ranges of
-        mdmt.augmentation.RANGES. Returns (loss, per_task (K, 2): sum of losses, samples).
+        dataset, index (N): which data set, and which of its images. augment: None (off) or the
+        ranges that differ from mdmt.augmentation.RANGES.
+
+        Returns (loss, per_task): per_task (K, 2) has each task's sum of losses and its samples.
         """
         adam = self._adam(lr, betas, eps, weight_decay, decoupled)
         samples = self._samples(dataset, index)
@@ -268,7 +281,7 @@ class Model:
             adam,
             step=self.training_step,
             epoch=epoch,
-            augmentation=augment,
+            augmentation=None if augment is None else complete(augment),
             **samples,
         )
         self.training_step += 1

@@ -163,7 +163,8 @@ static PyObject *graph_output(PyObject *object, PyObject *args)
         return NULL;
     }
     mdmt_tensor *t = &graph->tensor[tensor];
-    if (mdmt_graph_find(graph, name) >= 0 || t->is_output || strlen(name) >= MDMT_NAME_BYTES) {
+    int owner = mdmt_graph_find(graph, name);
+    if ((owner >= 0 && owner != tensor) || t->is_output || strlen(name) >= MDMT_NAME_BYTES) {
         return PyErr_Format(PyExc_ValueError, "%s cannot be the name of this output", name);
     }
     t->is_output = 1;
