@@ -13,7 +13,8 @@
 enum {
     STAGE_BYTES = 384 * 1024,  /* scratch of a task, aimed at                    */
     WEIGHT_BYTES = 320 * 1024, /* weights that stay in the second-level cache    */
-    TASKS = 64                 /* at least, where the layer is large             */
+    BANDS = 64,                /* of all images, where rows suffice             */
+    TASKS = 32                 /* at least, where the layer is large             */
 };
 
 typedef struct {
@@ -42,6 +43,7 @@ typedef struct {
     size_t row_floats, block_floats, image_floats; /* of the staged input      */
     size_t thread_bytes;
     size_t weight_floats; /* turned weights in the workspace; 0: none          */
+    int gaps;             /* some phases have no taps */
     int phases;
     phase phase[MDMT_CONV_PHASES];
 } plan;
@@ -113,6 +115,7 @@ static void data_phases(plan *p, const mdmt_geometry *g)
             f->count_columns = mdmt_max(0, mdmt_ceil_div(p->ow - b, g->sw));
             if (!f->rows || !f->columns) {
                 f->rows = f->columns = 0;
+                p->gaps = 1;
             }
             f->weights = weights;
             weights +=
@@ -162,18 +165,17 @@ static void plan_tasks(plan *p, int lazy)
                        (p->staged ? p->stage_columns * p->sw : p->w) * p->sh;
     int fit = (int)((size_t)STAGE_BYTES / row_bytes) - (p->row_span - 1) / p->sh;
     p->bands = mdmt_ceil_div(p->grid_h, mdmt_max(1, fit));
-    /* Rows of input that two bands share are staged twice: few bands then. */
-    int few = p->groups >= TASKS ? 1 : TASKS / p->groups;
-    int halo = p->row_span > p->sh;
-    p->bands = mdmt_max(p->bands, mdmt_min(few, mdmt_max(1, p->grid_h / (halo ? 14 : 7))));
+    /* Rows that two bands share are staged twice, and a pixel once for each cut
+     * of the output channels: few of either, and bands before cuts. */
+    int least = p->staged && p->row_span > p->sh ? mdmt_ceil_div(7, p->sh) : 4;
+    int few = mdmt_min(mdmt_ceil_div(BANDS, p->groups), mdmt_max(1, p->grid_h / least));
+    p->bands = mdmt_max(p->bands, few);
     p->band = mdmt_ceil_div(p->grid_h, p->bands);
     p->bands = mdmt_ceil_div(p->grid_h, p->band);
-    /* Output channels are cut where tasks are still few; each staged pixel must
-     * then still serve enough multiply-adds. */
     int pairs = mdmt_ceil_div(p->out_blocks, 2);
-    int least = p->staged ? mdmt_max(1, 16 / mdmt_max(1, taps * 2)) : 1; /* pairs */
-    int pieces = mdmt_min(mdmt_ceil_div(TASKS, p->groups * p->bands), pairs / least);
-    p->chunk = 2 * mdmt_ceil_div(pairs, mdmt_max(1, pieces));
+    int most = p->staged ? mdmt_max(1, pairs * taps / 8) : pairs;
+    int cuts = mdmt_min(mdmt_ceil_div(TASKS, p->groups * p->bands), mdmt_min(most, pairs));
+    p->chunk = 2 * mdmt_ceil_div(pairs, cuts);
     p->chunks = mdmt_ceil_div(p->out_blocks, p->chunk);
     if (p->staged) {
         int rows = (p->band - 1) * p->sh + p->row_span;
@@ -480,6 +482,48 @@ static void phase_taps_table(pass *s)
     }
 }
 
+/* Output rows of the current blocks where no tap reaches some pixels: zeros, or
+ * the addend. Pixels that taps reach are computed afterwards. */
+static void fill_rows(const pass *s, int row0, int row1)
+{
+    const job *j = s->job;
+    const plan *p = j->plan;
+    const size_t plane = (size_t)p->oh * p->ow * MDMT_BLOCK;
+    const size_t bytes = (size_t)(row1 - row0) * p->ow * MDMT_BLOCK * sizeof(float);
+    for (int i = 0; i < s->images; i++) {
+        for (int k = s->block; k < s->block + s->blocks; k++) {
+            size_t at = ((size_t)(s->image + i) * p->out_blocks + k) * plane +
+                        (size_t)row0 * p->ow * MDMT_BLOCK;
+            if (j->start == MDMT_INIT_ZERO) {
+                memset(j->y + at, 0, bytes);
+            } else if (j->init != j->y) {
+                memcpy(j->y + at, j->init + at, bytes);
+            }
+        }
+    }
+}
+
+/* Coarse rows of one phase and the current output blocks. Where their weights
+ * are large, the input blocks are taken in several turns. */
+static void phase_rows(pass *s, int row0, int row1, int part)
+{
+    const job *j = s->job;
+    const plan *p = j->plan;
+    int taps = mdmt_max(1, s->phase->rows * s->phase->columns);
+    int most = mdmt_max(1, WEIGHT_BYTES / (taps * 2 * MDMT_BLOCK * MDMT_BLOCK * 4));
+    int step = mdmt_ceil_div(p->blocks, mdmt_ceil_div(p->blocks, most));
+    phase_taps_table(s);
+    for (s->first = 0; s->first < p->blocks; s->first += step) {
+        s->count = mdmt_min(step, p->blocks - s->first);
+        for (s->row = row0; s->row < row1; s->row++) {
+            one_row(s);
+            if (j->stats && s->first + s->count == p->blocks) {
+                row_stats(s, part, row0);
+            }
+        }
+    }
+}
+
 static void run_task(void *context, int task, int thread)
 {
     const job *j = context;
@@ -492,24 +536,15 @@ static void run_task(void *context, int task, int thread)
     s.images = mdmt_min(p->group, p->n - s.image);
     s.x = stage_input(j, s.image, s.images, row0 * p->sh + p->row_min,
                       (row1 - row0 - 1) * p->sh + p->row_span, thread);
-    for (int i = 0; i < p->phases; i++) {
-        s.phase = &p->phase[i];
-        phase_taps_table(&s);
-        int end = mdmt_min(row1, s.phase->count_rows);
-        int taps = mdmt_max(1, s.phase->rows * s.phase->columns);
-        int most = mdmt_max(1, WEIGHT_BYTES / (taps * 2 * MDMT_BLOCK * MDMT_BLOCK * 4));
-        int cuts = mdmt_ceil_div(p->blocks, most);
-        int step = mdmt_ceil_div(p->blocks, cuts);
-        for (s.block = block0; s.block < block1; s.block += s.blocks) {
-            s.blocks = mdmt_min(j->micro->tile_blocks, block1 - s.block);
-            for (s.first = 0; s.first < p->blocks; s.first += step) {
-                s.count = mdmt_min(step, p->blocks - s.first);
-                for (s.row = row0; s.row < end; s.row++) {
-                    one_row(&s);
-                    if (j->stats && s.first + s.count == p->blocks) {
-                        row_stats(&s, part, row0);
-                    }
-                }
+    for (s.block = block0; s.block < block1; s.block += s.blocks) {
+        s.blocks = mdmt_min(j->micro->tile_blocks, block1 - s.block);
+        if (p->gaps) {
+            fill_rows(&s, row0 * p->oh_step, mdmt_min(p->oh, row1 * p->oh_step));
+        }
+        for (int i = 0; i < p->phases; i++) {
+            s.phase = &p->phase[i];
+            if (s.phase->rows || !p->gaps) {
+                phase_rows(&s, row0, mdmt_min(row1, s.phase->count_rows), part);
             }
         }
     }
@@ -598,26 +633,26 @@ typedef struct {
 } turn_job;
 
 /* w [dy block][dx block][kh][kw][16 in][16 out] to, for each phase,
- * [dx block][dy block][taps, last first][16 out][16 in]; a task is a dx block
- * and a dy block. */
-static void turn_task(void *context, int task, int thread)
+ * [dx block][dy block][taps, last first][16 out][16 in]; a task is a dy block,
+ * whose weights are read in order. */
+static void turn_task(void *context, int out, int thread)
 {
     const turn_job *j = context;
     const plan *p = j->plan;
     const mdmt_geometry *g = &j->g;
     const size_t tap_floats = MDMT_BLOCK * MDMT_BLOCK;
-    int in = task / p->blocks, out = task % p->blocks;
-    const float *src = j->w + ((size_t)out * p->out_blocks + in) * g->kh * g->kw * tap_floats;
+    const float *src = j->w + (size_t)out * p->out_blocks * g->kh * g->kw * tap_floats;
     int row_step = g->sh / greatest_divisor(g->dh, g->sh);
     int column_step = g->sw / greatest_divisor(g->dw, g->sw);
     (void)thread;
-    for (int i = 0; i < p->phases; i++) {
-        const phase *f = &p->phase[i];
-        float *dst = j->turned + f->weights +
-                     ((size_t)in * p->blocks + out) * f->rows * f->columns * tap_floats;
-        for (int a = 0; a < f->rows; a++) {
-            for (int b = 0; b < f->columns; b++, dst += tap_floats) {
-                int kh = f->kh - a * row_step, kw = f->kw - b * column_step;
+    for (int in = 0; in < p->out_blocks; in++, src += (size_t)g->kh * g->kw * tap_floats) {
+        for (int i = 0; i < p->phases; i++) {
+            const phase *f = &p->phase[i];
+            float *dst = j->turned + f->weights +
+                         ((size_t)in * p->blocks + out) * f->rows * f->columns * tap_floats;
+            for (int t = 0; t < f->rows * f->columns; t++, dst += tap_floats) {
+                int kh = f->kh - t / f->columns * row_step;
+                int kw = f->kw - t % f->columns * column_step;
                 j->micro->transpose(dst, src + (size_t)(kh * g->kw + kw) * tap_floats);
             }
         }
@@ -662,7 +697,7 @@ mdmt_status mdmt_conv_data_run(const mdmt_site *site, const mdmt_conv_micro *mic
                      .g = mdmt_conv_geometry(site),
                      .w = call->in[1].data,
                      .turned = call->workspace};
-    mdmt_parallel(site->pool, p.blocks * p.out_blocks, turn_task, &turn);
+    mdmt_parallel(site->pool, p.blocks, turn_task, &turn);
     job j = {.site = site,
              .micro = micro,
              .plan = &p,
