@@ -86,7 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="overrides",
         help="change a configuration key, e.g. --set train.epochs=10",
     )
-    parser.add_argument("--out", metavar="DIR", help="out folder (default: out/<name>)")
+    parser.add_argument("--out", metavar="DIR", help="out folder (default: results/<name>)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda[:i]")
     parser.add_argument(
         "--workers",
@@ -164,8 +164,38 @@ def prepare(values: dict, out: Path | None = None, quiet: bool = False) -> Study
         stores.append(built)
         cases.append(kept)
     made = splits.make(cases, values)
+    _check_across(cases, stores, made)
     datasets = [(c, manifest(c, s)) for c, s in zip(cases, stores, strict=True)]
     return Study(values, cases, stores, made, experiments.plan(values, datasets, made))
+
+
+def _check_across(cases: list, stores: list, made: dict) -> None:
+    """A picture in two data sets must not be tested in one and trained on in the other.
+
+    Patient ids that occur in two data sets are noted: only the user knows whether they are the
+    same people.
+    """
+    for a in range(len(cases)):
+        for b in range(a + 1, len(cases)):
+            one, two = cases[a], cases[b]
+            shared = sorted(set(one.patients) & set(two.patients))
+            if shared:
+                one.warnings.append(
+                    f"{len(shared)} patient ids ('{shared[0]}', ...) are in data set '{two.name}' "
+                    "too; if they are the same people, test cases of one are trained on in the "
+                    "other"
+                )
+            where = {s: i for i, s in enumerate(stores[b].sources)}
+            both = [(i, where[s]) for i, s in enumerate(stores[a].sources) if s in where]
+            for i, j in both:
+                for folds in made.values():
+                    for fold in folds:
+                        if (i in fold[one.name]["test"]) != (j in fold[two.name]["test"]):
+                            raise BadInput(
+                                f"{one.paths[i]}: is the same picture as {two.paths[j]}, and "
+                                f"would be tested in data set '{one.name}' or '{two.name}' and "
+                                "trained on in the other; keep one"
+                            )
 
 
 def _check_names(values: dict) -> None:
@@ -487,7 +517,7 @@ def run(
     device = resolve_device(device)
     if workers < 1:
         raise BadConfig(f"--workers {workers}: must be at least 1")
-    out = Path(out) if out is not None else Path("out") / values["name"]
+    out = Path(out) if out is not None else Path("results") / values["name"]
     if out.exists() and not out.is_dir():
         raise BadInput(f"{out}: is a file; choose another --out")
     claim(out, values, extend)

@@ -372,6 +372,74 @@ def test_damaged_checkpoint_is_one_sentence(reference, tmp_path):
     assert "delete it to start this training anew" in done.stderr
 
 
+def job_process(out, deadline=60):
+    """The number and folder of the first training process of a run that is at work."""
+    end = time.monotonic() + deadline
+    while time.monotonic() < end:
+        for lock in out.glob("runs/*/.lock"):
+            folder = str(lock.parent.resolve()).encode()
+            for path in Path("/proc").glob("[0-9]*/cmdline"):
+                try:
+                    if path.read_bytes().rstrip(b"\0").endswith(folder.split(b"/runs/")[1]):
+                        return int(path.parent.name), lock.parent
+                except OSError:
+                    continue
+        time.sleep(0.01)
+    raise AssertionError("no training started")
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
+
+
+@needs_proc
+def test_a_training_that_is_killed_fails_alone(reference, tmp_path):
+    uninterrupted, _, config = reference
+    out = tmp_path / "out"
+    process = subprocess.Popen(command(config, "--out", out), env=environment(),
+                               stderr=subprocess.PIPE, text=True)  # fmt: skip
+    number, folder = job_process(out)
+    os.kill(number, signal.SIGKILL)
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "was ended by SIGKILL" in stderr
+    assert "2 of 4 trainings failed" in stderr  # STL-tau1, and MDMT that starts from it
+    assert [r["configuration"] for r in rows(out / "results.csv")] == ["STL-tau2", "FT"]
+    assert (folder / "error.json").exists()
+    done = call(config, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert fingerprint(out) == fingerprint(uninterrupted)
+
+
+@needs_proc
+def test_a_training_whose_run_was_killed_saves_and_ends(solo, tmp_path):
+    want, _, config = solo
+    out = tmp_path / "out"
+    arguments = (config, "--out", out, *SOLO, "--set", "train.checkpoint_seconds=0")
+    process = subprocess.Popen(command(*arguments), env=environment(), stderr=subprocess.DEVNULL)
+    job_process(out)
+    process.kill()
+    process.wait()
+    done = call(*arguments)  # waits for the orphan to let go of its folder
+    assert done.returncode == 0, done.stderr
+    assert fingerprint(out) == want
+
+
+def test_a_picture_in_two_data_sets_is_refused(data, tmp_path):
+    import shutil
+
+    root = tmp_path / "data"
+    shutil.copytree(data, root)
+    config = tmp_path / "tiny.yaml"
+    config.write_text(TINY.format(root=root, store=tmp_path / "store"))
+    first = sorted((root / "images").glob("prognosis_*"))[0]
+    for other in sorted((root / "images").glob("severity_*"))[:1]:
+        shutil.copy(first, other)
+    done = call(config, "--out", tmp_path / "out", "--set", "cv.folds=4", "--set", "cv.seed=1",
+                "--set", "folds=[0]")  # fmt: skip
+    assert done.returncode == 2
+    assert "is the same picture as" in done.stderr
+
+
 def mdmt(*arguments):
     return subprocess.run([sys.executable, "-m", "mdmt", *map(str, arguments)], env=environment(),
                           capture_output=True, text=True, timeout=300)  # fmt: skip
