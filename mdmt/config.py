@@ -651,7 +651,11 @@ def differences(old: dict, new: dict, ignore=NEUTRAL) -> list[tuple]:
     """Return (path, old value, new value) of every key that differs, leaving out `ignore`."""
     a, b = flatten(old), flatten(new)
     paths = [p for p in dict.fromkeys([*a, *b]) if p not in ignore]
-    return [(p, a.get(p), b.get(p)) for p in paths if a.get(p) != b.get(p)]
+    found = [(p, a.get(p), b.get(p)) for p in paths if a.get(p) != b.get(p)]
+    order = [list(v.get("tasks") or {}) for v in (old, new)]  # it says which is tau1, tau2, ...
+    if not found and order[0] != order[1]:
+        found.append(("tasks", order[0], order[1]))
+    return found
 
 
 def dump(values: dict) -> str:

@@ -341,6 +341,8 @@ def collect(study: Study, out: Path, done) -> list[dict]:
     key = _order(study.values, order)
     results.sort(key=key)
     predictions.sort(key=key)
+    if not results:
+        return results
     write_csv(
         out / "predictions.csv", PREDICTION_COLUMNS + [f"p_{c}" for c in classes], predictions
     )
@@ -557,7 +559,7 @@ def _run_in(out: Path, values: dict, device: str, workers: int, quiet: bool, loc
             study.jobs, out / "runs", _inputs_of(study, out, device), workers, quiet
         )
         results = collect(study, out, set(outcome.done))
-        if not quiet:
+        if results and not quiet:
             _conclude(study, out, results)
     if outcome.failed:
         labels = {j.id: j.label for j in study.jobs}

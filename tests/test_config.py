@@ -138,6 +138,12 @@ def test_differences_ignore_where_the_data_lies():
     assert config.differences(a, load("train.lr=0.1"))[0] == ("train.lr", 0.001, 0.1)
 
 
+def test_the_order_of_the_tasks_is_a_difference():
+    a, b = load(), load()
+    b["tasks"] = dict(reversed(b["tasks"].items()))
+    assert config.differences(a, b)[0][0] == "tasks"
+
+
 def test_the_schema_describes_every_key():
     text = config.describe()
     for key in ("image_size", "thresholds", "elastic_alpha", "on_bad_image", "positive"):
