@@ -165,18 +165,16 @@ double mdmt_wino_cost(const mdmt_site *site, mdmt_wino_pass pass, int points, md
 {
     mdmt_wino_plan p;
     mdmt_wino_plan_make(site, pass, points, &p);
-    double lanes = isa == MDMT_ISA_AVX512 ? 32 : 16, slow = isa == MDMT_ISA_AVX512 ? 1 : 2;
-    int rows = p.points == 6 ? 6 * p.full_h + 4 * p.narrow_h : 4 * p.narrow_h;
-    int columns = p.points == 6 ? 6 * p.full_w + 4 * p.narrow_w : 4 * p.narrow_w;
-    /* One point of one tile, a block of channels of it being one vector. */
-    double pointed = (double)p.n * rows * columns;
-    double gemm = pointed * p.cb * p.kb * 256 / lanes / 0.8;
-    double transforms = pointed * (p.cb + p.kb) * 5.0 * slow;
-    double weights = (double)p.cb * p.kb * 16 * p.points * p.points * 3.0 * slow;
-    if (pass == MDMT_WINO_WEIGHT) {
-        weights *= p.by_output ? p.groups : p.chunks;
-    }
-    return gemm + transforms + weights + 20000;
+    int wide = isa == MDMT_ISA_AVX512, weight = pass == MDMT_WINO_WEIGHT;
+    double rows = 4.0 * p.narrow_h + (p.points == 6 ? 6.0 * p.full_h : 0.0);
+    double columns = 4.0 * p.narrow_w + (p.points == 6 ? 6.0 * p.full_w : 0.0);
+    double pointed = p.n * rows * columns; /* points of all tiles */
+    double vectors = (double)p.cb * p.kb * 16 * p.points * p.points;
+    double in = weight ? 6 : 7, out = weight ? 6 : 12; /* cycles a point and block, measured */
+    double products = pointed * (weight ? p.cb * 16 : p.c) * p.kb * 16 / (wide ? 32 : 16);
+    double transforms = pointed * (p.cb * in + p.kb * out) +
+                        vectors * (weight ? 4.0 * (p.by_output ? p.groups : p.chunks) : 10.0);
+    return products * (weight ? 1.3 : 1.2) + transforms * (wide ? 1.0 : 1.6) + 6000;
 }
 
 mdmt_wino_tiles mdmt_wino_tiles_of(const mdmt_wino_plan *p, int row0, int row1)
