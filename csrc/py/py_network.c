@@ -1,4 +1,5 @@
 /* _core.Network: a network with weights, gradients and optimiser state. */
+#include "py_io.h"
 #include "py_step.h"
 
 #include <math.h>
@@ -203,32 +204,6 @@ static int parse_mode(PyObject *dict, mdmt_mode *mode)
     return mode->want_gradients ? parse_tasks(dict, mode) : 0;
 }
 
-/* Writes the fed arrays into the program's inputs. */
-static int feed(mdmt_program *program, PyObject *feeds)
-{
-    PyObject *name, *value;
-    Py_ssize_t at = 0;
-    while (PyDict_Next(feeds, &at, &name, &value)) {
-        const char *text = PyUnicode_AsUTF8(name);
-        int t = text ? mdmt_graph_find(program->graph, text) : -1;
-        if (t < 0) {
-            PyErr_Format(PyExc_ValueError, "the network has no input named %S", name);
-            return -1;
-        }
-        PyArrayObject *array = mdmt_py_like(value, &program->graph->tensor[t]);
-        if (!array) {
-            return -1;
-        }
-        mdmt_status status = mdmt_program_write(program, text, PyArray_DATA(array));
-        Py_DECREF(array);
-        if (status != MDMT_OK) {
-            mdmt_py_raise(status);
-            return -1;
-        }
-    }
-    return 0;
-}
-
 static PyObject *read_named(mdmt_program *program, PyObject *names)
 {
     PyObject *dict = PyDict_New();
@@ -236,14 +211,13 @@ static PyObject *read_named(mdmt_program *program, PyObject *names)
         PyObject *name = PyTuple_GET_ITEM(names, i);
         const char *text = PyUnicode_AsUTF8(name);
         int t = text ? mdmt_graph_find(program->graph, text) : -1;
-        PyArrayObject *array = NULL;
+        PyObject *array = NULL;
         if (t >= 0) {
-            array = mdmt_py_empty(&program->graph->tensor[t]);
+            array = mdmt_py_read(program, t);
         } else {
             PyErr_Format(PyExc_KeyError, "the network has no output named %S", name);
         }
-        if (!array || mdmt_program_read(program, text, PyArray_DATA(array)) != MDMT_OK ||
-            PyDict_SetItem(dict, name, (PyObject *)array) < 0) {
+        if (!array || PyDict_SetItem(dict, name, array) < 0) {
             Py_CLEAR(dict);
         }
         Py_XDECREF(array);
@@ -283,21 +257,6 @@ static mdmt_status run_step(py_network *self, mdmt_program *program, const mdmt_
     return adam ? mdmt_network_adam(self->network, adam) : MDMT_OK;
 }
 
-static PyObject *profile_list(const mdmt_program *program, const double *seconds)
-{
-    PyObject *list = PyList_New(program->graph->ops);
-    for (int i = 0; list && i < program->graph->ops; i++) {
-        PyObject *item = Py_BuildValue("(ssd)", program->graph->op[i].record->name,
-                                       program->kernel[i].name, seconds[i]);
-        if (!item) {
-            Py_CLEAR(list);
-            break;
-        }
-        PyList_SET_ITEM(list, i, item);
-    }
-    return list;
-}
-
 static int prepare(py_network *self, PyObject *dict, PyObject *feeds, mdmt_mode *mode,
                    mdmt_program **program)
 {
@@ -309,7 +268,7 @@ static int prepare(py_network *self, PyObject *dict, PyObject *feeds, mdmt_mode 
         mdmt_py_raise(status);
         return -1;
     }
-    return feed(*program, feeds);
+    return mdmt_py_feed(*program, feeds);
 }
 
 static int parse_adam(PyObject *tuple, mdmt_adam *adam)
@@ -369,7 +328,7 @@ static PyObject *network_profile(PyObject *object, PyObject *args, PyObject *key
         Py_END_ALLOW_THREADS
     }
     mdmt_py_step_free(&s);
-    list = status == MDMT_OK ? profile_list(program, seconds) : mdmt_py_raise(status);
+    list = status == MDMT_OK ? mdmt_py_kernels(program, seconds, 1) : mdmt_py_raise(status);
     PyMem_Free(seconds);
     return list;
 }

@@ -1,4 +1,5 @@
 /* _core.Program: a graph run exactly as it was written, for tests and study. */
+#include "py_io.h"
 #include "py_step.h"
 
 typedef struct {
@@ -85,60 +86,12 @@ static void program_dealloc(PyObject *object)
     Py_DECREF(type);
 }
 
-static int write_one(mdmt_program *program, PyObject *name, PyObject *value)
-{
-    const char *text = PyUnicode_AsUTF8(name);
-    int t = text ? mdmt_graph_find(program->graph, text) : -1;
-    if (t < 0) {
-        PyErr_Format(PyExc_ValueError, "the graph has no tensor named %S", name);
-        return -1;
-    }
-    PyArrayObject *array = mdmt_py_like(value, &program->graph->tensor[t]);
-    if (!array) {
-        return -1;
-    }
-    mdmt_status status = mdmt_program_write(program, text, PyArray_DATA(array));
-    Py_DECREF(array);
-    if (status != MDMT_OK) {
-        mdmt_py_raise(status);
-        return -1;
-    }
-    return 0;
-}
-
-static int write_all(mdmt_program *program, PyObject *feeds)
-{
-    PyObject *name, *value;
-    Py_ssize_t at = 0;
-    while (PyDict_Next(feeds, &at, &name, &value)) {
-        if (write_one(program, name, value) < 0) {
-            return -1;
-        }
-    }
-    return 0;
-}
-
-static PyObject *read_one(mdmt_program *program, int t)
-{
-    PyArrayObject *array = mdmt_py_empty(&program->graph->tensor[t]);
-    if (array) {
-        mdmt_status status =
-            program->backend->download(program->backend, &program->graph->tensor[t],
-                                       program->address[t], PyArray_DATA(array));
-        if (status != MDMT_OK) {
-            Py_DECREF(array);
-            return mdmt_py_raise(status);
-        }
-    }
-    return (PyObject *)array;
-}
-
 static PyObject *read_outputs(mdmt_program *program)
 {
     PyObject *dict = PyDict_New();
     for (int t = 0; dict && t < program->graph->tensors; t++) {
         if (program->graph->tensor[t].is_output) {
-            PyObject *array = read_one(program, t);
+            PyObject *array = mdmt_py_read(program, t);
             if (!array ||
                 PyDict_SetItemString(dict, program->graph->tensor[t].name, array) < 0) {
                 Py_CLEAR(dict);
@@ -155,7 +108,7 @@ static PyObject *program_run(PyObject *object, PyObject *args, PyObject *keyword
     PyObject *feeds;
     mdmt_py_step s;
     if (!PyArg_ParseTuple(args, "O!", &PyDict_Type, &feeds) ||
-        write_all(self->program, feeds) < 0 || mdmt_py_step_parse(&s, keywords) < 0) {
+        mdmt_py_feed(self->program, feeds) < 0 || mdmt_py_step_parse(&s, keywords) < 0) {
         return NULL;
     }
     mdmt_status status;
@@ -174,30 +127,13 @@ static PyObject *program_read(PyObject *object, PyObject *name)
     if (t < 0 || !self->program->address[t]) {
         return PyErr_Format(PyExc_ValueError, "the graph has no stored tensor named %S", name);
     }
-    return read_one(self->program, t);
-}
-
-/* [(op, kernel, seconds)]; NULL seconds leaves them out. */
-static PyObject *kernel_list(const mdmt_program *program, const double *seconds, int repeats)
-{
-    PyObject *list = PyList_New(program->graph->ops);
-    for (int i = 0; list && i < program->graph->ops; i++) {
-        const char *op = program->graph->op[i].record->name, *kernel = program->kernel[i].name;
-        PyObject *item = seconds ? Py_BuildValue("(ssd)", op, kernel, seconds[i] / repeats)
-                                 : Py_BuildValue("(ss)", op, kernel);
-        if (!item) {
-            Py_CLEAR(list);
-            break;
-        }
-        PyList_SET_ITEM(list, i, item);
-    }
-    return list;
+    return mdmt_py_read(self->program, t);
 }
 
 static PyObject *program_kernels(PyObject *object, PyObject *unused)
 {
     (void)unused;
-    return kernel_list(((py_program *)object)->program, NULL, 1);
+    return mdmt_py_kernels(((py_program *)object)->program, NULL, 1);
 }
 
 static PyObject *program_profile(PyObject *object, PyObject *args, PyObject *keywords)
@@ -207,7 +143,7 @@ static PyObject *program_profile(PyObject *object, PyObject *args, PyObject *key
     int repeats = 1;
     mdmt_py_step s;
     if (!PyArg_ParseTuple(args, "O!|i", &PyDict_Type, &feeds, &repeats) ||
-        write_all(self->program, feeds) < 0 || mdmt_py_step_parse(&s, keywords) < 0) {
+        mdmt_py_feed(self->program, feeds) < 0 || mdmt_py_step_parse(&s, keywords) < 0) {
         return NULL;
     }
     double *seconds = PyMem_Calloc((size_t)self->program->graph->ops + 1, sizeof *seconds);
@@ -218,7 +154,7 @@ static PyObject *program_profile(PyObject *object, PyObject *args, PyObject *key
     }
     Py_END_ALLOW_THREADS
     mdmt_py_step_free(&s);
-    PyObject *list = status == MDMT_OK ? kernel_list(self->program, seconds, repeats)
+    PyObject *list = status == MDMT_OK ? mdmt_py_kernels(self->program, seconds, repeats)
                                        : mdmt_py_raise(status);
     PyMem_Free(seconds);
     return list;
