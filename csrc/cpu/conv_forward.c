@@ -352,6 +352,7 @@ typedef struct {
     int image, images; /* of the task                                */
     int row0, row;     /* first coarse row of the task; current row  */
     int block, blocks; /* output blocks of the current tiles         */
+    int block0;        /* first output block of the task             */
     int first, count;  /* input blocks of the current chunk          */
     int tap[MDMT_CONV_TAPS];
 } pass;
@@ -381,7 +382,7 @@ static void row_tiles(const pass *s, int image, int rows, mdmt_conv_tile *t, int
     for (int i = 0, column = 0; i < tiles; i++) {
         int columns = (f->count_columns - column + tiles - i - 1) / (tiles - i);
         t->x = x + column * MDMT_BLOCK;
-        t->ahead = !p->staged && s->block == 0 ? t->x + columns * MDMT_BLOCK : NULL;
+        t->ahead = !p->staged && s->block == s->block0 ? t->x + columns * MDMT_BLOCK : NULL;
         size_t at = offset + (size_t)column * p->ow_step * MDMT_BLOCK;
         t->y = j->y + at;
         if (t->start == MDMT_INIT_LOAD) {
@@ -532,7 +533,7 @@ static void run_task(void *context, int task, int thread)
     int band = part % p->bands;
     int row0 = band * p->band, row1 = mdmt_min(p->grid_h, row0 + p->band);
     int block0 = chunk * p->chunk, block1 = mdmt_min(p->out_blocks, block0 + p->chunk);
-    pass s = {.job = j, .image = part / p->bands * p->group, .row0 = row0};
+    pass s = {.job = j, .image = part / p->bands * p->group, .row0 = row0, .block0 = block0};
     s.images = mdmt_min(p->group, p->n - s.image);
     s.x = stage_input(j, s.image, s.images, row0 * p->sh + p->row_min,
                       (row1 - row0 - 1) * p->sh + p->row_span, thread);
