@@ -19,7 +19,20 @@ _EXPORTS = {
     "set_num_threads": "mdmt.system",
     "show_config": "mdmt.system",
 }
-_SUBMODULES = ("config", "data", "engine", "nets", "ops", "run", "schedule", "splits", "stats")
+_SUBMODULES = (
+    "config",
+    "data",
+    "engine",
+    "errors",
+    "experiments",
+    "metrics",
+    "nets",
+    "ops",
+    "run",
+    "schedule",
+    "splits",
+    "stats",
+)
 
 __all__ = [
     "MixedBatchSampler",

@@ -138,6 +138,24 @@ def augmentation(settings: dict | None, size: int) -> dict | None:
     }
 
 
+def make_sampler(sizes: list[int], batch_size: int, settings: dict, seed: int):
+    """Return the MixedBatchSampler that the `sampler` part of a configuration describes.
+
+    A last batch that is not full is kept, whatever drop_last says, where it is the only one.
+    """
+    from .sampler import MixedBatchSampler
+
+    return MixedBatchSampler(
+        sizes,
+        batch_size,
+        mode=settings["mode"],
+        ratio=settings["ratio"],
+        epoch=settings["epoch"],
+        drop_last=settings["drop_last"] and sum(sizes) >= batch_size,
+        seed=seed,
+    )
+
+
 class _Stop(Exception):
     """Raised inside the loop when a stop was asked for."""
 
@@ -172,7 +190,6 @@ class Fit:
         stop=None,
         progress=None,
     ):
-        from .sampler import MixedBatchSampler
         from .schedule import TrainingSchedule
 
         self.model, self.parts, self.tasks, self.settings = model, parts, tasks, settings
@@ -186,16 +203,8 @@ class Fit:
                 )
         check_memory(model, settings["batch_size"])
         model.attach([p.attached() for p in parts])
-        self.sampler = MixedBatchSampler(
-            [len(p.train) for p in parts],
-            settings["batch_size"],
-            mode=sampler["mode"],
-            ratio=sampler["ratio"],
-            epoch=sampler["epoch"],
-            seed=seed,
-            drop_last=sampler["drop_last"]
-            and sum(len(p.train) for p in parts) >= settings["batch_size"],
-        )
+        sizes = [len(p.train) for p in parts]
+        self.sampler = make_sampler(sizes, settings["batch_size"], sampler, seed)
         plateau = settings["plateau"]
         self.schedule = TrainingSchedule(
             lr=settings["lr"],

@@ -554,7 +554,7 @@ def _run_in(out: Path, values: dict, device: str, workers: int, quiet: bool, loc
         _check_same_data(out, record)
         write_json(out / "splits.json", record)
         write_json(out / "environment.json", environment())
-        write_atomic(out / "config.yaml", config.dump(values))
+        write_atomic(out / "config.yaml", config.dump(_stored(values)))
         outcome = local.run(
             study.jobs, out / "runs", _inputs_of(study, out, device), workers, quiet
         )
@@ -571,6 +571,14 @@ def _run_in(out: Path, values: dict, device: str, workers: int, quiet: bool, loc
             code,
         )
     return results
+
+
+def _stored(values: dict) -> dict:
+    """The configuration as the out folder keeps it: its data are found from any folder."""
+    if values["data"]["root"] is None:
+        return values
+    root = str(Path(values["data"]["root"]).resolve())
+    return {**values, "data": {**values["data"], "root": root}}
 
 
 def _check_same_data(out: Path, record: dict) -> None:

@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 from collections import deque
@@ -48,11 +49,7 @@ class _Child:
     def __init__(self, job: Job, folder: Path, events: Queue, threads: int):
         self.job, self.folder = job, folder
         self.error: tuple[str, int] | None = None
-        environment = dict(os.environ, MDMT_NUM_THREADS=str(threads))
-        root = str(Path(__file__).resolve().parents[2])
-        environment["PYTHONPATH"] = os.pathsep.join(
-            [root] + [p for p in [environment.get("PYTHONPATH")] if p]
-        )
+        environment = dict(_search_path(), MDMT_NUM_THREADS=str(threads))
         self.log = open(folder / "log.txt", "ab")  # noqa: SIM115 (closed in `close`)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "mdmt.runner.job", str(folder)],
@@ -291,16 +288,26 @@ def _skip_dependents(waiting, outcome, display) -> None:
 
 
 def images_per_epoch(job: Job) -> int:
-    """Training images of one epoch, as far as the description fixes them."""
-    sampler, batch = job.description["sampler"], job.description["train"]["batch_size"]
-    sizes = [len(r["train"]) for r in job.rows.values()]
-    if isinstance(sampler["epoch"], int):
-        return sampler["epoch"] * batch
-    union = sum(sizes)
-    if sampler["mode"] == "union" or sampler["epoch"] == "union":
-        return union - union % batch if sampler["drop_last"] and union >= batch else union
-    pick = max if sampler["epoch"] == "longest" else min
-    return pick(sizes) * len(sizes)
+    """Training images of one epoch."""
+    from ..engine import make_sampler
+
+    d = job.description
+    sizes = [len(rows["train"]) for rows in job.rows.values()]
+    sampler = make_sampler(sizes, d["train"]["batch_size"], d["sampler"], d["seed"])
+    steps = len(sampler)
+    if steps == 0:
+        return 0
+    last, _ = sampler.batch(0, steps - 1)
+    return (steps - 1) * d["train"]["batch_size"] + len(last)
+
+
+def _search_path() -> dict:
+    """Environment in which a child finds this package, wherever the parent found it."""
+    root = str(Path(__file__).resolve().parents[2])
+    if root in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
+        return dict(os.environ)  # installed: found anyway
+    known = [p for p in [os.environ.get("PYTHONPATH")] if p]
+    return dict(os.environ, PYTHONPATH=os.pathsep.join([root, *known]))
 
 
 __all__ = ["MdmtError", "Outcome", "images_per_epoch", "prepare_folder", "run"]

@@ -1,0 +1,41 @@
+"""What the runner knows about jobs before they run."""
+
+import numpy as np
+import pytest
+
+from mdmt import experiments
+from mdmt.engine import make_sampler
+from mdmt.runner import local
+
+
+def job(sizes, batch, **sampler):
+    settings = {"mode": "union", "ratio": None, "epoch": "union", "drop_last": False, **sampler}
+    description = {"train": {"batch_size": batch}, "sampler": settings, "seed": 0}
+    rows = {str(i): {"train": np.arange(n)} for i, n in enumerate(sizes)}
+    return experiments.Job("id", "label", description, rows)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        {},
+        {"drop_last": True},
+        {"mode": "balanced", "epoch": "longest"},
+        {"mode": "balanced", "epoch": "shortest"},
+        {"mode": "ratio", "ratio": [3, 1], "epoch": "union"},
+        {"epoch": 5},
+    ],
+)
+@pytest.mark.parametrize("sizes, batch", [([13, 30], 8), ([3, 4], 8), ([16, 16], 16)])
+def test_images_of_an_epoch_are_those_that_the_sampler_draws(sizes, batch, sampler):
+    one = job(sizes, batch, **sampler)
+    drawn = make_sampler(sizes, batch, one.description["sampler"], 0)
+    assert local.images_per_epoch(one) == sum(len(index) for _, index in drawn) > 0
+
+
+def test_threads_are_shared_out(monkeypatch):
+    monkeypatch.setenv("MDMT_NUM_THREADS", "3")
+    assert local.default_threads(2) == 3
+    monkeypatch.delenv("MDMT_NUM_THREADS")
+    assert local.default_threads(1) >= local.default_threads(2) >= 1
+    assert local.default_threads(10_000) == 1
