@@ -10,7 +10,8 @@
 typedef struct mdmt_pool mdmt_pool;
 
 /* `task` runs 0 .. tasks-1; `thread` is 0 .. mdmt_pool_threads()-1 and may
- * index per-thread scratch. Must not fail. */
+ * index per-thread scratch. Tasks are taken in the order of their numbers. Must
+ * not fail. */
 typedef void (*mdmt_task_fn)(void *context, int task, int thread);
 
 mdmt_status mdmt_pool_open(mdmt_pool **pool, int threads);

@@ -5,9 +5,12 @@
  * (Ioffe & Szegedy 2015), without the two mean terms in evaluation mode, where
  * mean and invstd do not depend on x. gamma invstd is `scale`.
  *
- * One pass takes the sums, a second one makes dx; both go through a channel
- * block (or a few, to give every thread work) before the next, so that the
- * second finds its data in a cache. Included by norm_avx2.c and norm_avx512.c. */
+ * One pass takes the sums, a second one makes dx, about one channel block behind
+ * it, so that it finds its data in a cache. Included by norm_avx2.c and
+ * norm_avx512.c. */
+#include <sched.h>
+#include <stdatomic.h>
+
 #include "access.h"
 #include "map_walk.h"
 
@@ -22,7 +25,7 @@ typedef struct {
     map_shape shape;
     mask_kind mask;
     int training;
-    int first_block, group; /* that the current tasks go through */
+    atomic_int *left; /* per block: parts whose sums are not yet taken, then -1 */
 } bwd_job;
 
 MDMT_INLINE lanes bwd_masked(mask_kind mask, lanes g, lanes x, lanes_affine affine, const float *z)
@@ -211,26 +214,62 @@ static void bwd_block_task(void *context, int task, int thread)
     }
 }
 
-static void bwd_sum_task(void *context, int task, int thread)
+/* The thread that takes the last sum of a block merges them. */
+static void bwd_sum_task(const bwd_job *job, int index)
 {
-    const bwd_job *job = context;
-    (void)thread;
-    bwd_sum_part(job, job->first_block + task / job->shape.parts, task % job->shape.parts);
+    int block = index / job->shape.parts;
+    bwd_sum_part(job, block, index % job->shape.parts);
+    if (atomic_fetch_sub_explicit(&job->left[block], 1, memory_order_acq_rel) == 1) {
+        bwd_finish_block(job, block);
+        atomic_store_explicit(&job->left[block], -1, memory_order_release);
+    }
 }
 
-/* Backwards: what the sums have read last is in a cache. */
-static void bwd_apply_task(void *context, int task, int thread)
+static void bwd_apply_task(const bwd_job *job, int index)
 {
-    const bwd_job *job = context;
-    int at = job->group * job->shape.parts - 1 - task;
-    (void)thread;
-    bwd_apply_part(job, job->first_block + at / job->shape.parts, at % job->shape.parts);
+    int block = index / job->shape.parts;
+    for (int spins = 0; atomic_load_explicit(&job->left[block], memory_order_acquire) >= 0;) {
+        _mm_pause();
+        if (++spins % 1024 == 0) {
+            sched_yield();
+        }
+    }
+    bwd_apply_part(job, block, index % job->shape.parts);
 }
 
-/* Bytes of dz and x (and z): a block up to BWD_BLOCK is one task, larger ones go
- * through both passes in groups of up to BWD_GROUP. The results do not depend on
- * these two. */
-enum { BWD_BLOCK = 1 << 20, BWD_GROUP = 16 << 20 };
+/* Sums and applications in one sequence: first `lag` sums, then one of each in
+ * turn, then the last applications. Tasks are taken in order, so the sums that an
+ * application waits for are done or running: it cannot wait for ever. */
+enum { BWD_SLACK = 8 };
+
+static void bwd_task(void *context, int task, int thread)
+{
+    const bwd_job *job = context;
+    int count = job->shape.blocks * job->shape.parts, lag = job->shape.parts + BWD_SLACK;
+    (void)thread;
+    lag = lag < count ? lag : count;
+    int turn = task - lag;
+    if (turn < 0) {
+        bwd_sum_task(job, task);
+    } else if (turn >= 2 * (count - lag)) {
+        bwd_apply_task(job, turn - (count - lag));
+    } else if (turn % 2 == 0) {
+        bwd_sum_task(job, lag + turn / 2);
+    } else {
+        bwd_apply_task(job, turn / 2);
+    }
+}
+
+/* In evaluation mode the pass of the sums also makes dx. */
+static void bwd_evaluation_task(void *context, int task, int thread)
+{
+    (void)thread;
+    bwd_sum_task(context, task);
+}
+
+/* Bytes of dz and x (and z) of a channel block that is one task. The results do
+ * not depend on it. */
+enum { BWD_BLOCK = 1 << 20 };
 
 static mdmt_status bwd_go(const mdmt_site *site, const mdmt_call *call)
 {
@@ -260,18 +299,14 @@ static mdmt_status bwd_go(const mdmt_site *site, const mdmt_call *call)
         mdmt_parallel(site->pool, blocks, bwd_block_task, &job);
         return MDMT_OK;
     }
-    int most = job.training ? (int)(BWD_GROUP / bytes) : blocks;
-    most = most < 1 ? 1 : most;
-    for (int first = 0; first < blocks; first += most) {
-        job.first_block = first;
-        job.group = blocks - first < most ? blocks - first : most;
-        mdmt_parallel(site->pool, job.group * parts, bwd_sum_task, &job);
-        for (int block = first; block < first + job.group; block++) {
-            bwd_finish_block(&job, block);
-        }
-        if (job.training) {
-            mdmt_parallel(site->pool, job.group * parts, bwd_apply_task, &job);
-        }
+    job.left = (atomic_int *)(job.terms + (size_t)blocks * 2 * MDMT_BLOCK);
+    for (int block = 0; block < blocks; block++) {
+        atomic_init(&job.left[block], parts);
+    }
+    if (job.training) {
+        mdmt_parallel(site->pool, blocks * parts * 2, bwd_task, &job);
+    } else {
+        mdmt_parallel(site->pool, blocks * parts, bwd_evaluation_task, &job);
     }
     return MDMT_OK;
 }
@@ -280,7 +315,8 @@ static void bwd_needs(const mdmt_site *site, mdmt_needs *needs)
 {
     map_shape shape = map_shape_of(site->in[0]);
     size_t blocks = (size_t)shape.blocks, parts = (size_t)shape.parts;
-    needs->workspace_bytes = blocks * 2 * MDMT_BLOCK * (parts * sizeof(double) + sizeof(float));
+    needs->workspace_bytes = blocks * 2 * MDMT_BLOCK * (parts * sizeof(double) + sizeof(float)) +
+                             blocks * sizeof(atomic_int);
     /* dx over dz or over x: each element is read before it is written. */
     needs->inplace_inputs = 3u;
 }
