@@ -272,6 +272,25 @@ MDMT_INLINE void lanes_accumulate(double *sum, lanes v)
 
 #endif
 
+/* Whether a result of `pixels` blocks of lanes at `to` is better written past the
+ * caches: it is larger than what they would keep of it until it is read. Only for
+ * one that does not lie over an argument. */
+static inline int lanes_streams(int64_t pixels, const float *to)
+{
+    const int64_t least = 2 << 20; /* bytes */
+    return pixels * MDMT_BLOCK * (int64_t)sizeof(float) >= least && (uintptr_t)to % MDMT_ALIGN == 0;
+}
+
+/* Past the caches where `stream`, a constant, says so. */
+MDMT_INLINE void lanes_put(float *p, lanes v, int stream)
+{
+    if (stream) {
+        lanes_stream(p, v);
+    } else {
+        lanes_store(p, v);
+    }
+}
+
 /* Asks for the line of p to be in L1 soon; p may lie beyond the tensor. */
 MDMT_INLINE void lanes_fetch(const float *p)
 {

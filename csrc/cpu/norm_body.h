@@ -91,11 +91,12 @@ typedef struct {
     mdmt_act act;
     float *z;
     map_shape shape;
+    int stream; /* z goes past the caches */
 } norm_job;
 
 MDMT_INLINE void norm_pixels(const float *x, const float *r, float *z, int64_t pixels,
                              lanes_affine affine, lanes_affine other, residual_kind kind,
-                             mdmt_act act)
+                             mdmt_act act, int stream)
 {
     for (int64_t i = 0; i < pixels * MDMT_BLOCK; i += MDMT_BLOCK) {
         lanes v = lanes_apply(affine, lanes_load(x + i));
@@ -109,28 +110,42 @@ MDMT_INLINE void norm_pixels(const float *x, const float *r, float *z, int64_t p
             }
             v = lanes_add(v, add);
         }
-        lanes_store(z + i, lanes_act(v, act));
+        lanes_put(z + i, lanes_act(v, act), stream);
     }
 }
 
 /* One loop for each combination, so that none decides anything per pixel. */
 MDMT_INLINE void norm_choose(const float *x, const float *r, float *z, int64_t pixels,
                              lanes_affine affine, lanes_affine other, residual_kind kind,
-                             mdmt_act act)
+                             mdmt_act act, int stream)
 {
     switch (kind) {
     case RESIDUAL_NONE:
-        norm_pixels(x, r, z, pixels, affine, other, RESIDUAL_NONE, act);
+        norm_pixels(x, r, z, pixels, affine, other, RESIDUAL_NONE, act, stream);
         break;
     case RESIDUAL_STORED:
-        norm_pixels(x, r, z, pixels, affine, other, RESIDUAL_STORED, act);
+        norm_pixels(x, r, z, pixels, affine, other, RESIDUAL_STORED, act, stream);
         break;
     case RESIDUAL_LAZY:
-        norm_pixels(x, r, z, pixels, affine, other, RESIDUAL_LAZY, act);
+        norm_pixels(x, r, z, pixels, affine, other, RESIDUAL_LAZY, act, stream);
         break;
     case RESIDUAL_LAZY_RELU:
-        norm_pixels(x, r, z, pixels, affine, other, RESIDUAL_LAZY_RELU, act);
+        norm_pixels(x, r, z, pixels, affine, other, RESIDUAL_LAZY_RELU, act, stream);
         break;
+    }
+}
+
+static void norm_go(const norm_job *job, const float *x, const float *r, float *z, int64_t pixels,
+                    lanes_affine affine, lanes_affine other)
+{
+    if (job->act == MDMT_ACT_RELU && job->stream) {
+        norm_choose(x, r, z, pixels, affine, other, job->kind, MDMT_ACT_RELU, 1);
+    } else if (job->act == MDMT_ACT_RELU) {
+        norm_choose(x, r, z, pixels, affine, other, job->kind, MDMT_ACT_RELU, 0);
+    } else if (job->stream) {
+        norm_choose(x, r, z, pixels, affine, other, job->kind, MDMT_ACT_NONE, 1);
+    } else {
+        norm_choose(x, r, z, pixels, affine, other, job->kind, MDMT_ACT_NONE, 0);
     }
 }
 
@@ -153,12 +168,11 @@ static void norm_task(void *context, int task, int thread)
         const float *r = job->residual.data;
         r = r ? r + at * MDMT_BLOCK : x;
         float *z = job->z + at * MDMT_BLOCK;
-        if (job->act == MDMT_ACT_RELU) {
-            norm_choose(x, r, z, pixels, affine, other, job->kind, MDMT_ACT_RELU);
-        } else {
-            norm_choose(x, r, z, pixels, affine, other, job->kind, MDMT_ACT_NONE);
-        }
+        norm_go(job, x, r, z, pixels, affine, other);
         at += pixels;
+    }
+    if (job->stream) {
+        _mm_sfence();
     }
 }
 
@@ -179,6 +193,7 @@ static mdmt_status norm_run(const mdmt_site *site, const mdmt_call *call)
                                                 : RESIDUAL_LAZY;
     }
     int64_t all = job.shape.pixels * job.shape.blocks;
+    job.stream = lanes_streams(all, job.z) && job.z != job.x && job.z != job.residual.data;
     mdmt_parallel(site->pool, (int)((all + MAP_PART - 1) / MAP_PART), norm_task, &job);
     return MDMT_OK;
 }

@@ -24,8 +24,8 @@ typedef struct {
     float *terms; /* [blocks][2][lanes]: slope and offset of the mean terms */
     map_shape shape;
     mask_kind mask;
-    int training;
-    atomic_int *left; /* per block: parts whose sums are not yet taken, then -1 */
+    int training, stream; /* stream: dx goes past the caches */
+    atomic_int *left;     /* per block: parts whose sums are not yet taken, then -1 */
 } bwd_job;
 
 MDMT_INLINE lanes bwd_masked(mask_kind mask, lanes g, lanes x, lanes_affine affine, const float *z)
@@ -160,7 +160,8 @@ static void bwd_finish_block(const bwd_job *job, int block)
     }
 }
 
-MDMT_INLINE void bwd_apply_pixels(const bwd_job *job, int block, const map_run *run, mask_kind mask)
+MDMT_INLINE void bwd_apply_pixels(const bwd_job *job, int block, const map_run *run, mask_kind mask,
+                                  int stream)
 {
     const float *terms = job->terms + (size_t)block * 2 * MDMT_BLOCK;
     const lanes slope = lanes_load(terms), offset = lanes_load(terms + MDMT_BLOCK);
@@ -175,8 +176,23 @@ MDMT_INLINE void bwd_apply_pixels(const bwd_job *job, int block, const map_run *
         lanes g = bwd_masked(mask, lanes_load(dz + i), v, affine, z + i);
         lanes_fetch(x + i + run->ahead);
         lanes_fetch(dz + i + run->ahead);
-        lanes around = lanes_fma(slope, lanes_sub(v, mean), offset);
-        lanes_store(dx + i, lanes_fma(affine.scale, g, around));
+        v = lanes_fma(affine.scale, g, lanes_fma(slope, lanes_sub(v, mean), offset));
+        lanes_put(dx + i, v, stream);
+    }
+}
+
+MDMT_INLINE void bwd_apply_choose(const bwd_job *job, int block, const map_run *run, int stream)
+{
+    switch (job->dpre ? MASK_NONE : job->mask) { /* dpre holds g already */
+    case MASK_NONE:
+        bwd_apply_pixels(job, block, run, MASK_NONE, stream);
+        break;
+    case MASK_X:
+        bwd_apply_pixels(job, block, run, MASK_X, stream);
+        break;
+    case MASK_Z:
+        bwd_apply_pixels(job, block, run, MASK_Z, stream);
+        break;
     }
 }
 
@@ -185,18 +201,14 @@ static void bwd_apply_part(const bwd_job *job, int block, int part)
     int64_t end = map_part_end(&job->shape, part);
     map_run run = map_first_run(&job->shape, block, part);
     for (; run.pixels; map_next_run(&job->shape, block, end, &run)) {
-        /* dpre holds g already. */
-        switch (job->dpre ? MASK_NONE : job->mask) {
-        case MASK_NONE:
-            bwd_apply_pixels(job, block, &run, MASK_NONE);
-            break;
-        case MASK_X:
-            bwd_apply_pixels(job, block, &run, MASK_X);
-            break;
-        case MASK_Z:
-            bwd_apply_pixels(job, block, &run, MASK_Z);
-            break;
+        if (job->stream) {
+            bwd_apply_choose(job, block, &run, 1);
+        } else {
+            bwd_apply_choose(job, block, &run, 0);
         }
+    }
+    if (job->stream) {
+        _mm_sfence();
     }
 }
 
@@ -292,6 +304,8 @@ static mdmt_status bwd_go(const mdmt_site *site, const mdmt_call *call)
         job.mask = job.z ? MASK_Z : MASK_X;
     }
     int blocks = job.shape.blocks, parts = job.shape.parts;
+    job.stream =
+        lanes_streams(job.shape.pixels * blocks, job.dx) && job.dx != job.dz && job.dx != job.x;
     job.sums = call->workspace;
     job.terms = (float *)(job.sums + (size_t)blocks * (size_t)parts * 2 * MDMT_BLOCK);
     int64_t bytes = job.shape.pixels * MDMT_BLOCK * 4 * (job.mask == MASK_Z ? 3 : 2);

@@ -49,8 +49,8 @@ typedef struct {
     const float *dy; /* backwards: dy, argmax -> dx */
     const uint8_t *from;
     float *dx;
-    int rows;
-    char *lines; /* per thread: MAX_LINES of line_bytes(ow) */
+    int rows, stream; /* stream: y or dx goes past the caches */
+    char *lines;      /* per thread: MAX_LINES of line_bytes(ow) */
 } pool_job;
 
 typedef enum { LOAD_PLAIN, LOAD_AFFINE, LOAD_RELU } load_kind;
@@ -167,7 +167,7 @@ MDMT_INLINE void max_line_make(const pool_job *job, const float *row, lanes_affi
 
 /* Lines r0 .. r1 - 1 of the window of row oh -> y, argmax. */
 MDMT_INLINE void max_lines_join(const max_line *line, int r0, int r1, int width, float *y,
-                                uint8_t *argmax)
+                                uint8_t *argmax, int stream)
 {
     for (ptrdiff_t i = 0; i < (ptrdiff_t)width * MDMT_BLOCK; i += MDMT_BLOCK) {
         lanes best = lanes_load(line[r0].value + i);
@@ -179,7 +179,7 @@ MDMT_INLINE void max_lines_join(const max_line *line, int r0, int r1, int width,
             best = lanes_select(above, v, best);
             index = lane_bytes_select(above, tap, index);
         }
-        lanes_store(y + i, best);
+        lanes_put(y + i, best, stream);
         if (argmax) {
             lane_bytes_store(argmax + i, index);
         }
@@ -203,10 +203,12 @@ MDMT_INLINE void max_band_3x3(const pool_job *job, pool_band band, const float *
                             line_of(lines, g->ow, top + 2)};
         ptrdiff_t to = at + (ptrdiff_t)oh * g->ow * MDMT_BLOCK;
         uint8_t *argmax = job->argmax ? job->argmax + to : NULL;
-        if (r0 == 0 && r1 == 3) {
-            max_lines_join(line, 0, 3, g->ow, job->y + to, argmax);
+        if (r1 - r0 < 3) {
+            max_lines_join(line, r0, r1, g->ow, job->y + to, argmax, 0);
+        } else if (job->stream) {
+            max_lines_join(line, 0, 3, g->ow, job->y + to, argmax, 1);
         } else {
-            max_lines_join(line, r0, r1, g->ow, job->y + to, argmax);
+            max_lines_join(line, 0, 3, g->ow, job->y + to, argmax, 0);
         }
     }
 }
@@ -252,6 +254,7 @@ static void max_task(void *context, int task, int thread)
     } else {
         max_band(job, band, x, affine, LOAD_AFFINE, at, lines);
     }
+    _mm_sfence();
 }
 
 static mdmt_status max_run(const mdmt_site *site, const mdmt_call *call)
@@ -261,9 +264,10 @@ static mdmt_status max_run(const mdmt_site *site, const mdmt_call *call)
                     .y = call->out[0],
                     .argmax = mdmt_optional_out(site, call, 1),
                     .lines = call->workspace};
+    int planes = job.g.n * mdmt_blocks(job.g.c);
     job.rows = pool_rows_per_task(job.g.ow);
-    int tasks = job.g.n * mdmt_blocks(job.g.c) * pool_bands(job.g.oh, job.rows);
-    mdmt_parallel(site->pool, tasks, max_task, &job);
+    job.stream = lanes_streams((int64_t)planes * job.g.oh * job.g.ow, job.y);
+    mdmt_parallel(site->pool, planes * pool_bands(job.g.oh, job.rows), max_task, &job);
     return MDMT_OK;
 }
 
@@ -332,7 +336,7 @@ MDMT_INLINE lanes max_take(max_source source, int tap)
 
 /* Rows 2a and 2a + 1 of dx, 3x3, stride 2, pad 1. Pixels beyond the windows on
  * the right or below see only those that exist. */
-static void max_pair_row(const pool_job *job, ptrdiff_t plane, int a)
+MDMT_INLINE void max_pair_row(const pool_job *job, ptrdiff_t plane, int a, int stream)
 {
     const mdmt_geometry *g = &job->g;
     const max_source none = {lane_bytes_set(255), lanes_zero()};
@@ -351,16 +355,17 @@ static void max_pair_row(const pool_job *job, ptrdiff_t plane, int a)
         }
         ptrdiff_t to = (ptrdiff_t)2 * b * MDMT_BLOCK;
         int wide = 2 * b + 1 < g->w;
-        lanes_store(dx + to, max_take(here, 4));
+        lanes_put(dx + to, max_take(here, 4), stream);
         if (wide) {
-            lanes_store(dx + to + MDMT_BLOCK, lanes_add(max_take(here, 5), max_take(right, 3)));
+            lanes_put(dx + to + MDMT_BLOCK, lanes_add(max_take(here, 5), max_take(right, 3)),
+                      stream);
         }
         if (second) {
-            lanes_store(dx_below + to, lanes_add(max_take(here, 7), max_take(under, 1)));
+            lanes_put(dx_below + to, lanes_add(max_take(here, 7), max_take(under, 1)), stream);
             if (wide) {
                 lanes row = lanes_add(max_take(here, 8), max_take(right, 6));
                 lanes next = lanes_add(max_take(under, 2), max_take(corner, 0));
-                lanes_store(dx_below + to + MDMT_BLOCK, lanes_add(row, next));
+                lanes_put(dx_below + to + MDMT_BLOCK, lanes_add(row, next), stream);
             }
         }
         here = right;
@@ -384,8 +389,12 @@ static void max_bwd_task(void *context, int task, int thread)
     (void)thread;
     ptrdiff_t plane = (ptrdiff_t)band.n * blocks + band.block;
     for (int row = band.first; row < band.end; row++) {
+        if (paired && job->stream) {
+            max_pair_row(job, plane, row, 1);
+            continue;
+        }
         if (paired) {
-            max_pair_row(job, plane, row);
+            max_pair_row(job, plane, row, 0);
             continue;
         }
         float *dx = job->dx + (plane * g->h + row) * g->w * MDMT_BLOCK;
@@ -393,6 +402,7 @@ static void max_bwd_task(void *context, int task, int thread)
             lanes_store(dx + (ptrdiff_t)iw * MDMT_BLOCK, max_gather(job, plane, row, iw));
         }
     }
+    _mm_sfence();
 }
 
 static mdmt_status max_bwd_run(const mdmt_site *site, const mdmt_call *call)
@@ -402,9 +412,10 @@ static mdmt_status max_bwd_run(const mdmt_site *site, const mdmt_call *call)
                     .from = call->in[1].data,
                     .dx = call->out[0]};
     int height = max_is_paired(&job.g) ? job.g.oh : job.g.h;
+    int planes = job.g.n * mdmt_blocks(job.g.c);
     job.rows = pool_rows_per_task(job.g.w);
-    int tasks = job.g.n * mdmt_blocks(job.g.c) * pool_bands(height, job.rows);
-    mdmt_parallel(site->pool, tasks, max_bwd_task, &job);
+    job.stream = lanes_streams((int64_t)planes * job.g.h * job.g.w, job.dx);
+    mdmt_parallel(site->pool, planes * pool_bands(height, job.rows), max_bwd_task, &job);
     return MDMT_OK;
 }
 
