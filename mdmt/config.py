@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import reprlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -479,7 +480,9 @@ def _check(key: Key, value, where: str, source: str):
             break
     else:
         wanted = " or ".join(_WANTED[k] for k in key.kind.split("|"))
-        raise BadConfig(f"{source}: {where} is {value!r}, a {_kind(value)}; it must be {wanted}")
+        raise BadConfig(
+            f"{source}: {where} is {reprlib.repr(value)}, a {_kind(value)}; it must be {wanted}"
+        )
     value = converted
     if kind == "map":
         return _check_map(key, value, where, source)

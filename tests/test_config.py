@@ -4,6 +4,8 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mdmt import config
 from mdmt.errors import BadConfig
@@ -130,6 +132,50 @@ def test_yaml_cannot_run_code(tmp_path):
     with pytest.raises(BadConfig):
         config.load(str(path))
     assert not witness.exists()
+
+
+def test_a_bomb_of_aliases_is_refused_at_once(tmp_path):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    for i in range(1, 12):
+        lines.append(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]")
+    for last in ("image_size: *a11", "folds: *a11", "name: *a11"):
+        path = tmp_path / "c.yaml"
+        path.write_text("\n".join([*lines, last]))
+        with pytest.raises(BadConfig) as caught:
+            config.load(str(path))
+        assert len(str(caught.value)) < 1000
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(max_size=200))
+def test_any_text_is_yaml_or_a_sentence(text):
+    try:
+        config.read_yaml(text, "fuzz")
+    except BadConfig as error:
+        assert str(error).startswith("fuzz")
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.sampled_from(sorted(config.flatten(config.load("covid_cxr")))),
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5),
+              st.lists(st.integers(), max_size=3), st.dictionaries(st.text(max_size=3), st.none())),
+)  # fmt: skip
+def test_any_value_is_taken_or_refused_with_a_sentence(key, value):
+    raw = config.load("covid_cxr", check=False)
+    node, *rest = raw, *key.split(".")
+    for part in rest[:-1]:
+        node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {}) or {}
+    if isinstance(node, list):
+        node[int(rest[-1])] = value
+    else:
+        node[rest[-1]] = value
+    try:
+        first = config.resolve(raw)
+    except BadConfig as error:
+        assert "\n" not in str(error) or "\n" in repr(value)
+    else:
+        assert config.resolve(first) == first
 
 
 def test_differences_ignore_where_the_data_lies():

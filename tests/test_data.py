@@ -4,9 +4,12 @@ import errno
 import io
 import json
 import os
+import tempfile
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from mdmt import config
@@ -341,6 +344,42 @@ def test_read_table_takes_quoted_cells(tmp_path):
     (tmp_path / "t.csv").write_text(text)
     _, rows = table.read_table(tmp_path / "t.csv")
     assert rows == [{"image": "a, b", "patient": 'p "x"'}]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.one_of(st.binary(max_size=300), st.text(alphabet='ab,;"\n\t', max_size=60)))
+def test_any_bytes_are_a_table_or_a_sentence(content):
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "t.csv")
+        with open(path, "wb") as stream:
+            stream.write(content if isinstance(content, bytes) else content.encode())
+        try:
+            header, rows = table.read_table(path)
+        except BadData as error:
+            assert str(error).startswith(path)
+        else:
+            assert all(set(row) == set(header) for row in rows)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_any_damage_to_an_image_is_a_picture_or_a_sentence(data):
+    kind = data.draw(st.sampled_from(["PNG", "JPEG"]))
+    stream = io.BytesIO()
+    Image.fromarray(np.arange(1024, dtype=np.uint8).reshape(32, 32)).save(stream, kind)
+    raw = bytearray(stream.getvalue())
+    for _ in range(data.draw(st.integers(1, 8))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "i.bin")
+        with open(path, "wb") as out:
+            out.write(raw)
+        try:
+            grey = store.read_grey(path)
+        except BadData as error:
+            assert str(error).startswith(path)
+        else:
+            assert grey.ndim == 2
 
 
 @needs_covid_cxr

@@ -81,8 +81,9 @@ def read_table(path, delimiter: str = "auto") -> tuple[list[str], list[dict]]:
         ) from error
     if "\0" in text:
         raise BadData(f"{path}: holds zero bytes; save it as CSV in UTF-8")
+    empty = f"{path}: is empty; give a table with a header line and one row per image"
     if not text.strip():
-        raise BadData(f"{path}: is empty; give a table with a header line and one row per image")
+        raise BadData(empty)
     first = text.lstrip("\r\n").splitlines()[0]
     mark = _DELIMITERS.get(delimiter) or max(",;\t", key=first.count)
     try:
@@ -93,6 +94,8 @@ def read_table(path, delimiter: str = "auto") -> tuple[list[str], list[dict]]:
         ]
     except csv.Error as error:
         raise BadData(f"{path}: is not a valid table ({error}); correct it") from error
+    if not lines:
+        raise BadData(empty)
     header = [cell.strip() for cell in lines[0]]
     for name in header:
         if name and header.count(name) > 1:
