@@ -87,6 +87,14 @@ INLINE void tile_body(const mdmt_conv_tile *tile, const int rows, const int colu
     for (int b = 0; b < t.blocks; b++) {
         const float *w = t.w + b * t.w_block;
         const int channels = pixel == 1 ? 1 : b + 1 < t.blocks ? MDMT_BLOCK : t.last;
+        if (pixel > 1 && t.taps == 1 && b + 1 < t.blocks) {
+            for (int r = 0; r < rows; r++) {
+                for (int q = 0; q < columns; q++) {
+                    __builtin_prefetch(
+                        t.x + t.tap[0] + (b + 1) * t.x_block + r * t.x_row + q * pixel, 0, 3);
+                }
+            }
+        }
         for (int i = 0; i < t.taps; i++) {
             const float *x = t.x + b * t.x_block + t.tap[i];
             const float *weight = w;
@@ -104,7 +112,7 @@ INLINE void tile_body(const mdmt_conv_tile *tile, const int rows, const int colu
         if (t.ahead) {
             for (int r = 0; r < rows; r++) {
                 for (int q = 0; q < columns; q++) {
-                    __builtin_prefetch(t.ahead + b * t.x_block + r * t.x_row + q * pixel, 0, 3);
+                    __builtin_prefetch(t.ahead + b * t.x_block + r * t.x_row + q * pixel, 0, 2);
                 }
             }
         }

@@ -10,13 +10,7 @@
 
 #include <string.h>
 
-enum {
-    STRIP_PIXELS = 112,
-    STAGE_BYTES = 256 * 1024,
-    WEIGHT_BYTES = 288 * 1024,       /* dw of a task               */
-    PARTIAL_BYTES = 6 * 1024 * 1024, /* of all slices             */
-    TASKS = 32
-};
+enum { STRIP_PIXELS = 112, STAGE_BYTES = 256 * 1024, SLICE_PIXELS = 1500, TASKS = 32 };
 
 typedef struct {
     mdmt_geometry g;
@@ -69,6 +63,40 @@ static void plan_window(plan *p)
     p->bands = mdmt_ceil_div(g->oh, p->band);
 }
 
+/* How many blocks a task takes and into how many slices the pixels are cut. A
+ * staged x must serve enough output blocks and a dy enough input blocks; a slice
+ * must be long enough to pay for its own dw. */
+static void cut_blocks(plan *p)
+{
+    const mdmt_geometry *g = &p->g;
+    const int taps = g->kh * g->kw;
+    const double pixels = (double)g->n * g->oh * g->ow;
+    p->weight_floats = (size_t)p->blocks * p->out_blocks * taps * MDMT_BLOCK * MDMT_BLOCK;
+    int most_in = taps > 4 ? 4 : 16, most_out = taps > 4 ? 8 : 16;
+    int least_in = taps > 4 ? 2 : 8, least_out = taps > 4 ? 4 : 8;
+    p->slices = mdmt_max(1, mdmt_min(TASKS, (int)(pixels / SLICE_PIXELS)));
+    for (;;) {
+        p->in_step = mdmt_ceil_div(p->blocks, mdmt_ceil_div(p->blocks, most_in));
+        int pairs = mdmt_ceil_div(p->out_blocks, 2);
+        p->out_step = 2 * mdmt_ceil_div(pairs, mdmt_ceil_div(2 * pairs, most_out));
+        p->ins = mdmt_ceil_div(p->blocks, p->in_step);
+        p->outs = mdmt_ceil_div(p->out_blocks, p->out_step);
+        if (p->ins * p->outs * p->slices >= TASKS) {
+            break;
+        }
+        if (most_out > least_out && mdmt_min(p->out_step, most_out) >= p->in_step) {
+            most_out /= 2;
+        } else if (most_in > least_in) {
+            most_in /= 2;
+        } else if (most_out > least_out) {
+            most_out /= 2;
+        } else {
+            break;
+        }
+    }
+    p->slices = mdmt_min(p->slices, mdmt_ceil_div(TASKS, p->ins * p->outs));
+}
+
 static void plan_weight(const mdmt_site *site, plan *p)
 {
     mdmt_geometry g = mdmt_conv_geometry(site);
@@ -81,24 +109,13 @@ static void plan_weight(const mdmt_site *site, plan *p)
     *p = (plan){.g = g, .lazy = site->in[0]->lazy_source >= 0};
     p->blocks = mdmt_blocks(g.c);
     p->out_blocks = mdmt_blocks(g.k);
-    int tap_bytes = g.kh * g.kw * MDMT_BLOCK * MDMT_BLOCK * (int)sizeof(float);
-    /* A staged x must serve enough output blocks, a dy enough input blocks. */
-    p->in_step = mdmt_min(p->blocks, tap_bytes > 4096 ? 4 : 16);
-    p->in_step = mdmt_ceil_div(p->blocks, mdmt_ceil_div(p->blocks, p->in_step));
-    int pairs = mdmt_ceil_div(p->out_blocks, 2);
-    int most_pairs = mdmt_max(1, WEIGHT_BYTES / (tap_bytes * p->in_step * 2));
-    p->out_step = 2 * mdmt_ceil_div(pairs, mdmt_ceil_div(pairs, most_pairs));
-    p->ins = mdmt_ceil_div(p->blocks, p->in_step);
-    p->outs = mdmt_ceil_div(p->out_blocks, p->out_step);
+    cut_blocks(p);
     p->group = mdmt_min(g.n, mdmt_max(1, STRIP_PIXELS / (g.oh * g.ow)));
     p->strip = mdmt_min(g.oh, mdmt_max(1, STRIP_PIXELS / g.ow));
     plan_window(p);
     p->total = mdmt_ceil_div(g.n, p->group) * p->bands;
-    p->weight_floats = (size_t)p->blocks * p->out_blocks * tap_bytes / sizeof(float);
+    p->slices = mdmt_min(p->slices, p->total);
     size_t bytes = p->weight_floats * sizeof(float);
-    int most = (int)((size_t)PARTIAL_BYTES / bytes);
-    p->slices = mdmt_min(mdmt_ceil_div(TASKS, p->ins * p->outs), mdmt_min(most, p->total));
-    p->slices = mdmt_max(1, p->slices);
     p->partial_bytes = p->slices > 1 ? mdmt_round_up(bytes * p->slices, 4096) : 0;
 }
 
