@@ -22,17 +22,12 @@ int mdmt_wino_supports(const mdmt_site *site, int points)
            g.pt <= 2 && g.pl >= 0 && g.pl <= 2 && g.pb >= 0 && g.pb <= 2 && g.pr >= 0 && g.pr <= 2;
 }
 
-/* Tiles of 4 and of 2 that cover `size`. */
-static void tile_counts(int size, int points, int *full, int *narrow)
+/* Tiles of 4 and narrow ones, of `rest`, that cover `size`. */
+static void tile_counts(int size, int points, int *full, int *narrow, int *rest)
 {
-    if (points == 4) {
-        *full = 0;
-        *narrow = (size + 1) / 2;
-        return;
-    }
-    int rest = size % 4;
-    *full = size / 4 + (rest == 3);
-    *narrow = rest == 1 || rest == 2;
+    *full = points == 4 ? 0 : size / 4;
+    *rest = points == 4 || size % 4 < 3 ? 2 : 3;
+    *narrow = (size - 4 * *full + *rest - 1) / *rest;
 }
 
 static int tiles_of_rows(const mdmt_wino_plan *p, int rows)
@@ -108,8 +103,8 @@ void mdmt_wino_plan_make(const mdmt_site *site, mdmt_wino_pass pass, int points,
     p->ow = data ? g.w : g.ow;
     p->pt = data ? 2 - g.pt : g.pt;
     p->pl = data ? 2 - g.pl : g.pl;
-    tile_counts(p->oh, points, &p->full_h, &p->narrow_h);
-    tile_counts(p->ow, points, &p->full_w, &p->narrow_w);
+    tile_counts(p->oh, points, &p->full_h, &p->narrow_h, &p->rest_h);
+    tile_counts(p->ow, points, &p->full_w, &p->narrow_w, &p->rest_w);
     p->rows = p->full_h + p->narrow_h;
     p->row_tiles = p->full_w + p->narrow_w;
     if (pass == MDMT_WINO_WEIGHT) {
@@ -166,8 +161,8 @@ double mdmt_wino_cost(const mdmt_site *site, mdmt_wino_pass pass, int points, md
     mdmt_wino_plan p;
     mdmt_wino_plan_make(site, pass, points, &p);
     int wide = isa == MDMT_ISA_AVX512, weight = pass == MDMT_WINO_WEIGHT;
-    double rows = 4.0 * p.narrow_h + (p.points == 6 ? 6.0 * p.full_h : 0.0);
-    double columns = 4.0 * p.narrow_w + (p.points == 6 ? 6.0 * p.full_w : 0.0);
+    double rows = (p.rest_h + 2.0) * p.narrow_h + 6.0 * p.full_h;
+    double columns = (p.rest_w + 2.0) * p.narrow_w + 6.0 * p.full_w;
     double pointed = p.n * rows * columns; /* points of all tiles */
     double vectors = (double)p.cb * p.kb * 16 * p.points * p.points;
     double in = weight ? 6 : 7, out = weight ? 6 : 12; /* cycles a point and block, measured */
@@ -197,24 +192,30 @@ mdmt_wino_tiles mdmt_wino_tiles_of(const mdmt_wino_plan *p, int row0, int row1)
 mdmt_wino_tile mdmt_wino_tile_at(const mdmt_wino_plan *p, const mdmt_wino_tiles *t, int q)
 {
     mdmt_wino_tile tile;
-    tile.full_h = q >= t->first[1] && q < t->first[3];
-    tile.full_w = q < t->first[2];
-    int at = q - t->first[tile.full_h ? (tile.full_w ? 1 : 2) : (tile.full_w ? 0 : 3)];
-    int columns = tile.full_w ? p->full_w : p->narrow_w;
-    int rows = tile.full_h ? p->full_h : p->narrow_h;
-    int row = at / columns + (tile.full_h ? t->full0 : t->narrow0), column = at % columns;
+    int full_h = q >= t->first[1] && q < t->first[3], full_w = q < t->first[2];
+    int at = q - t->first[full_h ? (full_w ? 1 : 2) : (full_w ? 0 : 3)];
+    int columns = full_w ? p->full_w : p->narrow_w, rows = full_h ? p->full_h : p->narrow_h;
+    int row = at / columns + (full_h ? t->full0 : t->narrow0), column = at % columns;
     tile.n = row / rows;
     row %= rows;
-    tile.y = tile.full_h ? 4 * row : 4 * p->full_h + 2 * row;
-    tile.x = tile.full_w ? 4 * column : 4 * p->full_w + 2 * column;
+    tile.high = full_h ? 4 : p->rest_h;
+    tile.wide = full_w ? 4 : p->rest_w;
+    tile.y = full_h ? 4 * row : 4 * p->full_h + p->rest_h * row;
+    tile.x = full_w ? 4 * column : 4 * p->full_w + p->rest_w * column;
     return tile;
+}
+
+/* Whether narrow tiles of `rest` have point i. */
+static int has_point(const mdmt_wino_plan *p, int rest, int i)
+{
+    return p->points == 4 || i < 3 || i == 5 || (i == 3 && rest == 3);
 }
 
 void mdmt_wino_range(const mdmt_wino_plan *p, const mdmt_wino_tiles *t, int i, int j, int *lo,
                      int *hi)
 {
-    int row_everywhere = p->points == 4 || i < 3 || i == 5;
-    int column_everywhere = p->points == 4 || j < 3 || j == 5;
+    int row_everywhere = has_point(p, p->rest_h, i);
+    int column_everywhere = has_point(p, p->rest_w, j);
     int first = row_everywhere ? 0 : t->first[1];
     int last = column_everywhere ? (row_everywhere ? t->total : t->first[3]) : t->first[2];
     *lo = *lo > first ? *lo : first;

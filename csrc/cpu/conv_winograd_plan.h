@@ -6,9 +6,10 @@
  *   forward      Y  = A^T [ (G w G^T) . (B^T X B) ] A     summed over input channels
  *   bwd_data     the same of dY with the kernel turned by 180 degrees
  *   bwd_weight   dw = G^T [ (A dY A^T) . (B^T X B) ] G    summed over tiles and batch
- * The output is cut into tiles of 4 rows or columns; a remainder of one or two
- * gets narrow tiles of 2, which use the points 0, +-1/sqrt(2), infinity, a
- * subset, and so the same transformed weights. F(2x2) has only narrow tiles. */
+ * The output is cut into tiles of 4 rows or columns; a remainder gets a narrow
+ * tile of 2 with the points 0, +-1/sqrt(2), infinity, or of 3 with sqrt(2) as
+ * well: subsets, which take the same transformed weights. F(2x2) has only narrow
+ * tiles. */
 #ifndef MDMT_CPU_CONV_WINOGRAD_PLAN_H
 #define MDMT_CPU_CONV_WINOGRAD_PLAN_H
 
@@ -31,8 +32,9 @@ typedef struct {
     int cb, kb;           /* their blocks                                    */
     int ih, iw, oh, ow;   /* input and output size                           */
     int pt, pl;           /* zeros above and left of the input               */
-    int full_h, narrow_h; /* rows of 4-row and of 2-row tiles of an image    */
+    int full_h, narrow_h; /* rows of 4-row and of narrow tiles of an image   */
     int full_w, narrow_w; /* columns of them                                 */
+    int rest_h, rest_w;   /* rows, columns of a narrow tile: 2 or 3           */
     int rows;             /* full_h + narrow_h                               */
     int row_tiles;        /* full_w + narrow_w                               */
     /* by_output 0: a task is a chunk of tile rows: transforms its input, reads
@@ -64,9 +66,9 @@ typedef struct {
     int first[4], total; /* first number of each class                         */
 } mdmt_wino_tiles;
 
-/* A tile: image, output origin, class. */
+/* A tile: image, origin and size of its output. */
 typedef struct {
-    int n, y, x, full_h, full_w;
+    int n, y, x, high, wide;
 } mdmt_wino_tile;
 
 int mdmt_wino_supports(const mdmt_site *site, int points);

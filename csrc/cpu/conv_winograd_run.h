@@ -77,26 +77,20 @@ INLINE void finish_tile(vec (*y)[4], int rows, int columns, float *to, size_t pi
     }
 }
 
-/* A^T m A of a tile of full or narrow rows and columns. */
-INLINE void output_tile(int points, int full_h, int full_w, const narrow_points *c, const float *m,
+/* A^T m A of a tile of high x wide outputs. */
+INLINE void output_tile(int points, int high, int wide, const narrow_points *c, const float *m,
                         size_t m_point, vec (*y)[4])
 {
-    int made_h = full_h ? 6 : 4, made_w = full_w ? 6 : 4, high = full_h ? 4 : 2;
     vec half[4][6];
 #pragma GCC unroll 16
-    for (int j = 0; j < made_w; j++) {
+    for (int j = 0; j < wide + 2; j++) {
         vec d[6], r[4];
-        int place_w = full_w ? j : narrow_place(points, j);
 #pragma GCC unroll 16
-        for (int i = 0; i < made_h; i++) {
-            int place = full_h ? i : narrow_place(points, i);
-            d[i] = load(m + (size_t)(place * points + place_w) * m_point);
+        for (int i = 0; i < high + 2; i++) {
+            int place = place_of(points, high, i) * points + place_of(points, wide, j);
+            d[i] = load(m + (size_t)place * m_point);
         }
-        if (full_h) {
-            output_full(d, r);
-        } else {
-            output_narrow(c, d, r);
-        }
+        output_of(high, c, d, r);
 #pragma GCC unroll 16
         for (int i = 0; i < high; i++) {
             half[i][j] = r[i];
@@ -104,11 +98,7 @@ INLINE void output_tile(int points, int full_h, int full_w, const narrow_points 
     }
 #pragma GCC unroll 16
     for (int i = 0; i < high; i++) {
-        if (full_w) {
-            output_full(half[i], y[i]);
-        } else {
-            output_narrow(c, half[i], y[i]);
-        }
+        output_of(wide, c, half[i], y[i]);
     }
 }
 
@@ -127,41 +117,67 @@ static void finish_cut(vec (*y)[4], int rows, int columns, float *to, size_t pit
     }
 }
 
-/* Output transform of tile t from m to y, where its first pixel lies. */
-static void output_of(const mdmt_wino_plan *p, const mdmt_wino_tile *t, const float *m, float *y,
+/* Output transform and end of a tile of high x wide outputs, rows x columns of
+ * which are inside. */
+INLINE void tile_case(int points, int high, int wide, const narrow_points *c, const float *m,
+                      size_t m_point, int rows, int columns, float *y, size_t pitch,
                       const finish *f, int first)
+{
+    for (int lane = 0; lane < 16; lane += VW) {
+        vec r[4][4];
+        output_tile(points, high, wide, c, m + lane, m_point, r);
+        if (rows >= high && columns >= wide) {
+            finish_tile(r, high, wide, y, pitch, f, first, lane);
+        } else {
+            finish_cut(r, rows < high ? rows : high, columns < wide ? columns : wide, y, pitch, f,
+                       first, lane);
+        }
+    }
+}
+
+/* Output transform of tile t from m to y, where its first pixel lies. */
+static void tile_out(const mdmt_wino_plan *p, const mdmt_wino_tile *t, const float *m, float *y,
+                     const finish *f, int first)
 {
     narrow_points c = narrow_of(p->points);
     size_t pitch = (size_t)p->ow * 16;
     int rows = p->oh - t->y, columns = p->ow - t->x;
-    for (int lane = 0; lane < 16; lane += VW) {
-        vec r[4][4];
-        const float *from = m + lane;
-        if (t->full_h && t->full_w) {
-            output_tile(6, 1, 1, &c, from, p->m_point, r);
-            if (rows >= 4 && columns >= 4) {
-                finish_tile(r, 4, 4, y, pitch, f, first, lane);
-                continue;
-            }
-        } else if (t->full_h) {
-            output_tile(6, 1, 0, &c, from, p->m_point, r);
-        } else if (t->full_w) {
-            output_tile(6, 0, 1, &c, from, p->m_point, r);
-        } else {
-            if (p->points == 6) {
-                output_tile(6, 0, 0, &c, from, p->m_point, r);
-            } else {
-                output_tile(4, 0, 0, &c, from, p->m_point, r);
-            }
-            if (rows >= 2 && columns >= 2) {
-                finish_tile(r, 2, 2, y, pitch, f, first, lane);
-                continue;
-            }
-        }
-        int high = t->full_h ? 4 : 2, wide = t->full_w ? 4 : 2;
-        finish_cut(r, rows < high ? rows : high, columns < wide ? columns : wide, y, pitch, f,
-                   first, lane);
+#define CASE(points, high, wide)                                                                   \
+    tile_case(points, high, wide, &c, m, p->m_point, rows, columns, y, pitch, f, first)
+    if (p->points == 4) {
+        CASE(4, 2, 2);
+        return;
     }
+    switch (4 * t->high + t->wide) {
+    case 4 * 4 + 4:
+        CASE(6, 4, 4);
+        break;
+    case 4 * 4 + 3:
+        CASE(6, 4, 3);
+        break;
+    case 4 * 4 + 2:
+        CASE(6, 4, 2);
+        break;
+    case 4 * 3 + 4:
+        CASE(6, 3, 4);
+        break;
+    case 4 * 3 + 3:
+        CASE(6, 3, 3);
+        break;
+    case 4 * 3 + 2:
+        CASE(6, 3, 2);
+        break;
+    case 4 * 2 + 4:
+        CASE(6, 2, 4);
+        break;
+    case 4 * 2 + 3:
+        CASE(6, 2, 3);
+        break;
+    default:
+        CASE(6, 2, 2);
+        break;
+    }
+#undef CASE
 }
 
 /* ---- the work --------------------------------------------------------- */
@@ -221,7 +237,7 @@ static void outputs_of(const conv_work *work, const mdmt_wino_tiles *tiles, int 
         for (int b = 0; b < blocks; b++) {
             size_t at = ((size_t)t.n * p->kb + k + b) * plane + ((size_t)t.y * p->ow + t.x) * 16;
             f[b].addend = work->addend ? work->addend + at : NULL;
-            output_of(p, &t, m + b * p->m_block + (size_t)q * 16, work->y + at, &f[b], q == q0);
+            tile_out(p, &t, m + b * p->m_block + (size_t)q * 16, work->y + at, &f[b], q == q0);
         }
     }
     if (p->past) {

@@ -20,10 +20,10 @@ INLINE narrow_points narrow_of(int points)
                        : (narrow_points){1, -1, 1, 1, 1, 1};
 }
 
-/* Place of narrow point i among the points of the family. */
-INLINE int narrow_place(int points, int i)
+/* Place of point i of a tile of `size` rows or columns among those of the family. */
+INLINE int place_of(int points, int size, int i)
 {
-    return points == 6 && i == 3 ? 5 : i;
+    return points == 6 && size < 4 && i == size + 1 ? 5 : i;
 }
 
 /* B^T d, full tile. */
@@ -49,6 +49,28 @@ INLINE void input_narrow(const narrow_points *c, const vec *d, vec *r)
     r[3] = nmadd(set1(c->aa), d[1], d[3]);
 }
 
+/* B^T d, tile of 3: the points 0, +-1/sqrt(2), sqrt(2), infinity, scaled likewise. */
+INLINE void input_three(const vec *d, vec *r)
+{
+    vec e = nmadd(set1(RH2), d[2], d[3]), o = nmadd(set1(3 * RH2), d[2], d[3]);
+    r[0] = madd(set1(RT2), d[3], nmadd(set1(2), d[2], nmadd(set1(RH2), d[1], d[0])));
+    r[1] = mul(set1(3 * RH2), sub(e, d[1]));
+    r[2] = mul(set1(RH2), add(o, d[1]));
+    r[3] = mul(set1(2 * RT2), nmadd(set1(0.5f), d[1], d[3]));
+    r[4] = madd(set1(RH2), d[1], nmadd(set1(0.5f), d[2], nmadd(set1(RT2), d[3], d[4])));
+}
+
+INLINE void input_of(int size, const narrow_points *c, const vec *d, vec *r)
+{
+    if (size == 4) {
+        input_full(d, r);
+    } else if (size == 3) {
+        input_three(d, r);
+    } else {
+        input_narrow(c, d, r);
+    }
+}
+
 /* A y, full and narrow tile: the transpose of the output transform. */
 INLINE void spread_full(const vec *y, vec *r)
 {
@@ -70,6 +92,27 @@ INLINE void spread_narrow(const narrow_points *c, const vec *y, vec *r)
     r[3] = y[1];
 }
 
+INLINE void spread_three(const vec *y, vec *r)
+{
+    vec e = madd(set1(0.5f), y[2], y[0]);
+    r[0] = y[0];
+    r[1] = madd(set1(RH2), y[1], e);
+    r[2] = nmadd(set1(RH2), y[1], e);
+    r[3] = madd(set1(2), y[2], madd(set1(RT2), y[1], y[0]));
+    r[4] = y[2];
+}
+
+INLINE void spread_of(int size, const narrow_points *c, const vec *y, vec *r)
+{
+    if (size == 4) {
+        spread_full(y, r);
+    } else if (size == 3) {
+        spread_three(y, r);
+    } else {
+        spread_narrow(c, y, r);
+    }
+}
+
 /* A^T m, full and narrow tile. */
 INLINE void output_full(const vec *m, vec *y)
 {
@@ -84,6 +127,25 @@ INLINE void output_narrow(const narrow_points *c, const vec *m, vec *y)
 {
     y[0] = add(m[0], add(m[1], m[2]));
     y[1] = madd(set1(c->a), sub(m[1], m[2]), m[3]);
+}
+
+INLINE void output_three(const vec *m, vec *y)
+{
+    vec s = add(m[1], m[2]);
+    y[0] = add(add(m[0], s), m[3]);
+    y[1] = madd(set1(RT2), m[3], mul(set1(RH2), sub(m[1], m[2])));
+    y[2] = madd(set1(2), m[3], madd(set1(0.5f), s, m[4]));
+}
+
+INLINE void output_of(int size, const narrow_points *c, const vec *m, vec *y)
+{
+    if (size == 4) {
+        output_full(m, y);
+    } else if (size == 3) {
+        output_three(m, y);
+    } else {
+        output_narrow(c, m, y);
+    }
 }
 
 /* G g. */
@@ -233,7 +295,7 @@ typedef struct {
     const char *ahead; /* the rows that come next, to be prefetched         */
 } tile_row;
 
-/* First pass, down column x of the tiles: `taken` image rows to 6 or 4 values. */
+/* First pass, down column x of the tiles: `taken` image rows to 6, 5 or 4 values. */
 INLINE void down(int taken, int input, int lazy, int all, const narrow_points *c, const tile_row *t,
                  int x, vec scale, vec shift, float *to, int lane)
 {
@@ -262,14 +324,10 @@ INLINE void down(int taken, int input, int lazy, int all, const narrow_points *c
             d[i] = loaded(t->at[i] + (size_t)x * 16 + lane, lazy, t->load.relu, scale, shift);
         }
     }
-    if (input && taken == 6) {
-        input_full(d, r);
-    } else if (input) {
-        input_narrow(c, d, r);
-    } else if (taken == 4) {
-        spread_full(d, r);
+    if (input) {
+        input_of(taken - 2, c, d, r);
     } else {
-        spread_narrow(c, d, r);
+        spread_of(taken, c, d, r);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < made; i++) {
@@ -279,39 +337,34 @@ INLINE void down(int taken, int input, int lazy, int all, const narrow_points *c
 
 /* Second pass, across one tile: row i of its columns, `half` of them at a and
  * the others at b, to the points of a row, v_point apart. */
-INLINE void across(int full, int input, int points, const narrow_points *c, const float *a,
+INLINE void across(int size, int input, int points, const narrow_points *c, const float *a,
                    const float *b, int half, float *to, size_t v_point)
 {
     vec d[6], r[6];
-    int taken = (full ? 4 : 2) + (input ? 2 : 0), made = full ? 6 : 4;
+    int taken = size + (input ? 2 : 0), made = size + 2;
 #pragma GCC unroll 16
     for (int x = 0; x < taken; x++) {
         d[x] = load(x < half ? a + x * 96 : b + (x - half) * 96);
     }
-    if (full && input) {
-        input_full(d, r);
-    } else if (full) {
-        spread_full(d, r);
-    } else if (input) {
-        input_narrow(c, d, r);
+    if (input) {
+        input_of(size, c, d, r);
     } else {
-        spread_narrow(c, d, r);
+        spread_of(size, c, d, r);
     }
 #pragma GCC unroll 16
     for (int j = 0; j < made; j++) {
-        store(to + (full ? j : narrow_place(points, j)) * v_point, r[j]);
+        store(to + place_of(points, size, j) * v_point, r[j]);
     }
 }
 
-/* The tiles of one class of a row, from column x0 on: `count` of them, each
- * `step` columns after the last. A ring of 2 * step columns holds the first pass. */
-INLINE void row_tiles(const mdmt_wino_plan *p, int full, int taken, int input, int lazy, int all,
+/* The tiles of one class of a row, `step` columns wide, from column x0 on. A ring of 2 * step
+ * columns holds the first pass. */
+INLINE void row_tiles(const mdmt_wino_plan *p, int step, int taken, int input, int lazy, int all,
                       const narrow_points *c, const tile_row *t, int x0, int count, float *to,
                       int lane)
 {
     _Alignas(64) float ring[8 * 96];
-    int points = p->points, step = full ? 4 : 2, halo = input ? 2 : 0;
-    int made = input ? taken : taken + 2, narrow_row = made == 4;
+    int points = p->points, halo = input ? 2 : 0, made = input ? taken : taken + 2;
     vec scale = lazy ? load(t->load.scale + lane) : zero();
     vec shift = lazy ? load(t->load.shift + lane) : zero();
     for (int x = 0; x < halo && count > 0; x++) {
@@ -325,8 +378,8 @@ INLINE void row_tiles(const mdmt_wino_plan *p, int full, int taken, int input, i
             down(taken, input, lazy, all, c, t, x0 + halo + x, scale, shift, column, lane);
         }
         for (int i = 0; i < made; i++) {
-            int place = narrow_row ? narrow_place(points, i) : i;
-            across(full, input, points, c, a + i * 16, b + i * 16, step,
+            int place = place_of(points, made - 2, i);
+            across(step, input, points, c, a + i * 16, b + i * 16, step,
                    to + (size_t)place * points * t->v_point + lane, t->v_point);
         }
     }
@@ -337,46 +390,53 @@ INLINE void row_case(const mdmt_wino_plan *p, int taken, int input, int lazy, in
 {
     narrow_points c = narrow_of(p->points);
     for (int lane = 0; lane < 16; lane += VW) {
-        row_tiles(p, 1, taken, input, lazy, all, &c, t, 0, p->full_w, t->full, lane);
-        row_tiles(p, 0, taken, input, lazy, all, &c, t, 4 * p->full_w, p->narrow_w, t->narrow,
-                  lane);
+        row_tiles(p, 4, taken, input, lazy, all, &c, t, 0, p->full_w, t->full, lane);
+        if (p->rest_w == 3) {
+            row_tiles(p, 3, taken, input, lazy, all, &c, t, 4 * p->full_w, p->narrow_w, t->narrow,
+                      lane);
+        } else {
+            row_tiles(p, 2, taken, input, lazy, all, &c, t, 4 * p->full_w, p->narrow_w, t->narrow,
+                      lane);
+        }
     }
 }
 
-static void input_row(const mdmt_wino_plan *p, int narrow, const tile_row *t)
+static void input_row(const mdmt_wino_plan *p, int taken, const tile_row *t)
 {
-    int all = t->valid == (narrow ? 15 : 63), lazy = t->load.scale != NULL;
-    switch ((narrow ? 4 : 0) + (lazy ? 2 : 0) + all) {
-    case 0:
-        row_case(p, 6, 1, 0, 0, t);
-        break;
-    case 1:
-        row_case(p, 6, 1, 0, 1, t);
-        break;
-    case 2:
-        row_case(p, 6, 1, 1, 0, t);
-        break;
-    case 3:
-        row_case(p, 6, 1, 1, 1, t);
-        break;
-    case 4:
-    case 5:
-        row_case(p, 4, 1, 0, 0, t);
-        break;
-    default:
+    int all = t->valid == 63, lazy = t->load.scale != NULL;
+    if (taken == 6 && all) {
+        if (lazy) {
+            row_case(p, 6, 1, 1, 1, t);
+        } else {
+            row_case(p, 6, 1, 0, 1, t);
+        }
+    } else if (taken == 6) {
+        if (lazy) {
+            row_case(p, 6, 1, 1, 0, t);
+        } else {
+            row_case(p, 6, 1, 0, 0, t);
+        }
+    } else if (taken == 5) {
+        if (lazy) {
+            row_case(p, 5, 1, 1, 0, t);
+        } else {
+            row_case(p, 5, 1, 0, 0, t);
+        }
+    } else if (lazy) {
         row_case(p, 4, 1, 1, 0, t);
-        break;
+    } else {
+        row_case(p, 4, 1, 0, 0, t);
     }
 }
 
-static void gradient_row(const mdmt_wino_plan *p, int narrow, const tile_row *t)
+static void gradient_row(const mdmt_wino_plan *p, int taken, const tile_row *t)
 {
-    if (narrow) {
-        row_case(p, 2, 0, 0, 0, t);
-    } else if (t->valid == 15) {
+    if (taken == 4) { /* full tiles lie inside */
         row_case(p, 4, 0, 0, 1, t);
+    } else if (taken == 3) {
+        row_case(p, 3, 0, 0, 1, t);
     } else {
-        row_case(p, 4, 0, 0, 0, t);
+        row_case(p, 2, 0, 0, 0, t);
     }
 }
 
@@ -387,8 +447,8 @@ static void transform_row(const mdmt_wino_plan *p, const mdmt_wino_tiles *tiles,
                           const float *map, int h, int w, const loader *l, float *v, size_t v_point)
 {
     int n = row / p->rows, r = row % p->rows, narrow = r >= p->full_h;
-    int top = narrow ? 4 * p->full_h + 2 * (r - p->full_h) : 4 * r;
-    int taken = (narrow ? 2 : 4) + (input ? 2 : 0);
+    int top = narrow ? 4 * p->full_h + p->rest_h * (r - p->full_h) : 4 * r;
+    int taken = (narrow ? p->rest_h : 4) + (input ? 2 : 0);
     int k = narrow ? n * p->narrow_h + r - p->full_h - tiles->narrow0
                    : n * p->full_h + r - tiles->full0;
     tile_row t = {.left = input ? p->pl : 0, .width = w, .load = *l, .v_point = v_point};
@@ -405,9 +465,9 @@ static void transform_row(const mdmt_wino_plan *p, const mdmt_wino_tiles *tiles,
                                        : map + (size_t)(input ? p->cb : p->kb) * h * w * 16;
     t.ahead = (const char *)ahead;
     if (input) {
-        input_row(p, narrow, &t);
+        input_row(p, taken, &t);
     } else {
-        gradient_row(p, narrow, &t);
+        gradient_row(p, taken, &t);
     }
 }
 
