@@ -165,6 +165,7 @@ SCHEMA = _map(
             "percentiles that become black and white",
             item=Key("float", low=0, high=100),
         ),
+        voi=Key("bool", True, "apply the window or lookup table that a DICOM file carries"),
         on_bad_image=Key(
             "text",
             "error",

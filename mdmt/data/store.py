@@ -20,6 +20,7 @@ import numpy as np
 
 from ..errors import BadData, write_failure
 from ..paths import cache_folder, digest, digest_file, make_folder, sync_folder
+from . import dicom
 from .table import Cases
 
 FORMAT = 1
@@ -33,13 +34,19 @@ def settings_of(values: dict) -> dict:
         "size": values["image_size"],
         "square": values["data"]["square"],
         "clip": [float(c) for c in values["data"]["clip"]],
+        "voi": values["data"]["voi"],
     }
 
 
-def read_grey(path) -> np.ndarray:
-    """Decode an image file to grey float32 (H, W) in its own units (0..255 or 0..65535)."""
+def read_grey(path, voi: bool = True) -> np.ndarray:
+    """Decode an image file to grey float32 (H, W) in its own units (0..255 or 0..65535).
+
+    voi: apply the VOI window or lookup table of a DICOM file.
+    """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
+    if dicom.is_dicom(path):
+        return dicom.read_dicom(path, voi)
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -107,7 +114,9 @@ def preprocess(path, settings: dict) -> np.ndarray:
     """Return one image as the network's input pixels: uint8 (S, S)."""
     from PIL import Image
 
-    grey = squared(normalise(read_grey(path), settings["clip"]), settings["square"])
+    grey = squared(
+        normalise(read_grey(path, settings["voi"]), settings["clip"]), settings["square"]
+    )
     size = settings["size"]
     if grey.shape[0] != size:
         grey = np.asarray(

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..errors import BadConfig, BadData, nearest
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".dcm", ".dicom", ".dic")
 _DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t"}
 
 
