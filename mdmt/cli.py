@@ -1,4 +1,4 @@
-"""The console script `mdmt` (also `python -m mdmt`): run, prepare, check, splits, show."""
+"""The console script `mdmt` (also `python -m mdmt`): run, prepare, check, splits, show, weights."""
 
 from __future__ import annotations
 
@@ -38,6 +38,15 @@ def _parser() -> argparse.ArgumentParser:
         help="name or file of a configuration, an out folder, configs, keys, backbones",
     )
     show.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+    weights = commands.add_parser("weights", help="published ImageNet weights, and weight files")
+    tasks = weights.add_subparsers(dest="task", required=True, metavar="TASK")
+    listed = tasks.add_parser("list", help="the file of each backbone, and whether it is here")
+    listed.add_argument("--urls", action="store_true", help="print the addresses and nothing else")
+    fetched = tasks.add_parser("fetch", help="fetch the files of backbones")
+    fetched.add_argument("names", nargs="+", metavar="NAME", help="a backbone, or all")
+    checked = tasks.add_parser("check", help="read a weight file and say which backbones it fits")
+    checked.add_argument("path", metavar="PATH", help="a .pth or .safetensors file")
+    tasks.add_parser("where", help="print the folder of the files")
     return parser
 
 
@@ -182,10 +191,24 @@ def _show_results(out: Path) -> None:
     print(run.final_table(rows, values), end="")
 
 
+def weights(arguments) -> None:
+    """List, fetch or check weight files, or print where they are."""
+    from .weights import commands
+
+    commands.start(arguments)
+
+
 def main(argv=None) -> int:
     """Entry of `mdmt`: returns the exit code."""
     arguments = _parser().parse_args(argv)
-    actions = {"run": run.start, "prepare": prepare, "check": check, "splits": splits, "show": show}
+    actions = {
+        "run": run.start,
+        "prepare": prepare,
+        "check": check,
+        "splits": splits,
+        "show": show,
+        "weights": weights,
+    }
     return run.guarded(lambda: actions[arguments.command](arguments))
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .errors import BadConfig, nearest
+from .errors import BadConfig, BadInput, nearest
 from .paths import digest, digest_file
 
 # The paper's four configurations for the tasks tau1 (prognosis) and tau2 (severity).
@@ -119,10 +119,13 @@ def weights_source(values: dict, backbone: str) -> dict:
     if name == "random":
         return {"kind": name}
     if name == "imagenet":
-        raise BadConfig(
-            "weights: no ImageNet weights come with mdmt; set weights to a folder that holds "
-            f"{backbone}.safetensors with torchvision's key names, or to random"
-        )
+        from .weights import fetch
+
+        try:
+            path = fetch.obtain(backbone)
+        except BadInput as error:
+            raise BadConfig(f"weights: {error}") from error
+        return {"kind": "file", "sha256": fetch.digest(path), "path": str(path.resolve())}
     path = Path(name)
     if path.is_dir():
         path = path / f"{backbone}.safetensors"

@@ -11,7 +11,7 @@ from mdmt.augmentation import complete
 from mdmt.nets import heads as heads_
 from mdmt.nets.builder import Builder, pair
 from mdmt.nets.init import initial_value
-from mdmt.weights import load_weights
+from mdmt.weights import foreign, load_weights
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -32,7 +32,8 @@ class Model:
     device : "cpu"
     precision : "fp32", or "fp32-direct": without Winograd convolution
     seed : of the initial weights, dropout and augmentation
-    weights : None, or a file whose keys are those of torchvision or of state_dict()
+    weights : None, "imagenet" (the published file, fetched once into the user's cache), or a file
+        whose keys are those of torchvision or of state_dict()
 
     Raises ValueError, NotImplementedError or OSError with one sentence.
     """
@@ -356,13 +357,18 @@ class Model:
         return ignored
 
     def _load_initial(self, weights):
+        if isinstance(weights, str) and weights == "imagenet":
+            from mdmt.weights.fetch import obtain
+
+            weights = obtain(self.backbone)
         state = load_weights(weights)
         wanted = {key for key, _, _, _ in self._entries if not key.startswith("heads.")}
-        lost = sorted(wanted - set(state))
-        if lost:
-            raise ValueError(
-                f"{os.fspath(weights)} has no {lost[0]}: not weights of {self.backbone}"
-            )
+        # Files that PyTorch wrote before 0.4.1 count no batches.
+        lost = sorted(wanted - set(state) - set(self._counters))
+        extra = foreign(state, wanted)
+        if lost or extra:
+            what = f"has no {lost[0]}" if lost else f"has {extra[0]}"
+            raise ValueError(f"{os.fspath(weights)} {what}: not weights of {self.backbone}")
         self.load_state_dict({k: v for k, v in state.items() if k in wanted}, strict=False)
 
     def optimizer_state(self):

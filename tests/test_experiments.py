@@ -182,11 +182,14 @@ def test_a_bad_experiment_is_one_sentence(stages, fragment):
     [
         ("configurations=[MDTM]", "did you mean 'MDMT'"),
         ("folds=[5]", "no fold 5"),
-        ("weights=imagenet", "no ImageNet weights"),
+        ("weights=imagenet", "weights: https://.*cannot be fetched"),
         ("weights=nowhere.safetensors", "nowhere.safetensors"),
     ],
 )
-def test_what_cannot_be_planned_is_one_sentence(override, fragment):
+def test_what_cannot_be_planned_is_one_sentence(override, fragment, tmp_path, monkeypatch):
+    monkeypatch.setenv("MDMT_WEIGHTS", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setenv("no_proxy", "")
     with pytest.raises(BadConfig, match=fragment):
         plan(override)
 

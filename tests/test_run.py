@@ -345,7 +345,7 @@ BAD = {
     "unknown label": (["--set", "tasks.prognosis.classes=[MILD, SEVER]"], "'SEVERE'"),
     "device": (["--device", "tpu"], "not a device"),
     "workers": (["--workers", "0"], "at least 1"),
-    "ImageNet weights": (["--set", "weights=imagenet"], "no ImageNet weights"),
+    "ImageNet weights": (["--set", "weights=imagenet"], "cannot be fetched"),
     "batch larger than memory": (["--set", "train.batch_size=100000000"], "a batch of 100000000"),
 }
 
@@ -354,7 +354,9 @@ BAD = {
 def test_bad_input_is_one_sentence_and_exit_2(tiny, tmp_path, case):
     arguments, fragment = BAD[case]
     out = tmp_path / "out"
-    done = call(tiny, "--out", out, *arguments)
+    # No weights are here, and the proxy is one where nobody listens.
+    nowhere = {"MDMT_WEIGHTS": str(tmp_path / "weights"), "https_proxy": "http://127.0.0.1:9"}
+    done = call(tiny, "--out", out, *arguments, **nowhere, no_proxy="")
     assert done.returncode == 2, done.stderr
     assert fragment in done.stderr
     assert "Traceback" not in done.stderr

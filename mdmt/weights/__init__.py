@@ -67,6 +67,13 @@ def _clean(state):
     return {OLD_DENSENET.sub(r"\1\2", k): v for k, v in state.items()}
 
 
+def foreign(state, known):
+    """Keys of `state` that are not in `known` but belong to a module which `known` has, too: those
+    of a larger network of the same family. A classifier or another head is none."""
+    modules = {key.partition(".")[0] for key in known}
+    return [key for key in state if key not in known and key.partition(".")[0] in modules]
+
+
 def average_weights(a, b, beta=0.5):
     """beta * a + (1 - beta) * b, key by key (paper, section 3.2: the start of MDMT, beta = 0.5).
 
