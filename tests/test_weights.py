@@ -109,7 +109,7 @@ PAYLOADS = {
     "getattr": (pickle.dumps({"w": Evil(getattr, dict, "pop")}, 2), "getattr"),
     "numpy": (pickle.dumps({"w": np.ones(3)}, 2), "numpy"),
     "class": (pickle.dumps({"w": zipfile.ZipInfo("x")}, 2), "zipfile.ZipInfo"),
-    "deep": (deep_pickle(200_000), "not a dictionary"),
+    "deep": (deep_pickle(50_000), "not a dictionary"),
     "list": (pickle.dumps([1, 2], 2), "a list, not a dictionary"),
     "cut": (pickle.dumps({"w": "x" * 100}, 2)[:50], "broken"),
     "no end": (b"\x80\x02}q\x00", "broken"),
