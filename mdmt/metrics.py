@@ -1,9 +1,11 @@
-"""Metrics on arrays, all fractions in 0..1; also reachable as `mdmt.stats.*`.
+"""Metrics on arrays; also reachable as `mdmt.stats.*`.
+
+Fractions in 0..1 except mae (in classes or points) and mcc and quadratic_weighted_kappa (-1..1).
 
 accuracy: share of right predictions. f1: 2 TP / (2 TP + FP + FN). gmean: geometric mean of the
 recalls of the classes that occur (for two classes the square root of sensitivity times
 specificity). auc: area under the ROC curve from scores, ties counted half; for more than two
-classes the mean of one class against the rest.
+classes the mean of one class against the rest. Those of a share of nothing are NaN.
 """
 
 from __future__ import annotations
@@ -57,6 +59,73 @@ def gmean(y, predicted) -> float:
     """Geometric mean of the recalls of the classes that occur in y (n,)."""
     values = np.array(list(recalls(y, predicted).values()))
     return float(np.prod(values) ** (1.0 / len(values)))
+
+
+def balanced_accuracy(y, predicted) -> float:
+    """Arithmetic mean of the recalls of the classes that occur in y (n,)."""
+    return float(np.mean(list(recalls(y, predicted).values())))
+
+
+def sensitivity(y, predicted, positive=1) -> float:
+    """TP / (TP + FN): share of the `positive` cases (n,) that are found; NaN without any."""
+    y, predicted = _pair(y, predicted)
+    chosen = y == positive
+    return float(np.mean(predicted[chosen] == positive)) if chosen.any() else float("nan")
+
+
+def specificity(y, predicted, positive=1) -> float:
+    """TN / (TN + FP): share of the other cases (n,) that are not called `positive`; NaN if none."""
+    y, predicted = _pair(y, predicted)
+    rest = y != positive
+    return float(np.mean(predicted[rest] != positive)) if rest.any() else float("nan")
+
+
+def mcc(y, predicted) -> float:
+    """Matthews' correlation of classes (n,), for K classes Gorodkin's R_K.
+
+    (c n - sum_k t_k p_k) / sqrt((n^2 - sum_k p_k^2) (n^2 - sum_k t_k^2)) with c right predictions,
+    t_k cases and p_k predictions of class k (Gorodkin, Comput. Biol. Chem. 28, 2004, eq. 8); 0
+    where y or predicted holds a single class.
+    """
+    y, predicted = _pair(y, predicted)
+    classes = np.unique(np.concatenate([y, predicted]))
+    true = np.array([np.sum(y == c) for c in classes], np.float64)
+    called = np.array([np.sum(predicted == c) for c in classes], np.float64)
+    n = float(len(y))
+    below = (n * n - np.sum(called**2)) * (n * n - np.sum(true**2))
+    above = np.sum(y == predicted) * n - np.sum(true * called)
+    return float(above / np.sqrt(below)) if below > 0 else 0.0
+
+
+def _numbers(y, predicted) -> tuple[np.ndarray, np.ndarray]:
+    y, predicted = _pair(y, predicted)
+    if y.dtype.kind not in "biuf" or predicted.dtype.kind not in "biuf":
+        raise ValueError(
+            f"y is {y.dtype} and predicted {predicted.dtype}; both must be numbers, since their "
+            "distance counts (for named classes pass their ranks 0, 1, 2, ...)"
+        )
+    y, predicted = y.astype(np.float64), predicted.astype(np.float64)
+    if not (np.isfinite(y).all() and np.isfinite(predicted).all()):
+        raise ValueError("y or predicted holds NaN or infinity; leave those cases out")
+    return y, predicted
+
+
+def quadratic_weighted_kappa(y, predicted) -> float:
+    """Cohen's kappa of ordered classes (n,) with weights (y - predicted)^2.
+
+    1 - mean (y - p)^2 / (var y + var p + (mean y - mean p)^2): the denominator is what the
+    squared distance would be on average, were y and p independent (Cohen, Psychol. Bull. 70,
+    1968). The classes' numbers are their positions. NaN where both hold one and the same class.
+    """
+    y, predicted = _numbers(y, predicted)
+    expected = y.var() + predicted.var() + (y.mean() - predicted.mean()) ** 2
+    return float(1 - np.mean((y - predicted) ** 2) / expected) if expected > 0 else float("nan")
+
+
+def mae(y, predicted) -> float:
+    """Mean absolute error of numbers or ordered classes (n,), in their unit."""
+    y, predicted = _numbers(y, predicted)
+    return float(np.mean(np.abs(y - predicted)))
 
 
 def _auc_binary(positive: np.ndarray, score: np.ndarray) -> float:

@@ -1,0 +1,83 @@
+"""Statistics on arrays, in SciPy's manner: results are named tuples, wrong input is a ValueError.
+
+Which one for what: a difference of two models on the same cases: `paired_bootstrap` by patient
+(any metric), `delong` (AUC), `mcnemar` (right or wrong); over the folds of one backbone:
+`nadeau_bengio`, `wilcoxon`; over backbones: `hierarchical_bootstrap`, and as description
+`friedman` and `nemenyi`; several tests at once: `holm`. `paper_t_tests` repeats the paper's
+Table 2, `false_positive_rate_of_paper_test` says what to think of it.
+
+SciPy is imported when a function needs it.
+"""
+
+from __future__ import annotations
+
+from ..metrics import (
+    accuracy,
+    auc,
+    balanced_accuracy,
+    f1,
+    gmean,
+    mae,
+    mcc,
+    quadratic_weighted_kappa,
+    recalls,
+    sensitivity,
+    specificity,
+)
+from .bootstrap import (
+    bca_interval,
+    bootstrap_interval,
+    hierarchical_bootstrap,
+    paired_bootstrap,
+)
+from .calibration import (
+    brier,
+    calibration_intercept,
+    calibration_slope,
+    ece,
+    recalibration,
+    reliability_curve,
+)
+from .paired import holm, mcnemar, nadeau_bengio, paired_t, wilcoxon
+from .paper import PAPER_TEST_WARNING, false_positive_rate_of_paper_test, paper_t_tests, stars
+from .ranks import critical_difference, friedman, mean_ranks, nemenyi
+from .roc import auc_interval, delong
+
+__all__ = [
+    "PAPER_TEST_WARNING",
+    "accuracy",
+    "auc",
+    "auc_interval",
+    "balanced_accuracy",
+    "bca_interval",
+    "bootstrap_interval",
+    "brier",
+    "calibration_intercept",
+    "calibration_slope",
+    "critical_difference",
+    "delong",
+    "ece",
+    "f1",
+    "false_positive_rate_of_paper_test",
+    "friedman",
+    "gmean",
+    "hierarchical_bootstrap",
+    "holm",
+    "mae",
+    "mcc",
+    "mcnemar",
+    "mean_ranks",
+    "nadeau_bengio",
+    "nemenyi",
+    "paired_bootstrap",
+    "paired_t",
+    "paper_t_tests",
+    "quadratic_weighted_kappa",
+    "recalibration",
+    "recalls",
+    "reliability_curve",
+    "sensitivity",
+    "specificity",
+    "stars",
+    "wilcoxon",
+]

@@ -1,0 +1,214 @@
+"""Metrics of many weighted samples at once: what makes 10,000 bootstrap resamples take a moment.
+
+A resample is a row of weights: how often each case was drawn. `evaluator(metric, y, prediction)`
+returns a function from weights (R, n) float64 to values (R,); each value is what the function of
+the same name in mdmt.metrics gives for the cases repeated by their weights.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .. import metrics
+from .calibration import brier, brier_losses
+
+CLASS_METRICS = (
+    "accuracy",
+    "balanced_accuracy",
+    "sensitivity",
+    "specificity",
+    "f1",
+    "f1_macro",
+    "f1_weighted",
+    "gmean",
+    "mcc",
+)
+NAMES = (*CLASS_METRICS, "quadratic_weighted_kappa", "mae", "auc", "brier")
+
+_FUNCTIONS = {
+    metrics.accuracy: "accuracy",
+    metrics.balanced_accuracy: "balanced_accuracy",
+    metrics.sensitivity: "sensitivity",
+    metrics.specificity: "specificity",
+    metrics.f1: "f1",
+    metrics.gmean: "gmean",
+    metrics.mcc: "mcc",
+    metrics.quadratic_weighted_kappa: "quadratic_weighted_kappa",
+    metrics.mae: "mae",
+    metrics.auc: "auc",
+    brier: "brier",
+}
+
+
+def _share(part, whole):
+    """part / whole, NaN where whole is 0."""
+    return np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=whole > 0)
+
+
+def _class_metric(name: str, y: np.ndarray, predicted: np.ndarray, positive):
+    """Metrics of the per-class counts true, called and right (R, K), and the total (R, 1)."""
+    if predicted.shape != y.shape:
+        raise ValueError(
+            f"predictions have shape {predicted.shape} and y {y.shape}; metric {name!r} needs one "
+            "predicted class per case"
+        )
+    if predicted.dtype.kind == "f" and np.any(predicted != np.round(predicted)):
+        raise ValueError(
+            f"metric {name!r} needs predicted classes, but the predictions look like scores; "
+            "apply a threshold, or use 'auc' or 'brier'"
+        )
+    classes = np.unique(np.concatenate([y, predicted]))
+    if name in ("sensitivity", "specificity", "f1"):
+        classes = np.array([positive])
+    is_true = (y[:, None] == classes).astype(np.float64)
+    is_called = (predicted[:, None] == classes).astype(np.float64)
+    table = np.hstack([is_true, is_called, is_true * is_called])
+    hit = (y == predicted).astype(np.float64)[:, None]
+    table = np.hstack([table, hit])
+    k = len(classes)
+
+    def evaluate(weights):
+        counts = weights @ table
+        total = weights.sum(1)
+        true, called, right = counts[:, :k], counts[:, k : 2 * k], counts[:, 2 * k : 3 * k]
+        return _from_counts(name, true, called, right, counts[:, -1], total)
+
+    return evaluate
+
+
+def _from_counts(name, true, called, right, hits, total):
+    """true, called, right (R, K), hits and total (R,) -> (R,)."""
+    if name == "accuracy":
+        return hits / total
+    if name == "sensitivity":
+        return _share(right[:, 0], true[:, 0])
+    if name == "specificity":
+        others = total - true[:, 0]
+        return _share(others - called[:, 0] + right[:, 0], others)
+    if name == "mcc":
+        below = (total**2 - np.sum(called**2, 1)) * (total**2 - np.sum(true**2, 1))
+        above = hits * total - np.sum(true * called, 1)
+        return np.where(below > 0, above / np.sqrt(np.where(below > 0, below, 1)), 0.0)
+    if name in ("balanced_accuracy", "gmean"):
+        recall = right / np.where(true > 0, true, 1)
+        occurring = np.sum(true > 0, 1)
+        if name == "balanced_accuracy":
+            return np.sum(recall, 1) / occurring
+        return np.prod(np.where(true > 0, recall, 1), 1) ** (1 / occurring)
+    both = true + called
+    score = 2 * right / np.where(both > 0, both, 1)
+    if name == "f1":
+        return score[:, 0]
+    if name == "f1_weighted":
+        return np.sum(score * true, 1) / total
+    return np.sum(score, 1) / np.sum(both > 0, 1)
+
+
+def _kappa(y, predicted):
+    y, predicted = metrics._numbers(y, predicted)
+    table = np.column_stack([y, predicted, y * y, predicted**2, (y - predicted) ** 2])
+
+    def evaluate(weights):
+        mean_y, mean_p, square_y, square_p, distance = (
+            weights @ table / weights.sum(1, keepdims=True)
+        ).T
+        expected = square_y + square_p - 2 * mean_y * mean_p
+        return 1 - _share(distance, np.where(expected > 1e-12, expected, 0))
+
+    return evaluate
+
+
+def _mean(losses: np.ndarray):
+    return lambda weights: weights @ losses / weights.sum(1)
+
+
+def _auc_binary(positive: np.ndarray, score: np.ndarray):
+    """Sum over positive cases of their weight times the weight of the negative ones below them,
+    ties half, over the product of the totals."""
+    yes = np.flatnonzero(positive)
+    no = np.flatnonzero(~positive)
+    no = no[np.argsort(score[no], kind="stable")]
+    below = np.searchsorted(score[no], score[yes], "left")
+    upto = np.searchsorted(score[no], score[yes], "right")
+    tied = bool(np.any(below != upto))
+
+    def evaluate(weights):
+        of_yes = weights[:, yes]
+        summed = np.zeros((len(weights), len(no) + 1))
+        np.cumsum(weights[:, no], axis=1, out=summed[:, 1:])
+        beaten = summed[:, below]
+        if tied:
+            beaten += summed[:, upto]
+            beaten *= 0.5
+        return _share(np.einsum("rn,rn->r", of_yes, beaten), of_yes.sum(1) * summed[:, -1])
+
+    return evaluate
+
+
+def _auc(y, score, positive):
+    score = np.asarray(score, np.float64)
+    if score.ndim not in (1, 2) or score.shape[0] != y.shape[0] or not np.isfinite(score).all():
+        raise ValueError(
+            f"scores have shape {score.shape} and y {y.shape}; metric 'auc' needs finite scores "
+            "(n,) or (n, K)"
+        )
+    if score.ndim == 2 and score.shape[1] == 2:
+        if positive not in (0, 1):
+            raise ValueError(f"positive is {positive!r}; with scores (n, 2) it must be 0 or 1")
+        score = score[:, int(positive)]
+    if score.ndim == 1:
+        return _auc_binary(y == positive, score)
+    parts = [_auc_binary(y == k, score[:, k]) for k in range(score.shape[1])]
+
+    def evaluate(weights):
+        values = np.stack([part(weights) for part in parts])
+        defined = np.isfinite(values)
+        return _share(np.where(defined, values, 0).sum(0), defined.sum(0))
+
+    return evaluate
+
+
+def _any_function(function, y, prediction):
+    """`function(y, prediction)` of the repeated cases, one resample after the other (slow)."""
+
+    def evaluate(weights):
+        found = np.empty(len(weights))
+        for r, row in enumerate(weights):
+            rows = np.repeat(np.arange(len(y)), row.astype(np.int64))
+            found[r] = function(y[rows], prediction[rows])
+        return found
+
+    return evaluate
+
+
+def evaluator(metric, y, prediction, positive=1):
+    """Function from weights (R, n) to the metric's values (R,).
+
+    metric: a name of `NAMES`, the function of that name in mdmt.stats, or any function of
+    (y, prediction). y (n,); prediction (n,), or (n, K) for metrics of scores.
+    """
+    prediction = np.asarray(prediction)
+    if prediction.shape[:1] != y.shape:
+        raise ValueError(
+            f"predictions have shape {prediction.shape} and y {y.shape}; they must begin with the "
+            "same number of cases"
+        )
+    name = _FUNCTIONS.get(metric, metric) if callable(metric) else metric
+    if callable(name):
+        return _any_function(name, y, prediction)
+    if name not in NAMES:
+        from ..errors import nearest
+
+        raise ValueError(
+            f"metric is {name!r}{nearest(name, NAMES)}; a function of (y, prediction) will do too"
+        )
+    if name in CLASS_METRICS:
+        return _class_metric(name, y, prediction, positive)
+    if name == "quadratic_weighted_kappa":
+        return _kappa(y, prediction)
+    if name == "mae":
+        y, prediction = metrics._numbers(y, prediction)
+        return _mean(np.abs(y - prediction))
+    if name == "auc":
+        return _auc(y, prediction, positive)
+    return _mean(brier_losses(y, prediction, positive))
