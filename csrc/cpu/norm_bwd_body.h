@@ -281,7 +281,7 @@ static void bwd_evaluation_task(void *context, int task, int thread)
 
 /* Bytes of dz and x (and z) of a channel block that is one task. The results do
  * not depend on it. */
-enum { BWD_BLOCK = 1 << 20 };
+enum { BWD_BLOCK = 5 << 19 };
 
 static mdmt_status bwd_go(const mdmt_site *site, const mdmt_call *call)
 {
