@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mdmt import stats
 from mdmt.data import paper_values
 from mdmt.stats import _resample
-from mdmt.stats._weighted import NAMES, evaluator
+from mdmt.stats._weighted import NAMES, by_fold, evaluator
 from tests.statcases import ALTERNATIVES, classes, probabilities, two_scores
 
 SEEDS = st.integers(0, 10**6)
@@ -199,6 +199,32 @@ def test_bootstrap_of_predictions_that_do_not_differ():
     assert stats.paired_bootstrap([1], [1], [0], n=9)[:3] == (1, 1, 1)
     a = np.stack([y, y])
     assert stats.hierarchical_bootstrap(y, a, a, n=50) == (0, 0, 0, 1)
+
+
+@pytest.mark.parametrize("name", ["accuracy", "gmean", "auc"])
+def test_folds_are_measured_one_by_one(name):
+    """The mean over folds of the metric within each, for the data and for repeated cases."""
+    y, a, b = all_predictions(name, 5, 40)
+    folds = np.random.default_rng(0).permutation(np.repeat(["A", "B", "C", "D"], [16, 13, 10, 1]))
+    metric = plain_metric(name)
+
+    def mean(rows, prediction):
+        inside = [rows[folds[rows] == f] for f in "ABCD"]
+        return np.nanmean([metric(y[r], prediction[r]) for r in inside if len(r)])
+
+    found = stats.paired_bootstrap(y, a, b, name, n=60, folds=folds)
+    rows = np.arange(40)
+    assert found.difference == pytest.approx(mean(rows, a) - mean(rows, b))
+    weights = _resample.weights(0, 30, 40, 1)
+    for row, value in zip(weights.astype(int), by_fold(name, y, a, folds)(weights)):
+        assert value == pytest.approx(mean(np.repeat(rows, row), a))
+    order = np.random.default_rng(1).permutation(40)
+    moved = stats.paired_bootstrap(y[order], a[order], b[order], name, n=60, folds=folds[order])
+    assert moved == pytest.approx(found, abs=1e-12)
+    one = stats.bootstrap_interval(y, a, name, n=60, folds=np.zeros(40))
+    assert one == stats.bootstrap_interval(y, a, name, n=60)
+    both = stats.hierarchical_bootstrap(y, a[None], b[None], name, n=60, folds=folds)
+    assert both.difference == pytest.approx(found.difference)
 
 
 def test_any_function_can_be_bootstrapped():

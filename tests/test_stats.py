@@ -510,6 +510,7 @@ def test_groups_may_overlap_and_are_not_nested():
         (lambda: stats.paired_bootstrap([0, 1], [0.2, 1], [0.3, 1], "f1"), "threshold"),
         (lambda: stats.paired_bootstrap([0, 1], [[0, 1]] * 2, [[0, 1]] * 2, "f1"), "one predicted"),
         (lambda: stats.paired_bootstrap([0, 1], [0, 1], [0, 1], groups=["a"]), "patient"),
+        (lambda: stats.paired_bootstrap([0, 1], [0, 1], [0, 1], folds=[0, np.nan]), "a fold"),
         (lambda: stats.paired_bootstrap([0, 1], [0, 1], [0, 1], n=0), "n is 0"),
         (lambda: stats.paired_bootstrap([0, 1], [0, 1], [0, 1], seed=-1), "seed is -1"),
         (lambda: stats.paired_bootstrap([0, 1], [0, np.nan], [0, 1], "auc"), "a holds NaN"),

@@ -54,14 +54,14 @@ def _codes(*columns: np.ndarray) -> list[np.ndarray]:
     return np.split(found, np.cumsum([len(c) for c in columns])[:-1])
 
 
-def _keys(y, first, second, cluster) -> np.ndarray:
-    """Sort keys (n, columns): cluster, label, first prediction, second prediction."""
+def _keys(y, first, second, cluster, fold) -> np.ndarray:
+    """Sort keys (n, columns): cluster, fold, label, first prediction, second prediction."""
     if first.ndim == 1:
         pair = _codes(first, second)
     else:
         whole = _codes(first.reshape(-1), second.reshape(-1))
         pair = [w.reshape(len(y), -1) for w in whole]
-    return np.column_stack([cluster, _codes(y)[0], *pair])
+    return np.column_stack([cluster, fold, _codes(y)[0], *pair])
 
 
 def _sorted(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -69,26 +69,30 @@ def _sorted(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return order, keys[order]
 
 
-def canonical(y, a, b, groups=None) -> Cases:
+def _named(values, y, name: str, what: str) -> np.ndarray:
+    """Codes (n,) of `values`, zeros for None."""
+    if values is None:
+        return np.zeros(len(y), np.int64)
+    values = np.asarray(values)
+    if values.shape != y.shape:
+        raise ValueError(
+            f"{name} has shape {values.shape} and y {y.shape}; it must name the {what} of each case"
+        )
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise ValueError(f"{name} holds NaN; give each case a {what}, its own one if need be")
+    return _codes(values)[0]
+
+
+def canonical(y, a, b, groups=None, folds=None) -> Cases:
     """Put the cases into an order that depends on their content alone, so that results do not
     depend on the order of rows; `swapped` tells that (b, a) sorts before (a, b), which makes the
     resamples of the pair (a, b) and (b, a) the same.
 
     groups None: every case is its own cluster.
     """
-    cluster = np.zeros(len(y), np.int64)
-    if groups is not None:
-        groups = np.asarray(groups)
-        if groups.shape != y.shape:
-            raise ValueError(
-                f"groups has shape {groups.shape} and y {y.shape}; it must name the patient of "
-                "each case"
-            )
-        if groups.dtype.kind == "f" and not np.isfinite(groups).all():
-            raise ValueError("groups holds NaN; give each case without a patient its own id")
-        cluster = _codes(groups)[0]
-    order, mine = _sorted(_keys(y, a, b, cluster))
-    swapped_order, theirs = _sorted(_keys(y, b, a, cluster))
+    cluster, fold = _named(groups, y, "groups", "patient"), _named(folds, y, "folds", "fold")
+    order, mine = _sorted(_keys(y, a, b, cluster, fold))
+    swapped_order, theirs = _sorted(_keys(y, b, a, cluster, fold))
     different = np.flatnonzero((mine != theirs).ravel())
     swapped = bool(different.size and theirs.ravel()[different[0]] < mine.ravel()[different[0]])
     if swapped:

@@ -181,6 +181,28 @@ def _any_function(function, y, prediction):
     return evaluate
 
 
+def by_fold(metric, y, prediction, folds, positive=1):
+    """As `evaluator`, of the mean over folds (n,) of the metric within each fold; a fold in which
+    a resample leaves the metric undefined does not count in that resample's mean."""
+    if folds is None:
+        return evaluator(metric, y, prediction, positive)
+    parts = []
+    for fold in np.unique(folds):
+        rows = np.flatnonzero(folds == fold)
+        parts.append((rows, evaluator(metric, y[rows], np.asarray(prediction)[rows], positive)))
+
+    def evaluate(weights):
+        values = np.full((len(parts), len(weights)), np.nan)
+        for k, (rows, part) in enumerate(parts):
+            inside = weights[:, rows]
+            drawn = inside.any(1)
+            values[k, drawn] = part(inside[drawn])
+        defined = np.isfinite(values)
+        return _share(np.where(defined, values, 0).sum(0), defined.sum(0))
+
+    return evaluate
+
+
 def evaluator(metric, y, prediction, positive=1):
     """Function from weights (R, n) to the metric's values (R,).
 

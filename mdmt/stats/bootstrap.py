@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import _check, _resample
-from ._weighted import evaluator
+from ._weighted import by_fold
 
 
 class PairedBootstrap(NamedTuple):
@@ -192,6 +192,7 @@ def paired_bootstrap(
     n: int = 10000,
     seed: int = 0,
     *,
+    folds=None,
     alternative: str = "two-sided",
     confidence_level: float = 0.95,
     positive=1,
@@ -203,7 +204,10 @@ def paired_bootstrap(
     (of the class `positive`), "f1_macro", "f1_weighted", "gmean", "mcc", "auc", "brier",
     "quadratic_weighted_kappa", "mae", the mdmt.stats function of that name, or any function of
     (y, prediction), which is slow. groups (cases,): whole groups (patients) are drawn with all
-    their cases (cluster bootstrap; Field & Welsh, J. R. Stat. Soc. B 69, 2007). n resamples.
+    their cases (cluster bootstrap; Field & Welsh, J. R. Stat. Soc. B 69, 2007). n resamples. folds
+    (cases,): the metric is the mean over folds of its value within each, as tables of
+    cross-validation have it (and as "auc" should, since the scores of different folds come from
+    different networks); otherwise all cases are pooled.
 
     low, high: the BCa interval (`bca_interval`; jackknife over the same groups). pvalue: the level
     at which that interval's end reaches 0, at least 1 / (n + 1); so p < 0.05 says that the 95 %
@@ -218,9 +222,10 @@ def paired_bootstrap(
     y, a, b = _pair(y, a, b)
     _check.alternative_of(alternative)
     n, seed = _check.count_of(n, "n"), _seed(seed)
-    case = _resample.canonical(y, a, b, groups)
-    first = evaluator(metric, y[case.order], a[case.order], positive)
-    second = evaluator(metric, y[case.order], b[case.order], positive)
+    case = _resample.canonical(y, a, b, groups, folds)
+    folds = None if folds is None else np.asarray(folds)[case.order]
+    first = by_fold(metric, y[case.order], a[case.order], folds, positive)
+    second = by_fold(metric, y[case.order], b[case.order], folds, positive)
     whole, resampled, left_out = _run([first, second], case, n, seed)
     difference = float(whole[0] - whole[1])
     distribution = _defined(resampled[0] - resampled[1], difference, metric)
@@ -239,14 +244,16 @@ def bootstrap_interval(
     n: int = 10000,
     seed: int = 0,
     *,
+    folds=None,
     confidence_level: float = 0.95,
     positive=1,
 ) -> BootstrapInterval:
     """BCa interval of one metric; arguments as in `paired_bootstrap`."""
     y, prediction, _ = _pair(y, prediction, prediction)
     n, seed = _check.count_of(n, "n"), _seed(seed)
-    case = _resample.canonical(y, prediction, prediction, groups)
-    function = evaluator(metric, y[case.order], prediction[case.order], positive)
+    case = _resample.canonical(y, prediction, prediction, groups, folds)
+    folds = None if folds is None else np.asarray(folds)[case.order]
+    function = by_fold(metric, y[case.order], prediction[case.order], folds, positive)
     whole, resampled, left_out = _run([function], case, n, seed)
     estimate = float(whole[0])
     distribution = _defined(resampled[0], estimate, metric)
@@ -264,6 +271,7 @@ def hierarchical_bootstrap(
     n: int = 10000,
     seed: int = 0,
     *,
+    folds=None,
     backbones: str = "random",
     alternative: str = "two-sided",
     confidence_level: float = 0.95,
@@ -295,9 +303,10 @@ def hierarchical_bootstrap(
     n, seed = _check.count_of(n, "n"), _seed(seed)
     count = len(a)
     flat = [np.moveaxis(v, 0, 1).reshape(len(y), -1) for v in (a, b)]
-    case = _resample.canonical(*_pair(y, *flat), groups)
+    case = _resample.canonical(*_pair(y, *flat), groups, folds)
+    folds = None if folds is None else np.asarray(folds)[case.order]
     pairs = [
-        evaluator(metric, y[case.order], v[k][case.order], positive)
+        by_fold(metric, y[case.order], v[k][case.order], folds, positive)
         for k in range(count)
         for v in (a, b)
     ]
