@@ -24,16 +24,25 @@ def level_of(confidence_level: float) -> float:
     return float(confidence_level)
 
 
+def floats(values, name: str) -> np.ndarray:
+    """`values` as a float64 array."""
+    try:
+        return np.asarray(values, np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must hold numbers in an array of one shape") from None
+
+
 def count_of(value, name: str, least: int = 1) -> int:
     """`value` as an int of at least `least`."""
-    if isinstance(value, bool) or int(value) != value or value < least:
+    whole = isinstance(value, (int, float, np.integer, np.floating)) and value == value // 1
+    if not whole or isinstance(value, bool) or value < least:
         raise ValueError(f"{name} is {value}; it must be a whole number of at least {least}")
     return int(value)
 
 
 def vector(values, name: str, least: int = 1) -> np.ndarray:
     """`values` as finite float64 (n,) with n >= least."""
-    array = np.asarray(values, np.float64)
+    array = floats(values, name)
     if array.ndim != 1 or array.size < least:
         raise ValueError(
             f"{name} has shape {array.shape}; it must be (n,) with at least {least} "
@@ -60,7 +69,7 @@ def labels(y) -> np.ndarray:
 
 def scores(score, y: np.ndarray, name: str) -> np.ndarray:
     """`score` as finite float64 (n,) for labels y (n,)."""
-    score = np.asarray(score, np.float64)
+    score = floats(score, name)
     if score.shape != y.shape:
         raise ValueError(
             f"{name} has shape {score.shape} and y {y.shape}; it must hold one score per case"
@@ -93,7 +102,7 @@ def probabilities(y, p, positive=1) -> tuple[np.ndarray, np.ndarray]:
     (n, 2) becomes its column 1 (which then must be `positive`).
     """
     y = labels(y)
-    p = np.asarray(p, np.float64)
+    p = floats(p, "p")
     if p.ndim not in (1, 2) or p.shape[0] != y.shape[0]:
         raise ValueError(f"p has shape {p.shape} and y {y.shape}; p must be (n,) or (n, K)")
     if not (np.isfinite(p).all() and p.min() >= 0 and p.max() <= 1):
@@ -122,8 +131,8 @@ def probabilities(y, p, positive=1) -> tuple[np.ndarray, np.ndarray]:
 
 def mean_ratio(n_train, n_test) -> float:
     """Mean over the folds of n_test / n_train, each a number or one per fold."""
-    train = np.atleast_1d(np.asarray(n_train, np.float64))
-    test = np.atleast_1d(np.asarray(n_test, np.float64))
+    train = np.atleast_1d(floats(n_train, "n_train"))
+    test = np.atleast_1d(floats(n_test, "n_test"))
     if not ((train > 0).all() and (test > 0).all()):
         raise ValueError(f"n_train is {n_train} and n_test {n_test}; both must be above 0")
     return float(np.mean(test / train))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from .. import metrics
+from . import _check
 from .calibration import brier, brier_losses
 
 CLASS_METRICS = (
@@ -146,7 +147,7 @@ def _auc_binary(positive: np.ndarray, score: np.ndarray):
 
 
 def _auc(y, score, positive):
-    score = np.asarray(score, np.float64)
+    score = _check.floats(score, "scores")
     if score.ndim not in (1, 2) or score.shape[0] != y.shape[0] or not np.isfinite(score).all():
         raise ValueError(
             f"scores have shape {score.shape} and y {y.shape}; metric 'auc' needs finite scores "

@@ -35,7 +35,7 @@ class NemenyiResult(NamedTuple):
 
 
 def _scores(scores, least: int) -> np.ndarray:
-    scores = np.asarray(scores, np.float64)
+    scores = _check.floats(scores, "scores")
     if scores.ndim != 2 or scores.shape[0] < 2 or scores.shape[1] < least:
         raise ValueError(
             f"scores has shape {scores.shape}; it must be (backbones, configurations), at least "
