@@ -223,6 +223,7 @@ class Fit:
             "decoupled": settings["decoupled"],
             "augment": augmentation(settings["augment"], parts[0].images.shape[-1]),
         }
+        self.resumed = 0  # images that an earlier process has trained on
         self.saved_at, self.since_saved = time.monotonic(), 0
 
     def run(self) -> State:
@@ -371,6 +372,7 @@ class Fit:
             record["best_epoch"],
             record["finished"],
         )
+        self.resumed = self.state.images
 
 
 def write_history(path, history: list[dict]) -> None:

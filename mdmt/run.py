@@ -249,8 +249,6 @@ def resolve_device(name: str) -> str:
 
 def _inputs_of(study: Study, out: Path, device: str):
     """Return the function that gives a job's inputs.json."""
-    from .runner.local import images_per_epoch
-
     by_name = {c.name: (c, s) for c, s in zip(study.cases, study.stores, strict=True)}
     train = study.values["train"]
 
@@ -269,7 +267,6 @@ def _inputs_of(study: Study, out: Path, device: str):
             "runs": str((out / "runs").resolve()),
             "device": device,
             "weights": source.get("path"),
-            "images_per_epoch": images_per_epoch(job),
             "checkpoint_seconds": train["checkpoint_seconds"],
             "checkpoint_steps": train["checkpoint_steps"],
         }

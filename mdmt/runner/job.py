@@ -81,14 +81,13 @@ def _train(folder: Path, description: dict, inputs: dict, stop, emit) -> dict:
                 np.array(given["val"], np.int64),
             )
         )
-    total = train["epochs"] * inputs["images_per_epoch"]
     model = _build(description, inputs)
 
     def progress(state, loss):
         emit(
             event="progress",
             images=state.images,
-            total=total,
+            resumed=fit.resumed,
             epoch=state.epoch + 1,
             epochs=train["epochs"],
             loss=float(loss),
@@ -117,6 +116,7 @@ def _train(folder: Path, description: dict, inputs: dict, stop, emit) -> dict:
         "epochs": state.epoch,
         "best_epoch": state.best_epoch,
         "images": state.images,
+        "resumed": fit.resumed,
         "val_loss": state.history[state.best_epoch][f"val_loss_{description['select']}"],
     }
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, Queue
 
-from ..errors import Interrupted, MdmtError
+from ..errors import Interrupted
 from ..experiments import Job, waves
 from ..paths import read_json, write_json
 from .job import RESULT, finished
@@ -88,7 +88,6 @@ class _Display:
 
         self.totals, self.count, self.ended = dict(totals), len(jobs) + skipped, skipped
         self.seen: dict[str, int] = dict.fromkeys(totals, 0)
-        self.first: dict[str, int] = {}
         self.trained, self.start = 0, time.monotonic()
         self.quiet = quiet
         self.terminal = sys.stderr.isatty() and not quiet
@@ -106,34 +105,41 @@ class _Display:
         self.bar.set_description_str(f"{self.ended}/{self.count} jobs")
 
     def progress(self, job: Job, event: dict) -> None:
-        # The images of an earlier process are progress, but not part of the rate.
-        done = min(event["images"], self.totals[job.id])
-        if job.id not in self.first:
-            self.first[job.id] = 0
-        self._advance(job, done)
+        self._resume(job, event["resumed"])
+        self._advance(job, event["images"])
         self.bar.set_postfix_str(
             f"  {_short(job)} epoch {event['epoch']}/{event['epochs']} loss {event['loss']:.3f}",
             refresh=False,
         )
 
-    def _advance(self, job: Job, done: int) -> None:
-        step = done - self.seen[job.id]
-        self.seen[job.id] = done
+    def _resume(self, job: Job, images: int) -> None:
+        """Images of an earlier process count as done, but not in the rate."""
+        if self.seen[job.id] == 0 and images:
+            self.seen[job.id] = images
+            if self.terminal:
+                self.bar.initial += images
+                self.bar.n += images
+
+    def _advance(self, job: Job, images: int) -> None:
+        step = max(images - self.seen[job.id], 0)
+        self.seen[job.id] += step
         self.trained += step
         self.bar.update(step)
 
     def finish(self, job: Job, result: dict) -> None:
         self.ended += 1
-        trained = result.get("images", 0)
-        self._advance(job, min(trained, self.totals[job.id]))
+        self._resume(job, result["resumed"])
+        self._advance(job, result["images"])
+        trained = result["images"] - result["resumed"]
         self.totals[job.id] = self.seen[job.id]
         self._retotal()
-        seconds = max(result.get("seconds", 0.0), 1e-9)
+        seconds = max(result["seconds"], 1e-9)
         elapsed = max(time.monotonic() - self.start, 1e-9)
-        left = (sum(self.totals.values()) - self.trained) * elapsed / max(self.trained, 1)
+        ahead = sum(self.totals.values()) - sum(self.seen.values())
+        left = ahead * elapsed / max(self.trained, 1)
         self.say(
             f"[{self.ended:>{len(str(self.count))}}/{self.count}] {_short(job)}: "
-            f"{result.get('epochs')} epochs, best {result.get('best_epoch', 0) + 1}, "
+            f"{result['epochs']} epochs, best {result['best_epoch'] + 1}, "
             f"{seconds:.0f} s, {trained / seconds:.0f} img/s; about {_clock(left)} left"
         )
 
@@ -308,6 +314,3 @@ def _search_path() -> dict:
         return dict(os.environ)  # installed: found anyway
     known = [p for p in [os.environ.get("PYTHONPATH")] if p]
     return dict(os.environ, PYTHONPATH=os.pathsep.join([root, *known]))
-
-
-__all__ = ["MdmtError", "Outcome", "images_per_epoch", "prepare_folder", "run"]
