@@ -107,12 +107,10 @@ void mdmt_wino_plan_make(const mdmt_site *site, mdmt_wino_pass pass, int points,
     tile_counts(p->ow, points, &p->full_w, &p->narrow_w, &p->rest_w);
     p->rows = p->full_h + p->narrow_h;
     p->row_tiles = p->full_w + p->narrow_w;
-    if (pass == MDMT_WINO_WEIGHT) {
-        p->by_output = (size_t)pp * p->cb * p->kb * 1024 > SUM_BYTES;
-    } else {
-        int64_t image = (int64_t)pp * tiles_of_rows(p, p->rows) * p->cb * 64;
-        p->by_output = p->c > BY_OUTPUT_CHANNELS && image <= GROUP_BYTES;
-    }
+    int weight = pass == MDMT_WINO_WEIGHT;
+    int64_t image = (int64_t)pp * tiles_of_rows(p, p->rows) * (p->cb + (weight ? p->kb : 0)) * 64;
+    int64_t sums = (int64_t)pp * p->cb * p->kb * 1024;
+    p->by_output = image <= GROUP_BYTES && (weight ? sums > SUM_BYTES : p->c > BY_OUTPUT_CHANNELS);
     if (p->by_output) {
         plan_groups(p);
     } else {
@@ -131,7 +129,7 @@ void mdmt_wino_plan_make(const mdmt_site *site, mdmt_wino_pass pass, int points,
     int columns = p->by_output ? MDMT_WINO_PAIR : p->kb;
     p->u_point = odd_lines((size_t)columns * p->range * 256);
     p->u = p->u_point * pp;
-    if (pass == MDMT_WINO_WEIGHT) {
+    if (weight) {
         p->d_point = odd_lines(set * p->kb);
         p->d = p->d_point * pp;
     } else {

@@ -18,7 +18,6 @@
 typedef enum { MDMT_WINO_FORWARD, MDMT_WINO_DATA, MDMT_WINO_WEIGHT } mdmt_wino_pass;
 
 enum {
-    MDMT_WINO_MAX_POINTS = 36,
     MDMT_WINO_PAIR = 2,      /* output blocks that one GEMM makes                    */
     MDMT_WINO_SUM_TILES = 64 /* bwd_weight: products added up before they join a sum */
 };
