@@ -76,9 +76,10 @@ typedef struct {
     mdmt_conv_tile_fn stem[2][MDMT_CONV_COLUMNS + 1];
     mdmt_conv_weight_fn weight[2][MDMT_CONV_CHANNELS + 1];
     /* (count) pixels of 16 channels from src (pixels at distance `step`) to dst
-     * (distance 16), act(scale x + shift) where scale is set. */
-    void (*stage)(float *dst, const float *src, int count, ptrdiff_t step, const float *scale,
-                  const float *shift, mdmt_act act);
+     * (distance 16), act(scale x + shift) where scale is set. Brings src + fetch
+     * of each unless that is 0. */
+    void (*stage)(float *dst, const float *src, int count, ptrdiff_t step, ptrdiff_t fetch,
+                  const float *scale, const float *shift, mdmt_act act);
     /* Adds sum(y - pivot) and sum((y - pivot)^2) of (count) pixels of 16
      * channels to sums (16) and squares (16). */
     void (*stats)(const float *y, int count, const float *pivot, float *sums, float *squares);
@@ -87,6 +88,22 @@ typedef struct {
     /* dst += src, (count) floats, a multiple of 16. */
     void (*accumulate)(float *dst, const float *src, size_t count);
 } mdmt_conv_micro;
+
+/* A staged row: [column phase][position][16], where position p of phase f holds
+ * input column column_min + f + p * step, or zeros where that lies outside. */
+typedef struct {
+    int columns;    /* positions of a phase                               */
+    int column_min; /* input column of the first                          */
+    int step;       /* the column stride: so many phases                  */
+    int width;      /* of the input row                                   */
+    uint32_t read;  /* bit f: phase f is read by some tap (phases >= 32 always are) */
+} mdmt_conv_row;
+
+/* conv_stage.c: one input row of 16 channels. */
+void mdmt_conv_stage_row(const mdmt_conv_micro *micro, const mdmt_conv_row *row, float *dst,
+                         const float *src, const float *scale, const float *shift, mdmt_act act);
+/* Whether some tap k < kernel reads positions that are `phase` modulo s. */
+int mdmt_conv_phase_is_read(int phase, int first, int kernel, int d, int s);
 
 /* Drivers: conv_forward.c, conv_weight.c, conv_stem.c. The impl records of an
  * instruction set call them with its kernels. */

@@ -270,47 +270,27 @@ static int row_is_read(const plan *p, int row)
 {
     for (int i = 0; i < p->phases; i++) {
         const phase *f = &p->phase[i];
-        for (int a = 0; a < f->rows; a++) {
-            if ((row - f->row - a * p->tap_row) % p->sh == 0) {
-                return 1;
-            }
+        if (mdmt_conv_phase_is_read(row, f->row, f->rows, p->tap_row, p->sh)) {
+            return 1;
         }
     }
     return 0;
 }
 
-static int column_is_read(const plan *p, int column_phase)
+static mdmt_conv_row staged_row(const plan *p)
 {
-    for (int i = 0; i < p->phases; i++) {
-        const phase *f = &p->phase[i];
-        for (int b = 0; b < f->columns; b++) {
-            if ((f->column + b * p->tap_column - p->column_min) % p->sw == column_phase) {
-                return 1;
+    mdmt_conv_row row = {
+        .columns = p->stage_columns, .column_min = p->column_min, .step = p->sw, .width = p->w};
+    for (int f = 0; f < mdmt_min(32, p->sw); f++) {
+        for (int i = 0; i < p->phases; i++) {
+            const phase *a = &p->phase[i];
+            int first = a->column - p->column_min;
+            if (mdmt_conv_phase_is_read(f, first, a->columns, p->tap_column, p->sw)) {
+                row.read |= (uint32_t)1 << f;
             }
         }
     }
-    return 0;
-}
-
-/* One input row of 16 channels into [column phase][position][16]. */
-static void stage_row(const plan *p, const mdmt_conv_micro *micro, float *dst, const float *src,
-                      const float *scale, const float *shift, mdmt_act act)
-{
-    for (int f = 0; f < p->sw; f++, dst += p->stage_columns * MDMT_BLOCK) {
-        if (!column_is_read(p, f)) {
-            continue;
-        }
-        int first = p->column_min + f; /* column of position 0 */
-        int left = first < 0 ? mdmt_ceil_div(-first, p->sw) : 0;
-        int end = first < p->w ? (p->w - 1 - first) / p->sw + 1 : 0;
-        left = mdmt_min(left, p->stage_columns);
-        end = mdmt_max(left, mdmt_min(end, p->stage_columns));
-        memset(dst, 0, (size_t)left * MDMT_BLOCK * sizeof(float));
-        micro->stage(dst + left * MDMT_BLOCK, src + (first + left * p->sw) * MDMT_BLOCK, end - left,
-                     (ptrdiff_t)p->sw * MDMT_BLOCK, scale, shift, act);
-        memset(dst + end * MDMT_BLOCK, 0,
-               (size_t)(p->stage_columns - end) * MDMT_BLOCK * sizeof(float));
-    }
+    return row;
 }
 
 /* The input of a task, from `row0` on; returns where it begins (the position of
@@ -326,6 +306,7 @@ static const float *stage_input(const job *j, int image, int images, int row0, i
     }
     float *stage = (float *)(j->scratch + (size_t)thread * p->thread_bytes);
     int first = mdmt_max(0, row0), end = mdmt_min(p->h, row0 + rows);
+    const mdmt_conv_row row = staged_row(p);
     for (int i = 0; i < images; i++) {
         for (int b = 0; b < p->blocks; b++) {
             const float *src = x + ((size_t)(image + i) * p->blocks + b) * plane;
@@ -334,8 +315,9 @@ static const float *stage_input(const job *j, int image, int images, int row0, i
             const float *shift = j->x.scale ? j->x.shift + b * MDMT_BLOCK : NULL;
             for (int r = first; r < end; r++) {
                 if (p->sh == 1 || row_is_read(p, r)) {
-                    stage_row(p, j->micro, dst + (size_t)(r - row0) * p->row_floats,
-                              src + (size_t)r * p->w * MDMT_BLOCK, scale, shift, j->x.act);
+                    mdmt_conv_stage_row(j->micro, &row, dst + (size_t)(r - row0) * p->row_floats,
+                                        src + (size_t)r * p->w * MDMT_BLOCK, scale, shift,
+                                        j->x.act);
                 }
             }
         }

@@ -229,15 +229,15 @@ INLINE void stage_vectors(float *d, const float *s, int count, const ptrdiff_t s
     }
 }
 
-static void stage_pixels(float *dst, const float *src, int count, ptrdiff_t step,
+static void stage_pixels(float *dst, const float *src, int count, ptrdiff_t step, ptrdiff_t fetch,
                          const float *scale, const float *shift, mdmt_act act)
 {
     for (int p = 0; p < MDMT_BLOCK; p += VL) {
         const float *a = scale ? scale + p : NULL, *b = scale ? shift + p : NULL;
         if (step == MDMT_BLOCK) {
-            stage_vectors(dst + p, src + p, count, MDMT_BLOCK, a, b, act, 24 * MDMT_BLOCK);
+            stage_vectors(dst + p, src + p, count, MDMT_BLOCK, a, b, act, fetch);
         } else {
-            stage_vectors(dst + p, src + p, count, step, a, b, act, 0);
+            stage_vectors(dst + p, src + p, count, step, a, b, act, fetch);
         }
     }
 }

@@ -121,38 +121,6 @@ static void plan_weight(const mdmt_site *site, plan *p)
 
 /* ---- staging ---- */
 
-/* Whether some tap k < kernel reads positions that are `phase` modulo s. */
-static int is_read(int phase, int kernel, int d, int s)
-{
-    for (int k = 0; k < kernel; k++) {
-        if (k * d % s == phase) {
-            return 1;
-        }
-    }
-    return 0;
-}
-
-static void stage_row(const plan *p, const mdmt_conv_micro *micro, float *dst, const float *src,
-                      const float *scale, const float *shift, mdmt_act act)
-{
-    const mdmt_geometry *g = &p->g;
-    for (int f = 0; f < g->sw; f++, dst += p->stage_columns * MDMT_BLOCK) {
-        if (!is_read(f, g->kw, g->dw, g->sw)) {
-            continue;
-        }
-        int first = f - g->pl; /* column of position 0 */
-        int left = first < 0 ? mdmt_ceil_div(-first, g->sw) : 0;
-        int end = first < g->w ? (g->w - 1 - first) / g->sw + 1 : 0;
-        left = mdmt_min(left, p->stage_columns);
-        end = mdmt_max(left, mdmt_min(end, p->stage_columns));
-        memset(dst, 0, (size_t)left * MDMT_BLOCK * sizeof(float));
-        micro->stage(dst + left * MDMT_BLOCK, src + (first + left * g->sw) * MDMT_BLOCK, end - left,
-                     (ptrdiff_t)g->sw * MDMT_BLOCK, scale, shift, act);
-        memset(dst + end * MDMT_BLOCK, 0,
-               (size_t)(p->stage_columns - end) * MDMT_BLOCK * sizeof(float));
-    }
-}
-
 /* Input blocks in0 .. in1 of a band; returns where row `row0` and the leftmost
  * column begin, block in0. */
 static const float *stage_band(const job *j, int image, int images, int in0, int in1, int row0,
@@ -168,6 +136,11 @@ static const float *stage_band(const job *j, int image, int images, int in0, int
     }
     float *stage = (float *)(j->scratch + (size_t)thread * p->thread_bytes);
     int first = mdmt_max(0, row0), end = mdmt_min(g->h, row0 + rows);
+    mdmt_conv_row row = {
+        .columns = p->stage_columns, .column_min = -g->pl, .step = g->sw, .width = g->w};
+    for (int f = 0; f < mdmt_min(32, g->sw); f++) {
+        row.read |= (uint32_t)mdmt_conv_phase_is_read(f, 0, g->kw, g->dw, g->sw) << f;
+    }
     for (int i = 0; i < images; i++) {
         for (int b = in0; b < in1; b++) {
             const float *src = x + ((size_t)(image + i) * p->blocks + b) * plane;
@@ -175,11 +148,11 @@ static const float *stage_band(const job *j, int image, int images, int in0, int
             const float *scale = j->x.scale ? j->x.scale + b * MDMT_BLOCK : NULL;
             const float *shift = j->x.scale ? j->x.shift + b * MDMT_BLOCK : NULL;
             for (int r = first; r < end; r++) {
-                if (g->sh > 1 && !is_read((r + g->pt) % g->sh, g->kh, g->dh, g->sh)) {
+                if (g->sh > 1 && !mdmt_conv_phase_is_read(r, -g->pt, g->kh, g->dh, g->sh)) {
                     continue;
                 }
-                stage_row(p, j->micro, dst + (size_t)(r - row0) * p->row_floats,
-                          src + (size_t)r * g->w * MDMT_BLOCK, scale, shift, j->x.act);
+                mdmt_conv_stage_row(j->micro, &row, dst + (size_t)(r - row0) * p->row_floats,
+                                    src + (size_t)r * g->w * MDMT_BLOCK, scale, shift, j->x.act);
             }
         }
     }

@@ -1,0 +1,47 @@
+/* Direct convolution: the load stage. Pads a row of the input, applies batch norm
+ * and activation, and sorts its columns by their phase of the stride. */
+#include "conv_direct.h"
+
+#include <string.h>
+
+enum { SEGMENT = 8, FETCH_COLUMNS = 24 };
+
+int mdmt_conv_phase_is_read(int phase, int first, int kernel, int d, int s)
+{
+    for (int k = 0; k < kernel; k++) {
+        if ((first + k * d - phase) % s == 0) {
+            return 1;
+        }
+    }
+    return 0;
+}
+
+void mdmt_conv_stage_row(const mdmt_conv_micro *micro, const mdmt_conv_row *row, float *dst,
+                         const float *src, const float *scale, const float *shift, mdmt_act act)
+{
+    const int step = row->step;
+    /* All phases of a segment before the next, so that lines are met in order. */
+    const int several = (row->read & (row->read - 1)) != 0;
+    const int segment = several ? SEGMENT : row->columns;
+    const uint32_t all = step < 32 ? ((uint32_t)1 << step) - 1 : ~(uint32_t)0;
+    /* What follows in memory is the next row: of no use where rows are left out. */
+    const ptrdiff_t fetch = row->read == all ? FETCH_COLUMNS * MDMT_BLOCK : 0;
+    for (int from = 0; from < row->columns; from += segment) {
+        const int to = mdmt_min(row->columns, from + segment);
+        for (int f = 0; f < step; f++) {
+            if (f < 32 && !(row->read >> f & 1)) {
+                continue;
+            }
+            const int first = row->column_min + f; /* column of position 0 */
+            int left = first < 0 ? mdmt_ceil_div(-first, step) : 0;
+            int end = first < row->width ? (row->width - 1 - first) / step + 1 : 0;
+            left = mdmt_min(mdmt_max(left, from), to);
+            end = mdmt_min(mdmt_max(end, left), to);
+            float *at = dst + (size_t)f * row->columns * MDMT_BLOCK;
+            memset(at + from * MDMT_BLOCK, 0, (size_t)(left - from) * MDMT_BLOCK * sizeof(float));
+            micro->stage(at + left * MDMT_BLOCK, src + (first + left * step) * MDMT_BLOCK,
+                         end - left, (ptrdiff_t)step * MDMT_BLOCK, fetch, scale, shift, act);
+            memset(at + end * MDMT_BLOCK, 0, (size_t)(to - end) * MDMT_BLOCK * sizeof(float));
+        }
+    }
+}
