@@ -55,8 +55,22 @@ COLUMNS = _map(
 DATASET = _map(
     "one data set with the label of one task",
     name=Key("text", required=True, doc="name of the data set"),
-    table=Key("text", required=True, doc="CSV file, relative to data.root"),
-    images=Key("text", "images", "image folder, relative to data.root"),
+    reader=Key(
+        "text",
+        "table",
+        "table, or the layout of a published data set as downloaded",
+        choices=("table", "aiforcovid", "brixia"),
+    ),
+    folder=Key("text", None, "folder of the data set, relative to data.root", optional=True),
+    table=Key(
+        "text",
+        None,
+        "CSV, TSV or XLSX file in that folder (brixia: metadata_global_v2.csv)",
+        optional=True,
+    ),
+    images=Key(
+        "text", None, "image folder in it (default: images; brixia: dicom_clean)", optional=True
+    ),
     columns=COLUMNS,
     task=Key("text", required=True, doc="the task (a key of `tasks`) that its label belongs to"),
     delimiter=Key(
@@ -64,6 +78,34 @@ DATASET = _map(
         "auto",
         "auto, comma, semicolon or tab",
         choices=("auto", "comma", "semicolon", "tab"),
+    ),
+    keep=Key(
+        "text",
+        None,
+        "text file with a header line whose first column names the images to use (default: all)",
+        optional=True,
+    ),
+    leave_out=Key("list", [], "names of images that are not used", item=Key("text")),
+    target=Key(
+        "text",
+        "global",
+        "brixia: the score that the task's thresholds cut: all six regions, the right lung (A, B, "
+        "C), the left lung (D, E, F) or one region",
+        choices=("global", "right", "left", "A", "B", "C", "D", "E", "F"),
+    ),
+    consensus=Key(
+        "text",
+        "keep",
+        "brixia: what happens to the 150 images that five radiologists scored",
+        choices=("keep", "exclude", "only"),
+    ),
+    groups=Key(
+        "table",
+        None,
+        "brixia: manufacturer -> center (default: SIEMENS, AGFA and CARESTREAM, each by the "
+        "first word of the name; others have no center)",
+        optional=True,
+        item=Key("text"),
     ),
 )
 
@@ -568,6 +610,10 @@ def _cross_check(values: dict, source: str) -> None:
             raise BadConfig(
                 f"{source}: data.datasets.{position}.task is '{dataset['task']}'"
                 f"{nearest(dataset['task'], values['tasks'])}"
+            )
+        if dataset["reader"] == "table" and dataset["table"] is None:
+            raise BadConfig(
+                f"{source}: the key 'data.datasets.{position}.table' is missing; set it"
             )
     for name in ("backbones", "configurations", "validation", "folds", "seeds"):
         _unique(values[name] or [], name, source)

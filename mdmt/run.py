@@ -125,7 +125,7 @@ def load_values(arguments) -> dict:
 
 def read_cases(values: dict, out: Path | None = None) -> list:
     """Read (or, for the demo, draw) the data sets of a configuration."""
-    from .data import synthetic, table
+    from .data import readers, synthetic
     from .paths import cache_folder
 
     drawing = values["data"]["synthetic"]
@@ -140,7 +140,7 @@ def read_cases(values: dict, out: Path | None = None) -> list:
     elif not Path(root).is_dir():
         raise BadConfig(f"data.root: the folder {root} does not exist; correct it")
     return [
-        table.read_cases(spec, values["tasks"][spec["task"]], root)
+        readers.read_cases(spec, values["tasks"][spec["task"]], root, values["data"]["release"])
         for spec in values["data"]["datasets"]
     ]
 

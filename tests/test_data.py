@@ -124,8 +124,8 @@ def test_a_bad_table_is_one_sentence(tmp_path, text, fragments):
 
 
 def test_bad_score_missing_table_folder_and_encoding(tmp_path):
-    write(tmp_path, HEAD + "a,p,nan,A\n")
-    with pytest.raises(BadData, match="'nan' is not a number"):
+    write(tmp_path, HEAD + "a,p,high,A\n")
+    with pytest.raises(BadData, match="'high' is not a number"):
         table.read_cases(spec(), SCORE, tmp_path)
     with pytest.raises(BadData, match=r"no such table; did you mean 't.csv'"):
         table.read_cases(spec(table="tt.csv"), TASK, tmp_path)

@@ -1,8 +1,9 @@
 """Reader for any table with an image folder: one row per image, one label, one task.
 
-Ids are text and stay text. An empty label is a missing label (the row is left out and counted),
-never a class. Every problem is one sentence that names the file, the row, the value and the
-remedy.
+CSV, TSV and Excel tables; images of every kind that the store reads. `assemble` makes the cases
+of every reader from rows of text. Ids are text and stay text. An empty label is a missing label
+(the row is left out and counted), never a class. Every problem is one sentence that names the
+file, the row, the value and the remedy.
 """
 
 from __future__ import annotations
@@ -10,14 +11,17 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import BadConfig, BadData, nearest
+from .xlsx import read_rows
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".dcm", ".dicom", ".dic")
+_MISSING = {"", "nan", "na", "n/a", "#n/a", "none", "null"}
 _DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t"}
 
 
@@ -29,6 +33,8 @@ class Cases:
     images, patients, centers: text, one per image (center is "" where unknown).
     labels (M,) int64: class numbers; scores (M,) float64: what the thresholds cut, or NaN.
     paths: image files. missing_labels: rows left out; warnings: sentences for the report.
+    columns: {further column of the table: text per image}, for subgroups.
+    targets (M, k) float64: finer scores where the reader has them (BRIXIA: six regions), or None.
     """
 
     name: str
@@ -42,6 +48,8 @@ class Cases:
     paths: list[Path]
     missing_labels: int = 0
     warnings: list[str] = field(default_factory=list)
+    columns: dict[str, list[str]] = field(default_factory=dict)
+    targets: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -61,12 +69,23 @@ class Cases:
             [self.paths[r] for r in rows],
             self.missing_labels,
             list(self.warnings),
+            {name: [values[r] for r in rows] for name, values in self.columns.items()},
+            None if self.targets is None else self.targets[rows],
         )
 
 
 def read_table(path, delimiter: str = "auto") -> tuple[list[str], list[dict]]:
-    """Read a delimited text file: its columns, its rows as {column: text}."""
+    """Read a delimited text file or the first sheet of an Excel workbook.
+
+    Returns its columns and its rows as {column: text}.
+    """
     path = Path(path)
+    if path.suffix.lower() in (".xlsx", ".xlsm"):
+        try:
+            lines = read_rows(path)
+        except FileNotFoundError:
+            raise BadData(_missing_file(path, "table")) from None
+        return _with_header(path, [r for r in lines if any(r)])
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
@@ -96,12 +115,23 @@ def read_table(path, delimiter: str = "auto") -> tuple[list[str], list[dict]]:
         raise BadData(f"{path}: is not a valid table ({error}); correct it") from error
     if not lines:
         raise BadData(empty)
+    return _with_header(path, lines)
+
+
+def _with_header(path: Path, lines: list[list[str]]) -> tuple[list[str], list[dict]]:
+    """Return the columns of the first line and the others as {column: text}."""
+    if not lines:
+        raise BadData(f"{path}: is empty; give a table with a header line and one row per image")
     header = [cell.strip() for cell in lines[0]]
+    while header and not header[-1]:  # empty columns at the right of a spreadsheet
+        header.pop()
     for name in header:
         if name and header.count(name) > 1:
             raise BadData(f"{path}: two columns are called '{name}'; rename one")
     rows = []
     for number, cells in enumerate(lines[1:], start=2):
+        while len(cells) > len(header) and not cells[-1].strip():
+            cells = cells[:-1]
         if len(cells) > len(header):
             raise BadData(
                 f"{path}: row {number} has {len(cells)} cells and the header "
@@ -112,29 +142,48 @@ def read_table(path, delimiter: str = "auto") -> tuple[list[str], list[dict]]:
     return header, rows
 
 
+def folder_of(spec: dict, root) -> Path:
+    """Folder that a data set lies in."""
+    folder = Path(root) if root is not None else Path()
+    return folder / spec["folder"] if spec.get("folder") else folder
+
+
 def read_cases(spec: dict, task: dict, root) -> Cases:
     """Read one data set.
 
     spec: an entry of `data.datasets`; task: its entry of `tasks`; root: folder, or None.
     """
-    folder = Path(root) if root is not None else Path()
+    folder = folder_of(spec, root)
     table = folder / spec["table"]
     columns = spec["columns"]
+    images = folder / (spec.get("images") or "images")
     header, rows = read_table(table, spec.get("delimiter", "auto"))
     for role in ("image", "patient", "label", "center"):
         name = columns[role]
         if name is not None and name not in header:
             raise BadData(f"{table}: has no column '{name}' (the {role}){nearest(name, header)}")
+    return assemble(table, rows, columns, spec, task, lambda found: _locate(images, found, table))
+
+
+def assemble(table: Path, rows: list[dict], columns: dict, spec: dict, task: dict, locate) -> Cases:
+    """Make the cases of a data set from its rows.
+
+    rows: {column: text} per image; columns: {"image", "patient", "label", "center": column or
+    None}; locate: function from image names to their paths. Rows named by `leave_out`, rows not
+    named by `keep` and rows without a label are left out.
+    """
+    warnings: list[str] = []
+    rows = _chosen(table, rows, columns, spec, warnings)
     if not rows:
         raise BadData(f"{table}: data set '{spec['name']}' is empty; give at least one row")
     _check_rows(table, rows, columns)
-    labelled = [r for r in rows if r[columns["label"]] != ""]
+    legal = set(task["classes"]) | set(task["labels"] or {})
+    labelled = [r for r in rows if not missing(r[columns["label"]], legal)]
     if not labelled:
         raise BadData(
             f"{table}: every cell of column '{columns['label']}' is empty; data set "
             f"'{spec['name']}' has no labels"
         )
-    warnings = []
     if len(labelled) < len(rows):
         warnings.append(
             f"{table}: {len(rows) - len(labelled)} of {len(rows)} rows have no label "
@@ -142,8 +191,9 @@ def read_cases(spec: dict, task: dict, root) -> Cases:
         )
     patients = _patients(table, labelled, columns, warnings)
     labels, scores = _labels(table, labelled, columns, spec["task"], task)
-    paths = _locate(folder / spec["images"], [r[columns["image"]] for r in labelled], table)
+    paths = locate([r[columns["image"]] for r in labelled])
     center = columns["center"]
+    further = [c for c in labelled[0] if c and c not in columns.values()]
     return Cases(
         spec["name"],
         spec["task"],
@@ -156,7 +206,41 @@ def read_cases(spec: dict, task: dict, root) -> Cases:
         paths,
         len(rows) - len(labelled),
         warnings,
+        {name: [r[name] for r in labelled] for name in further},
     )
+
+
+def missing(text: str, legal=()) -> bool:
+    """True for an empty cell and for what programs write for one, unless it is a legal value."""
+    return text not in legal and text.strip().lower() in _MISSING
+
+
+def _chosen(table: Path, rows, columns: dict, spec: dict, warnings: list[str]) -> list[dict]:
+    """Rows after `leave_out` (image names) and `keep` (a file whose first column names images)."""
+    out = {_stem(name) for name in spec.get("leave_out") or []}
+    names = {_stem(r[columns["image"]]) for r in rows}
+    for name in out:
+        if name not in names:
+            raise BadConfig(f"{table}: leave_out names '{name}'{nearest(name, names)}")
+    kept = [r for r in rows if _stem(r[columns["image"]]) not in out]
+    if spec.get("keep"):
+        wanted = _listed(Path(spec["keep"]))
+        kept = [r for r in kept if _stem(r[columns["image"]]) in wanted]
+        absent = len(wanted - names)
+        if absent:
+            warnings.append(f"{table}: {absent} images of {spec['keep']} have no row")
+    if len(kept) < len(rows):
+        warnings.append(f"{table}: {len(rows) - len(kept)} of {len(rows)} images are left out")
+    return kept
+
+
+def _listed(path: Path) -> set[str]:
+    """Image ids in the first column of a text file with a header line."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise BadConfig(f"{path}: cannot be read ({(error.strerror or '').lower()})") from error
+    return {_stem(re.split(r"[\s,;]", line.strip(), maxsplit=1)[0]) for line in lines[1:] if line}
 
 
 def _missing_file(path: Path, what: str) -> str:
@@ -248,7 +332,13 @@ def _locate(folder: Path, names: list[str], table: Path) -> list[Path]:
     stems: dict[str, list[str]] = {}
     for entry in os.scandir(folder):
         stems.setdefault(_stem(entry.name), []).append(entry.name)
-    paths, missing = [], []
+    if any(_stem(n) == n and os.sep not in n and n not in stems for n in names):
+        for top, _, files in os.walk(folder):
+            if Path(top) != folder:
+                for file in files:
+                    inner = os.path.relpath(os.path.join(top, file), folder)
+                    stems.setdefault(_stem(file), []).append(inner)
+    paths, absent = [], []
     for name in names:
         path = folder / name
         if _stem(name) != name or os.sep in name:
@@ -268,11 +358,11 @@ def _locate(folder: Path, names: list[str], table: Path) -> list[Path]:
         if found:
             paths.append(found[0])
         else:
-            missing.append(name)
-    if missing:
-        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+            absent.append(name)
+    if absent:
+        more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
         raise BadData(
-            f"{folder}: image '{missing[0]}' of {table} is missing{more}; add the file "
+            f"{folder}: image '{absent[0]}' of {table} is missing{more}; add the file "
             "or remove the row"
         )
     return paths

@@ -1,0 +1,327 @@
+"""Readers of tables, AIforCOVID and BRIXIA on replicas; the equation (4) counts on real files."""
+
+import zipfile
+from collections import Counter
+
+import numpy as np
+import openpyxl
+import pytest
+from PIL import Image
+
+from mdmt import config
+from mdmt.data import brixia, readers, store, table, xlsx
+from mdmt.errors import BadConfig, BadData
+from tests import replicas
+from tests.dicomfiles import SYNTAXES, write_dicom
+from tests.realdata import COVID_CXR, PUBLISHED, needs_covid_cxr, needs_published
+
+PROGNOSIS = {"classes": ["MILD", "SEVERE"], "labels": None, "thresholds": None}
+SEVERITY = {"classes": ["0", "1", "2", "3"], "labels": None, "thresholds": [5, 9, 14]}
+LUNG = {**SEVERITY, "thresholds": [1, 4, 7]}
+REGION = {**SEVERITY, "thresholds": [1, 2, 3]}
+
+
+def spec(reader, **changes):
+    raw = {
+        "tasks": {"t": {"classes": ["a", "b"]}},
+        "data": {"datasets": [{"name": "d", "reader": reader, "task": "t", **changes}]},
+    }
+    return config.resolve(raw, "test")["data"]["datasets"][0]
+
+
+@pytest.fixture(scope="module")
+def afc(tmp_path_factory):
+    root = tmp_path_factory.mktemp("afc")
+    return root, replicas.make_aiforcovid(root, size=40)
+
+
+@pytest.fixture(scope="module")
+def bx(tmp_path_factory):
+    root = tmp_path_factory.mktemp("bx")
+    return root, replicas.make_brixia(root, size=40)
+
+
+# ---- AIforCOVID
+
+
+@pytest.mark.parametrize("release", [1, 2, 3])
+def test_aiforcovid_releases_are_cumulative(afc, release):
+    root, truth = afc
+    cases = readers.read_cases(spec("aiforcovid"), PROGNOSIS, root, str(release))
+    wanted = [t for t in truth if t["release"] <= release and t["label"]]
+    assert cases.images == [t["image"] for t in wanted]
+    assert cases.patients == cases.images
+    assert [cases.classes[i] for i in cases.labels] == [t["label"] for t in wanted]
+    assert cases.centers == [t["center"] for t in wanted]
+    assert cases.columns["Release"] == [str(t["release"]) for t in wanted]
+    assert cases.missing_labels == sum(t["release"] <= release and not t["label"] for t in truth)
+    assert all(p.is_file() and p.stem == i for p, i in zip(cases.paths, cases.images))
+    assert {p.parent.name for p in cases.paths} == {"imgs", "imgs_r2", "imgs_r3"} - {
+        f"imgs_r{r}" for r in range(release + 1, 4)
+    }
+
+
+def test_aiforcovid_keeps_clinical_columns_with_the_case(afc):
+    root, truth = afc
+    cases = readers.read_cases(spec("aiforcovid"), PROGNOSIS, root, "3")
+    assert set(replicas.CLINICAL) <= set(cases.columns)
+    assert cases.columns["Age"][:3] == ["30", "31", "32"]
+    some = cases.take([3, 0])
+    assert some.columns["Age"] == ["33", "30"]
+    assert any("misspelt outcomes" in w and "'MLID'" in w for w in cases.warnings)
+    assert any("name no hospital" in w for w in cases.warnings)
+    assert any("have no label" in w for w in cases.warnings)
+
+
+def afc_table(root, rows, name="AIforCOVID.csv", images=("P_1", "P_2")):
+    (root / "imgs").mkdir(exist_ok=True)
+    for image in images:
+        Image.fromarray(np.zeros((4, 4), np.uint8)).save(root / "imgs" / f"{image}.png")
+    (root / name).write_text("ImageFile,Hospital,Prognosis,Death\n" + rows)
+
+
+@pytest.mark.parametrize(
+    "rows, sentence",
+    [
+        ("P_1,G,MILD,\n", "hospital 'G'"),
+        ("P_1,A,UNKNOWN,\n", "unknown label 'UNKNOWN'"),
+        ("P_1,A,MILD,\nP_1.dcm,A,MILD,\n", "two rows"),
+        ("P_1,A,MILD,\nP_1.dcm,A,SEVERE,\n", "has Prognosis 'SEVERE', but 'MILD'"),
+        ("P_1,A,,\n", "has no labels"),
+        ("P_9,A,MILD,\n", "'P_9' of .* is missing"),
+        ("../a,A,MILD,\n", "outside"),
+    ],
+)
+def test_aiforcovid_refusals(tmp_path, rows, sentence):
+    afc_table(tmp_path, rows)
+    with pytest.raises(BadData, match=sentence):
+        readers.read_cases(spec("aiforcovid"), PROGNOSIS, tmp_path, "1")
+
+
+def test_aiforcovid_asks_for_what_is_missing(tmp_path):
+    afc_table(tmp_path, "P_1,A,MILD,yes\nP_2,B,SEVERE,yes\n")
+    cases = readers.read_cases(spec("aiforcovid"), PROGNOSIS, tmp_path, "1")
+    assert any("1 patients died although" in w for w in cases.warnings)
+    with pytest.raises(BadData, match=r"AIforCOVID_r2.xlsx: is missing"):
+        readers.read_cases(spec("aiforcovid"), PROGNOSIS, tmp_path, "2")
+    with pytest.raises(BadConfig, match="releases 1, 2 and 3"):
+        readers.read_cases(spec("aiforcovid"), PROGNOSIS, tmp_path, "r1")
+    with pytest.raises(BadData, match="no such folder"):
+        readers.read_cases(spec("aiforcovid", folder="x"), PROGNOSIS, tmp_path, "1")
+
+
+# ---- BRIXIA
+
+
+def scored(truth, **wanted):
+    return [t for t in truth if t["regions"] and all(t[k] == v for k, v in wanted.items())]
+
+
+def test_brixia(bx):
+    root, truth = bx
+    cases = readers.read_cases(spec("brixia"), SEVERITY, root)
+    wanted = scored(truth)
+    assert cases.images == [t["image"] for t in wanted]
+    assert all(isinstance(i, str) for i in cases.images)
+    assert max(len(i) for i in cases.images) == 20
+    assert cases.targets.tolist() == [t["regions"] for t in wanted]
+    assert cases.scores.tolist() == [sum(t["regions"]) for t in wanted]
+    groups = {"SIEMENS": "SIEMENS", "AGFA": "AGFA", "AGFA-GEVAERT": "AGFA",
+              "CARESTREAM HEALTH": "CARESTREAM"}  # fmt: skip
+    assert cases.centers == [groups.get(t["manufacturer"], "") for t in wanted]
+    assert set(cases.labels.tolist()) == {0, 1, 2, 3}
+    for label, total in zip(cases.labels, cases.scores):
+        assert label == sum([total >= 5, total >= 9, total >= 14])
+    assert cases.missing_labels == 1
+    assert any("own patient" in w for w in cases.warnings)
+    assert any("without a center" in w for w in cases.warnings)
+    assert cases.columns["BrixiaScore"][1] == "".join(map(str, wanted[1]["regions"]))
+    assert cases.take([2, 1]).targets.tolist() == [wanted[2]["regions"], wanted[1]["regions"]]
+
+
+@pytest.mark.parametrize(
+    "target, task, part",
+    [("right", LUNG, slice(0, 3)), ("left", LUNG, slice(3, 6)), ("D", REGION, slice(3, 4))],
+)
+def test_brixia_per_lung_and_per_region(bx, target, task, part):
+    root, truth = bx
+    cases = readers.read_cases(spec("brixia", target=target), task, root)
+    totals = [sum(t["regions"][part]) for t in scored(truth)]
+    assert cases.scores.tolist() == totals
+    assert cases.labels.tolist() == np.digitize(totals, task["thresholds"]).tolist()
+
+
+def test_brixia_consensus_test_set(bx):
+    root, truth = bx
+    parts = {
+        how: readers.read_cases(spec("brixia", consensus=how), SEVERITY, root).images
+        for how in ("keep", "exclude", "only")
+    }
+    assert parts["only"] == [t["image"] for t in scored(truth, consensus=1)]
+    assert parts["exclude"] == [t["image"] for t in scored(truth, consensus=0)]
+    assert sorted(parts["only"] + parts["exclude"]) == sorted(parts["keep"])
+
+
+def test_brixia_other_groups(bx):
+    root, truth = bx
+    groups = {"Kodak": "CARESTREAM", "CARESTREAM  HEALTH": "CARESTREAM", "SIEMENS": "S"}
+    cases = readers.read_cases(spec("brixia", groups=groups), SEVERITY, root)
+    assert Counter(cases.centers)["CARESTREAM"] == sum(
+        t["manufacturer"] in ("KODAK", "CARESTREAM HEALTH") for t in scored(truth)
+    )
+    assert set(cases.centers) == {"CARESTREAM", "S", ""}
+
+
+def test_brixia_keep_and_leave_out(bx, tmp_path):
+    root, truth = bx
+    names = [t["image"] for t in scored(truth)]
+    (tmp_path / "all.txt").write_text("img label\n" + "".join(f"{n} x\n" for n in names[:9]))
+    keep = spec("brixia", keep=str(tmp_path / "all.txt"), leave_out=[names[2] + ".dcm"])
+    cases = readers.read_cases(keep, SEVERITY, root)
+    assert cases.images == [*names[:2], *names[3:9]]
+    with pytest.raises(BadConfig, match="leave_out names '12'"):
+        readers.read_cases(spec("brixia", leave_out=["12"]), SEVERITY, root)
+
+
+@pytest.mark.parametrize(
+    "row, sentence",
+    [
+        ("1637535280864081316.dcm;423013;13;0", "not a Brixia score"),
+        ("1637535280864081316.dcm;1234567;13;0", "not a Brixia score"),
+        ("1637535280864081316.dcm;23013;10;0", "sum to 9, but"),
+        ("1,63754E+18;23013;9;0", "spreadsheet has rounded"),
+        ("1637535280864081316.dcm;23013;9;2", "ConsensusTestset '2'"),
+    ],
+)
+def test_brixia_refusals(tmp_path, row, sentence):
+    (tmp_path / "dicom_clean").mkdir()
+    (tmp_path / "metadata_global_v2.csv").write_text(
+        "Filename;BrixiaScore;BrixiaScoreGlobal;ConsensusTestset\n" + row + "\n"
+    )
+    with pytest.raises(BadData, match=sentence):
+        readers.read_cases(spec("brixia", consensus="exclude"), SEVERITY, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text, six", [("0", 0), ("[2]", 2), ("[23013]", 23013), ("023013", 23013), ("333333.0", 333333)]
+)
+def test_leading_zeros_are_restored(text, six):
+    assert brixia.regions(text) == tuple(int(d) for d in f"{six:06d}")
+
+
+@needs_published
+def test_equation_4_on_the_published_scores():
+    rows = [r.split(" ") for r in (PUBLISHED / "BX/all.txt").read_text().splitlines()[1:]]
+    totals = [brixia.score(brixia.regions(r[2])) for r in rows]
+    classes = np.digitize(totals, SEVERITY["thresholds"])
+    assert np.bincount(classes).tolist() == [1035, 1385, 1679, 596]
+
+
+# ---- workbooks
+
+
+def workbook(path, *rows):
+    book = openpyxl.Workbook()
+    for row in rows:
+        book.active.append(row)
+    book.save(path)
+    return path
+
+
+def test_workbooks_are_read_as_values(tmp_path):
+    path = workbook(tmp_path / "t.xlsx", ["id", "n", "f", "b", None],
+                    ["00012", 61, 36.5, True], [None], ["=1+1", 5.0, None, "x"])  # fmt: skip
+    header, rows = table.read_table(path)
+    assert header == ["id", "n", "f", "b"]
+    assert rows[0] == {"id": "00012", "n": "61", "f": "36.5", "b": "TRUE"}
+    assert rows[1] == {"id": "", "n": "5", "f": "", "b": "x"}  # a formula without a value
+
+
+def test_a_rounded_id_is_refused(tmp_path):
+    path = workbook(tmp_path / "t.xlsx", ["id"], [1637535280864081316])
+    with pytest.raises(BadData, match="keeps only 15 digits"):
+        table.read_table(path)
+
+
+def test_hostile_workbooks(tmp_path, monkeypatch):
+    good = workbook(tmp_path / "t.xlsx", ["id"], ["a"])
+    parts = {}
+    with zipfile.ZipFile(good) as archive:
+        parts = {n: archive.read(n) for n in archive.namelist()}
+    entity = b'<?xml version="1.0"?><!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/hostname">]>'
+    with zipfile.ZipFile(tmp_path / "e.xlsx", "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, entity + content if "sheet1" in name else content)
+    with pytest.raises(BadData, match="declares XML entities"):
+        table.read_table(tmp_path / "e.xlsx")
+    (tmp_path / "n.xlsx").write_bytes(b"no archive")
+    with pytest.raises(BadData, match="not an Excel workbook"):
+        table.read_table(tmp_path / "n.xlsx")
+    with pytest.raises(BadData, match=r"did you mean 't.xlsx'"):
+        table.read_table(tmp_path / "tt.xlsx")
+    monkeypatch.setattr(xlsx, "MAX_BYTES", 100)
+    with pytest.raises(BadData, match="more than a table needs"):
+        table.read_table(good)
+
+
+def test_missing_is_not_a_class(tmp_path):
+    (tmp_path / "images").mkdir()
+    for name in "abc":
+        Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "images" / f"{name}.png")
+    (tmp_path / "t.csv").write_text("image,patient,label\na,1,NaN\nb,2,MILD\nc,3,#N/A\n")
+    one = spec("table", table="t.csv")
+    cases = readers.read_cases(one, PROGNOSIS, tmp_path)
+    assert (cases.images, cases.missing_labels) == (["b"], 2)
+    named = {"classes": ["None", "MILD"], "labels": None, "thresholds": None}
+    (tmp_path / "t.csv").write_text("image,patient,label\na,1,None\nb,2,MILD\n")
+    assert readers.read_cases(one, named, tmp_path).labels.tolist() == [0, 1]
+
+
+def test_images_in_subfolders_and_as_dicom(tmp_path):
+    inner = tmp_path / "images" / "2020" / "x"
+    inner.mkdir(parents=True)
+    write_dicom(inner / "12345678901234567890.dcm", np.eye(8, dtype=np.uint8), bits=8)
+    write_dicom(tmp_path / "images" / "b.DCM", np.eye(8, dtype=np.uint8), bits=8)
+    (tmp_path / "t.csv").write_text(
+        "image,patient,label\n12345678901234567890,1,MILD\nb,2,SEVERE\n"
+    )
+    cases = readers.read_cases(spec("table", table="t.csv"), PROGNOSIS, tmp_path)
+    assert [p.name for p in cases.paths] == ["12345678901234567890.dcm", "b.DCM"]
+    (tmp_path / "images" / "y").mkdir()
+    write_dicom(tmp_path / "images" / "y" / "12345678901234567890.dcm",
+                np.eye(8, dtype=np.uint8), bits=8)  # fmt: skip
+    with pytest.raises(BadData, match="could be"):
+        readers.read_cases(spec("table", table="t.csv"), PROGNOSIS, tmp_path)
+
+
+# ---- pictures
+
+
+def test_the_store_of_a_replica_shows_the_pictures(bx):
+    root, truth = bx
+    cases = readers.read_cases(spec("brixia"), SEVERITY, root)
+    settings = {"size": 32, "square": "pad", "clip": [2, 98], "voi": True}
+    grey = list(replicas.pictures(len(truth), 40, 250))
+    for i in range(0, len(cases), 3):
+        side = store.squared(store.normalise(grey[i].astype(np.float32)), "pad")
+        wanted = np.asarray(Image.fromarray(side).resize((32, 32), Image.Resampling.BILINEAR))
+        found = store.preprocess(cases.paths[i], settings)
+        assert np.abs(found - wanted).max() <= 0.5 + 1e-3
+
+
+@needs_covid_cxr
+def test_covid_cxr_from_jpeg_and_from_dicom_gives_the_same_store(tmp_path):
+    raw = config.load("covid_cxr", ["image_size=64", f"data.store={tmp_path / 'store'}"])
+    one, task = raw["data"]["datasets"][0], raw["tasks"]["prognosis"]
+    jpeg = readers.read_cases(one, task, COVID_CXR).take(range(0, 360, 15))
+    (tmp_path / "images").mkdir()
+    for i, (name, path) in enumerate(zip(jpeg.images, jpeg.paths)):
+        replicas.store_picture(tmp_path / "images" / f"{name}.dcm",
+                               store.read_grey(path).astype(np.uint8), i)  # fmt: skip
+    dicom = jpeg.take(range(len(jpeg)))
+    dicom.paths = [tmp_path / "images" / f"{name}.dcm" for name in jpeg.images]
+    first, _ = store.build(jpeg, raw, progress=False)
+    second, _ = store.build(dicom, raw, progress=False)
+    assert first.key != second.key
+    assert len({i % len(SYNTAXES) for i in range(len(jpeg))}) == len(SYNTAXES)
+    assert np.array_equal(first.images, second.images)
