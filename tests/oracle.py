@@ -131,18 +131,38 @@ def masked_loss(outputs, task, target):
     return total / len(task)
 
 
-def randomize(model, seed=0):
-    """Batch norms away from 1 and 0, so that an exchange of two of them would show."""
+def randomize(model, seed=0, smooth=False):
+    """Batch norms away from 1 and 0, so that an exchange of two of them would show.
+
+    smooth: with shifts of +-3 deviations, so that a channel's ReLUs are nearly all on or nearly all
+    off (on where a residual is added). Near a ReLU's zero the gradient jumps, and rounding decides
+    on which side a value falls: two right programs then differ by 1e-2.
+    """
     torch = need("torch")
     generator = torch.Generator().manual_seed(seed)
+
+    def uniform(tensor, low, high):
+        return low + (high - low) * torch.rand(tensor.shape, generator=generator)
+
     with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                for tensor, low in ((module.weight, 0.5), (module.running_var, 0.5)):
-                    tensor.copy_(torch.rand(tensor.shape, generator=generator) + low)
-                for tensor in (module.bias, module.running_mean):
-                    tensor.copy_(torch.rand(tensor.shape, generator=generator) * 0.4 - 0.2)
+        for name, norm in model.named_modules():
+            if not isinstance(norm, torch.nn.BatchNorm2d):
+                continue
+            norm.weight.copy_(uniform(norm.weight, 0.5, 1.5))
+            norm.bias.copy_(uniform(norm.bias, -0.2, 0.2))
+            norm.running_mean.copy_(uniform(norm.running_mean, -0.2, 0.2))
+            norm.running_var.copy_(uniform(norm.running_var, 0.5, 1.5))
+            if smooth:
+                inner = name.endswith(("bn1", "bn2")) and hasattr(parent(model, name), "conv3")
+                inner = inner or (name.endswith("bn1") and ".layer" in name)
+                side = torch.where(uniform(norm.bias, -1, 1) < (0 if inner else -2), -3.0, 3.0)
+                norm.bias.add_(side * norm.weight)
     return model
+
+
+def parent(model, name):
+    """The block that a module of that name is part of."""
+    return model.get_submodule(name.rpartition(".")[0])
 
 
 def batch(n, size, seed=0, classes=(2, 4)):
