@@ -23,8 +23,8 @@ MAX_LINES, MAX_FUNCTION = 800, 80
 # stages of a line are level with each other; `plots` and `report` follow `stats`.
 STAGES = [
     ["__init__", "_core", "errors", "config", "paths", "system", "py"],
-    ["ops", "sampler", "loss", "augmentation", "schedule", "weights", "metrics"],
-    ["nets"],
+    ["ops", "sampler", "loss", "augmentation", "schedule", "metrics"],
+    ["nets", "weights"],
     ["model"],
     ["engine"],
     ["data"],

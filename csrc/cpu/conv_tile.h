@@ -38,6 +38,21 @@ INLINE void tile_channel(VEC *acc, const float *x, ptrdiff_t x_row, const float 
     }
 }
 
+/* Brings the pixels of a tile into the L1 (soon) or the L2. */
+INLINE void tile_fetch(const float *x, ptrdiff_t row, const int rows, const int columns,
+                       const int pixel, const int soon)
+{
+    for (int r = 0; r < rows; r++) {
+        for (int q = 0; q < columns; q++) {
+            if (soon) {
+                __builtin_prefetch(x + r * row + q * pixel, 0, 3);
+            } else {
+                __builtin_prefetch(x + r * row + q * pixel, 0, 2);
+            }
+        }
+    }
+}
+
 /* pixel: distance of pixels in x, 16 or (stem) 1. */
 INLINE void tile_body(const mdmt_conv_tile *tile, const int rows, const int columns,
                       const int blocks, const int pixel)
@@ -88,12 +103,7 @@ INLINE void tile_body(const mdmt_conv_tile *tile, const int rows, const int colu
         const float *w = t.w + b * t.w_block;
         const int channels = pixel == 1 ? 1 : b + 1 < t.blocks ? MDMT_BLOCK : t.last;
         if (pixel > 1 && t.taps == 1 && b + 1 < t.blocks) {
-            for (int r = 0; r < rows; r++) {
-                for (int q = 0; q < columns; q++) {
-                    __builtin_prefetch(
-                        t.x + t.tap[0] + (b + 1) * t.x_block + r * t.x_row + q * pixel, 0, 3);
-                }
-            }
+            tile_fetch(t.x + t.tap[0] + (b + 1) * t.x_block, t.x_row, rows, columns, pixel, 1);
         }
         for (int i = 0; i < t.taps; i++) {
             const float *x = t.x + b * t.x_block + t.tap[i];
@@ -110,11 +120,7 @@ INLINE void tile_body(const mdmt_conv_tile *tile, const int rows, const int colu
             }
         }
         if (t.ahead) {
-            for (int r = 0; r < rows; r++) {
-                for (int q = 0; q < columns; q++) {
-                    __builtin_prefetch(t.ahead + b * t.x_block + r * t.x_row + q * pixel, 0, 2);
-                }
-            }
+            tile_fetch(t.ahead + b * t.x_block, t.x_row, rows, columns, pixel, 0);
         }
     }
     UNROLL
