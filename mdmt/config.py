@@ -86,6 +86,12 @@ DATASET = _map(
         optional=True,
     ),
     leave_out=Key("list", [], "names of images that are not used", item=Key("text")),
+    published=Key(
+        "text",
+        None,
+        "folder of published fold files (with 5/ and loCo/): exactly these folds are used",
+        optional=True,
+    ),
     target=Key(
         "text",
         "global",

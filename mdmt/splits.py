@@ -19,6 +19,22 @@ import numpy as np
 
 from .errors import BadInput
 from .paths import digest, read_json, write_json
+from .published import folds_for, read_published
+
+__all__ = [
+    "Finding",
+    "as_record",
+    "audit",
+    "audit_centers",
+    "leave_one_center_out",
+    "make",
+    "read",
+    "read_published",
+    "stratified_group_kfold",
+    "write",
+]
+# Findings that make every result of a run worthless.
+LEAKS = ("patient_overlap", "image_overlap", "row_overlap", "unknown_row")
 
 
 class Finding(NamedTuple):
@@ -222,7 +238,9 @@ def audit(splits: list[dict], cases) -> list[Finding]:
     splits: folds as from `stratified_group_kfold` (rows into the cases); cases: mapping or object
     with `patient` (and, where known, `image`, `label`, `center`), one value per case.
     Kinds: patient_overlap, image_overlap, row_overlap, unknown_row, never_tested, tested_twice,
-    empty_part, class_missing; and center_mixed for folds that name the center they test.
+    empty_part, class_missing, small_training (fewer than two thirds of the cases tested),
+    class_balance (a class is rarer or more frequent in a test part than chance explains, in folds
+    that are not by center); and center_mixed for folds that name the center they test.
     """
     columns = _columns(cases)
     count = max((len(v) for v in columns.values() if v is not None), default=0)
@@ -265,6 +283,14 @@ def audit(splits: list[dict], cases) -> list[Finding]:
             if c not in set(labels[parts[p]].tolist())
         ]
         add("class_missing", missing, "classes without a case in a part")
+        if not any("center" in fold for fold in splits):
+            add("class_balance", _unbalanced(clean, labels, classes), "classes out of balance")
+    small = [
+        f"fold {n}: trains on {len(parts['train'])}, tests on {len(parts['test'])} of {count}"
+        for n, parts in clean
+        if 3 * len(parts["train"]) < 2 * len(parts["test"])
+    ]
+    add("small_training", small, "folds that train on far fewer cases than they test")
     if any("center" in fold for fold in splits):
         findings += audit_centers(splits, cases)
     return findings
@@ -277,6 +303,22 @@ def _overlaps(folds, values: list[str]) -> list[str]:
         sets = {p: set(array[rows].tolist()) for p, rows in parts.items()}
         for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
             found += [f"fold {number} {a}/{b}: {v}" for v in sorted(sets[a] & sets[b])]
+    return found
+
+
+def _unbalanced(folds, labels, classes) -> list[str]:
+    """Classes whose share in a test part is 0.1 and four standard errors off the training's."""
+    found = []
+    for number, parts in folds:
+        train, test = labels[parts["train"]], labels[parts["test"]]
+        if min(len(train), len(test)) == 0:
+            continue
+        for name in classes:
+            a, b = float((train == name).mean()), float((test == name).mean())
+            p = (a * len(train) + b * len(test)) / (len(train) + len(test))
+            error = (p * (1 - p) * (1 / len(train) + 1 / len(test))) ** 0.5
+            if abs(a - b) > max(0.1, 4 * error):
+                found.append(f"fold {number}: class {name} is {b:.0%} of test, {a:.0%} of training")
     return found
 
 
@@ -328,11 +370,13 @@ def make(cases_list, values: dict) -> dict:
     """
     cv = values["cv"]
     result = {}
+    files = {d["name"]: d.get("published") for d in values["data"]["datasets"]}
     for validation in values["validation"]:
         per_dataset = []
         for cases in cases_list:
             try:
-                per_dataset.append(_folds_of(cases, validation, cv))
+                per_dataset.append(_folds_of(cases, validation, cv, files.get(cases.name)))
+                _refuse_leaks(per_dataset[-1], cases, validation)
             except BadInput as error:
                 raise BadInput(f"data set '{cases.name}': {error}") from error
         if validation == "loco" and not any("center" in folds[0] for folds in per_dataset):
@@ -357,11 +401,28 @@ def make(cases_list, values: dict) -> dict:
     return result
 
 
-def _folds_of(cases, validation: str, cv: dict) -> list[dict]:
+def _refuse_leaks(folds: list[dict], cases, validation: str) -> None:
+    """Splits with a patient or an image in two parts are never trained on."""
+    for finding in audit(folds, cases):
+        if finding.kind in LEAKS:
+            raise BadInput(
+                f"{validation}: {finding.count} {finding.message} ({finding.examples[0]}); results "
+                "on such splits mean nothing, correct them"
+            )
+
+
+def _folds_of(cases, validation: str, cv: dict, published: str | None = None) -> list[dict]:
+    """Folds of one data set. Cases without a center, if others have one, are in no loco fold:
+    it is not known which fold they would leak into."""
+    if published:
+        return folds_for(cases, published, validation)
     if validation == "loco" and any(cases.centers):
-        return leave_one_center_out(
-            cases.labels, cases.patients, cases.centers, cv["seed"], cv["validation"]
+        known = np.flatnonzero([c != "" for c in cases.centers])
+        part = cases if len(known) == len(cases) else cases.take(known)
+        folds = leave_one_center_out(
+            part.labels, part.patients, part.centers, cv["seed"], cv["validation"]
         )
+        return [{**f, **{p: known[f[p]] for p in ("train", "val", "test")}} for f in folds]
     return stratified_group_kfold(
         cases.labels, cases.patients, cv["folds"], cv["seed"], cv["validation"]
     )

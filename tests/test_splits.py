@@ -57,7 +57,8 @@ def test_no_patient_in_two_parts_and_each_case_tested_once(cohort, n_splits, see
         rows = np.concatenate([fold[p] for p in PARTS])
         assert sorted(rows) == list(range(len(labels)))
     cases = {"patient": patients, "image": np.arange(len(labels))}
-    assert splits.audit(folds, cases) == []
+    found = splits.audit(folds, cases)  # two folds with a validation part can train on little
+    assert [f for f in found if f.kind != "small_training"] == []
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -232,4 +233,10 @@ def test_real_data_pairs_folds_and_audits_clean():
         for i, fold in enumerate(folds):
             assert fold["severity"]["fold"] == i % 5
         for one in cases:
-            assert splits.audit([f[one.name] for f in folds], one) == []
+            found = splits.audit([f[one.name] for f in folds], one)
+            if "center" in folds[0][one.name]:  # Hannover has two thirds of the images
+                assert [f.examples for f in found] == [
+                    ["fold 2: trains on 97, tests on 243 of 364"]
+                ]
+            else:
+                assert found == []
