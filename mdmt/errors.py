@@ -16,6 +16,10 @@ class MdmtError(Exception):
 
     exit_code = 1
 
+    def __init__(self, message: str = ""):
+        # One line, whatever text from a file or a command line it quotes.
+        super().__init__("\\n".join(str(message).splitlines()))
+
 
 class BadInput(MdmtError, ValueError):
     """Data, configuration or command line that cannot be used (exit status 2)."""
