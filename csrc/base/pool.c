@@ -4,6 +4,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <unistd.h>
 
@@ -11,18 +12,23 @@
 
 #define SPINS 2000 /* about 20 us: the gap between two operations of a step */
 
+/* The current work is one word, tasks << 32 | next task: whoever moves `next` by
+ * compare-and-swap owns that task of that work, and the work cannot end (nor
+ * `fn` and `context` change) before the owner has added it to `done`. So the
+ * caller waits for tasks, never for threads: a helper that the system has not
+ * woken yet is not missed, and one that wakes too late finds nothing to do. */
 struct mdmt_pool {
     int threads; /* with the caller */
     pthread_t *ids;
-    pthread_mutex_t lock;
-    pthread_cond_t wake, idle;
-    atomic_uint generation; /* changes when there is new work */
-    atomic_int next;        /* first task not yet taken */
-    atomic_int busy;        /* helpers still inside the current work */
-    int tasks;
+    atomic_uint_fast64_t work;
+    atomic_int done;     /* tasks of the current work that have ended */
     mdmt_task_fn fn;
     void *context;
-    int stopping;
+    atomic_int sleepers; /* helpers that wait for `wake`             */
+    atomic_int waiting;  /* 1 while the caller waits for `idle`      */
+    atomic_int stopping;
+    pthread_mutex_t lock;
+    pthread_cond_t wake, idle;
     pthread_mutex_t caller; /* held by the thread whose work is being done */
     unsigned forks;         /* fork_count when the threads were started    */
 };
@@ -54,16 +60,46 @@ static inline void relax(void)
 #endif
 }
 
+static int has_work(mdmt_pool *pool)
+{
+    uint64_t work = atomic_load(&pool->work);
+    return (uint32_t)work < (uint32_t)(work >> 32);
+}
+
+/* Signals under the lock, so that a waiter between its check and its wait is
+ * not missed. */
+static void signal_all(mdmt_pool *pool, pthread_cond_t *condition)
+{
+    pthread_mutex_lock(&pool->lock);
+    pthread_cond_broadcast(condition);
+    pthread_mutex_unlock(&pool->lock);
+}
+
 static void take_tasks(mdmt_pool *pool, int thread)
 {
-    int tasks = pool->tasks;
-    for (;;) {
-        int task = atomic_fetch_add_explicit(&pool->next, 1, memory_order_relaxed);
-        if (task >= tasks) {
-            return;
+    uint64_t work = atomic_load(&pool->work);
+    while ((uint32_t)work < (uint32_t)(work >> 32)) {
+        if (!atomic_compare_exchange_weak(&pool->work, &work, work + 1)) {
+            continue;
         }
-        pool->fn(pool->context, task, thread);
+        int tasks = (int)(work >> 32);
+        pool->fn(pool->context, (int)(uint32_t)work, thread);
+        if (atomic_fetch_add(&pool->done, 1) + 1 == tasks && atomic_load(&pool->waiting)) {
+            signal_all(pool, &pool->idle);
+        }
+        work = atomic_load(&pool->work);
     }
+}
+
+static void sleep_until_work(mdmt_pool *pool)
+{
+    pthread_mutex_lock(&pool->lock);
+    atomic_fetch_add(&pool->sleepers, 1);
+    while (!has_work(pool) && !atomic_load(&pool->stopping)) {
+        pthread_cond_wait(&pool->wake, &pool->lock);
+    }
+    atomic_fetch_sub(&pool->sleepers, 1);
+    pthread_mutex_unlock(&pool->lock);
 }
 
 static void *helper_main(void *argument)
@@ -71,39 +107,17 @@ static void *helper_main(void *argument)
     helper_start start = *(helper_start *)argument;
     mdmt_pool *pool = start.pool;
     mdmt_release(argument);
-    unsigned seen = 0;
-    for (;;) {
+    while (!atomic_load(&pool->stopping)) {
         int spins = SPINS;
-        while (atomic_load_explicit(&pool->generation, memory_order_acquire) == seen && --spins) {
+        while (!has_work(pool) && !atomic_load(&pool->stopping) && --spins) {
             relax();
         }
         if (!spins) {
-            pthread_mutex_lock(&pool->lock);
-            while (atomic_load(&pool->generation) == seen) {
-                pthread_cond_wait(&pool->wake, &pool->lock);
-            }
-            pthread_mutex_unlock(&pool->lock);
-        }
-        seen = atomic_load_explicit(&pool->generation, memory_order_acquire);
-        if (pool->stopping) {
-            return NULL;
+            sleep_until_work(pool);
         }
         take_tasks(pool, start.thread);
-        if (atomic_fetch_sub_explicit(&pool->busy, 1, memory_order_acq_rel) == 1) {
-            pthread_mutex_lock(&pool->lock);
-            pthread_cond_signal(&pool->idle);
-            pthread_mutex_unlock(&pool->lock);
-        }
     }
-}
-
-/* Publishes a new generation of work (or the stop) to the helpers. */
-static void announce(mdmt_pool *pool)
-{
-    pthread_mutex_lock(&pool->lock);
-    atomic_fetch_add_explicit(&pool->generation, 1, memory_order_release);
-    pthread_cond_broadcast(&pool->wake);
-    pthread_mutex_unlock(&pool->lock);
+    return NULL;
 }
 
 mdmt_status mdmt_pool_open(mdmt_pool **out, int threads)
@@ -156,8 +170,8 @@ void mdmt_pool_close(mdmt_pool *pool)
         return; /* its threads and locks belong to the parent */
     }
     if (pool->threads > 1) {
-        pool->stopping = 1;
-        announce(pool);
+        atomic_store(&pool->stopping, 1);
+        signal_all(pool, &pool->wake);
         for (int thread = 1; thread < pool->threads; thread++) {
             pthread_join(pool->ids[thread], NULL);
         }
@@ -175,18 +189,19 @@ int mdmt_pool_threads(const mdmt_pool *pool)
     return pool ? pool->threads : 1;
 }
 
-/* Waits until every helper has left the current work. */
-static void wait_for_helpers(mdmt_pool *pool)
+/* Waits until all tasks have ended. */
+static void wait_for_tasks(mdmt_pool *pool, int tasks)
 {
-    for (int spins = SPINS * 4; spins && atomic_load_explicit(&pool->busy, memory_order_acquire);
-         spins--) {
+    for (int spins = SPINS * 4; spins && atomic_load(&pool->done) < tasks; spins--) {
         relax();
     }
-    if (atomic_load_explicit(&pool->busy, memory_order_acquire)) {
+    if (atomic_load(&pool->done) < tasks) {
         pthread_mutex_lock(&pool->lock);
-        while (atomic_load_explicit(&pool->busy, memory_order_acquire)) {
+        atomic_store(&pool->waiting, 1);
+        while (atomic_load(&pool->done) < tasks) {
             pthread_cond_wait(&pool->idle, &pool->lock);
         }
+        atomic_store(&pool->waiting, 0);
         pthread_mutex_unlock(&pool->lock);
     }
 }
@@ -202,14 +217,15 @@ void mdmt_parallel(mdmt_pool *pool, int tasks, mdmt_task_fn fn, void *context)
         }
         return;
     }
-    pool->tasks = tasks;
     pool->fn = fn;
     pool->context = context;
-    atomic_store(&pool->next, 0);
-    atomic_store(&pool->busy, pool->threads - 1);
-    announce(pool);
+    atomic_store(&pool->done, 0);
+    atomic_store(&pool->work, (uint64_t)tasks << 32);
+    if (atomic_load(&pool->sleepers)) {
+        signal_all(pool, &pool->wake);
+    }
     take_tasks(pool, 0);
-    wait_for_helpers(pool);
+    wait_for_tasks(pool, tasks);
     pthread_mutex_unlock(&pool->caller);
 }
 
