@@ -101,9 +101,11 @@ def make_aiforcovid(root, counts=(24, 10, 14), size=96):
             # Every center has both outcomes as soon as it has two patients.
             case = {"image": name, "release": release, "center": "ABCDEF"[k % 6],
                     "label": ("MILD", "SEVERE")[k // 6 % 2]}  # fmt: skip
-            cell = {2: "Severe", 5: "SEVRE", 8: "severe "} if case["label"] == "SEVERE" else {
-                1: "mild", 3: "MLID", 9: " Mild"}  # fmt: skip
-            written = cell.get(k % 12, case["label"])
+            spellings = {
+                "MILD": {1: "mild", 3: "MLID", 5: " Mild"},
+                "SEVERE": {7: "Severe", 8: "severe ", 10: "SEVRE"},
+            }
+            written = spellings[case["label"]].get(k % 12, case["label"])
             if release == 3 and k == 4:
                 case["label"], written = None, None
             hospital = {7: "b ", 9: "Hospital D"}.get(k, case["center"])

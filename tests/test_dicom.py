@@ -391,6 +391,13 @@ def test_refusals(tmp_path, changes, sentence):
     assert time.perf_counter() - start < 1
 
 
+def test_what_a_file_says_stays_on_one_line(tmp_path):
+    path = write_dicom(tmp_path / "a.dcm", stored(12, False), photometric="MONO\nCHROME\x1b[2J")
+    with pytest.raises(BadData) as error:
+        dicom.read_dicom(path)
+    assert str(error.value).isprintable()
+
+
 def test_nothing_but_padding(tmp_path):
     path = write_dicom(
         tmp_path / "a.dcm", np.full((4, 4), 7, np.uint16), bits=12, PixelPaddingValue=7

@@ -1,7 +1,12 @@
 """Readers of tables, AIforCOVID and BRIXIA on replicas; the equation (4) counts on real files."""
 
+import csv
+import os
+import subprocess
+import sys
 import zipfile
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import openpyxl
@@ -68,7 +73,7 @@ def test_aiforcovid_keeps_clinical_columns_with_the_case(afc):
     assert cases.columns["Age"][:3] == ["30", "31", "32"]
     some = cases.take([3, 0])
     assert some.columns["Age"] == ["33", "30"]
-    assert any("misspelt outcomes" in w and "'MLID'" in w for w in cases.warnings)
+    assert any("are misspelt" in w and "'SEVRE'" in w for w in cases.warnings)
     assert any("name no hospital" in w for w in cases.warnings)
     assert any("have no label" in w for w in cases.warnings)
 
@@ -101,7 +106,7 @@ def test_aiforcovid_refusals(tmp_path, rows, sentence):
 def test_aiforcovid_asks_for_what_is_missing(tmp_path):
     afc_table(tmp_path, "P_1,A,MILD,yes\nP_2,B,SEVERE,yes\n")
     cases = readers.read_cases(spec("aiforcovid"), PROGNOSIS, tmp_path, "1")
-    assert any("1 patients died although" in w for w in cases.warnings)
+    assert any("1 of 2 patients died although" in w for w in cases.warnings)
     with pytest.raises(BadData, match=r"AIforCOVID_r2.xlsx: is missing"):
         readers.read_cases(spec("aiforcovid"), PROGNOSIS, tmp_path, "2")
     with pytest.raises(BadConfig, match="releases 1, 2 and 3"):
@@ -325,3 +330,58 @@ def test_covid_cxr_from_jpeg_and_from_dicom_gives_the_same_store(tmp_path):
     assert first.key != second.key
     assert len({i % len(SYNTAXES) for i in range(len(jpeg))}) == len(SYNTAXES)
     assert np.array_equal(first.images, second.images)
+
+
+REPLICA = """
+name: replica
+data:
+  root: {root}
+  store: {root}/store
+  release: "{release}"
+  datasets:
+    - {{name: aiforcovid, reader: aiforcovid, folder: afc, task: prognosis}}
+    - {{name: brixia, reader: brixia, folder: bx, task: severity}}
+tasks:
+  prognosis: {{classes: [MILD, SEVERE], positive: SEVERE, head: {{hidden: []}}}}
+  severity: {{classes: ["0", "1", "2", "3"], thresholds: [5, 9, 14], head: {{hidden: []}}}}
+backbones: [resnet18]
+validation: [cv, loco]
+cv: {{folds: 2, validation: 0.25}}
+folds: [0]
+image_size: 32
+train: {{epochs: 1, warmup_epochs: 0, batch_size: 16}}
+sampler: {{drop_last: true}}
+"""
+
+
+@pytest.mark.parametrize("release", [1, 2, 3])
+def test_a_replica_runs_from_download_to_results(tmp_path, afc, bx, release):
+    """Check and a short training of all four configurations, one command each."""
+    for name, folder in (("afc", afc[0]), ("bx", bx[0])):
+        (tmp_path / name).symlink_to(folder)
+    path = tmp_path / "replica.yaml"
+    path.write_text(REPLICA.format(root=tmp_path, release=release))
+    root = str(Path(__file__).parents[1])
+    environment = dict(os.environ, PYTHONPATH=root, MDMT_NUM_THREADS="1")
+
+    def call(*arguments):
+        done = subprocess.run([sys.executable, "-m", *map(str, arguments)], env=environment,
+                              capture_output=True, text=True, timeout=300)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    printed = call("mdmt", "check", path)
+    count = sum(t["release"] <= release and t["label"] is not None for t in afc[1])
+    assert f"aiforcovid: {count} images of {count} patients read" in printed
+    assert "fold 5 F" in printed
+    if release == 3:
+        call("mdmt.run", path, "--out", tmp_path / "out", "--quiet")
+        with open(tmp_path / "out" / "results.csv", newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        assert {r["release"] for r in rows} == {"3"}
+        assert {(r["validation"], r["configuration"], r["task"]) for r in rows} == {
+            (v, c, t)
+            for v in ("cv", "loco")
+            for c, t in (("STL-tau1", "prognosis"), ("STL-tau2", "severity"), ("FT", "prognosis"),
+                         ("MDMT", "prognosis"), ("MDMT", "severity"))
+        }  # fmt: skip

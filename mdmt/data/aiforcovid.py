@@ -100,13 +100,16 @@ def _rows(table: Path, number: int, notes: list[str]) -> list[dict]:
         found.append({**row, "Release": str(number)})
     if fixed:
         notes.append(
-            f"{table}: {len(fixed)} misspelt outcomes were read as MILD or SEVERE "
-            f"({', '.join(fixed[:5])})"
+            f"{table}: {len(fixed)} of {len(found)} outcomes are misspelt and were read "
+            f"as MILD or SEVERE ({', '.join(fixed[:5])})"
         )
     if empty:
-        notes.append(f"{table}: {empty} rows name no hospital")
+        notes.append(f"{table}: {empty} of {len(found)} rows name no hospital")
     if contradictions:
-        notes.append(f"{table}: {contradictions} patients died although their outcome is MILD")
+        notes.append(
+            f"{table}: {contradictions} of {len(found)} patients died although their "
+            "outcome is MILD"
+        )
     return found
 
 

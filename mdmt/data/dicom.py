@@ -98,7 +98,7 @@ def read_dicom(path, voi: bool = True, frame: int | None = None) -> np.ndarray:
         with open(path, "rb") as stream:
             return _read(path, stream, voi, frame)
     except _Refused as reason:
-        raise BadData(f"{path}: {reason}") from None
+        raise BadData(f"{path}: {_printable(reason)}") from None
     except FileNotFoundError:
         raise BadData(f"{path}: image is missing; add the file or remove the row") from None
     except OSError as error:
@@ -110,9 +110,15 @@ def read_dicom(path, voi: bool = True, frame: int | None = None) -> np.ndarray:
         ) from error
 
 
+def _printable(text) -> str:
+    """One line; a file's own words can hold anything."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(str(text).split()))[:400]
+
+
 def _first(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    text = re.sub(r"^Unable to decode as exceptions were raised by all.*?:", "", text).strip()
+    text = re.sub(
+        r"^Unable to decode as exceptions were raised by all.*?:", "", _printable(error)
+    ).strip()
     return text[:160].rstrip(".") or type(error).__name__
 
 
