@@ -2,12 +2,13 @@
 
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mdmt.data import dicom, store
+from mdmt.data import dicom, isolated, store
 from mdmt.errors import BadData
 from tests import dicomfiles
 from tests.dicomfiles import write_dicom
@@ -486,6 +487,37 @@ def test_a_missing_decoder_is_named(tmp_path, monkeypatch, syntax, module, packa
     )
     with pytest.raises(BadData, match=f"needs the package {package}; install it with"):
         dicom.read_dicom(path)
+
+
+def test_a_decoder_that_dies_or_hangs_costs_one_file(tmp_path, monkeypatch):
+    values = stored(12, False)
+    path = write_dicom(tmp_path / "a.dcm", values, syntax="jpeg-lossless", bits=12)
+    dicom.read_dicom(path)
+    helper = isolated._idle[-1]
+    for signal_number, sentence in ((9, "crashes its decoder"), (19, "more than 0 s")):
+        monkeypatch.setattr(isolated, "SECONDS", 0.3)
+        monkeypatch.setattr(helper, "alive", lambda: True)
+        helper.process.send_signal(signal_number)  # killed, then only stopped
+        time.sleep(0.1)
+        with pytest.raises(BadData, match=sentence):
+            dicom.read_dicom(path)
+        monkeypatch.undo()
+        assert helper.process.poll() is not None
+        isolated._idle.clear()
+        assert np.array_equal(dicom.read_dicom(path), values)
+        helper = isolated._idle[-1]
+
+
+def test_helpers_are_kept_and_shared_by_threads(tmp_path):
+    values = stored(12, False)
+    path = write_dicom(tmp_path / "a.dcm", values, syntax="jpeg-ls", bits=12)
+    with ThreadPoolExecutor(3) as pool:
+        for grey in pool.map(dicom.read_dicom, [path] * 24):
+            assert np.array_equal(grey, values)
+    count = len(isolated._idle)
+    assert 1 <= count <= 3 + 1
+    dicom.read_dicom(path)
+    assert len(isolated._idle) == count
 
 
 def test_found_by_name_or_preamble(tmp_path):

@@ -6,7 +6,8 @@ INVERSE -> padding set to black. Lookup tables and windows are those of PS3.3 C.
 they are computed here in wide integers, because an index wraps around in a narrow one.
 
 Every syntax is decoded by exactly one decoder, so that a picture does not depend on what else is
-installed. What is not understood is refused: a picture is never guessed.
+installed; the compiled decoders run in helper processes (see `isolated`). What is not understood
+is refused: a picture is never guessed.
 """
 
 from __future__ import annotations
@@ -61,8 +62,12 @@ FloatPixelData DoubleFloatPixelData""".split()  # noqa: SIM905
 )
 
 
-class _Refused(Exception):
+class Refused(Exception):
     """Why a file is refused, without its name."""
+
+
+class _Compressed(Exception):
+    """The picture needs a compiled decoder, and this process must not run one."""
 
 
 @functools.cache
@@ -93,20 +98,41 @@ def read_dicom(path, voi: bool = True, frame: int | None = None) -> np.ndarray:
     when there are several. Colour becomes ITU-R 601 luma. Units: the modality's, or with a VOI
     transform its output range. Raises BadData with one sentence.
     """
+    from . import isolated
+
+    path = Path(path)
+    try:
+        return read_here(path, voi, frame, alone=False)
+    except _Compressed:
+        try:
+            return isolated.read(path, voi, frame)
+        except isolated.Failed as reason:
+            raise BadData(f"{path}: {reason}") from None
+    except Refused as reason:
+        raise BadData(f"{path}: {reason}") from None
+
+
+def read_here(path, voi: bool, frame: int | None, alone: bool = True) -> np.ndarray:
+    """`read_dicom` in this process; Refused without the file's name.
+
+    alone: this process may be ended by a decoder; otherwise _Compressed is raised before it.
+    """
     path = Path(path)
     try:
         with open(path, "rb") as stream:
-            return _read(path, stream, voi, frame)
-    except _Refused as reason:
-        raise BadData(f"{path}: {_printable(reason)}") from None
+            return _read(path, stream, voi, frame, alone)
+    except Refused as reason:
+        raise Refused(_printable(reason)) from None
+    except _Compressed:
+        raise
     except FileNotFoundError:
-        raise BadData(f"{path}: image is missing; add the file or remove the row") from None
+        raise Refused("image is missing; add the file or remove the row") from None
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise BadData(f"{path}: image cannot be read ({reason}); correct the file") from error
+        raise Refused(f"image cannot be read ({reason}); correct the file") from error
     except Exception as error:  # pydicom and the decoders raise nearly every type
-        raise BadData(
-            f"{path}: DICOM file is damaged or truncated ({_first(error)}); replace the file"
+        raise Refused(
+            f"DICOM file is damaged or truncated ({_first(error)}); replace the file"
         ) from error
 
 
@@ -122,29 +148,29 @@ def _first(error: BaseException) -> str:
     return text[:160].rstrip(".") or type(error).__name__
 
 
-def _read(path: Path, stream, voi: bool, frame: int | None) -> np.ndarray:
+def _read(path: Path, stream, voi: bool, frame: int | None, alone: bool) -> np.ndarray:
     size = stream.seek(0, 2)
     stream.seek(0)
     if size > MAX_BYTES:
-        raise _Refused(f"has {size >> 20} MiB, more than {MAX_BYTES >> 20}; scale the image down")
+        raise Refused(f"has {size >> 20} MiB, more than {MAX_BYTES >> 20}; scale the image down")
     if path.name.upper() == "DICOMDIR":
-        raise _Refused("is a DICOM directory, not an image; give the image files it lists")
+        raise Refused("is a DICOM directory, not an image; give the image files it lists")
     bare = stream.read(132)[128:] != b"DICM"
     stream.seek(0)
     header = _header(stream, bare)
     samples, frames = _check_layout(header)
     if frame is None:
         if frames > 1:
-            raise _Refused(f"has {frames} frames, a radiograph has one; export the right one")
+            raise Refused(f"has {frames} frames, a radiograph has one; export the right one")
         frame = 0
     if not 0 <= frame < frames:
-        raise _Refused(f"has {frames} frames, there is no frame {frame}")
-    stored, colour = _pixels(stream, header, bare, frame)
+        raise Refused(f"has {frames} frames, there is no frame {frame}")
+    stored, colour = _pixels(stream, header, bare, frame, alone)
     if colour:
         return _luma(stored, header)
     _check_bits(stored, header)
     if samples != 1:
-        raise _Refused("was decoded to another number of samples than it declares")
+        raise Refused("was decoded to another number of samples than it declares")
     return _grey(stored, header, voi)
 
 
@@ -156,13 +182,13 @@ def _header(stream, bare: bool):
         pydicom.filereader.read_preamble(stream, False)
         meta = pydicom.filereader._read_file_meta_info(stream)
         if meta.get("MediaStorageSOPClassUID") == _DIRECTORY:
-            raise _Refused("is a DICOM directory, not an image; give the image files it lists")
+            raise Refused("is a DICOM directory, not an image; give the image files it lists")
         syntax = meta.get("TransferSyntaxUID")
         if not syntax:
-            raise _Refused("does not name its transfer syntax (0002,0010); export it again")
+            raise Refused("does not name its transfer syntax (0002,0010); export it again")
         if syntax not in _NATIVE and syntax not in _DECODERS:
             name = getattr(syntax, "name", syntax)
-            raise _Refused(f"has the transfer syntax '{name}', which is not supported; convert it")
+            raise Refused(f"has the transfer syntax '{name}', which is not supported; convert it")
         if syntax == _DEFLATED:
             _check_deflated(stream)
         stream.seek(0)
@@ -173,7 +199,7 @@ def _header(stream, bare: bool):
     finally:
         stream.seek(0)
     if bare and not ("Rows" in header and "Columns" in header):
-        raise _Refused("is not a DICOM image; replace the file")
+        raise Refused("is not a DICOM image; replace the file")
     return header
 
 
@@ -184,7 +210,7 @@ def _check_deflated(stream) -> None:
         while chunk and not inflater.eof:
             total += len(inflater.decompress(chunk, 1 << 20))
             if total > MAX_BYTES:
-                raise _Refused(f"inflates to more than {MAX_BYTES >> 20} MiB; export it again")
+                raise Refused(f"inflates to more than {MAX_BYTES >> 20} MiB; export it again")
             chunk = inflater.unconsumed_tail
 
 
@@ -192,7 +218,7 @@ def _integer(header, name: str, default=None) -> int:
     value = header.get(name)
     if value is None or value == "":
         if default is None:
-            raise _Refused(f"has no {name}; it holds no picture that can be read")
+            raise Refused(f"has no {name}; it holds no picture that can be read")
         return default
     return int(value)
 
@@ -201,35 +227,33 @@ def _check_layout(header) -> tuple[int, int]:
     """Return samples per pixel and number of frames, refusing before anything is decoded."""
     for name in ("FloatPixelData", "DoubleFloatPixelData"):
         if name in header:
-            raise _Refused("holds floating-point pixels, which are not supported; convert it")
+            raise Refused("holds floating-point pixels, which are not supported; convert it")
     rows, columns = _integer(header, "Rows"), _integer(header, "Columns")
     frames = _integer(header, "NumberOfFrames", 1) or 1
     samples = _integer(header, "SamplesPerPixel", 1)
     if rows < 1 or columns < 1 or frames < 1:
-        raise _Refused(f"declares {frames} frames of {columns} x {rows} pixels; replace the file")
+        raise Refused(f"declares {frames} frames of {columns} x {rows} pixels; replace the file")
     if rows * columns * frames * max(samples, 1) > MAX_SAMPLES:
         many = f"{frames} frames of " if frames > 1 else ""
-        raise _Refused(
+        raise Refused(
             f"has {many}{columns} x {rows} pixels, more than {MAX_SAMPLES // 10**6} million "
             "values; scale the image down"
         )
     kind = str(header.get("PhotometricInterpretation") or "")
     wanted = {"MONOCHROME1": 1, "MONOCHROME2": 1, "PALETTE COLOR": 1, **dict.fromkeys(_COLOURS, 3)}
     if wanted.get(kind) != samples:
-        raise _Refused(
+        raise Refused(
             f"has PhotometricInterpretation '{kind}' with {samples} samples per pixel, which is "
             "not supported; convert it to MONOCHROME2"
         )
     _check_depth(header)
     aspect = header.get("PixelAspectRatio")
     if aspect is not None and len(aspect) == 2 and abs(aspect[0] - aspect[1]) > 0.02 * aspect[1]:
-        raise _Refused(
-            f"has pixels of {aspect[0]}:{aspect[1]}, not square ones; resample the image"
-        )
+        raise Refused(f"has pixels of {aspect[0]}:{aspect[1]}, not square ones; resample the image")
     for groups in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
         for item in header.get(groups) or []:
             if "PixelValueTransformationSequence" in item or "FrameVOILUTSequence" in item:
-                raise _Refused("keeps rescale or window by frame (enhanced object); convert it")
+                raise Refused("keeps rescale or window by frame (enhanced object); convert it")
     return samples, frames
 
 
@@ -237,20 +261,20 @@ def _check_depth(header) -> None:
     allocated, stored = _integer(header, "BitsAllocated"), _integer(header, "BitsStored")
     high = _integer(header, "HighBit", stored - 1)
     if allocated not in (8, 16) or not 8 <= stored <= allocated or high != stored - 1:
-        raise _Refused(
+        raise Refused(
             f"stores {stored} bits in {allocated} up to bit {high}; supported are 8 to 16 bits in "
             "8 or 16 from bit 0 up; convert it"
         )
     if _integer(header, "PixelRepresentation", 0) not in (0, 1):
-        raise _Refused("declares pixels that are neither signed nor unsigned; replace the file")
+        raise Refused("declares pixels that are neither signed nor unsigned; replace the file")
 
 
-def _pixels(stream, header, bare: bool, frame: int) -> tuple[np.ndarray, bool]:
+def _pixels(stream, header, bare: bool, frame: int, alone: bool) -> tuple[np.ndarray, bool]:
     """Decode one frame: stored values (rows, columns) or RGB (rows, columns, 3), and which."""
     pydicom = _pydicom()
     whole = pydicom.dcmread(stream, force=bare, specific_tags=[*_KEYWORDS, "PixelData"])
     if not whole.get("PixelData"):
-        raise _Refused("holds no pixels; replace the file")
+        raise Refused("holds no pixels; replace the file")
     rows, columns = int(header.Rows), int(header.Columns)
     samples = _integer(header, "SamplesPerPixel", 1)
     if bare:
@@ -259,6 +283,8 @@ def _pixels(stream, header, bare: bool, frame: int) -> tuple[np.ndarray, bool]:
     plugin = ""
     if syntax not in _NATIVE:
         plugin = _prepare(whole, syntax, frame, (rows, columns, samples))
+        if syntax != _RLE and not alone:
+            raise _Compressed
     if plugin == "gdcm-12":
         array = _gdcm_extended(stream, whole, frame)
     else:
@@ -267,9 +293,9 @@ def _pixels(stream, header, bare: bool, frame: int) -> tuple[np.ndarray, bool]:
             whole, index=frame, decoding_plugin=plugin, correct_unused_bits=False
         )
         if samples == 3 and properties["photometric_interpretation"] != "RGB":
-            raise _Refused("was not decoded to RGB; convert it to MONOCHROME2")
+            raise Refused("was not decoded to RGB; convert it to MONOCHROME2")
     if array.shape != ((rows, columns) if samples == 1 else (rows, columns, 3)):
-        raise _Refused(f"was decoded to another shape, {array.shape}; replace the file")
+        raise Refused(f"was decoded to another shape, {array.shape}; replace the file")
     palette = header.PhotometricInterpretation == "PALETTE COLOR"
     if palette:
         whole = pydicom.dcmread(_rewound(stream), force=bare, stop_before_pixels=True)
@@ -286,7 +312,7 @@ def _check_bare(whole, values: int) -> None:
     """A file without preamble names no syntax; it is read if its pixels have the plain length."""
     pydicom = _pydicom()
     if len(whole.PixelData) != values * int(whole.BitsAllocated) // 8:
-        raise _Refused("has no DICOM preamble and pixels of another length; export it again")
+        raise Refused("has no DICOM preamble and pixels of another length; export it again")
     uid = pydicom.uid
     implicit, little = whole.original_encoding
     if not hasattr(whole, "file_meta"):
@@ -312,14 +338,14 @@ def _prepare(whole, syntax: str, frame: int, shape: tuple) -> str:
     if syntax != _RLE:
         found = _size_in(code)
         if found is None or found[:3] != shape:
-            raise _Refused(
+            raise Refused(
                 f"holds a compressed picture of {found and found[:3]} rows, columns and samples, "
                 f"but declares {shape}; replace the file"
             )
         if not code.rstrip(b"\0\xff").endswith(b"\xff\xd9"):  # end of image, then padding
-            raise _Refused("ends within its compressed picture; replace the file")
+            raise Refused("ends within its compressed picture; replace the file")
         if (found[3] > 8) != (int(whole.BitsAllocated) > 8):
-            raise _Refused(
+            raise Refused(
                 f"holds a compressed picture of {found[3]} bits, but declares "
                 f"{whole.BitsAllocated}; convert it"
             )
@@ -329,21 +355,11 @@ def _prepare(whole, syntax: str, frame: int, shape: tuple) -> str:
     if plugin == "pylibjpeg" and not missing and importlib.util.find_spec("pylibjpeg") is None:
         missing, package = True, "pylibjpeg"
     if missing:
-        raise _Refused(
+        raise Refused(
             f"is compressed as '{name}', which needs the package {package}; install it with "
             "pip install 'mdmt[dicom]'"
         )
-    if module == "gdcm":
-        _quiet_gdcm()
     return plugin
-
-
-@functools.cache
-def _quiet_gdcm():
-    import gdcm
-
-    for switch in (gdcm.Trace.DebugOff, gdcm.Trace.WarningOff, gdcm.Trace.ErrorOff):
-        switch()
 
 
 def _size_in(code: bytes) -> tuple[int, int, int, int] | None:
@@ -382,16 +398,16 @@ def _gdcm_extended(stream, whole, frame: int) -> np.ndarray:
     import gdcm
 
     if frame or _integer(whole, "NumberOfFrames", 1) != 1:
-        raise _Refused("holds several frames of 12-bit JPEG, which are not supported; convert it")
+        raise Refused("holds several frames of 12-bit JPEG, which are not supported; convert it")
     reader = gdcm.ImageReader()
     reader.SetFileName(stream.name if isinstance(stream.name, str) else str(stream.name))
     if not reader.Read():
-        raise _Refused("holds a 12-bit JPEG that cannot be decoded; replace the file")
+        raise Refused("holds a 12-bit JPEG that cannot be decoded; replace the file")
     image = reader.GetImage()
     raw = image.GetBuffer().encode("utf-8", "surrogateescape")
     kind = np.int16 if whole.PixelRepresentation else np.uint16
     if len(raw) != 2 * int(whole.Rows) * int(whole.Columns):
-        raise _Refused("holds a 12-bit JPEG of another size; replace the file")
+        raise Refused("holds a 12-bit JPEG of another size; replace the file")
     return np.frombuffer(raw, kind).reshape(int(whole.Rows), int(whole.Columns))
 
 
@@ -401,7 +417,7 @@ def _check_bits(stored: np.ndarray, header) -> None:
     signed = bool(_integer(header, "PixelRepresentation", 0))
     low, high = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
     if int(stored.min()) < low or int(stored.max()) > high:
-        raise _Refused(
+        raise Refused(
             f"declares {bits} bits, but holds values from {stored.min()} to {stored.max()}; "
             "export it again"
         )
@@ -417,14 +433,14 @@ def _grey(stored: np.ndarray, header, voi: bool) -> np.ndarray:
     """Modality, VOI, inversion and padding on stored values (rows, columns): float32."""
     padding = _padding(stored, header)
     if padding is not None and padding.all():
-        raise _Refused("holds nothing but padding; replace the file")
+        raise Refused("holds nothing but padding; replace the file")
     little = header.original_encoding[1] is not False
     values = _modality(stored, header, little)
     if voi:
         shown = _voi(values, header, little)
         flat = shown.min() == shown.max() and values.min() != values.max()
         if flat:
-            raise _Refused("has a window that shows nothing of it; set data.voi to false")
+            raise Refused("has a window that shows nothing of it; set data.voi to false")
         values = shown
     grey = values.astype(np.float32)
     inside = grey if padding is None else grey[~padding]
@@ -435,7 +451,7 @@ def _grey(stored: np.ndarray, header, voi: bool) -> np.ndarray:
     if padding is not None:
         grey[padding] = low
     if not np.isfinite(grey).all():
-        raise _Refused("holds values that are not finite after its rescale; replace the file")
+        raise Refused("holds values that are not finite after its rescale; replace the file")
     return grey
 
 
@@ -462,7 +478,7 @@ def _modality(stored: np.ndarray, header, little: bool) -> np.ndarray:
     slope = 1.0 if slope in (None, "") else float(slope)
     intercept = 0.0 if intercept in (None, "") else float(intercept)
     if not np.isfinite([slope, intercept]).all() or slope == 0:
-        raise _Refused(f"has the rescale slope {slope} and intercept {intercept}; correct them")
+        raise Refused(f"has the rescale slope {slope} and intercept {intercept}; correct them")
     return stored.astype(np.float32) * slope + intercept
 
 
@@ -474,13 +490,13 @@ def _lookup(values: np.ndarray, item, little: bool) -> np.ndarray:
     if isinstance(data, bytes):
         width = len(data) // count
         if width not in (1, 2) or len(data) - width * count > 1:
-            raise _Refused("has a lookup table of another length than it declares; replace it")
+            raise Refused("has a lookup table of another length than it declares; replace it")
         kind = np.dtype(np.uint8) if width == 1 else np.dtype("<u2" if little else ">u2")
         table = np.frombuffer(data, kind, count)
     else:
         table = np.atleast_1d(np.asarray(data, np.int64)) & 0xFFFF
     if len(table) != count or not 8 <= depth <= 16 or int(table.max()) >> depth:
-        raise _Refused("has a lookup table that does not fit its descriptor; replace the file")
+        raise Refused("has a lookup table that does not fit its descriptor; replace the file")
     index = np.clip(np.rint(values).astype(np.int64) - first, 0, count - 1)
     return table.astype(np.float32)[index]
 
@@ -495,7 +511,7 @@ def _voi(values: np.ndarray, header, little: bool) -> np.ndarray:
     function = str(header.get("VOILUTFunction") or "LINEAR").upper()
     least = 1 if function == "LINEAR" else 0
     if not np.isfinite([center, width]).all() or width < least or (width == 0):
-        raise _Refused(f"has a window of center {center} and width {width}; set data.voi to false")
+        raise Refused(f"has a window of center {center} and width {width}; set data.voi to false")
     x = values.astype(np.float32)
     if function == "LINEAR":
         if width == 1:
@@ -507,7 +523,7 @@ def _voi(values: np.ndarray, header, little: bool) -> np.ndarray:
     elif function == "SIGMOID":
         share = 1 / (1 + np.exp(np.clip(-4 * (x - center) / width, -700, 700)))
     else:
-        raise _Refused(f"has the unknown VOILUTFunction '{function}'; set data.voi to false")
+        raise Refused(f"has the unknown VOILUTFunction '{function}'; set data.voi to false")
     return np.clip(share, 0, 1) * ((1 << int(header.BitsStored)) - 1)
 
 
