@@ -518,6 +518,10 @@ def test_helpers_are_kept_and_shared_by_threads(tmp_path):
     assert 1 <= count <= 3 + 1
     dicom.read_dicom(path)
     assert len(isolated._idle) == count
+    helpers = list(isolated._idle)
+    isolated.close()
+    assert all(h.process.poll() is not None for h in helpers)
+    assert np.array_equal(dicom.read_dicom(path), values)
 
 
 def test_found_by_name_or_preamble(tmp_path):

@@ -116,6 +116,15 @@ def read(path, voi: bool, frame: int | None) -> np.ndarray:
                 _idle.append(helper)
 
 
+def close() -> None:
+    """End the idle helpers of this process; the next compressed file starts one again."""
+    with _lock:
+        helpers = _idle[:] if _owner == os.getpid() else []
+        _idle.clear()
+    for helper in helpers:
+        helper.close()
+
+
 def serve() -> None:
     """Answer requests from standard input until it closes (in the helper)."""
     import resource

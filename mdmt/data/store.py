@@ -20,7 +20,7 @@ import numpy as np
 
 from ..errors import BadData, write_failure
 from ..paths import cache_folder, digest, digest_file, make_folder, sync_folder
-from . import dicom
+from . import dicom, isolated
 from .table import Cases
 
 FORMAT = 1
@@ -273,5 +273,6 @@ def _create(folder, key, settings, cases, sources, on_bad, progress) -> None:
     except OSError as error:
         raise write_failure(folder, error) from error
     finally:
+        isolated.close()
         with contextlib.suppress(OSError):
             shutil.rmtree(temporary, ignore_errors=True)
