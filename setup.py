@@ -115,7 +115,7 @@ class BuildEngine(build_ext):
         instrument = []
         if sanitize:
             instrument = [f"-fsanitize={sanitize}", "-fno-sanitize-recover=undefined"]
-            instrument += ["-fno-omit-frame-pointer", "-g"]
+            instrument += ["-fno-omit-frame-pointer", "-g", "-O1"]
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
         units = self.units(objects, compiler, instrument)
