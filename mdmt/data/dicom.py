@@ -512,19 +512,19 @@ def _voi(values: np.ndarray, header, little: bool) -> np.ndarray:
     least = 1 if function == "LINEAR" else 0
     if not np.isfinite([center, width]).all() or width < least or (width == 0):
         raise Refused(f"has a window of center {center} and width {width}; set data.voi to false")
-    x = values.astype(np.float32)
+    # Scaled in one step, so that a window over the whole range changes no bit.
+    x, top = values.astype(np.float32), (1 << int(header.BitsStored)) - 1
+    if function == "LINEAR" and width == 1:
+        return np.where(x > center - 0.5, top, 0).astype(np.float32)
     if function == "LINEAR":
-        if width == 1:
-            share = (x > center - 0.5).astype(np.float32)
-        else:
-            share = (x - (center - 0.5)) / (width - 1) + 0.5
+        shown = (x - (center - 0.5)) * (top / (width - 1)) + top / 2
     elif function == "LINEAR_EXACT":
-        share = (x - center) / width + 0.5
+        shown = (x - center) * (top / width) + top / 2
     elif function == "SIGMOID":
-        share = 1 / (1 + np.exp(np.clip(-4 * (x - center) / width, -700, 700)))
+        shown = top / (1 + np.exp(np.clip((x - center) * (-4 / width), -80, 80)))
     else:
         raise Refused(f"has the unknown VOILUTFunction '{function}'; set data.voi to false")
-    return np.clip(share, 0, 1) * ((1 << int(header.BitsStored)) - 1)
+    return np.clip(shown, 0, top)
 
 
 def _first_number(value) -> float | None:
