@@ -33,6 +33,10 @@ def border_cases():
     yield convolutions((1, 24, 7, 7), 208, (3, 3), pad=same, stats=True)
     yield convolutions((1, 272, 7, 5), 24, (3, 3), pad=same)  # weights in two ranges
     yield convolutions((5, 208, 56, 56), 24, (3, 3), pad=same)  # two groups of images
+    yield convolutions((9, 24, 31, 29), 40, (3, 3), pad=same)  # weight gradient: many parts,
+    yield convolutions((45, 17, 9, 14), 24, (3, 3), pad=same, lazy="relu")
+    yield convolutions((1, 64, 142, 138), 72, (3, 3), pad=same)  # few parts with large sums,
+    yield convolutions((420, 208, 2, 1), 200, (3, 3), pad=same)  # ranges of both channels
 
 
 CASES = [case for cases in border_cases() for case in cases]

@@ -7,11 +7,13 @@ enum {
     RANGE_BYTES = 1200 << 10, /* by output: transformed weights: stay in the L2 */
     PAST_BYTES = 4 << 20,     /* an output of so much is stored past the caches */
     SPAN_TILES = 64,          /* tiles of one round of small GEMMs                    */
-    PART_BYTES = 10 << 20,    /* bwd_weight by rows: sums of all parts                */
-    SUM_BYTES = 640 << 10,    /* bwd_weight by rows: sums of one part: stay in the L2 */
-    MAX_PARTS = 8,            /* and no more than one for PART_TILES tiles            */
-    PART_TILES = 196,
-    BY_OUTPUT_CHANNELS = 192 /* more input channels than this: by output             */
+    TASKS = 32,               /* aimed at by bwd_weight                               */
+    SUM_BYTES = 640 << 10,    /* bwd_weight by rows: sums of a thread: stay in the L2 */
+    PART_BYTES = 10 << 20,    /* or of all parts, where they are larger               */
+    PART_TILES = 49,          /* tiles that a part is worth                           */
+    FEW_TILES = 512,          /* bwd_weight by output: so few, or large sums          */
+    POINT_BYTES = 4 << 20,    /* bwd_weight by output: sums of so much by points      */
+    BY_OUTPUT_CHANNELS = 192  /* more input channels than this: by output             */
 };
 
 int mdmt_wino_supports(const mdmt_site *site, int points)
@@ -56,10 +58,11 @@ static void plan_rows(mdmt_wino_plan *p)
     int step = at_least_one(tiles / p->row_tiles);
     if (p->pass == MDMT_WINO_WEIGHT) {
         size_t sum = (size_t)pp * p->cb * p->kb * 1024;
-        int parts = (int)(PART_BYTES / sum);
+        int parts = sum > SUM_BYTES ? (int)(PART_BYTES / sum) : TASKS;
         int tiles_each = (rows * p->row_tiles + PART_TILES - 1) / PART_TILES;
-        parts = parts > MAX_PARTS ? MAX_PARTS : parts;
+        parts = parts > TASKS ? TASKS : parts;
         parts = at_least_one(parts > tiles_each ? tiles_each : parts);
+        p->part_sums = sum > SUM_BYTES;
         int most = (rows + step - 1) / step;
         p->chunks = parts > most ? most : parts;
         p->row_step = step;
@@ -86,6 +89,26 @@ static void plan_groups(mdmt_wino_plan *p)
     p->spans = at_least_one((least + SPAN_TILES / 2) / SPAN_TILES);
     p->span_tiles = (p->set_tiles + p->spans - 1) / p->spans;
     p->chunks = 1;
+    int slices = (TASKS + blocks - 1) / blocks;
+    p->slices = slices > least / p->row_tiles ? least / p->row_tiles : slices;
+}
+
+/* By output: how the products are cut. By points where their sums fit. */
+static void plan_sums(mdmt_wino_plan *p)
+{
+    int pp = p->points * p->points, pairs = (p->kb + MDMT_WINO_PAIR - 1) / MDMT_WINO_PAIR;
+    p->by_points = (int64_t)pp * p->cb * p->kb * 1024 <= POINT_BYTES;
+    if (p->by_points) {
+        p->range = p->cb;
+        p->cuts = p->kb >= 8 || (pp < TASKS && p->kb > MDMT_WINO_PAIR) ? 2 : 1;
+        p->in_cuts = (TASKS + p->kb - 1) / p->kb;
+        p->in_cuts = p->in_cuts > p->cb ? p->cb : p->in_cuts;
+        return;
+    }
+    int most = at_least_one(RANGE_BYTES / (pp * MDMT_WINO_PAIR * 1024));
+    int ranges = (p->cb + most - 1) / most, more = (TASKS + pairs - 1) / pairs;
+    ranges = ranges > more ? ranges : more;
+    p->range = (p->cb + ranges - 1) / ranges;
 }
 
 void mdmt_wino_plan_make(const mdmt_site *site, mdmt_wino_pass pass, int points, mdmt_wino_plan *p)
@@ -110,7 +133,9 @@ void mdmt_wino_plan_make(const mdmt_site *site, mdmt_wino_pass pass, int points,
     int weight = pass == MDMT_WINO_WEIGHT;
     int64_t image = (int64_t)pp * tiles_of_rows(p, p->rows) * (p->cb + (weight ? p->kb : 0)) * 64;
     int64_t sums = (int64_t)pp * p->cb * p->kb * 1024;
-    p->by_output = image <= GROUP_BYTES && (weight ? sums > SUM_BYTES : p->c > BY_OUTPUT_CHANNELS);
+    int few = (int64_t)p->n * tiles_of_rows(p, p->rows) <= FEW_TILES;
+    p->by_output =
+        image <= GROUP_BYTES && (weight ? sums > SUM_BYTES || few : p->c > BY_OUTPUT_CHANNELS);
     if (p->by_output) {
         plan_groups(p);
     } else {
@@ -121,12 +146,14 @@ void mdmt_wino_plan_make(const mdmt_site *site, mdmt_wino_pass pass, int points,
     p->v = p->v_point * pp;
     p->past = (int64_t)p->n * p->kb * p->oh * p->ow * 64 >= PAST_BYTES;
     p->range = p->cb;
-    if (p->by_output) {
+    if (p->by_output && weight) {
+        plan_sums(p);
+    } else if (p->by_output) {
         int most = at_least_one(RANGE_BYTES / (pp * MDMT_WINO_PAIR * 1024));
         int ranges = (p->cb + most - 1) / most;
         p->range = (p->cb + ranges - 1) / ranges;
     }
-    int columns = p->by_output ? MDMT_WINO_PAIR : p->kb;
+    int columns = p->by_output && !p->by_points ? MDMT_WINO_PAIR : p->kb;
     p->u_point = odd_lines((size_t)columns * p->range * 256);
     p->u = p->u_point * pp;
     if (weight) {
@@ -144,8 +171,17 @@ void mdmt_wino_needs(const mdmt_site *site, mdmt_wino_pass pass, int points, mdm
 {
     mdmt_wino_plan p;
     mdmt_wino_plan_make(site, pass, points, &p);
-    size_t thread = (p.by_output ? p.u + p.m : p.v + p.m + p.d);
-    size_t shared = p.by_output ? p.v + p.d : p.u * (pass == MDMT_WINO_WEIGHT ? p.chunks : 1);
+    size_t shared, thread;
+    if (pass == MDMT_WINO_WEIGHT) {
+        size_t parts = p.chunks * (size_t)p.cb * p.kb * 9 * 256;
+        shared = p.by_output ? p.v + p.d : parts;
+        shared += p.by_points ? p.u : p.part_sums ? p.u * p.chunks : 0;
+        thread = p.by_output ? 0 : p.v + p.d;
+        thread += p.by_points || p.part_sums ? 0 : p.u;
+    } else {
+        shared = p.by_output ? p.v : p.u;
+        thread = p.m + (p.by_output ? p.u : p.v);
+    }
     needs->workspace_bytes =
         (shared + thread * (size_t)(site->threads > 0 ? site->threads : 1)) * sizeof(float);
     needs->stat_parts = p.by_output ? p.groups * p.spans : p.chunks;
@@ -165,8 +201,8 @@ double mdmt_wino_cost(const mdmt_site *site, mdmt_wino_pass pass, int points, md
     double vectors = (double)p.cb * p.kb * 16 * p.points * p.points;
     double in = weight ? 6 : 7, out = weight ? 6 : 12; /* cycles a point and block, measured */
     double products = pointed * (weight ? p.cb * 16 : p.c) * p.kb * 16 / (wide ? 32 : 16);
-    double transforms = pointed * (p.cb * in + p.kb * out) +
-                        vectors * (weight ? 4.0 * (p.by_output ? p.groups : p.chunks) : 10.0);
+    double turned = p.by_output ? 4.0 * p.groups : 1.25 * p.chunks;
+    double transforms = pointed * (p.cb * in + p.kb * out) + vectors * (weight ? turned : 10.0);
     return products * (weight ? 1.3 : 1.2) + transforms * (wide ? 1.0 : 1.6) + 6000;
 }
 

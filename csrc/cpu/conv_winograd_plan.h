@@ -37,10 +37,11 @@ typedef struct {
     int rows;             /* full_h + narrow_h                               */
     int row_tiles;        /* full_w + narrow_w                               */
     /* by_output 0: a task is a chunk of tile rows: transforms its input, reads
-     *   the weights that were transformed beforehand (bwd_weight: adds to the
-     *   sums of its part).
+     *   the weights that were transformed beforehand (bwd_weight: makes a dw of
+     *   its own, its part; parts are added in order).
      * by_output 1: all tiles of a group of images are transformed first, then a
-     *   task is a range of output channels, which transforms its own weights. */
+     *   task is a range of output channels, which transforms its own weights
+     *   (bwd_weight: see by_points). */
     int by_output;
     int chunks;     /* by rows: chunks; bwd_weight: parts               */
     int groups;     /* by output: groups of images                      */
@@ -51,7 +52,17 @@ typedef struct {
                        their sums are added up in the products          */
     size_t m_block; /* products: from output block to output block      */
     int past;       /* the output is too large to be found in a cache later */
-    int row_step;   /* bwd_weight by rows: tile rows transformed at once */
+    /* bwd_weight by rows */
+    int row_step;  /* tile rows transformed at once                */
+    int part_sums; /* each part keeps its sums, else each thread   */
+    /* bwd_weight by output. by_points 1: a task is a range of output blocks of a
+     * point, and the sums of all points are kept until the last group is added;
+     * 0: a task is a pair of output blocks and `range` input blocks, the sums of
+     * a group are turned into dw. */
+    int by_points;
+    int cuts;    /* ranges of output blocks of a point                  */
+    int in_cuts; /* by points: ranges of input blocks, for turning back */
+    int slices;  /* ranges of tile rows, for transforming maps          */
     size_t v_point, u_point, m_point, d_point; /* strides from point to point   */
     size_t v, u, m, d;                         /* sizes of the buffers          */
 } mdmt_wino_plan;

@@ -235,8 +235,10 @@ static void weight_block(const mdmt_wino_plan *p, const float *w, int out, int i
     }
 }
 
-/* dw = G^T s G of one block. */
-INLINE void weight_block_taps(int points, const float *s, size_t s_point, float *dw, int more)
+/* dw = G^T s G of one block. Meanwhile the block of dw after it is fetched, and
+ * that of the sums `ahead` floats on (0: none). */
+INLINE void weight_block_taps(int points, const float *s, size_t s_point, size_t ahead, float *dw,
+                              int more)
 {
     for (int at = 0; at < 256; at += VW) {
         vec rows[3][6];
@@ -245,7 +247,11 @@ INLINE void weight_block_taps(int points, const float *s, size_t s_point, float 
             vec u[6], r[3];
 #pragma GCC unroll 16
             for (int i = 0; i < points; i++) {
-                u[i] = load(s + (size_t)(i * points + j) * s_point + at);
+                const float *from = s + (size_t)(i * points + j) * s_point + at;
+                u[i] = load(from);
+                if (ahead) {
+                    _mm_prefetch((const char *)(from + ahead), _MM_HINT_T0);
+                }
             }
             weight_taps(points, u, r);
 #pragma GCC unroll 16
@@ -260,6 +266,7 @@ INLINE void weight_block_taps(int points, const float *s, size_t s_point, float 
 #pragma GCC unroll 16
             for (int j = 0; j < 3; j++) {
                 float *to = dw + (3 * i + j) * 256 + at;
+                _mm_prefetch((const char *)(to + 9 * 256), _MM_HINT_T0);
                 store(to, more ? add(load(to), r[j]) : r[j]);
             }
         }
@@ -336,7 +343,8 @@ INLINE void down(int taken, int input, int lazy, int all, const narrow_points *c
 }
 
 /* Second pass, across one tile: row i of its columns, `half` of them at a and
- * the others at b, to the points of a row, v_point apart. */
+ * the others at b, to the points of a row, v_point apart. These are more streams
+ * than the processor follows: the tile after the next is fetched by hand. */
 INLINE void across(int size, int input, int points, const narrow_points *c, const float *a,
                    const float *b, int half, float *to, size_t v_point)
 {
@@ -353,7 +361,9 @@ INLINE void across(int size, int input, int points, const narrow_points *c, cons
     }
 #pragma GCC unroll 16
     for (int j = 0; j < made; j++) {
-        store(to + place_of(points, size, j) * v_point, r[j]);
+        float *at = to + place_of(points, size, j) * v_point;
+        store(at, r[j]);
+        _mm_prefetch((const char *)(at + 32), _MM_HINT_T0);
     }
 }
 
