@@ -29,6 +29,7 @@ STAGES = [
     ["engine"],
     ["data"],
     ["preprocess"],
+    ["published"],
     ["splits"],
     ["experiments"],
     ["runner"],
@@ -161,8 +162,8 @@ def test_top_level_holds_what_is_described():
 
 def test_readme_has_the_two_commands_and_existing_links():
     text = (TOP / "README.md").read_text()
-    assert "pip install ." in text
-    assert "python -m mdmt.run --out tmp" in text
+    assert "\n    pip install . && python -m mdmt.run\n" in text
+    assert '\n    pip install ".[test]" && pytest\n' in text
     for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
         page = (TOP / name).read_text()
         links = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", page)
