@@ -12,6 +12,7 @@ enum {
     PART_BYTES = 10 << 20,    /* or of all parts, where they are larger               */
     PART_TILES = 49,          /* tiles that a part is worth                           */
     FEW_TILES = 512,          /* bwd_weight by output: so few, or large sums          */
+    WEIGHT_BYTES = 12 << 20,  /* by output: weights of so much are transformed first  */
     POINT_BYTES = 4 << 20,    /* bwd_weight by output: sums of so much by points      */
     BY_OUTPUT_CHANNELS = 192  /* more input channels than this: by output             */
 };
@@ -152,6 +153,7 @@ void mdmt_wino_plan_make(const mdmt_site *site, mdmt_wino_pass pass, int points,
         int most = at_least_one(RANGE_BYTES / (pp * MDMT_WINO_PAIR * 1024));
         int ranges = (p->cb + most - 1) / most;
         p->range = (p->cb + ranges - 1) / ranges;
+        p->shared_weights = ranges == 1 && sums <= WEIGHT_BYTES;
     }
     int columns = p->by_output && !p->by_points ? MDMT_WINO_PAIR : p->kb;
     p->u_point = odd_lines((size_t)columns * p->range * 256);
@@ -179,8 +181,12 @@ void mdmt_wino_needs(const mdmt_site *site, mdmt_wino_pass pass, int points, mdm
         thread = p.by_output ? 0 : p.v + p.d;
         thread += p.by_points || p.part_sums ? 0 : p.u;
     } else {
-        shared = p.by_output ? p.v : p.u;
+        shared = !p.by_output ? p.u : p.v;
         thread = p.m + (p.by_output ? p.u : p.v);
+        if (p.shared_weights) {
+            shared += p.u * ((p.kb + 1) / MDMT_WINO_PAIR);
+            thread -= p.u;
+        }
     }
     needs->workspace_bytes =
         (shared + thread * (size_t)(site->threads > 0 ? site->threads : 1)) * sizeof(float);

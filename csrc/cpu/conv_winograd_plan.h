@@ -43,15 +43,17 @@ typedef struct {
      *   task is a range of output channels, which transforms its own weights
      *   (bwd_weight: see by_points). */
     int by_output;
-    int chunks;     /* by rows: chunks; bwd_weight: parts               */
-    int groups;     /* by output: groups of images                      */
-    int spans;      /* by output: ranges of tiles of a group            */
-    int span_tiles; /* the largest of them; by rows: of a chunk         */
-    int set_tiles;  /* the most tiles that are transformed at once      */
-    int range;      /* by output: input blocks whose weights are held at once;
-                       their sums are added up in the products          */
-    size_t m_block; /* products: from output block to output block      */
-    int past;       /* the output is too large to be found in a cache later */
+    int chunks;         /* by rows: chunks; bwd_weight: parts               */
+    int groups;         /* by output: groups of images                      */
+    int spans;          /* by output: ranges of tiles of a group            */
+    int span_tiles;     /* the largest of them; by rows: of a chunk         */
+    int set_tiles;      /* the most tiles that are transformed at once      */
+    int range;          /* by output: input blocks whose weights are held at once;
+                           their sums are added up in the products          */
+    int shared_weights; /* by output: all weights are transformed first, and a task
+                           is one span of a range of output channels        */
+    size_t m_block;     /* products: from output block to output block      */
+    int past;           /* the output is too large to be found in a cache later */
     /* bwd_weight by rows */
     int row_step;  /* tile rows transformed at once                */
     int part_sums; /* each part keeps its sums, else each thread   */

@@ -182,11 +182,14 @@ static void tile_out(const mdmt_wino_plan *p, const mdmt_wino_tile *t, const flo
 
 /* ---- the work --------------------------------------------------------- */
 
+enum { WEIGHT_CUTS = 4 /* tasks that transform the weights of a pair */ };
+
 typedef struct {
     mdmt_wino_plan plan;
     const mdmt_call *call;
     const float *w, *bias, *addend;
     float *y, *stats, *shared, *scratch;
+    float *weights; /* by output: all of them, transformed, pair by pair */
     size_t thread_floats;
     int group; /* by output: the one at work */
 } conv_work;
@@ -297,6 +300,38 @@ static void group_input_task(void *context, int task, int thread)
     }
 }
 
+/* By output: the weights of a range of input blocks for a pair of output blocks. */
+static void pair_weights_task(void *context, int task, int thread)
+{
+    const conv_work *work = context;
+    const mdmt_wino_plan *p = &work->plan;
+    (void)thread;
+    int pair = task / WEIGHT_CUTS, cut = task % WEIGHT_CUTS, k = pair * MDMT_WINO_PAIR;
+    int in1 = mdmt_wino_cut(p->cb, WEIGHT_CUTS, cut + 1);
+    float *u = work->weights + pair * p->u;
+    for (int b = 0; b < MDMT_WINO_PAIR && k + b < p->kb; b++) {
+        for (int in = mdmt_wino_cut(p->cb, WEIGHT_CUTS, cut); in < in1; in++) {
+            weight_block(p, work->w, k + b, in, u + ((size_t)b * p->range + in) * 256);
+        }
+    }
+}
+
+/* By output, all weights at hand: a span of a pair of output blocks. */
+static void span_task(void *context, int task, int thread)
+{
+    const conv_work *work = context;
+    const mdmt_wino_plan *p = &work->plan;
+    mdmt_wino_tiles tiles = group_tiles(p, work->group);
+    int pair = task / p->spans, span = task % p->spans, k = pair * MDMT_WINO_PAIR;
+    int blocks = p->kb - k < MDMT_WINO_PAIR ? p->kb - k : MDMT_WINO_PAIR;
+    int q0 = mdmt_wino_cut(tiles.total, p->spans, span);
+    int q1 = mdmt_wino_cut(tiles.total, p->spans, span + 1);
+    float *m = work->scratch + thread * work->thread_floats - (size_t)q0 * 16;
+    products_of(p, &tiles, q0, q1, blocks, work->shared, work->weights + pair * p->u,
+                (size_t)p->range * 256, p->c, m, 0);
+    outputs_of(work, &tiles, q0, q1, k, blocks, m, work->group * p->spans + span);
+}
+
 static void outputs_task(void *context, int task, int thread)
 {
     const conv_work *work = context;
@@ -341,11 +376,21 @@ static mdmt_status run_conv(const mdmt_site *site, const mdmt_call *call, mdmt_w
     }
     work.shared = call->workspace;
     if (p->by_output) {
-        work.scratch = work.shared + p->v;
+        int pairs = (p->kb + 1) / MDMT_WINO_PAIR;
+        work.scratch = work.weights = work.shared + p->v;
         work.thread_floats = p->u + p->m;
+        if (p->shared_weights) {
+            work.scratch += p->u * pairs;
+            work.thread_floats = p->m;
+            mdmt_parallel(site->pool, pairs * WEIGHT_CUTS, pair_weights_task, &work);
+        }
         for (work.group = 0; work.group < p->groups; work.group++) {
             mdmt_parallel(site->pool, p->cb, group_input_task, &work);
-            mdmt_parallel(site->pool, (p->kb + 1) / MDMT_WINO_PAIR, outputs_task, &work);
+            if (p->shared_weights) {
+                mdmt_parallel(site->pool, pairs * p->spans, span_task, &work);
+            } else {
+                mdmt_parallel(site->pool, pairs, outputs_task, &work);
+            }
         }
     } else {
         work.scratch = work.shared + p->u;
