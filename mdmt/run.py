@@ -592,7 +592,7 @@ def _conclude(study: Study, out: Path, results: list[dict]) -> None:
     print()
     if study.values["data"]["synthetic"] is not None:
         print("SYNTHETIC data: these figures show that the software works, nothing else.\n")
-    print(final_table(results, study.values), end="")
+    print(final_table(results, study.values))
     print(
         f"results      {out / 'results.csv'}\npredictions  {out / 'predictions.csv'}\n"
         f"splits       {out / 'splits.json'}\ntrainings    {out / 'runs'}/",
