@@ -42,6 +42,7 @@ typedef struct {
 typedef struct {
     void *data;                /* NULL: absent; lazy: the source's data        */
     const float *scale, *shift; /* NULL: stored as it is                       */
+    const float *gate;         /* ROWS (N, C), multiplies after act; or NULL   */
     mdmt_act act;
 } mdmt_value;
 
@@ -67,6 +68,8 @@ struct mdmt_backend {
     const char *name;
     /* Bytes that a tensor takes (padding included). */
     size_t (*tensor_bytes)(const mdmt_backend *backend, const mdmt_tensor *tensor);
+    /* Bytes from the root's data to a view's. */
+    size_t (*view_bytes)(const mdmt_backend *backend, const mdmt_tensor *view);
     /* Chooses the kernel of an op and says what it needs. May set the first
      * dimension (parts) of a STATS output. `force` (or NULL) names a kernel. */
     mdmt_status (*prepare)(mdmt_backend *backend, mdmt_graph *graph, mdmt_op *op,

@@ -3,6 +3,7 @@
 #ifndef MDMT_CPU_ACCESS_H
 #define MDMT_CPU_ACCESS_H
 
+#include <math.h>
 #include <stddef.h>
 
 #include "cpu.h"
@@ -34,7 +35,7 @@ static inline mdmt_view mdmt_view_of(const mdmt_tensor *tensor)
     }
     v.row = (size_t)v.w * v.column;
     v.block = area * MDMT_BLOCK;
-    v.sample = area * (size_t)v.padded;
+    v.sample = tensor->kind == MDMT_MAP ? mdmt_map_sample(tensor) : area * (size_t)v.padded;
     return v;
 }
 
@@ -95,12 +96,52 @@ static inline size_t mdmt_weight_at(const mdmt_weight_view *v, int o, int i, int
 }
 
 /* NaN passes through, as in PyTorch. */
-static inline double mdmt_activate(mdmt_act act, double value)
+static inline double mdmt_activate(mdmt_act act, double x)
 {
-    return act == MDMT_ACT_RELU && value <= 0 ? 0.0 : value;
+    switch (act) {
+    case MDMT_ACT_RELU:
+        return x <= 0 ? 0.0 : x;
+    case MDMT_ACT_RELU6:
+        return x <= 0 ? 0.0 : x >= 6 ? 6.0 : x;
+    case MDMT_ACT_SILU:
+        return x / (1 + exp(-x));
+    case MDMT_ACT_SIGMOID:
+        return 1 / (1 + exp(-x));
+    case MDMT_ACT_HARDSWISH:
+        return x <= -3 ? 0.0 : x >= 3 ? x : x * (x + 3) / 6;
+    case MDMT_ACT_HARDSIGMOID:
+        return x <= -3 ? 0.0 : x >= 3 ? 1.0 : (x + 3) / 6;
+    default:
+        return x;
+    }
 }
 
-/* Element `at` of channel c of an argument that may be lazy. */
+/* act'(x) where mdmt_act_needs_input, else the derivative from v = act(x). At the kinks as
+ * PyTorch: 0 for ReLU at 0, ReLU6 at 0 and 6, the hard sigmoid at -3 and 3; the hard swish has
+ * 0 at -3 and 1 at 3. */
+static inline double mdmt_activate_slope(mdmt_act act, double v)
+{
+    double s;
+    switch (act) {
+    case MDMT_ACT_RELU:
+        return v > 0;
+    case MDMT_ACT_RELU6:
+        return v > 0 && v < 6;
+    case MDMT_ACT_SILU:
+        s = 1 / (1 + exp(-v));
+        return s * (1 + v * (1 - s));
+    case MDMT_ACT_SIGMOID:
+        return v * (1 - v);
+    case MDMT_ACT_HARDSWISH:
+        return v <= -3 ? 0.0 : v >= 3 ? 1.0 : (2 * v + 3) / 6;
+    case MDMT_ACT_HARDSIGMOID:
+        return v > 0 && v < 1 ? 1.0 / 6 : 0.0;
+    default:
+        return 1;
+    }
+}
+
+/* Element `at` of channel c of an argument that may be lazy, without its gate. */
 static inline double mdmt_load(const mdmt_value *value, size_t at, int c)
 {
     double x = ((const float *)value->data)[at];
@@ -108,6 +149,12 @@ static inline double mdmt_load(const mdmt_value *value, size_t at, int c)
         x = mdmt_activate(value->act, (double)value->scale[c] * x + (double)value->shift[c]);
     }
     return x;
+}
+
+/* The gate of channel c (of `channels`) of sample n, or 1. */
+static inline double mdmt_gate_of(const mdmt_value *value, int n, int c, int channels)
+{
+    return value->gate ? value->gate[(size_t)n * (size_t)channels + (size_t)c] : 1.0;
 }
 
 static inline int mdmt_lanes(int channels, int block)

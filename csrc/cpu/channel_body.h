@@ -354,8 +354,18 @@ const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_channel_sum) = {
     .isa = MDMT_LANES_LEVEL,
     .needs = channel_sum_needs,
     .run = channel_sum};
+/* Moments that were computed already leave nothing to gain. */
+static int fold_supports(const mdmt_site *site)
+{
+    return site->in[0] || !MDMT_ATTRS(mdmt_norm_attrs, site->op)->training;
+}
+
 const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_bn_fold) = {
-    .name = MDMT_KERNEL_TEXT(mdmt_f32_bn_fold), .isa = MDMT_LANES_LEVEL, .run = bn_fold};
+    .name = MDMT_KERNEL_TEXT(mdmt_f32_bn_fold),
+    .isa = MDMT_LANES_LEVEL,
+    .supports = fold_supports,
+    .run = bn_fold,
+};
 const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_flatten_forward) = {
     .name = MDMT_KERNEL_TEXT(mdmt_f32_flatten_forward),
     .isa = MDMT_LANES_LEVEL,

@@ -58,6 +58,14 @@ static void sample_stats(const mdmt_view *v, const float *data, int n, int c, fl
     to[MDMT_STATS_SQUARE * row] = (float)square;
 }
 
+/* x of a convolution, as its pixels are loaded. */
+static double load_x(const conv_job *job, int n, int c, int h, int w)
+{
+    const mdmt_value *x = &job->call->in[0];
+    double v = mdmt_load(x, mdmt_at(&job->x, n, c, h, w), c);
+    return x->gate ? v * mdmt_gate_of(x, n, c, job->x.c) : v;
+}
+
 /* acc += v * w over a block of sixteen lanes. */
 static inline void add_block(double *acc, double v, const float *w)
 {
@@ -70,19 +78,17 @@ static inline void add_block(double *acc, double v, const float *w)
  * the output channels share x and their weights lie side by side. */
 static void forward_tap(const conv_job *job, int n, int kb, int h, int col, size_t tap, double *acc)
 {
-    const mdmt_value *x = &job->call->in[0];
     const float *w = (const float *)job->call->in[1].data + tap;
     int lanes = mdmt_lanes(job->g.k, kb);
     for (int c = 0; c < job->w.i; c++) {
         const float *wp = w + mdmt_weight_at(&job->w, kb * B, c, 0, 0);
         if (job->g.groups == 1) {
-            add_block(acc, mdmt_load(x, mdmt_at(&job->x, n, c, h, col), c), wp);
+            add_block(acc, load_x(job, n, c, h, col), wp);
             continue;
         }
         for (int lane = 0; lane < lanes; lane++) {
             int from = (kb * B + lane) / job->per_group * job->w.i + c;
-            acc[lane] += mdmt_load(x, mdmt_at(&job->x, n, from, h, col), from) *
-                         (double)wp[(size_t)lane * job->w.o_lane];
+            acc[lane] += load_x(job, n, from, h, col) * (double)wp[(size_t)lane * job->w.o_lane];
         }
     }
 }
@@ -244,7 +250,6 @@ static void data_needs(const mdmt_site *site, mdmt_needs *needs)
 static void weight_tap(const conv_job *job, int kb, int c, int r, int s, double *acc)
 {
     const mdmt_geometry *g = &job->g;
-    const mdmt_value *x = &job->call->in[0];
     const float *dy = job->call->in[1].data;
     int lanes = mdmt_lanes(g->k, kb);
     for (int n = 0; n < g->n; n++) {
@@ -257,13 +262,12 @@ static void weight_tap(const conv_job *job, int kb, int c, int r, int s, double 
                 }
                 const float *d = dy + mdmt_at(&job->y, n, kb * B, oh, ow);
                 if (g->groups == 1) {
-                    add_block(acc, mdmt_load(x, mdmt_at(&job->x, n, c, h, w), c), d);
+                    add_block(acc, load_x(job, n, c, h, w), d);
                     continue;
                 }
                 for (int lane = 0; lane < lanes; lane++) {
                     int from = (kb * B + lane) / job->per_group * job->w.i + c;
-                    acc[lane] +=
-                        mdmt_load(x, mdmt_at(&job->x, n, from, h, w), from) * (double)d[lane];
+                    acc[lane] += load_x(job, n, from, h, w) * (double)d[lane];
                 }
             }
         }

@@ -25,12 +25,14 @@
     {                                                                                              \
         return RUN_##pass(points);                                                                 \
     }                                                                                              \
-    const mdmt_cpu_impl mdmt_f32_##label##__##isa_name = {"mdmt_f32_" #label "__" #isa_name,       \
-                                                          isa_id,                                  \
-                                                          supports_##label,                        \
-                                                          needs_##label,                           \
-                                                          cost_##label,                            \
-                                                          run_##label};
+    const mdmt_cpu_impl mdmt_f32_##label##__##isa_name = {                                         \
+        .name = "mdmt_f32_" #label "__" #isa_name,                                                 \
+        .isa = isa_id,                                                                             \
+        .supports = supports_##label,                                                              \
+        .needs = needs_##label,                                                                    \
+        .cost = cost_##label,                                                                      \
+        .run = run_##label,                                                                        \
+    };
 
 #define IMPLS(isa_id, isa_name)                                                                    \
     IMPL(conv2d_forward_winograd4, MDMT_WINO_FORWARD, 6, isa_id, isa_name)                         \

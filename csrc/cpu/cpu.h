@@ -1,7 +1,9 @@
 /* The CPU backend's own interface: layouts, and kernels as records.
  *
  * Layouts (float32 unless the tensor says otherwise; B = 16 channels):
- *   MAP      nChw16c: [N][ceil(C/B)][H][W][B]; lanes beyond C hold zeros, always
+ *   MAP      nChw16c: [N][ceil(C/B)][H][W][B]; lanes beyond C hold zeros, always.
+ *            A view lies in its root: from block view_from / B, samples as far apart as
+ *            the root's; always take the distances from mdmt_map_sample, mdmt_map_block
  *   IMAGE    [N][C][H][W]
  *   ROWS     [N][F]          VECTOR  [ceil(C/B) * B], zero padded
  *   MATRIX   [O][I]          SCALAR  [n]
@@ -26,11 +28,30 @@ static inline int mdmt_blocks(int channels)
     return (channels + MDMT_BLOCK - 1) / MDMT_BLOCK;
 }
 
+/* Floats from a sample of a MAP to the next, and from a channel block to the next. */
+static inline size_t mdmt_map_sample(const mdmt_tensor *map)
+{
+    return (size_t)mdmt_blocks(map->pitch ? map->pitch : map->dim[1]) * MDMT_BLOCK *
+           (size_t)map->dim[2] * (size_t)map->dim[3];
+}
+
+static inline size_t mdmt_map_block(const mdmt_tensor *map)
+{
+    return (size_t)MDMT_BLOCK * (size_t)map->dim[2] * (size_t)map->dim[3];
+}
+
+/* Whether the samples of a MAP follow one another without a gap. */
+static inline int mdmt_map_is_dense(const mdmt_tensor *map)
+{
+    return !map->pitch || mdmt_blocks(map->pitch) == mdmt_blocks(map->dim[1]);
+}
+
 /* Where an op stands: all that is known when the kernel is chosen. */
 typedef struct {
     const mdmt_op *op;
     const mdmt_tensor *in[MDMT_MAX_IN];   /* NULL: absent */
     const mdmt_tensor *out[MDMT_MAX_OUT]; /* NULL: absent */
+    const int32_t *number;                /* the graph's tables of integers */
     mdmt_pool *pool;
     int threads;  /* of the pool: per-thread scratch; never to cut the work by */
     mdmt_isa isa; /* the best that may be used */
@@ -52,6 +73,13 @@ typedef struct {
     const mdmt_step *step;
 } mdmt_call;
 
+/* What a kernel can deal with beyond plain MAPs and ReLU. */
+typedef enum {
+    MDMT_ACCEPTS_VIEWS = 1, /* samples with gaps between them        */
+    MDMT_ACCEPTS_GATES = 2, /* lazy inputs with a gate               */
+    MDMT_ACCEPTS_ACTS = 4   /* lazy inputs of every activation       */
+} mdmt_accepts;
+
 /* One kernel for one op. For each op, cpu/select.c lists them; among those that
  * support a site the cheapest by `cost` wins, ties and missing costs going to
  * the first in the list. The reference comes last, supports everything, and has
@@ -64,6 +92,7 @@ typedef struct mdmt_cpu_impl {
     void (*needs)(const mdmt_site *site, mdmt_needs *needs); /* NULL: nothing    */
     double (*cost)(const mdmt_site *site);                   /* NULL: 0          */
     mdmt_status (*run)(const mdmt_site *site, const mdmt_call *call);
+    int accepts;      /* mdmt_accepts, of its MAPs; a reference accepts everything */
 } mdmt_cpu_impl;
 
 /* Geometry of a convolution or pooling, read off a site once. */
@@ -74,7 +103,7 @@ typedef struct {
     int pt, pl, pb, pr; /* padding        */
     int dh, dw;         /* dilation       */
     int groups;
-    int plain;          /* x is an IMAGE */
+    int plain; /* x is an IMAGE */
 } mdmt_geometry;
 
 /* For conv2d, conv2d_bwd_data and conv2d_bwd_weight alike. */

@@ -338,7 +338,13 @@ static void bwd_needs(const mdmt_site *site, mdmt_needs *needs)
 static int bwd_supports(const mdmt_site *site)
 {
     int act = MDMT_ATTRS(mdmt_act_attrs, site->op)->act;
-    return lanes_is_map(site->in[0]) && (act == MDMT_ACT_NONE || act == MDMT_ACT_RELU);
+    for (int i = MDMT_BN_GATE; i < site->op->inputs; i++) {
+        if (site->in[i]) {
+            return 0;
+        }
+    }
+    return site->in[0] && lanes_is_map(site->in[0]) &&
+           (act == MDMT_ACT_NONE || act == MDMT_ACT_RELU);
 }
 
 const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_bn_bwd) = {

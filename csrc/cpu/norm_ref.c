@@ -9,9 +9,11 @@ enum { B = MDMT_BLOCK };
 typedef struct {
     const mdmt_site *site;
     const mdmt_call *call;
-    mdmt_view x;
+    mdmt_view x, y; /* y: norm_act's output */
+    mdmt_view in[MDMT_BN_INPUTS], dx, dpre;
     mdmt_act act;
-    const mdmt_value *extra; /* norm_act: residual, bn_bwd: z; or NULL */
+    const mdmt_value *residual; /* norm_act; or NULL */
+    mdmt_view residual_view;
 } norm_job;
 
 /* Mean, biased variance and count of one channel from its partial statistics,
@@ -39,6 +41,45 @@ static void merge_stats(const float *stats, int parts, size_t row, int c, double
     *count = n;
 }
 
+/* Task: block cb of channels. */
+static void moments_task(void *context, int cb, int thread)
+{
+    const norm_job *job = context;
+    (void)thread;
+    const mdmt_tensor *stats = job->site->in[0];
+    float *mean = job->call->out[0], *var = job->call->out[1];
+    for (int c = cb * B; c < (cb + 1) * B; c++) {
+        double m = 0, v = 0, count;
+        if (c < stats->dim[2]) {
+            merge_stats(job->call->in[0].data, stats->dim[0],
+                        (size_t)mdmt_blocks(stats->dim[2]) * B, c, &m, &v, &count);
+        }
+        mean[c] = (float)m;
+        var[c] = (float)v;
+    }
+}
+
+static mdmt_status stats_moments(const mdmt_site *site, const mdmt_call *call)
+{
+    norm_job job = {.site = site, .call = call};
+    mdmt_parallel(site->pool, mdmt_blocks(site->in[0]->dim[2]), moments_task, &job);
+    return MDMT_OK;
+}
+
+/* Batch moments of channel c of a fold: from its statistics, or as given. */
+static void fold_moments(const norm_job *job, int c, double *mean, double *variance)
+{
+    const mdmt_value *in = job->call->in;
+    double count;
+    if (job->site->in[0]) {
+        size_t row = (size_t)mdmt_blocks(job->site->in[1]->dim[0]) * B;
+        merge_stats(in[0].data, job->site->in[0]->dim[0], row, c, mean, variance, &count);
+    } else {
+        *mean = ((const float *)in[5].data)[c];
+        *variance = ((const float *)in[6].data)[c];
+    }
+}
+
 /* scale = gamma / sqrt(var + eps), shift = beta - mean * scale. In training the
  * running statistics move towards the batch's, the variance unbiased; with one
  * element per channel, which has no unbiased variance, the biased one (zero). */
@@ -53,14 +94,12 @@ static void fold_task(void *context, int cb, int thread)
     float *rmean = in[3].data, *rvar = in[4].data;
     float *scale = out[0], *shift = out[1], *mean_out = out[2], *invstd_out = out[3];
     int channels = job->site->in[1]->dim[0];
-    size_t row = (size_t)mdmt_blocks(channels) * B;
     for (int c = cb * B; c < (cb + 1) * B; c++) {
         double mean = 0, invstd = 0, factor = 0, offset = 0;
         if (c < channels) {
-            double variance, count;
+            double variance, count = a->count;
             if (a->training) {
-                int parts = job->site->in[0]->dim[0];
-                merge_stats(in[0].data, parts, row, c, &mean, &variance, &count);
+                fold_moments(job, c, &mean, &variance);
                 double unbiased = count > 1 ? variance * (count / (count - 1)) : variance;
                 double momentum = a->momentum;
                 rmean[c] = (float)((1 - momentum) * (double)rmean[c] + momentum * mean);
@@ -107,10 +146,13 @@ static void apply_task(void *context, int task, int thread)
                 int c = cb * B + lane;
                 size_t at = mdmt_at(&job->x, n, c, h, w);
                 double v = (double)scale[c] * (double)x[at] + (double)shift[c];
-                v += job->extra ? mdmt_load(job->extra, at, c) : 0.0;
+                if (job->residual) {
+                    at = mdmt_at(&job->residual_view, n, c, h, w);
+                    v += mdmt_load(job->residual, at, c);
+                }
                 value[lane] = mdmt_activate(job->act, v);
             }
-            mdmt_store_block(&job->x, job->call->out[0], n, cb, h, w, value, lanes);
+            mdmt_store_block(&job->y, job->call->out[0], n, cb, h, w, value, lanes);
         }
     }
 }
@@ -120,8 +162,12 @@ static mdmt_status norm_act(const mdmt_site *site, const mdmt_call *call)
     norm_job job = {.site = site,
                     .call = call,
                     .x = mdmt_view_of(site->in[0]),
-                    .act = (mdmt_act)MDMT_ATTRS(mdmt_act_attrs, site->op)->act,
-                    .extra = mdmt_optional_in(site, call, 3) ? &call->in[3] : NULL};
+                    .y = mdmt_view_of(site->out[0]),
+                    .act = (mdmt_act)MDMT_ATTRS(mdmt_act_attrs, site->op)->act};
+    if (mdmt_optional_in(site, call, 3)) {
+        job.residual = &call->in[3];
+        job.residual_view = mdmt_view_of(site->in[3]);
+    }
     mdmt_parallel(site->pool, job.x.n * mdmt_blocks(job.x.c), apply_task, &job);
     return MDMT_OK;
 }
@@ -132,20 +178,34 @@ static void over_x_or_residual(const mdmt_site *site, mdmt_needs *needs)
     needs->inplace_inputs = 1u << 0 | 1u << 3;
 }
 
-/* Gradient before the activation, at one element: dz where the activation let
- * it through. Forward: z = act(scale x + shift [+ residual]). */
-static double masked(const norm_job *job, size_t at, int c)
+/* Element (n, c, h, w) of an input of bn_bwd; zero where it is absent. */
+static double bwd_input(const norm_job *job, int input, int n, int c, int h, int w)
+{
+    const float *data = mdmt_optional_in(job->site, job->call, input);
+    return data ? (double)data[mdmt_at(&job->in[input], n, c, h, w)] : 0.0;
+}
+
+/* Gradient before the activation, at one element. Forward: z = act(y) with
+ * y = scale x + shift [+ residual], then z gate, and the mean of z. */
+static double masked(const norm_job *job, int n, int c, int h, int w)
 {
     const mdmt_value *in = job->call->in;
-    double dz = ((const float *)in[0].data)[at];
-    if (job->act == MDMT_ACT_NONE) {
-        return dz;
+    double d = bwd_input(job, MDMT_BN_DZ, n, c, h, w);
+    if (mdmt_optional_in(job->site, job->call, MDMT_BN_GATE)) {
+        d *= bwd_input(job, MDMT_BN_GATE, n, c, 0, 0);
     }
-    double z = job->extra ? (double)((const float *)job->extra->data)[at]
-                          : (double)((const float *)in[2].data)[c] *
-                                    (double)((const float *)in[1].data)[at] +
-                                (double)((const float *)in[3].data)[c];
-    return z <= 0 ? 0.0 : dz;
+    d += bwd_input(job, MDMT_BN_POOLED, n, c, 0, 0) / ((double)job->x.h * job->x.w);
+    double v;
+    if (mdmt_optional_in(job->site, job->call, MDMT_BN_Z)) {
+        v = bwd_input(job, MDMT_BN_Z, n, c, h, w);
+    } else {
+        v = (double)((const float *)in[MDMT_BN_SCALE].data)[c] *
+                bwd_input(job, MDMT_BN_X, n, c, h, w) +
+            (double)((const float *)in[MDMT_BN_SHIFT].data)[c];
+        v = mdmt_act_needs_input(job->act) ? v : mdmt_activate(job->act, v);
+    }
+    double slope = mdmt_activate_slope(job->act, v);
+    return slope == 0 ? 0.0 : d * slope;
 }
 
 /* Sums over N, H, W of d = the masked gradient and of d * xhat, where
@@ -153,39 +213,58 @@ static double masked(const norm_job *job, size_t at, int c)
 static void channel_sums(const norm_job *job, int c, double *sum, double *dot)
 {
     const mdmt_value *in = job->call->in;
-    const float *x = in[1].data;
-    double mean = ((const float *)in[4].data)[c], invstd = ((const float *)in[5].data)[c];
+    double mean = ((const float *)in[MDMT_BN_MEAN].data)[c];
+    double invstd = ((const float *)in[MDMT_BN_INVSTD].data)[c];
     *sum = *dot = 0;
     for (int n = 0; n < job->x.n; n++) {
         for (int h = 0; h < job->x.h; h++) {
             for (int w = 0; w < job->x.w; w++) {
-                size_t at = mdmt_at(&job->x, n, c, h, w);
-                double d = masked(job, at, c);
+                double d = masked(job, n, c, h, w);
                 *sum += d;
-                *dot += d * (((double)x[at] - mean) * invstd);
+                *dot += d * ((bwd_input(job, MDMT_BN_X, n, c, h, w) - mean) * invstd);
             }
         }
     }
 }
 
-/* Task: block cb of channels.
- * dbeta = sum d, dgamma = sum d xhat, and with M = N H W
- * training: dx = scale (d - dbeta / M - xhat dgamma / M); else dx = scale d. */
+/* Second pass, one pixel of block cb: dpre = d and, with M = N H W, in training
+ * dx = addend + scale (d - dbeta / M - xhat dgamma / M); else addend + scale d. */
+static void backward_pixel(const norm_job *job, int n, int cb, int h, int w, const double *sum,
+                           const double *dot)
+{
+    const mdmt_value *in = job->call->in;
+    const float *scale = in[MDMT_BN_SCALE].data, *mean = in[MDMT_BN_MEAN].data;
+    const float *invstd = in[MDMT_BN_INVSTD].data;
+    int lanes = mdmt_lanes(job->x.c, cb);
+    int training = MDMT_ATTRS(mdmt_act_attrs, job->site->op)->training;
+    double d[B], g[B], count = (double)job->x.n * job->x.h * job->x.w;
+    for (int lane = 0; lane < lanes; lane++) {
+        int c = cb * B + lane;
+        d[lane] = masked(job, n, c, h, w);
+        double x = bwd_input(job, MDMT_BN_X, n, c, h, w);
+        double xhat = (x - (double)mean[c]) * (double)invstd[c];
+        double mean_part = training ? (sum[lane] + xhat * dot[lane]) / count : 0.0;
+        g[lane] =
+            (double)scale[c] * (d[lane] - mean_part) + bwd_input(job, MDMT_BN_ADDEND, n, c, h, w);
+    }
+    float *dpre = mdmt_optional_out(job->site, job->call, 3);
+    if (dpre) {
+        mdmt_store_block(&job->dpre, dpre, n, cb, h, w, d, lanes);
+    }
+    if (job->call->out[0]) {
+        mdmt_store_block(&job->dx, job->call->out[0], n, cb, h, w, g, lanes);
+    }
+}
+
+/* Task: block cb of channels. dbeta = sum d, dgamma = sum d xhat, then dx. */
 static void backward_task(void *context, int cb, int thread)
 {
     const norm_job *job = context;
     (void)thread;
-    const mdmt_value *in = job->call->in;
-    const float *x = in[1].data, *scale = in[2].data, *mean = in[4].data, *invstd = in[5].data;
-    const mdmt_act_attrs *a = MDMT_ATTRS(mdmt_act_attrs, job->site->op);
-    void *const *out = job->call->out;
-    float *dx = out[0], *dgamma = out[1], *dbeta = out[2];
-    float *dpre = mdmt_optional_out(job->site, job->call, 3);
-    int lanes = mdmt_lanes(job->x.c, cb);
+    float *dgamma = job->call->out[1], *dbeta = job->call->out[2];
     double sum[B] = {0}, dot[B] = {0};
-    double count = (double)job->x.n * job->x.h * job->x.w;
     for (int lane = 0; lane < B; lane++) {
-        if (lane < lanes) {
+        if (lane < mdmt_lanes(job->x.c, cb)) {
             channel_sums(job, cb * B + lane, &sum[lane], &dot[lane]);
         }
         if (dgamma) {
@@ -195,24 +274,11 @@ static void backward_task(void *context, int cb, int thread)
             dbeta[cb * B + lane] = (float)sum[lane];
         }
     }
-    size_t pixels = (size_t)job->x.h * (size_t)job->x.w;
-    for (size_t i = 0; i < (size_t)job->x.n * pixels; i++) {
-        int n = (int)(i / pixels), h = (int)(i % pixels) / job->x.w;
-        int w = (int)(i % pixels) % job->x.w;
-        double d[B], g[B];
-        for (int lane = 0; lane < lanes; lane++) {
-            int c = cb * B + lane;
-            size_t at = mdmt_at(&job->x, n, c, h, w);
-            d[lane] = masked(job, at, c);
-            double xhat = ((double)x[at] - (double)mean[c]) * (double)invstd[c];
-            double mean_part = a->training ? (sum[lane] + xhat * dot[lane]) / count : 0.0;
-            g[lane] = (double)scale[c] * (d[lane] - mean_part);
-        }
-        if (dpre) {
-            mdmt_store_block(&job->x, dpre, n, cb, h, w, d, lanes);
-        }
-        if (dx) {
-            mdmt_store_block(&job->x, dx, n, cb, h, w, g, lanes);
+    for (int n = 0; n < job->x.n; n++) {
+        for (int h = 0; h < job->x.h; h++) {
+            for (int w = 0; w < job->x.w; w++) {
+                backward_pixel(job, n, cb, h, w, sum, dot);
+            }
         }
     }
 }
@@ -221,21 +287,34 @@ static mdmt_status bn_bwd(const mdmt_site *site, const mdmt_call *call)
 {
     norm_job job = {.site = site,
                     .call = call,
-                    .x = mdmt_view_of(site->in[1]),
-                    .act = (mdmt_act)MDMT_ATTRS(mdmt_act_attrs, site->op)->act,
-                    .extra = mdmt_optional_in(site, call, 6) ? &call->in[6] : NULL};
+                    .x = mdmt_view_of(site->in[MDMT_BN_X]),
+                    .act = (mdmt_act)MDMT_ATTRS(mdmt_act_attrs, site->op)->act};
+    for (int i = 0; i < site->op->inputs; i++) {
+        if (site->in[i]) {
+            job.in[i] = mdmt_view_of(site->in[i]);
+        }
+    }
+    if (site->out[0]) {
+        job.dx = mdmt_view_of(site->out[0]);
+    }
+    if (site->op->outputs > 3 && site->out[3]) {
+        job.dpre = mdmt_view_of(site->out[3]);
+    }
     mdmt_parallel(site->pool, mdmt_blocks(job.x.c), backward_task, &job);
     return MDMT_OK;
 }
 
 /* Every element is read in full before any output of it is written, so dx may
- * lie over dz, x or z, and dpre over dz. */
+ * lie over dz, x, z or the addend, and dpre over dz. */
 static void over_any_map(const mdmt_site *site, mdmt_needs *needs)
 {
     (void)site;
-    needs->inplace_inputs = 1u << 0 | 1u << 1 | 1u << 6;
+    needs->inplace_inputs =
+        1u << MDMT_BN_DZ | 1u << MDMT_BN_X | 1u << MDMT_BN_Z | 1u << MDMT_BN_ADDEND;
 }
 
+const mdmt_cpu_impl mdmt_f32_stats_moments__ref = {
+    .name = "mdmt_f32_stats_moments__ref", .cost = mdmt_ref_cost, .run = stats_moments};
 const mdmt_cpu_impl mdmt_f32_bn_fold__ref = {
     .name = "mdmt_f32_bn_fold__ref", .cost = mdmt_ref_cost, .run = bn_fold};
 const mdmt_cpu_impl mdmt_f32_norm_act__ref = {.name = "mdmt_f32_norm_act__ref",

@@ -9,7 +9,7 @@ enum { B = MDMT_BLOCK };
 typedef struct {
     const mdmt_call *call;
     mdmt_geometry g;
-    mdmt_view x, y;
+    mdmt_view x, y, where; /* where: of the argmax, which is never a view */
     int include_pad;
     uint8_t *argmax; /* max_pool: or NULL */
 } pool_job;
@@ -64,7 +64,7 @@ static void max_task(void *context, int task, int thread)
                     value[lane] = max_of_window(job, n, cb * B + lane, oh, ow, &index);
                 }
                 if (job->argmax) {
-                    job->argmax[mdmt_at(&job->y, n, cb * B + lane, oh, ow)] = (uint8_t)index;
+                    job->argmax[mdmt_at(&job->where, n, cb * B + lane, oh, ow)] = (uint8_t)index;
                 }
             }
             mdmt_store_block(&job->y, job->call->out[0], n, cb, oh, ow, value, lanes);
@@ -76,6 +76,9 @@ static mdmt_status max_pool_forward(const mdmt_site *site, const mdmt_call *call
 {
     pool_job job = pool_job_of(site, call, site->in[0], site->out[0]);
     job.argmax = mdmt_optional_out(site, call, 1);
+    if (job.argmax) {
+        job.where = mdmt_view_of(site->out[1]);
+    }
     mdmt_parallel(site->pool, job.x.n * mdmt_blocks(job.x.c), max_task, &job);
     return MDMT_OK;
 }
@@ -92,8 +95,8 @@ static double max_gradient(const pool_job *job, int n, int c, int h, int w)
         for (int s = 0; oh >= 0 && s < g->kw; s++) {
             int ow = mdmt_window(w, g->sw, g->pl, s, g->dw, g->ow);
             if (ow >= 0) {
-                size_t at = mdmt_at(&job->y, n, c, oh, ow);
-                sum += argmax[at] == r * g->kw + s ? (double)dy[at] : 0.0;
+                int hit = argmax[mdmt_at(&job->where, n, c, oh, ow)] == r * g->kw + s;
+                sum += hit ? (double)dy[mdmt_at(&job->y, n, c, oh, ow)] : 0.0;
             }
         }
     }
@@ -217,6 +220,7 @@ static void average_bwd_task(void *context, int task, int thread)
 static mdmt_status max_pool_bwd(const mdmt_site *site, const mdmt_call *call)
 {
     pool_job job = pool_job_of(site, call, site->out[0], site->in[0]);
+    job.where = mdmt_view_of(site->in[1]);
     mdmt_parallel(site->pool, job.x.n * mdmt_blocks(job.x.c), max_bwd_task, &job);
     return MDMT_OK;
 }

@@ -122,6 +122,31 @@ static const mdmt_cpu_impl *const add_impls[] = {
     NULL,
 };
 
+static const mdmt_cpu_impl *const stats_moments_impls[] = {
+    &mdmt_f32_stats_moments__ref,
+    NULL,
+};
+
+static const mdmt_cpu_impl *const gate_impls[] = {
+    &mdmt_f32_gate__ref,
+    NULL,
+};
+
+static const mdmt_cpu_impl *const gate_bwd_impls[] = {
+    &mdmt_f32_gate_bwd__ref,
+    NULL,
+};
+
+static const mdmt_cpu_impl *const channel_gather_impls[] = {
+    &mdmt_f32_channel_gather__ref,
+    NULL,
+};
+
+static const mdmt_cpu_impl *const zeros_impls[] = {
+    &mdmt_f32_zeros__ref,
+    NULL,
+};
+
 static const mdmt_cpu_impl *const max_pool_impls[] = {
 #ifdef MDMT_X86
     &mdmt_f32_max_pool_forward__avx512,
@@ -264,6 +289,11 @@ static const mdmt_cpu_list lists[] = {
     {&mdmt_op_act, act_impls},
     {&mdmt_op_act_bwd, act_bwd_impls},
     {&mdmt_op_add, add_impls},
+    {&mdmt_op_stats_moments, stats_moments_impls},
+    {&mdmt_op_gate, gate_impls},
+    {&mdmt_op_gate_bwd, gate_bwd_impls},
+    {&mdmt_op_channel_gather, channel_gather_impls},
+    {&mdmt_op_zeros, zeros_impls},
     {&mdmt_op_max_pool, max_pool_impls},
     {&mdmt_op_max_pool_bwd, max_pool_bwd_impls},
     {&mdmt_op_avg_pool, avg_pool_impls},
@@ -305,6 +335,7 @@ static cpu_backend *cpu_of(const mdmt_backend *backend)
 static mdmt_site site_of(const cpu_backend *cpu, const mdmt_graph *graph, const mdmt_op *op)
 {
     mdmt_site site = {.op = op,
+                      .number = graph->number,
                       .pool = cpu->pool,
                       .threads = mdmt_pool_threads(cpu->pool),
                       .isa = cpu->isa,
@@ -318,9 +349,33 @@ static mdmt_site site_of(const cpu_backend *cpu, const mdmt_graph *graph, const 
     return site;
 }
 
-static int usable(const mdmt_cpu_impl *impl, const mdmt_site *site)
+/* What a tensor asks of a kernel: mdmt_accepts. */
+static int asked_by(const mdmt_tensor *t)
 {
-    return impl->isa <= site->isa && (!impl->supports || impl->supports(site));
+    if (!t || t->kind != MDMT_MAP) {
+        return 0;
+    }
+    return (mdmt_map_is_dense(t) ? 0 : MDMT_ACCEPTS_VIEWS) |
+           (t->lazy_gate < 0 ? 0 : MDMT_ACCEPTS_GATES) |
+           (t->lazy_act <= MDMT_ACT_RELU ? 0 : MDMT_ACCEPTS_ACTS);
+}
+
+static int asked_by_site(const mdmt_site *site)
+{
+    int asked = 0;
+    for (int i = 0; i < site->op->inputs; i++) {
+        asked |= asked_by(site->in[i]);
+    }
+    for (int i = 0; i < site->op->outputs; i++) {
+        asked |= asked_by(site->out[i]);
+    }
+    return asked;
+}
+
+static int usable(const mdmt_cpu_impl *impl, const mdmt_site *site, int asked)
+{
+    return impl->isa <= site->isa && (impl->isa == MDMT_ISA_REF || !(asked & ~impl->accepts)) &&
+           (!impl->supports || impl->supports(site));
 }
 
 /* Whether `force` (or NULL: no wish) allows the kernel: its name or a beginning of it. */
@@ -330,7 +385,7 @@ static int allowed(const mdmt_cpu_impl *impl, const char *force)
 }
 
 /* The cheapest of those that `force` allows; a full name means that kernel only. */
-static mdmt_status choose(const mdmt_site *site, const mdmt_cpu_impl *const *impls,
+static mdmt_status choose(const mdmt_site *site, int asked, const mdmt_cpu_impl *const *impls,
                           const char *force, const mdmt_cpu_impl **chosen)
 {
     const mdmt_cpu_impl *best = NULL;
@@ -342,7 +397,7 @@ static mdmt_status choose(const mdmt_site *site, const mdmt_cpu_impl *const *imp
             continue;
         }
         named++;
-        if (!usable(impl, site)) {
+        if (!usable(impl, site, asked)) {
             continue;
         }
         double cost = impl->cost ? impl->cost(site) : 0.0;
@@ -383,7 +438,7 @@ static mdmt_status cpu_prepare(mdmt_backend *backend, mdmt_graph *graph, mdmt_op
         return mdmt_fail(MDMT_UNSUPPORTED, "the op %s has no kernel on the CPU", op->record->name);
     }
     const mdmt_cpu_impl *impl = NULL;
-    MDMT_TRY(choose(&site, impls, force, &impl));
+    MDMT_TRY(choose(&site, asked_by_site(&site), impls, force, &impl));
     mdmt_needs needs = {0};
     if (impl->needs) {
         impl->needs(&site, &needs);
@@ -417,6 +472,13 @@ static size_t cpu_tensor_bytes(const mdmt_backend *backend, const mdmt_tensor *t
 {
     (void)backend;
     return mdmt_storage_bytes(tensor);
+}
+
+static size_t cpu_view_bytes(const mdmt_backend *backend, const mdmt_tensor *view)
+{
+    (void)backend;
+    size_t pixels = view->kind == MDMT_MAP ? (size_t)view->dim[2] * (size_t)view->dim[3] : 1;
+    return (size_t)view->view_from * pixels * sizeof(float);
 }
 
 static mdmt_status cpu_upload(mdmt_backend *backend, const mdmt_tensor *tensor, void *data,
@@ -520,6 +582,7 @@ mdmt_status mdmt_cpu_open(mdmt_backend **backend, mdmt_pool *pool, mdmt_isa isa,
     }
     *cpu = (cpu_backend){.base = {.name = "cpu",
                                   .tensor_bytes = cpu_tensor_bytes,
+                                  .view_bytes = cpu_view_bytes,
                                   .prepare = cpu_prepare,
                                   .run = cpu_run,
                                   .upload = cpu_upload,

@@ -8,10 +8,10 @@
 
 typedef struct {
     int batch, height, width;
-    int training;         /* batch statistics, dropout                                 */
-    int want_gradients;   /* loss and gradients of all parameters                      */
-    int from_store;       /* the image comes from the step's sources, not from outside */
-    int augment;          /* with from_store                                           */
+    int training;       /* batch statistics, dropout                                 */
+    int want_gradients; /* loss and gradients of all parameters                      */
+    int from_store;     /* the image comes from the step's sources, not from outside */
+    int augment;        /* with from_store                                           */
     float mean[4], std[4];
     mdmt_loss_attrs loss; /* with want_gradients: tasks, kinds, weights, reduction     */
     int target_width;     /* columns of the target                                     */
@@ -20,10 +20,10 @@ typedef struct {
 } mdmt_mode;
 
 /* Names of the tensors that a lowered graph has beside the network's own. */
-#define MDMT_NAME_IMAGE "image"
-#define MDMT_NAME_TASK "task"
-#define MDMT_NAME_TARGET "target"
-#define MDMT_NAME_LOSS "loss"
+#define MDMT_NAME_IMAGE    "image"
+#define MDMT_NAME_TASK     "task"
+#define MDMT_NAME_TARGET   "target"
+#define MDMT_NAME_LOSS     "loss"
 #define MDMT_NAME_PER_TASK "per_task"
 
 /* A new graph in *lowered; the caller closes it. */

@@ -46,8 +46,8 @@ static void lay_out(mdmt_network *n)
         n->offset[t] = -1;
         if (total) {
             n->offset[t] = *total;
-            *total += (int64_t)mdmt_round_up(n->backend->tensor_bytes(n->backend, tensor),
-                                             MDMT_ALIGN);
+            *total +=
+                (int64_t)mdmt_round_up(n->backend->tensor_bytes(n->backend, tensor), MDMT_ALIGN);
         }
     }
 }
@@ -125,8 +125,7 @@ static mdmt_status address_of(mdmt_network *n, mdmt_holding what, const char *na
     if ((*tensor)->role == MDMT_ROLE_PARAM) {
         MDMT_TRY(slab_of(n, what, &slab));
     } else if (what != MDMT_HOLDS_WEIGHTS) {
-        return mdmt_fail(MDMT_BAD_ARGUMENT, "%s is a running statistic and has no gradient",
-                         name);
+        return mdmt_fail(MDMT_BAD_ARGUMENT, "%s is a running statistic and has no gradient", name);
     }
     *address = (char *)slab->data + n->offset[t];
     return MDMT_OK;
@@ -140,8 +139,7 @@ mdmt_status mdmt_network_get(mdmt_network *n, mdmt_holding what, const char *nam
     return n->backend->download(n->backend, tensor, address, host);
 }
 
-mdmt_status mdmt_network_set(mdmt_network *n, mdmt_holding what, const char *name,
-                             const void *host)
+mdmt_status mdmt_network_set(mdmt_network *n, mdmt_holding what, const char *name, const void *host)
 {
     const mdmt_tensor *tensor = NULL;
     void *address = NULL;
@@ -189,9 +187,9 @@ static int same_mode(const entry *e, const mdmt_mode *mode)
         a->want_gradients != mode->want_gradients || a->from_store != mode->from_store) {
         return 0;
     }
-    if (a->from_store && (a->augment != mode->augment ||
-                          memcmp(a->mean, mode->mean, sizeof a->mean) != 0 ||
-                          memcmp(a->std, mode->std, sizeof a->std) != 0)) {
+    if (a->from_store &&
+        (a->augment != mode->augment || memcmp(a->mean, mode->mean, sizeof a->mean) != 0 ||
+         memcmp(a->std, mode->std, sizeof a->std) != 0)) {
         return 0;
     }
     if (!a->want_gradients) {

@@ -46,7 +46,6 @@ mdmt_status mdmt_network_program(mdmt_network *network, const mdmt_mode *mode,
 mdmt_status mdmt_network_adam(mdmt_network *network, const mdmt_adam *adam);
 
 /* What this mode needs, as planned, without taking it. */
-mdmt_status mdmt_network_memory(mdmt_network *network, const mdmt_mode *mode,
-                                mdmt_memory *memory);
+mdmt_status mdmt_network_memory(mdmt_network *network, const mdmt_mode *mode, mdmt_memory *memory);
 
 #endif

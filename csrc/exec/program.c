@@ -27,19 +27,25 @@ static mdmt_status plan_memory(mdmt_program *p)
     size_t ops = (size_t)p->graph->ops;
     size_t *workspace = mdmt_acquire(ops, sizeof *workspace);
     uint32_t *inplace = mdmt_acquire(ops, sizeof *inplace);
+    size_t *view = mdmt_acquire((size_t)p->graph->tensors, sizeof *view);
     mdmt_status status = MDMT_NO_MEMORY;
-    if (workspace && inplace) {
+    if (workspace && inplace && view) {
         for (int t = 0; t < p->graph->tensors; t++) {
-            p->tensor_bytes[t] = p->backend->tensor_bytes(p->backend, &p->graph->tensor[t]);
+            const mdmt_tensor *tensor = &p->graph->tensor[t];
+            p->tensor_bytes[t] = p->backend->tensor_bytes(p->backend, tensor);
+            if (tensor->view_of >= 0) {
+                view[t] = p->backend->view_bytes(p->backend, tensor);
+            }
         }
         for (size_t i = 0; i < ops; i++) {
             workspace[i] = p->kernel[i].workspace_bytes;
             inplace[i] = p->kernel[i].inplace_inputs;
         }
-        status = mdmt_plan_make(p->graph, p->tensor_bytes, workspace, inplace, &p->plan);
+        status = mdmt_plan_make(p->graph, p->tensor_bytes, view, workspace, inplace, &p->plan);
     }
     mdmt_release(workspace);
     mdmt_release(inplace);
+    mdmt_release(view);
     return status;
 }
 
@@ -118,6 +124,7 @@ static mdmt_value argument(const mdmt_program *p, int tensor)
     return (mdmt_value){.data = p->address[t->lazy_source],
                         .scale = p->address[t->lazy_scale],
                         .shift = p->address[t->lazy_shift],
+                        .gate = t->lazy_gate < 0 ? NULL : p->address[t->lazy_gate],
                         .act = t->lazy_act};
 }
 

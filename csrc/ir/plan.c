@@ -15,7 +15,7 @@ typedef struct {
 
 typedef struct {
     const mdmt_graph *graph;
-    const size_t *bytes;
+    const size_t *bytes, *view_bytes;
     int *last_use; /* per tensor: index of the last op that reads it, or its producer */
     int *owner;    /* per tensor: its block, or -1                                    */
     block *blocks;
@@ -24,7 +24,7 @@ typedef struct {
 
 static int is_planned(const mdmt_tensor *tensor)
 {
-    return tensor->lazy_source < 0 &&
+    return tensor->lazy_source < 0 && tensor->view_of < 0 &&
            (tensor->role == MDMT_ROLE_VALUE || tensor->role == MDMT_ROLE_INPUT);
 }
 
@@ -35,6 +35,12 @@ static void note_use(planner *p, int tensor, int op)
         note_use(p, t->lazy_source, op);
         note_use(p, t->lazy_scale, op);
         note_use(p, t->lazy_shift, op);
+        if (t->lazy_gate >= 0) {
+            note_use(p, t->lazy_gate, op);
+        }
+    }
+    if (t->view_of >= 0) {
+        note_use(p, t->view_of, op);
     }
     if (op > p->last_use[tensor]) {
         p->last_use[tensor] = op;
@@ -57,6 +63,11 @@ static void find_last_uses(planner *p)
                 note_use(p, graph->op[op].in[i], op);
             }
         }
+        for (int i = 0; i < graph->op[op].outputs; i++) {
+            if (graph->op[op].out[i] >= 0) {
+                note_use(p, graph->op[op].out[i], op);
+            }
+        }
     }
 }
 
@@ -65,8 +76,7 @@ static int read_twice(const planner *p, const mdmt_op *op, int i)
 {
     for (int j = 0; j < op->inputs; j++) {
         int t = op->in[j];
-        if (j != i && t >= 0 &&
-            (t == op->in[i] || p->graph->tensor[t].lazy_source == op->in[i])) {
+        if (j != i && t >= 0 && (t == op->in[i] || p->graph->tensor[t].lazy_source == op->in[i])) {
             return 1;
         }
     }
@@ -89,7 +99,7 @@ static int inplace_source(const planner *p, int index, uint32_t allowed, int *ou
             continue;
         }
         const mdmt_tensor *tensor = &p->graph->tensor[in];
-        if (tensor->role == MDMT_ROLE_VALUE && tensor->lazy_source < 0 && !tensor->is_output &&
+        if (is_planned(tensor) && tensor->role == MDMT_ROLE_VALUE && !tensor->is_output &&
             p->last_use[in] == index && p->bytes[in] == p->bytes[out] &&
             p->blocks[p->owner[in]].last == index && !read_twice(p, op, i)) {
             return in;
@@ -100,8 +110,8 @@ static int inplace_source(const planner *p, int index, uint32_t allowed, int *ou
 
 static int new_block(planner *p, size_t bytes, int first, int last)
 {
-    p->blocks[p->count] = (block){(int64_t)mdmt_round_up(bytes, MDMT_ALIGN), 0, first, last,
-                                  p->count};
+    p->blocks[p->count] =
+        (block){(int64_t)mdmt_round_up(bytes, MDMT_ALIGN), 0, first, last, p->count};
     return p->count++;
 }
 
@@ -120,6 +130,12 @@ static void make_blocks(planner *p, const size_t *workspace_bytes, const uint32_
         int output, source = inplace_source(p, index, inplace[index], &output);
         for (int i = 0; i < op->outputs; i++) {
             int t = op->out[i];
+            if (t >= 0 && graph->tensor[t].view_of >= 0) {
+                t = graph->tensor[t].view_of;
+                if (p->owner[t] >= 0) { /* another view was made before */
+                    continue;
+                }
+            }
             if (t < 0 || !is_planned(&graph->tensor[t])) {
                 continue;
             }
@@ -209,7 +225,11 @@ static mdmt_status fill(planner *p, const size_t *workspace_bytes, const uint32_
         offset_of[p->blocks[b].id] = p->blocks[b].offset;
     }
     for (int t = 0; t < graph->tensors; t++) {
-        plan->offset[t] = p->owner[t] < 0 ? MDMT_NOT_PLANNED : offset_of[p->owner[t]];
+        int view_of = graph->tensor[t].view_of, stored = view_of < 0 ? t : view_of;
+        plan->offset[t] = p->owner[stored] < 0 ? MDMT_NOT_PLANNED : offset_of[p->owner[stored]];
+        if (view_of >= 0 && plan->offset[t] >= 0) {
+            plan->offset[t] += (int64_t)p->view_bytes[t];
+        }
     }
     for (int op = 0; op < graph->ops; op++) {
         int owner = workspace_owner[op];
@@ -219,12 +239,12 @@ static mdmt_status fill(planner *p, const size_t *workspace_bytes, const uint32_
 }
 
 mdmt_status mdmt_plan_make(const mdmt_graph *graph, const size_t *tensor_bytes,
-                           const size_t *workspace_bytes, const uint32_t *inplace,
-                           mdmt_plan *plan)
+                           const size_t *view_bytes, const size_t *workspace_bytes,
+                           const uint32_t *inplace, mdmt_plan *plan)
 {
     size_t tensors = (size_t)graph->tensors, ops = (size_t)graph->ops;
     memset(plan, 0, sizeof *plan);
-    planner p = {.graph = graph, .bytes = tensor_bytes};
+    planner p = {.graph = graph, .bytes = tensor_bytes, .view_bytes = view_bytes};
     plan->offset = mdmt_acquire(tensors, sizeof *plan->offset);
     plan->workspace = mdmt_acquire(ops, sizeof *plan->workspace);
     p.last_use = mdmt_acquire(tensors, sizeof *p.last_use);
@@ -233,8 +253,8 @@ mdmt_status mdmt_plan_make(const mdmt_graph *graph, const size_t *tensor_bytes,
     int *workspace_owner = mdmt_acquire(ops, sizeof *workspace_owner);
     int64_t *spans = mdmt_acquire(2 * (tensors + ops), sizeof *spans);
     mdmt_status status = MDMT_NO_MEMORY;
-    if (plan->offset && plan->workspace && p.last_use && p.owner && p.blocks &&
-        workspace_owner && spans) {
+    if (plan->offset && plan->workspace && p.last_use && p.owner && p.blocks && workspace_owner &&
+        spans) {
         status = fill(&p, workspace_bytes, inplace, plan, workspace_owner, spans);
     }
     mdmt_release(p.last_use);

@@ -15,9 +15,14 @@ typedef struct {
     int count;  /* 1, or the length of an array */
 } mdmt_field;
 
-#define MDMT_INT_FIELD(type, member, n) {#member, MDMT_FIELD_INT, (int)offsetof(type, member), n}
-#define MDMT_FLOAT_FIELD(type, member, n) \
-    {#member, MDMT_FIELD_FLOAT, (int)offsetof(type, member), n}
+#define MDMT_INT_FIELD(type, member, n)                                                            \
+    {                                                                                              \
+#member, MDMT_FIELD_INT, (int)offsetof(type, member), n                                    \
+    }
+#define MDMT_FLOAT_FIELD(type, member, n)                                                          \
+    {                                                                                              \
+#member, MDMT_FIELD_FLOAT, (int)offsetof(type, member), n                                  \
+    }
 
 typedef struct {
     double macs;  /* multiply-adds of convolutions and linear layers */
@@ -48,6 +53,9 @@ typedef struct mdmt_op_record {
     /* Appends the ops that turn the gradients of the outputs into those of the
      * inputs. NULL: the op has no gradient. */
     mdmt_status (*gradient)(mdmt_graph *graph, int op, mdmt_gradients *gradients);
+    /* One op that makes the sum of the first outputs of ops a and b of this record: appends
+     * it and sets *sum, or leaves it -1 where there is none. NULL: never. */
+    mdmt_status (*merge)(mdmt_graph *graph, int a, int b, int *sum);
     /* Multiply-adds; NULL: none worth counting. */
     double (*macs)(const mdmt_graph *graph, const mdmt_op *op);
 } mdmt_op_record;

@@ -9,11 +9,19 @@
  *   conv2d_bwd_weight  ~x, dy                                   dw
  *   channel_sum        x MAP or ROWS                            sum (C)      (bias gradients)
  *   channel_stats      x MAP                                    stats
- *   bn_fold            [stats], gamma, beta, rmean, rvar        scale, shift, mean, invstd
+ *   stats_moments      stats                                    mean (C), var (C) (biased)
+ *   bn_fold            [stats], gamma, beta, rmean, rvar,
+ *                      [mean, var: instead of stats]            scale, shift, mean, invstd
  *   norm_act           x, scale, shift, [~residual]             z
- *   bn_bwd             dz, x, scale, shift, mean, invstd, [z]   dx, dgamma, dbeta, [dpre]
- *   act / act_bwd      x  /  dy, y                              y / dx
+ *   bn_bwd             [dz], x, scale, shift, mean, invstd, [z],
+ *                      [gate ROWS], [pooled ROWS], [addend]     dx (+ addend), dgamma, dbeta, [dpre]
+ *   act                x                                        y
+ *   act_bwd            dy, x if mdmt_act_needs_input, else y    dx
  *   add                a, b                                     a + b
+ *   gate               ~x MAP, s ROWS (N,C)                     y = x s, broadcast over H, W
+ *   gate_bwd           dy MAP, ~x MAP                           ds ROWS: sum over H, W of dy x
+ *   channel_gather     ~x... MAPs                               y (see mdmt_gather_attrs)
+ *   zeros              like MAP                                 zeros of the shape of `like`
  *   max_pool           ~x                                       y, [argmax U8 (N,C,OH,OW)]
  *   max_pool_bwd       dy, argmax                               dx
  *   avg_pool / _bwd    x / dy                                   y / dx
@@ -28,6 +36,10 @@
  *
  * Semantic ops that exec/lower.c replaces before a graph runs:
  *   batch_norm         x, gamma, beta, rmean, rvar              y
+ *   concat             MAPs of one N, H, W                      y, channels one after another
+ *   channel_slice      x                                        y (channels from .. from + count)
+ *   channel_shuffle    x                                        y (channel i = g (C / groups) + k of x
+ *                                                                  becomes k groups + g)
  */
 #ifndef MDMT_OPS_ATTRS_H
 #define MDMT_OPS_ATTRS_H
@@ -66,6 +78,18 @@ typedef struct {
                       which the residual branch receives */
 } MDMT_ATTRS_TYPE mdmt_act_attrs;
 
+/* channel_gather: y[:, k] = x_i[:, c] with i = number >> 16, c = number & 0xffff for the k-th
+ * of the integers that start at graph->number[table]; a negative number gives zeros. */
+typedef struct {
+    int channels; /* of y */
+    int table;
+} MDMT_ATTRS_TYPE mdmt_gather_attrs;
+
+typedef struct {
+    int from, count; /* channel_slice */
+    int groups;      /* channel_shuffle */
+} MDMT_ATTRS_TYPE mdmt_channel_attrs;
+
 typedef struct {
     float rate;    /* probability of zero; kept elements are scaled by 1 / (1 - rate) */
     int stream;    /* which dropout of the net: keys the random numbers */
@@ -97,12 +121,32 @@ typedef struct {
     float mean[4], std[4];        /* per channel, of values in 0..1 */
 } MDMT_ATTRS_TYPE mdmt_images_attrs;
 
+/* bn_bwd with x (N,C,H,W): the gradient at the activation's output is
+ *   dz[n,c,h,w] gate[n,c] + pooled[n,c] / (H W),
+ * where dz (0), gate (1) and pooled (0) may be absent in that sense: `gate` is the gate that
+ * multiplied the activation's output, `pooled` the gradient of its mean over the pixels. `addend`
+ * is a gradient of x from elsewhere; dx = addend + this op's own, in place where they share. */
+enum {
+    MDMT_BN_DZ,
+    MDMT_BN_X,
+    MDMT_BN_SCALE,
+    MDMT_BN_SHIFT,
+    MDMT_BN_MEAN,
+    MDMT_BN_INVSTD,
+    MDMT_BN_Z,
+    MDMT_BN_GATE,
+    MDMT_BN_POOLED,
+    MDMT_BN_ADDEND,
+    MDMT_BN_INPUTS
+};
+
 extern const mdmt_op_record mdmt_op_conv2d, mdmt_op_conv2d_bwd_data, mdmt_op_conv2d_bwd_weight,
-    mdmt_op_channel_sum, mdmt_op_channel_stats, mdmt_op_batch_norm, mdmt_op_bn_fold,
-    mdmt_op_norm_act, mdmt_op_bn_bwd, mdmt_op_act, mdmt_op_act_bwd, mdmt_op_add,
-    mdmt_op_max_pool, mdmt_op_max_pool_bwd, mdmt_op_avg_pool, mdmt_op_avg_pool_bwd,
-    mdmt_op_global_avg_pool, mdmt_op_global_avg_pool_bwd, mdmt_op_flatten, mdmt_op_flatten_bwd,
-    mdmt_op_linear, mdmt_op_linear_bwd_data, mdmt_op_linear_bwd_weight, mdmt_op_dropout,
-    mdmt_op_masked_loss, mdmt_op_images;
+    mdmt_op_channel_sum, mdmt_op_channel_stats, mdmt_op_stats_moments, mdmt_op_batch_norm,
+    mdmt_op_bn_fold, mdmt_op_norm_act, mdmt_op_bn_bwd, mdmt_op_act, mdmt_op_act_bwd, mdmt_op_add,
+    mdmt_op_gate, mdmt_op_gate_bwd, mdmt_op_channel_gather, mdmt_op_zeros, mdmt_op_concat,
+    mdmt_op_channel_slice, mdmt_op_channel_shuffle, mdmt_op_max_pool, mdmt_op_max_pool_bwd,
+    mdmt_op_avg_pool, mdmt_op_avg_pool_bwd, mdmt_op_global_avg_pool, mdmt_op_global_avg_pool_bwd,
+    mdmt_op_flatten, mdmt_op_flatten_bwd, mdmt_op_linear, mdmt_op_linear_bwd_data,
+    mdmt_op_linear_bwd_weight, mdmt_op_dropout, mdmt_op_masked_loss, mdmt_op_images;
 
 #endif

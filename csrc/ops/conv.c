@@ -25,8 +25,7 @@ static mdmt_status check_attrs(const mdmt_op *op)
     }
     for (int d = 0; d < 4; d++) {
         if (a->pad[d] < 0) {
-            return mdmt_fail(MDMT_BAD_ARGUMENT, "%s cannot pad by %d", op->record->name,
-                             a->pad[d]);
+            return mdmt_fail(MDMT_BAD_ARGUMENT, "%s cannot pad by %d", op->record->name, a->pad[d]);
         }
     }
     if (a->groups < 1) {
@@ -104,7 +103,8 @@ static mdmt_status conv_gradient(mdmt_graph *graph, int index, mdmt_gradients *g
     mdmt_op op = graph->op[index];
     mdmt_conv_attrs a = *MDMT_ATTRS(mdmt_conv_attrs, &op);
     mdmt_tensor x = graph->tensor[op.in[0]], w = graph->tensor[op.in[1]];
-    int dy = mdmt_gradient_get(gradients, op.out[0]);
+    int dy;
+    MDMT_TRY(mdmt_gradient_get(graph, gradients, op.out[0], &dy));
     if (dy < 0) {
         return MDMT_OK;
     }
@@ -115,8 +115,8 @@ static mdmt_status conv_gradient(mdmt_graph *graph, int index, mdmt_gradients *g
         a.size[d] = x.dim[2 + d];
     }
     if (op.inputs > 2 && op.in[2] >= 0) {
-        MDMT_TRY(mdmt_append_gradient(graph, gradients, &mdmt_op_channel_sum, NULL, 1, &dy,
-                                      op.in[2]));
+        MDMT_TRY(
+            mdmt_append_gradient(graph, gradients, &mdmt_op_channel_sum, NULL, 1, &dy, op.in[2]));
     }
     if (mdmt_gradient_wanted(graph, gradients, op.in[1])) {
         int in[2] = {op.in[0], dy};
@@ -124,7 +124,8 @@ static mdmt_status conv_gradient(mdmt_graph *graph, int index, mdmt_gradients *g
                                       op.in[1]));
     }
     if (mdmt_gradient_wanted(graph, gradients, op.in[0])) {
-        int in[3] = {dy, op.in[1], mdmt_gradient_take(gradients, op.in[0])};
+        int in[3] = {dy, op.in[1], -1};
+        MDMT_TRY(mdmt_gradient_take(graph, gradients, op.in[0], &in[2]));
         MDMT_TRY(mdmt_append_gradient(graph, gradients, &mdmt_op_conv2d_bwd_data, &a,
                                       in[2] < 0 ? 2 : 3, in, op.in[0]));
     }
@@ -211,10 +212,8 @@ static mdmt_status weight_infer(mdmt_graph *graph, mdmt_op *op)
     if (x.kind != MDMT_IMAGE) {
         MDMT_TRY(mdmt_expect(graph, op, 0, MDMT_MAP));
     }
-    int oh = out_length(x.dim[2], a->pad[0], a->pad[2], a->kernel[0], a->dilation[0],
-                        a->stride[0]);
-    int ow = out_length(x.dim[3], a->pad[1], a->pad[3], a->kernel[1], a->dilation[1],
-                        a->stride[1]);
+    int oh = out_length(x.dim[2], a->pad[0], a->pad[2], a->kernel[0], a->dilation[0], a->stride[0]);
+    int ow = out_length(x.dim[3], a->pad[1], a->pad[3], a->kernel[1], a->dilation[1], a->stride[1]);
     char xs[64], ds[64];
     if (a->kernel[0] < 1 || a->kernel[1] < 1 || dy.dim[0] != x.dim[0] || dy.dim[2] != oh ||
         dy.dim[3] != ow || x.dim[1] % a->groups || dy.dim[1] % a->groups) {

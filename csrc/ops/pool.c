@@ -82,9 +82,10 @@ static mdmt_status pool_bwd_infer(mdmt_graph *graph, mdmt_op *op)
     }
     mdmt_tensor dy = *mdmt_in(graph, op, 0);
     if (out_length(a, 0, a->size[0]) != dy.dim[2] || out_length(a, 1, a->size[1]) != dy.dim[3]) {
-        return mdmt_fail(MDMT_BAD_ARGUMENT, "%s: dy of %d x %d does not belong to an input of "
-                         "%d x %d", op->record->name, dy.dim[2], dy.dim[3], a->size[0],
-                         a->size[1]);
+        return mdmt_fail(MDMT_BAD_ARGUMENT,
+                         "%s: dy of %d x %d does not belong to an input of "
+                         "%d x %d",
+                         op->record->name, dy.dim[2], dy.dim[3], a->size[0], a->size[1]);
     }
     return mdmt_output(graph, op, MDMT_MAP, MDMT_F32, 4, dy.dim[0], dy.dim[1], a->size[0],
                        a->size[1]);
@@ -100,7 +101,8 @@ static mdmt_status pool_gradient(mdmt_graph *graph, int index, mdmt_gradients *g
     if (is_max && !a.want_argmax) {
         return mdmt_fail(MDMT_INTERNAL, "max_pool kept no argmax for its gradient");
     }
-    int in[2] = {mdmt_gradient_get(gradients, op.out[0]), op.out[1]};
+    int in[2] = {-1, op.out[1]};
+    MDMT_TRY(mdmt_gradient_get(graph, gradients, op.out[0], &in[0]));
     return mdmt_append_gradient(graph, gradients,
                                 is_max ? &mdmt_op_max_pool_bwd : &mdmt_op_avg_pool_bwd, &a,
                                 is_max ? 2 : 1, in, op.in[0]);
@@ -157,11 +159,15 @@ static mdmt_status global_gradient(mdmt_graph *graph, int index, mdmt_gradients 
     mdmt_op op = graph->op[index];
     mdmt_tensor x = graph->tensor[op.in[0]];
     mdmt_reshape_attrs a = {.size = {x.dim[2], x.dim[3]}, .channels = x.dim[1]};
-    int dy = mdmt_gradient_get(gradients, op.out[0]);
+    int dy;
+    MDMT_TRY(mdmt_gradient_get(graph, gradients, op.out[0], &dy));
     int is_flatten = op.record == &mdmt_op_flatten;
-    return mdmt_append_gradient(
-        graph, gradients, is_flatten ? &mdmt_op_flatten_bwd : &mdmt_op_global_avg_pool_bwd, &a, 1,
-        &dy, op.in[0]);
+    if (x.lazy_source >= 0) {
+        return mdmt_gradient_put_pooled(graph, gradients, op.in[0], dy);
+    }
+    return mdmt_append_gradient(graph, gradients,
+                                is_flatten ? &mdmt_op_flatten_bwd : &mdmt_op_global_avg_pool_bwd,
+                                &a, 1, &dy, op.in[0]);
 }
 
 static mdmt_status global_bwd_infer(mdmt_graph *graph, mdmt_op *op)
@@ -191,8 +197,8 @@ static mdmt_status flatten_infer(mdmt_graph *graph, mdmt_op *op)
 {
     MDMT_TRY(mdmt_expect(graph, op, 0, MDMT_MAP));
     mdmt_tensor x = *mdmt_in(graph, op, 0);
-    return mdmt_output(graph, op, MDMT_ROWS, MDMT_F32, 2, x.dim[0],
-                       x.dim[1] * x.dim[2] * x.dim[3], 1, 1);
+    return mdmt_output(graph, op, MDMT_ROWS, MDMT_F32, 2, x.dim[0], x.dim[1] * x.dim[2] * x.dim[3],
+                       1, 1);
 }
 
 static mdmt_status flatten_bwd_infer(mdmt_graph *graph, mdmt_op *op)

@@ -7,8 +7,8 @@ static mdmt_status linear_infer(mdmt_graph *graph, mdmt_op *op)
     MDMT_TRY(mdmt_expect(graph, op, 1, MDMT_MATRIX));
     mdmt_tensor x = *mdmt_in(graph, op, 0), w = *mdmt_in(graph, op, 1);
     if (x.dim[1] != w.dim[1]) {
-        return mdmt_fail(MDMT_BAD_ARGUMENT, "a linear layer of %d inputs got %d features",
-                         w.dim[1], x.dim[1]);
+        return mdmt_fail(MDMT_BAD_ARGUMENT, "a linear layer of %d inputs got %d features", w.dim[1],
+                         x.dim[1]);
     }
     if (op->inputs > 2) {
         MDMT_TRY(mdmt_expect_vector(graph, op, 2, w.dim[0]));
@@ -19,14 +19,15 @@ static mdmt_status linear_infer(mdmt_graph *graph, mdmt_op *op)
 static mdmt_status linear_gradient(mdmt_graph *graph, int index, mdmt_gradients *gradients)
 {
     mdmt_op op = graph->op[index];
-    int dy = mdmt_gradient_get(gradients, op.out[0]);
+    int dy;
+    MDMT_TRY(mdmt_gradient_get(graph, gradients, op.out[0], &dy));
     if (op.inputs > 2 && op.in[2] >= 0) {
-        MDMT_TRY(mdmt_append_gradient(graph, gradients, &mdmt_op_channel_sum, NULL, 1, &dy,
-                                      op.in[2]));
+        MDMT_TRY(
+            mdmt_append_gradient(graph, gradients, &mdmt_op_channel_sum, NULL, 1, &dy, op.in[2]));
     }
     int weight_in[2] = {op.in[0], dy}, data_in[2] = {dy, op.in[1]};
-    MDMT_TRY(mdmt_append_gradient(graph, gradients, &mdmt_op_linear_bwd_weight, NULL, 2,
-                                  weight_in, op.in[1]));
+    MDMT_TRY(mdmt_append_gradient(graph, gradients, &mdmt_op_linear_bwd_weight, NULL, 2, weight_in,
+                                  op.in[1]));
     if (!mdmt_gradient_wanted(graph, gradients, op.in[0])) {
         return MDMT_OK;
     }
@@ -63,9 +64,11 @@ static mdmt_status linear_data_infer(mdmt_graph *graph, mdmt_op *op)
     return mdmt_output(graph, op, MDMT_ROWS, MDMT_F32, 2, dy.dim[0], w.dim[1], 1, 1);
 }
 
-const mdmt_op_record mdmt_op_linear_bwd_data = {
-    .name = "linear_bwd_data", .min_inputs = 2, .max_inputs = 2, .infer = linear_data_infer,
-    .macs = linear_macs};
+const mdmt_op_record mdmt_op_linear_bwd_data = {.name = "linear_bwd_data",
+                                                .min_inputs = 2,
+                                                .max_inputs = 2,
+                                                .infer = linear_data_infer,
+                                                .macs = linear_macs};
 
 static mdmt_status linear_weight_infer(mdmt_graph *graph, mdmt_op *op)
 {
@@ -85,9 +88,11 @@ static double linear_weight_macs(const mdmt_graph *graph, const mdmt_op *op)
            (double)mdmt_tensor_elements(&graph->tensor[op->out[0]]);
 }
 
-const mdmt_op_record mdmt_op_linear_bwd_weight = {
-    .name = "linear_bwd_weight", .min_inputs = 2, .max_inputs = 2, .infer = linear_weight_infer,
-    .macs = linear_weight_macs};
+const mdmt_op_record mdmt_op_linear_bwd_weight = {.name = "linear_bwd_weight",
+                                                  .min_inputs = 2,
+                                                  .max_inputs = 2,
+                                                  .infer = linear_weight_infer,
+                                                  .macs = linear_weight_macs};
 
 static mdmt_status sum_infer(mdmt_graph *graph, mdmt_op *op)
 {
@@ -119,7 +124,8 @@ static mdmt_status dropout_infer(mdmt_graph *graph, mdmt_op *op)
 static mdmt_status dropout_gradient(mdmt_graph *graph, int index, mdmt_gradients *gradients)
 {
     mdmt_op op = graph->op[index];
-    int dy = mdmt_gradient_get(gradients, op.out[0]);
+    int dy;
+    MDMT_TRY(mdmt_gradient_get(graph, gradients, op.out[0], &dy));
     return mdmt_append_gradient(graph, gradients, &mdmt_op_dropout, op.attrs, 1, &dy, op.in[0]);
 }
 

@@ -53,6 +53,11 @@ static const struct {
     int value;
 } words[] = {{"act", "none", MDMT_ACT_NONE},
              {"act", "relu", MDMT_ACT_RELU},
+             {"act", "relu6", MDMT_ACT_RELU6},
+             {"act", "silu", MDMT_ACT_SILU},
+             {"act", "sigmoid", MDMT_ACT_SIGMOID},
+             {"act", "hardswish", MDMT_ACT_HARDSWISH},
+             {"act", "hardsigmoid", MDMT_ACT_HARDSIGMOID},
              {"loss", "ce", MDMT_LOSS_CE},
              {"loss", "bce", MDMT_LOSS_BCE},
              {"loss", "mse", MDMT_LOSS_MSE},

@@ -37,9 +37,9 @@ static int find_word(const char *const *names, int count, const char *name, cons
 
 static PyObject *new_tensor(PyObject *object, PyObject *args, mdmt_role role)
 {
-    static const char *const kinds[] = {"image",  "map",     "rows",      "vector",
-                                        "matrix", "w_dense", "w_stem",    "w_depth",
-                                        "w_grouped", "stats", "scalar"};
+    static const char *const kinds[] = {"image",     "map",     "rows",   "vector",
+                                        "matrix",    "w_dense", "w_stem", "w_depth",
+                                        "w_grouped", "stats",   "scalar"};
     static const char *const dtypes[] = {"f32", "i32", "u8"};
     const char *name, *kind, *dtype = "f32";
     PyObject *shape;
@@ -62,14 +62,19 @@ static PyObject *new_tensor(PyObject *object, PyObject *args, mdmt_role role)
     if (*name && mdmt_graph_find(graph, name) >= 0) {
         return PyErr_Format(PyExc_ValueError, "the graph has a tensor named %s already", name);
     }
-    mdmt_status status = mdmt_graph_tensor(graph, name, (mdmt_kind)k, (mdmt_dtype)d, role, dims,
-                                           dim, &index);
+    mdmt_status status =
+        mdmt_graph_tensor(graph, name, (mdmt_kind)k, (mdmt_dtype)d, role, dims, dim, &index);
     return status == MDMT_OK ? PyLong_FromLong(index) : mdmt_py_raise(status);
 }
 
 static PyObject *graph_input(PyObject *self, PyObject *args)
 {
     return new_tensor(self, args, MDMT_ROLE_INPUT);
+}
+
+static PyObject *graph_value(PyObject *self, PyObject *args)
+{
+    return new_tensor(self, args, MDMT_ROLE_VALUE);
 }
 
 static PyObject *graph_param(PyObject *self, PyObject *args)
@@ -140,18 +145,66 @@ static int valid_tensor(const mdmt_graph *graph, int tensor)
     return 1;
 }
 
-static PyObject *graph_lazy(PyObject *object, PyObject *args)
+static PyObject *graph_lazy(PyObject *object, PyObject *args, PyObject *keywords)
 {
+    static char *names[] = {"source", "scale", "shift", "act", "gate", NULL};
     mdmt_graph *graph = ((mdmt_py_graph *)object)->graph;
-    int source, scale, shift, act, index;
+    int source, scale, shift, act, index, gate = -1;
     PyObject *word;
-    if (!PyArg_ParseTuple(args, "iiiO", &source, &scale, &shift, &word) ||
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "iiiO|i", names, &source, &scale, &shift,
+                                     &word, &gate) ||
         mdmt_py_word("act", word, &act) < 0 || !valid_tensor(graph, source) ||
-        !valid_tensor(graph, scale) || !valid_tensor(graph, shift)) {
+        !valid_tensor(graph, scale) || !valid_tensor(graph, shift) ||
+        (gate >= 0 && !valid_tensor(graph, gate))) {
         return NULL;
     }
-    mdmt_status status = mdmt_graph_lazy(graph, source, scale, shift, (mdmt_act)act, &index);
+    mdmt_status status = mdmt_graph_lazy(graph, source, scale, shift, (mdmt_act)act, gate, &index);
     return status == MDMT_OK ? PyLong_FromLong(index) : mdmt_py_raise(status);
+}
+
+static PyObject *graph_view(PyObject *object, PyObject *args)
+{
+    mdmt_graph *graph = ((mdmt_py_graph *)object)->graph;
+    int root, from, channels, index;
+    if (!PyArg_ParseTuple(args, "iii", &root, &from, &channels) || !valid_tensor(graph, root)) {
+        return NULL;
+    }
+    mdmt_status status = mdmt_graph_view(graph, root, from, channels, &index);
+    return status == MDMT_OK ? PyLong_FromLong(index) : mdmt_py_raise(status);
+}
+
+static PyObject *graph_place(PyObject *object, PyObject *args)
+{
+    mdmt_graph *graph = ((mdmt_py_graph *)object)->graph;
+    int tensor, root, from;
+    if (!PyArg_ParseTuple(args, "iii", &tensor, &root, &from) || !valid_tensor(graph, tensor) ||
+        !valid_tensor(graph, root)) {
+        return NULL;
+    }
+    mdmt_status status = mdmt_graph_place(graph, tensor, root, from);
+    return status == MDMT_OK ? Py_NewRef(Py_None) : mdmt_py_raise(status);
+}
+
+static PyObject *graph_numbers(PyObject *object, PyObject *sequence)
+{
+    mdmt_graph *graph = ((mdmt_py_graph *)object)->graph;
+    PyObject *list = PySequence_Fast(sequence, "numbers takes a sequence of integers");
+    if (!list) {
+        return NULL;
+    }
+    int at = graph->numbers;
+    mdmt_status status = MDMT_OK;
+    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(list) && status == MDMT_OK; i++) {
+        int where;
+        int32_t number = (int32_t)PyLong_AsLong(PySequence_Fast_GET_ITEM(list, i));
+        status =
+            PyErr_Occurred() ? MDMT_BAD_ARGUMENT : mdmt_graph_numbers(graph, &number, 1, &where);
+    }
+    Py_DECREF(list);
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    return status == MDMT_OK ? PyLong_FromLong(at) : mdmt_py_raise(status);
 }
 
 static PyObject *graph_output(PyObject *object, PyObject *args)
@@ -199,7 +252,14 @@ static PyMethodDef graph_methods[] = {
     {"buffer", graph_buffer, METH_VARARGS, "buffer(name, kind, shape) -> tensor"},
     {"add", (PyCFunction)(void (*)(void))graph_add, METH_VARARGS | METH_KEYWORDS,
      "add(op, inputs, **attributes) -> list of output tensors"},
-    {"lazy", graph_lazy, METH_VARARGS, "lazy(source, scale, shift, act) -> tensor"},
+    {"value", graph_value, METH_VARARGS,
+     "value(name, kind, shape) -> tensor that ops fill through views of it"},
+    {"lazy", (PyCFunction)(void (*)(void))graph_lazy, METH_VARARGS | METH_KEYWORDS,
+     "lazy(source, scale, shift, act, gate=-1) -> tensor"},
+    {"view", graph_view, METH_VARARGS, "view(root, from, channels) -> tensor"},
+    {"place", graph_place, METH_VARARGS,
+     "place(tensor, root, from): makes a tensor, an op's output, a view of root"},
+    {"numbers", graph_numbers, METH_O, "numbers(integers) -> where they are kept"},
     {"output", graph_output, METH_VARARGS, "output(tensor, name)"},
     {"shape", graph_shape, METH_O, "shape(tensor) -> tuple"},
     {"describe", graph_describe, METH_NOARGS, "describe() -> list of dicts, one per op"},
@@ -210,5 +270,5 @@ static PyType_Slot graph_slots[] = {{Py_tp_new, graph_new},
                                     {Py_tp_methods, graph_methods},
                                     {Py_tp_doc, "A graph of ops on tensors."},
                                     {0, NULL}};
-PyType_Spec mdmt_py_graph_spec = {"mdmt._core.Graph", sizeof(mdmt_py_graph), 0,
-                                  Py_TPFLAGS_DEFAULT, graph_slots};
+PyType_Spec mdmt_py_graph_spec = {"mdmt._core.Graph", sizeof(mdmt_py_graph), 0, Py_TPFLAGS_DEFAULT,
+                                  graph_slots};
