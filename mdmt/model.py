@@ -78,11 +78,20 @@ class Model:
             b.graph.output(heads_.build(b, features, task, head), task)
         self._graph = b.graph
         self._entries = b.entries
+        self._rows = b.rows
         self._counters = {key: 0 for key, role, _, _ in b.entries if role == "counter"}
         self._network = _core.Network(b.graph, winograd=PRECISIONS[self.precision], seed=self.seed)
         for key, role, init, shape in b.entries:
             if role != "counter":
-                self._network.set(key, initial_value(key, init, shape, self.seed))
+                self._set(key, initial_value(key, init, shape, self.seed))
+
+    def _set(self, key, value, *what):
+        value = np.asarray(value)
+        self._network.set(key, value.reshape(value.shape[:2]) if key in self._rows else value, *what)
+
+    def _get(self, key, *what):
+        value = self._network.get(key, *what)
+        return value.reshape(*value.shape, 1, 1) if key in self._rows else value
 
     # Running -----------------------------------------------------------------------------------
 
@@ -307,7 +316,7 @@ class Model:
 
     def _collect(self, what):
         return {
-            key: self._network.get(key, what)
+            key: self._get(key, what)
             for key, role, _, _ in self._entries
             if role == "param"
         }
@@ -319,7 +328,7 @@ class Model:
             if role == "counter":
                 state[key] = np.array(self._counters[key] + self._batches, np.int64)
             else:
-                state[key] = self._network.get(key)
+                state[key] = self._get(key)
         return state
 
     def load_state_dict(self, state, strict=True):
@@ -352,7 +361,7 @@ class Model:
             if key in counters:
                 counters[key] = int(value)
             else:
-                self._network.set(key, value)
+                self._set(key, value)
         self._counters, self._batches = counters, 0
         return ignored
 
@@ -382,7 +391,7 @@ class Model:
         """Takes over what optimizer_state gave."""
         for name, value in arrays.items():
             key, _, what = name.rpartition(".")
-            self._network.set(key, value, what)
+            self._set(key, value, what)
         self.training_step = int(step)
 
     def description(self):

@@ -37,9 +37,21 @@ static int only_picked(const lowering *l, int tensor)
     return readers > 0;
 }
 
+/* Whether a concatenation is stored as one tensor with its parts as views. If not,
+ * it is a selection of channels like a slice. */
+static int is_whole(const lowering *l, const mdmt_op *op)
+{
+    int from = 0, aligned = 1;
+    for (int i = 0; i < op->inputs; i++) {
+        aligned = aligned && from % MDMT_VIEW_ALIGN == 0;
+        from += channels_of(l, op->in[i]);
+    }
+    return op->record == &mdmt_op_concat && aligned && !only_picked(l, op->out[0]);
+}
+
 int mdmt_lower_is_selection(const lowering *l, const mdmt_op *op)
 {
-    return is_pick(op) || (op->record == &mdmt_op_concat && l->of[op->out[0]].root < 0);
+    return is_pick(op) || (op->record == &mdmt_op_concat && !is_whole(l, op));
 }
 
 /* Whether the op that makes a tensor can write it into a whole. */
@@ -49,9 +61,7 @@ static int can_be_part(const lowering *l, int tensor)
     if (t->producer < 0 || t->is_output || l->of[tensor].root >= 0) {
         return 0;
     }
-    const mdmt_op *maker = &l->network->op[t->producer];
-    return !is_pick(maker) && maker->record != &mdmt_op_dropout &&
-           !(maker->record == &mdmt_op_concat && only_picked(l, tensor));
+    return l->network->op[t->producer].record != &mdmt_op_dropout;
 }
 
 /* Places the inputs of a concatenation that has a place itself. */
@@ -75,7 +85,7 @@ void mdmt_lower_place_all(lowering *l)
 {
     for (int i = l->network->ops - 1; i >= 0; i--) {
         const mdmt_op *op = &l->network->op[i];
-        if (op->record != &mdmt_op_concat || only_picked(l, op->out[0])) {
+        if (!is_whole(l, op)) {
             continue;
         }
         value *y = &l->of[op->out[0]];

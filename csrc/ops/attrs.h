@@ -14,11 +14,10 @@
  *                      [mean, var: instead of stats]            scale, shift, mean, invstd
  *   norm_act           x, scale, shift, [~residual]             z
  *   bn_bwd             [dz], x, scale, shift, mean, invstd, [z],
- *                      [gate ROWS], [pooled ROWS], [addend]     dx (+ addend), dgamma, dbeta, [dpre]
- *   act                x                                        y
- *   act_bwd            dy, x if mdmt_act_needs_input, else y    dx
- *   add                a, b                                     a + b
- *   gate               ~x MAP, s ROWS (N,C)                     y = x s, broadcast over H, W
+ *                      [gate ROWS], [pooled ROWS], [addend]     dx (+ addend), dgamma, dbeta,
+ * [dpre] act                x                                        y act_bwd            dy, x if
+ * mdmt_act_needs_input, else y    dx add                a, b                                     a
+ * + b gate               ~x MAP, s ROWS (N,C)                     y = x s, broadcast over H, W
  *   gate_bwd           dy MAP, ~x MAP                           ds ROWS: sum over H, W of dy x
  *   channel_gather     ~x... MAPs                               y (see mdmt_gather_attrs)
  *   zeros              like MAP                                 zeros of the shape of `like`
@@ -38,8 +37,8 @@
  *   batch_norm         x, gamma, beta, rmean, rvar              y
  *   concat             MAPs of one N, H, W                      y, channels one after another
  *   channel_slice      x                                        y (channels from .. from + count)
- *   channel_shuffle    x                                        y (channel i = g (C / groups) + k of x
- *                                                                  becomes k groups + g)
+ *   channel_shuffle    x                                        y (channel i = g (C / groups) + k
+ * of x becomes k groups + g)
  */
 #ifndef MDMT_OPS_ATTRS_H
 #define MDMT_OPS_ATTRS_H
@@ -47,14 +46,16 @@
 #include "../ir/record.h"
 
 typedef struct {
-    int stride[2];   /* rows, columns */
-    int pad[4];      /* top, left, bottom, right; zeros */
+    int stride[2]; /* rows, columns */
+    int pad[4];    /* top, left, bottom, right; zeros */
     int dilation[2];
     int groups;
-    int kernel[2];   /* bwd_weight only: kh, kw (elsewhere read off w)            */
-    int size[2];     /* bwd_data only: H, W of dx                                 */
-    int plain;       /* bwd_data, bwd_weight: x is an IMAGE, w a W_STEM           */
-    int want_stats;  /* conv2d: second output                                     */
+    int kernel[2];  /* bwd_weight only: kh, kw (elsewhere read off w)            */
+    int size[2];    /* bwd_data only: H, W of dx                                 */
+    int plain;      /* bwd_data, bwd_weight: x is an IMAGE, w a W_STEM           */
+    int want_stats; /* conv2d: second output                                     */
+    int same;       /* conv2d: pad is set by TensorFlow's rule "SAME" for the size of x:
+                       ceil(H / stride) rows, the odd row of zeros at the bottom  */
 } MDMT_ATTRS_TYPE mdmt_conv_attrs;
 
 typedef struct {
@@ -91,12 +92,12 @@ typedef struct {
 } MDMT_ATTRS_TYPE mdmt_channel_attrs;
 
 typedef struct {
-    float rate;    /* probability of zero; kept elements are scaled by 1 / (1 - rate) */
-    int stream;    /* which dropout of the net: keys the random numbers */
+    float rate; /* probability of zero; kept elements are scaled by 1 / (1 - rate) */
+    int stream; /* which dropout of the net: keys the random numbers */
 } MDMT_ATTRS_TYPE mdmt_dropout_attrs;
 
 typedef struct {
-    int size[2]; /* global_avg_pool_bwd, flatten_bwd: H, W of dx */
+    int size[2];  /* global_avg_pool_bwd, flatten_bwd: H, W of dx */
     int channels; /* flatten_bwd: C of dx */
 } MDMT_ATTRS_TYPE mdmt_reshape_attrs;
 

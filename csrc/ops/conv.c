@@ -2,15 +2,12 @@
  *   y[n,k,p,q] = bias[k] + sum_{c,r,s} w[k,c,r,s] x[n,c, p sh + r dh - pt, q sw + s dw - pl] */
 #include "infer.h"
 
-static const mdmt_field conv_fields[] = {MDMT_INT_FIELD(mdmt_conv_attrs, stride, 2),
-                                         MDMT_INT_FIELD(mdmt_conv_attrs, pad, 4),
-                                         MDMT_INT_FIELD(mdmt_conv_attrs, dilation, 2),
-                                         MDMT_INT_FIELD(mdmt_conv_attrs, groups, 1),
-                                         MDMT_INT_FIELD(mdmt_conv_attrs, kernel, 2),
-                                         MDMT_INT_FIELD(mdmt_conv_attrs, size, 2),
-                                         MDMT_INT_FIELD(mdmt_conv_attrs, plain, 1),
-                                         MDMT_INT_FIELD(mdmt_conv_attrs, want_stats, 1),
-                                         {NULL, MDMT_FIELD_INT, 0, 0}};
+static const mdmt_field conv_fields[] = {
+    MDMT_INT_FIELD(mdmt_conv_attrs, stride, 2),   MDMT_INT_FIELD(mdmt_conv_attrs, pad, 4),
+    MDMT_INT_FIELD(mdmt_conv_attrs, dilation, 2), MDMT_INT_FIELD(mdmt_conv_attrs, groups, 1),
+    MDMT_INT_FIELD(mdmt_conv_attrs, kernel, 2),   MDMT_INT_FIELD(mdmt_conv_attrs, size, 2),
+    MDMT_INT_FIELD(mdmt_conv_attrs, plain, 1),    MDMT_INT_FIELD(mdmt_conv_attrs, want_stats, 1),
+    MDMT_INT_FIELD(mdmt_conv_attrs, same, 1),     {NULL, MDMT_FIELD_INT, 0, 0}};
 static const mdmt_conv_attrs conv_defaults = {.stride = {1, 1}, .dilation = {1, 1}, .groups = 1};
 
 static mdmt_status check_attrs(const mdmt_op *op)
@@ -71,11 +68,28 @@ static mdmt_status check_weight(const mdmt_op *op, const mdmt_tensor *x, const m
     return MDMT_OK;
 }
 
+/* Padding by TensorFlow's rule "SAME": whatever ceil(size / stride) outputs need,
+ * the larger half after. */
+static void pad_same(mdmt_op *op, const mdmt_tensor *x, const mdmt_tensor *w)
+{
+    mdmt_conv_attrs *a = (mdmt_conv_attrs *)(void *)op->attrs;
+    for (int d = 0; d < 2; d++) {
+        int size = x->dim[2 + d], outputs = (size + a->stride[d] - 1) / a->stride[d];
+        int span = (outputs - 1) * a->stride[d] + a->dilation[d] * (w->dim[2 + d] - 1) + 1;
+        int all = span > size ? span - size : 0;
+        a->pad[d] = all / 2;
+        a->pad[2 + d] = all - all / 2;
+    }
+}
+
 static mdmt_status conv_infer(mdmt_graph *graph, mdmt_op *op)
 {
     const mdmt_conv_attrs *a = MDMT_ATTRS(mdmt_conv_attrs, op);
     MDMT_TRY(check_attrs(op));
     mdmt_tensor x = *mdmt_in(graph, op, 0), w = *mdmt_in(graph, op, 1);
+    if (a->same && w.dims == 4 && x.dims == 4) {
+        pad_same(op, &x, &w);
+    }
     if (x.kind != MDMT_IMAGE) {
         MDMT_TRY(mdmt_expect(graph, op, 0, MDMT_MAP));
     }

@@ -17,15 +17,14 @@ static inline mdmt_status mdmt_expect(const mdmt_graph *graph, const mdmt_op *op
     const mdmt_tensor *tensor = mdmt_in(graph, op, i);
     if (tensor && tensor->kind != kind) {
         char text[64];
-        return mdmt_fail(MDMT_BAD_ARGUMENT, "input %d of %s has the wrong kind; its shape is %s",
-                         i, op->record->name, mdmt_tensor_text(tensor, text));
+        return mdmt_fail(MDMT_BAD_ARGUMENT, "input %d of %s has the wrong kind; its shape is %s", i,
+                         op->record->name, mdmt_tensor_text(tensor, text));
     }
     return MDMT_OK;
 }
 
 /* Fails unless inputs i and j have one shape. */
-static inline mdmt_status mdmt_expect_same(const mdmt_graph *graph, const mdmt_op *op, int i,
-                                           int j)
+static inline mdmt_status mdmt_expect_same(const mdmt_graph *graph, const mdmt_op *op, int i, int j)
 {
     const mdmt_tensor *a = mdmt_in(graph, op, i), *b = mdmt_in(graph, op, j);
     if (!a || !b) {
@@ -34,8 +33,8 @@ static inline mdmt_status mdmt_expect_same(const mdmt_graph *graph, const mdmt_o
     for (int d = 0; d < 4; d++) {
         if (a->dims != b->dims || a->dim[d] != b->dim[d]) {
             char left[64], right[64];
-            return mdmt_fail(MDMT_BAD_ARGUMENT, "inputs %d and %d of %s differ in shape: %s, %s",
-                             i, j, op->record->name, mdmt_tensor_text(a, left),
+            return mdmt_fail(MDMT_BAD_ARGUMENT, "inputs %d and %d of %s differ in shape: %s, %s", i,
+                             j, op->record->name, mdmt_tensor_text(a, left),
                              mdmt_tensor_text(b, right));
         }
     }
@@ -68,8 +67,7 @@ static inline mdmt_status mdmt_output(mdmt_graph *graph, mdmt_op *op, mdmt_kind 
 static inline mdmt_status mdmt_output_like(mdmt_graph *graph, mdmt_op *op, int tensor)
 {
     mdmt_tensor t = graph->tensor[tensor];
-    return mdmt_output(graph, op, t.kind, t.dtype, t.dims, t.dim[0], t.dim[1], t.dim[2],
-                       t.dim[3]);
+    return mdmt_output(graph, op, t.kind, t.dtype, t.dims, t.dim[0], t.dim[1], t.dim[2], t.dim[3]);
 }
 
 /* Appends an op and gives the tensor of its first output. */

@@ -19,6 +19,7 @@ class Builder:
         self.graph = _core.Graph()
         self.image = self.graph.input("input", "image", (1, channels, height, width))
         self.entries = []  # (key, role, initialisation, shape), in order
+        self.rows = set()  # keys of 1x1 convolutions that work on rows: (O, I) in the graph
         self.dropouts = 0
 
     def shape(self, x):
@@ -31,9 +32,11 @@ class Builder:
         return make(key, kind, shape)
 
     def conv(self, x, name, out, kernel, stride=1, padding=0, dilation=1, groups=1, bias=False):
-        """Convolution; padding an int, a pair (rows, columns) or (top, left, bottom, right)."""
+        """Convolution; padding an int, a pair (rows, columns), (top, left, bottom, right), or
+        "same": TensorFlow's rule, which depends on the size of the input."""
         kernel, stride, dilation = pair(kernel), pair(stride), pair(dilation)
-        padding = pair(padding)
+        same = padding == "same"
+        padding = (0, 0) if same else pair(padding)
         if len(padding) == 2:
             padding = padding * 2
         channels = self.shape(x)[1]
@@ -45,6 +48,7 @@ class Builder:
         if bias:
             inputs.append(self._tensor(f"{name}.bias", "param", "vector", (out,), "zeros"))
         attributes = {"stride": stride, "pad": padding, "dilation": dilation, "groups": groups}
+        attributes["same"] = int(same)
         return self.graph.add("conv2d", inputs, **attributes)[0]
 
     def batch_norm(self, x, name, eps=1e-5, momentum=0.1):
@@ -61,17 +65,47 @@ class Builder:
         self.entries.append((f"{name}.num_batches_tracked", "counter", "zeros", ()))
         return self.graph.add("batch_norm", inputs, eps=eps, momentum=momentum)[0]
 
+    def act(self, x, kind):
+        """Activation of a feature map or of rows: relu, relu6, silu, sigmoid, hardswish or
+        hardsigmoid."""
+        return self.graph.add("act", [x], act=kind)[0]
+
     def relu(self, x):
-        return self.graph.add("act", [x], act="relu")[0]
+        return self.act(x, "relu")
 
     def add(self, a, b):
         return self.graph.add("add", [a, b])[0]
+
+    def gate(self, x, gate):
+        """x (1, C, H, W) times gate (1, C), as squeeze-excite does (Hu et al. 2018)."""
+        return self.graph.add("gate", [x, gate])[0]
+
+    def concat(self, parts):
+        """Feature maps joined along their channels; nothing is copied where all but the last have
+        a multiple of 16 channels."""
+        return self.graph.add("concat", parts)[0]
+
+    def slice(self, x, start, count):
+        """Channels start .. start + count."""
+        return self.graph.add("channel_slice", [x], **{"from": start, "count": count})[0]
+
+    def shuffle(self, x, groups):
+        """Channel shuffle (Zhang et al. 2018): channel g (C / groups) + k becomes k groups + g."""
+        return self.graph.add("channel_shuffle", [x], groups=groups)[0]
 
     def max_pool(self, x, kernel, stride=None, padding=0, ceil_mode=False):
         kernel, padding = pair(kernel), pair(padding)
         stride = kernel if stride is None else pair(stride)
         attributes = {"kernel": kernel, "stride": stride, "pad": padding * 2}
         return self.graph.add("max_pool", [x], ceil_mode=int(ceil_mode), **attributes)[0]
+
+    def avg_pool(self, x, kernel, stride=None, padding=0, ceil_mode=False, count_include_pad=True):
+        kernel, padding = pair(kernel), pair(padding)
+        attributes = {"kernel": kernel, "stride": kernel if stride is None else pair(stride)}
+        attributes |= {"pad": padding * 2, "ceil_mode": int(ceil_mode)}
+        return self.graph.add(
+            "avg_pool", [x], count_include_pad=int(count_include_pad), **attributes
+        )[0]
 
     def global_avg_pool(self, x):
         """(1, C, H, W) -> (1, C)."""
@@ -81,6 +115,16 @@ class Builder:
         shape = (out, self.shape(x)[1])
         weight = self._tensor(f"{name}.weight", "param", "matrix", shape, "linear")
         bias = self._tensor(f"{name}.bias", "param", "vector", (out,), f"bias of {shape[1]}")
+        return self.graph.add("linear", [x, weight, bias])[0]
+
+    def conv_rows(self, x, name, out):
+        """1x1 convolution with bias of pooled rows (1, F), which is a linear layer whose weight
+        has the shape (out, F, 1, 1) in the state dictionary."""
+        features = self.shape(x)[1]
+        weight = self.graph.param(f"{name}.weight", "matrix", (out, features))
+        self.entries.append((f"{name}.weight", "param", "conv", (out, features, 1, 1)))
+        self.rows.add(f"{name}.weight")
+        bias = self._tensor(f"{name}.bias", "param", "vector", (out,), "zeros")
         return self.graph.add("linear", [x, weight, bias])[0]
 
     def dropout(self, x, rate):
