@@ -87,7 +87,9 @@ class Model:
 
     def _set(self, key, value, *what):
         value = np.asarray(value)
-        self._network.set(key, value.reshape(value.shape[:2]) if key in self._rows else value, *what)
+        self._network.set(
+            key, value.reshape(value.shape[:2]) if key in self._rows else value, *what
+        )
 
     def _get(self, key, *what):
         value = self._network.get(key, *what)
@@ -315,11 +317,7 @@ class Model:
     # Weights -----------------------------------------------------------------------------------
 
     def _collect(self, what):
-        return {
-            key: self._get(key, what)
-            for key, role, _, _ in self._entries
-            if role == "param"
-        }
+        return {key: self._get(key, what) for key, role, _, _ in self._entries if role == "param"}
 
     def state_dict(self):
         """{key: array}: float32 in the layout of PyTorch (O, I, kh, kw), counters int64."""
