@@ -74,6 +74,7 @@ class Model:
         b = Builder(*self.image_size, self.channels)
         features = family.build(b, self.backbone)
         b.graph.output(features, "features")
+        self._features = b.shape(features)[1]
         for task, head in self.heads.items():
             b.graph.output(heads_.build(b, features, task, head), task)
         self._graph = b.graph
@@ -407,6 +408,20 @@ class Model:
         """Writes weights and description as safetensors, atomically."""
         metadata = {"format": "np", "mdmt": json.dumps(self.description())}
         _core.write_safetensors(os.fspath(path), self.state_dict(), metadata)
+
+    def export_onnx(self, path):
+        """Writes the network in evaluation mode as ONNX, atomically (mdmt/onnx.py).
+
+        Input: `image` (batch, channels, H, W) float32, normalised as for forward; the batch may
+        have any size. Outputs: `features` (batch, C) and each head's logits under its name. The
+        description is in the metadata entry `mdmt`. BadInput when the package onnx is missing.
+        """
+        from mdmt.onnx import write
+
+        shape = (1, self.channels, *self.image_size)
+        widths = {task: head["classes"] for task, head in self.heads.items()}
+        outputs = {"features": self._features, **widths}
+        write(path, self._graph, shape, outputs, self.state_dict(), self.description())
 
     @classmethod
     def load(cls, path, device="cpu"):
