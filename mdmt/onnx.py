@@ -3,8 +3,8 @@
 The graph has the input `image` (batch, C, H, W) float32, already normalised, and the outputs
 `features` (batch, F) and one per head, under the head's name: its logits (batch, classes). The size
 of the batch is free, that of the image fixed. Weights keep the names they have in the state
-dictionary, batch normalisation stays a node of its own with its exact epsilon (runtimes fold it into
-the convolution before it), and dropout, which does nothing in evaluation, is left out.
+dictionary, batch normalisation stays a node of its own with its exact epsilon (runtimes fold it
+into the convolution before it), and dropout, which does nothing in evaluation, is left out.
 """
 
 from __future__ import annotations
