@@ -5,11 +5,24 @@ import importlib
 
 # variant -> module of its family
 FAMILIES = {
+    "densenet121": "densenet",
+    "densenet161": "densenet",
+    "densenet169": "densenet",
+    "densenet201": "densenet",
+    "efficientnet_b0": "efficientnet",
+    "efficientnet_b1_pruned": "efficientnet",
+    "efficientnet_es": "efficientnet",
+    "efficientnet_es_pruned": "efficientnet",
+    "efficientnet_lite0": "efficientnet",
+    "googlenet": "googlenet",
+    "mobilenet_v2": "mobilenet",
     "resnet18": "resnet",
     "resnet34": "resnet",
     "resnet50": "resnet",
     "resnet101": "resnet",
     "wide_resnet50_2": "resnet",
+    "shufflenet_v2_x0_5": "shufflenet",
+    "shufflenet_v2_x1_0": "shufflenet",
 }
 
 

@@ -1,6 +1,24 @@
 """What a network description appends its nodes with: one method per layer."""
 
+import math
+
 from mdmt import _core
+
+# How the weights of a family's convolutions are drawn, as its original does: a distribution and its
+# standard deviation or bound, for a weight (O, I, kh, kw) with area = kh kw in a number of groups.
+CONV_INIT = {
+    # He et al. 2015 by fan out: torchvision's ResNet and MobileNet
+    "fan out": lambda o, i, area, groups: ("normal", math.sqrt(2 / (o * area))),
+    # the same with the fan out of one group: timm's EfficientNet, after TensorFlow's
+    "group fan out": lambda o, i, area, groups: ("normal", math.sqrt(2 / (o * area // groups))),
+    # He et al. 2015 by fan in: torchvision's DenseNet
+    "fan in": lambda o, i, area, groups: ("normal", math.sqrt(2 / (i * area))),
+    # torchvision's GoogLeNet (truncated at +-2, which is 200 deviations away)
+    "small": lambda o, i, area, groups: ("normal", 0.01),
+    # PyTorch's own: torchvision's ShuffleNet
+    "default": lambda o, i, area, groups: ("uniform", 1 / math.sqrt(i * area)),
+}
+ZEROS, ONES = ("constant", 0.0), ("constant", 1.0)
 
 
 def pair(value):
@@ -11,8 +29,10 @@ class Builder:
     """A network being described, for a batch of one.
 
     Layers take and return tensors (integers). `name` is the key of the layer in the state
-    dictionary, without `.weight` and so on. `parameters` lists (name, kind of initialisation,
-    shape) in the order of the state dictionary.
+    dictionary, without `.weight` and so on. `entries` lists (key, role, initialisation, shape) in
+    the order of the state dictionary; the role is param, buffer or counter, the initialisation a
+    distribution and its number (init.py). `conv_init`, a name in CONV_INIT, says how the weights of
+    the convolutions that follow are drawn.
     """
 
     def __init__(self, height, width, channels):
@@ -21,6 +41,7 @@ class Builder:
         self.entries = []  # (key, role, initialisation, shape), in order
         self.rows = set()  # keys of 1x1 convolutions that work on rows: (O, I) in the graph
         self.dropouts = 0
+        self.conv_init = "fan out"
 
     def shape(self, x):
         """(1, C, H, W) of a feature map or (1, F) of rows."""
@@ -30,6 +51,9 @@ class Builder:
         make = self.graph.param if role == "param" else self.graph.buffer
         self.entries.append((key, role, init, shape))
         return make(key, kind, shape)
+
+    def _conv_init(self, shape, groups=1):
+        return CONV_INIT[self.conv_init](*shape[:2], math.prod(shape[2:]), groups)
 
     def conv(self, x, name, out, kernel, stride=1, padding=0, dilation=1, groups=1, bias=False):
         """Convolution; padding an int, a pair (rows, columns), (top, left, bottom, right), or
@@ -44,9 +68,10 @@ class Builder:
         if groups > 1:
             kind = "w_depth" if groups == channels == out else "w_grouped"
         shape = (out, channels // groups, *kernel)
-        inputs = [x, self._tensor(f"{name}.weight", "param", kind, shape, "conv")]
+        init = self._conv_init(shape, groups)
+        inputs = [x, self._tensor(f"{name}.weight", "param", kind, shape, init)]
         if bias:
-            inputs.append(self._tensor(f"{name}.bias", "param", "vector", (out,), "zeros"))
+            inputs.append(self._tensor(f"{name}.bias", "param", "vector", (out,), ZEROS))
         attributes = {"stride": stride, "pad": padding, "dilation": dilation, "groups": groups}
         attributes["same"] = int(same)
         return self.graph.add("conv2d", inputs, **attributes)[0]
@@ -56,13 +81,13 @@ class Builder:
         shape = (self.shape(x)[1],)
         inputs = [x]
         for key, role, init in (
-            ("weight", "param", "ones"),
-            ("bias", "param", "zeros"),
-            ("running_mean", "buffer", "zeros"),
-            ("running_var", "buffer", "ones"),
+            ("weight", "param", ONES),
+            ("bias", "param", ZEROS),
+            ("running_mean", "buffer", ZEROS),
+            ("running_var", "buffer", ONES),
         ):
             inputs.append(self._tensor(f"{name}.{key}", role, "vector", shape, init))
-        self.entries.append((f"{name}.num_batches_tracked", "counter", "zeros", ()))
+        self.entries.append((f"{name}.num_batches_tracked", "counter", ZEROS, ()))
         return self.graph.add("batch_norm", inputs, eps=eps, momentum=momentum)[0]
 
     def act(self, x, kind):
@@ -113,18 +138,19 @@ class Builder:
 
     def linear(self, x, name, out):
         shape = (out, self.shape(x)[1])
-        weight = self._tensor(f"{name}.weight", "param", "matrix", shape, "linear")
-        bias = self._tensor(f"{name}.bias", "param", "vector", (out,), f"bias of {shape[1]}")
+        init = ("uniform", 1 / math.sqrt(shape[1]))  # PyTorch's own
+        weight = self._tensor(f"{name}.weight", "param", "matrix", shape, init)
+        bias = self._tensor(f"{name}.bias", "param", "vector", (out,), init)
         return self.graph.add("linear", [x, weight, bias])[0]
 
     def conv_rows(self, x, name, out):
         """1x1 convolution with bias of pooled rows (1, F), which is a linear layer whose weight
         has the shape (out, F, 1, 1) in the state dictionary."""
-        features = self.shape(x)[1]
-        weight = self.graph.param(f"{name}.weight", "matrix", (out, features))
-        self.entries.append((f"{name}.weight", "param", "conv", (out, features, 1, 1)))
+        shape = (out, self.shape(x)[1], 1, 1)
+        weight = self.graph.param(f"{name}.weight", "matrix", shape[:2])
+        self.entries.append((f"{name}.weight", "param", self._conv_init(shape), shape))
         self.rows.add(f"{name}.weight")
-        bias = self._tensor(f"{name}.bias", "param", "vector", (out,), "zeros")
+        bias = self._tensor(f"{name}.bias", "param", "vector", (out,), ZEROS)
         return self.graph.add("linear", [x, weight, bias])[0]
 
     def dropout(self, x, rate):

@@ -20,17 +20,14 @@ def _normal(key, seed, count):
 
 
 def initial_value(key, init, shape, seed):
-    """float32 of the shape.
-
-    conv: normal with standard deviation sqrt(2 / fan out) (He et al. 2015), as torchvision's
-    ResNet; linear and "bias of n": uniform in +-1 / sqrt(inputs), PyTorch's default.
-    """
+    """float32 of the shape. init: ("constant", value), ("normal", standard deviation) or
+    ("uniform", bound), as Builder chose them by the rules of the network's original."""
+    kind, number = init
     count = math.prod(shape)
-    if init in ("zeros", "ones"):
-        return np.full(shape, init == "ones", np.float32)
-    if init == "conv":
-        std = math.sqrt(2 / (shape[0] * shape[2] * shape[3]))
-        return (std * _normal(key, seed, count)).astype(np.float32).reshape(shape)
-    fan_in = shape[1] if init == "linear" else int(init.removeprefix("bias of "))
-    bound = 1 / math.sqrt(fan_in)
-    return ((2 * _uniform(key, seed, count) - 1) * bound).astype(np.float32).reshape(shape)
+    if kind == "constant":
+        return np.full(shape, number, np.float32)
+    if kind == "normal":
+        values = number * _normal(key, seed, count)
+    else:
+        values = number * (2 * _uniform(key, seed, count) - 1)
+    return values.astype(np.float32).reshape(shape)
