@@ -12,9 +12,8 @@ from mdmt.nets import heads as heads_
 from mdmt.nets.builder import Builder, pair
 from mdmt.nets.init import initial_value
 from mdmt.weights import foreign, load_weights
+from mdmt.weights.catalogue import normalisation
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 PRECISIONS = {"fp32": 2, "fp32-direct": 0}  # largest Winograd tile: F(4x4), none
 # Keys of original classifiers, which the heads take the place of.
 CLASSIFIERS = ("fc.", "classifier.")
@@ -60,12 +59,14 @@ class Model:
         self.image_size = pair(image_size)
         self.channels = channels
         self.device, self.precision, self.seed = device, precision, int(seed)
-        self.mean, self.std = IMAGENET_MEAN[:channels], IMAGENET_STD[:channels]
         #: Training steps done: keys the dropout and counts for Adam's bias correction.
         self.training_step = 0
         self._sources, self._labels = [], []
         self._batches = 0  # training passes since the counters below were set
         self._build()
+        #: Normalisation of resident images, per channel, of values in 0..1; that of the backbone's
+        #: ImageNet weights. forward takes images to which it was applied.
+        self.mean, self.std = normalisation(backbone, channels)
         if weights is not None:
             self._load_initial(weights)
 
@@ -402,6 +403,8 @@ class Model:
             "channels": self.channels,
             "precision": self.precision,
             "seed": self.seed,
+            "mean": list(self.mean),
+            "std": list(self.std),
         }
 
     def save(self, path):
@@ -436,7 +439,10 @@ class Model:
                 f"{os.fspath(path)} holds weights but no description of a model: build the model "
                 "and use load_state_dict"
             )
-        model = cls(**json.loads(metadata["mdmt"]), device=device)
+        description = json.loads(metadata["mdmt"])
+        scaling = {k: tuple(description.pop(k)) for k in ("mean", "std") if k in description}
+        model = cls(**description, device=device)
+        model.mean, model.std = scaling.get("mean", model.mean), scaling.get("std", model.std)
         model.load_state_dict(state)
         return model
 

@@ -2,7 +2,8 @@
 
 Addresses and sizes as in torchvision 0.28 (the weights IMAGENET1K_V1) and timm 1.0.31 (`url` of the
 default configurations). By the convention of both, the digits before the extension of a file's
-name are the beginning of its SHA-256.
+name are the beginning of its SHA-256. The normalisation is the one that the weights were trained
+with: (values in 0..1 - mean) / std, for red, green and blue.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from ..errors import BadInput, nearest
 
 TORCHVISION = "https://download.pytorch.org/models/"
 TIMM = "https://github.com/rwightman/pytorch-image-models/releases/download/"
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+HALF = (0.5, 0.5, 0.5)  # values in -1..1
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,8 @@ class Source:
     backbone: str
     url: str
     mebibytes: float | None = None
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
 
     @property
     def file(self) -> str:
@@ -42,13 +48,20 @@ SOURCES = {
         Source("densenet169", TORCHVISION + "densenet169-b2777c0a.pth", 54.708),
         Source("densenet201", TORCHVISION + "densenet201-c1103571.pth", 77.373),
         Source("efficientnet_b0", TIMM + "v0.1-weights/efficientnet_b0_ra-3dd342df.pth"),
-        Source("efficientnet_b1_pruned", TIMM + "v0.1-tresnet/effnetb1_pruned-bea43a3a.pth"),
+        Source(
+            "efficientnet_b1_pruned",
+            TIMM + "v0.1-tresnet/effnetb1_pruned-bea43a3a.pth",
+            mean=HALF,
+            std=HALF,
+        ),
         Source("efficientnet_es", TIMM + "v0.1-weights/efficientnet_es_ra-f111e99c.pth"),
         Source(
             "efficientnet_es_pruned", TIMM + "v0.1-weights/efficientnet_es_pruned75-1b7248cf.pth"
         ),
         Source("efficientnet_lite0", TIMM + "v0.1-weights/efficientnet_lite0_ra-37913777.pth"),
-        Source("googlenet", TORCHVISION + "googlenet-1378be20.pth", 49.731),
+        # torchvision turns ImageNet's normalisation into this one before the first layer
+        # (transform_input, which goes with these weights).
+        Source("googlenet", TORCHVISION + "googlenet-1378be20.pth", 49.731, HALF, HALF),
         Source("mobilenet_v2", TORCHVISION + "mobilenet_v2-b0353104.pth", 13.555),
         Source("resnet101", TORCHVISION + "resnet101-63fe2227.pth", 170.511),
         Source("resnet18", TORCHVISION + "resnet18-f37072fd.pth", 44.661),
@@ -68,3 +81,13 @@ def source(backbone: str) -> Source:
             f"no ImageNet weights are known for '{backbone}'{nearest(backbone, SOURCES)}"
         )
     return SOURCES[backbone]
+
+
+def normalisation(backbone: str, channels: int = 3) -> tuple[tuple, tuple]:
+    """(mean, std) of each of `channels` channels as the backbone's weights expect them.
+
+    A fourth channel takes the average of the three.
+    """
+    one = SOURCES.get(backbone)
+    both = (one.mean, one.std) if one else (IMAGENET_MEAN, IMAGENET_STD)
+    return tuple((*values, sum(values) / 3)[:channels] for values in both)
