@@ -3,7 +3,7 @@
 import os
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -150,3 +150,79 @@ def load_size(a, lazy):
     if not lazy:
         return np.abs(a["x"])
     return np.abs(say.per_channel(a["xscale"]) * a["x"]) + np.abs(say.per_channel(a["xshift"]))
+
+
+GUARD = 16  # channels on either side of a view; a ragged one ends its root
+
+
+def guards(channels):
+    return GUARD * (1 + (channels % GUARD == 0))
+
+
+def viewed(case, inputs=(), outputs=None, addend=None):
+    """The case with these input MAPs, and the output MAPs of these shapes, as views of larger ones;
+    an input `addend` lies where the output does. What lies beside an output is read back, too: no
+    kernel may touch it."""
+    outputs = outputs or {}
+
+    def make(rng):
+        a = case.make(rng)
+        for v in inputs:
+            n, c, h, w = a[v].shape
+            beside = normal(rng, n, guards(c), h, w)
+            a[v] = np.concatenate([beside[:, :GUARD], a[v], beside[:, GUARD:]], 1)
+        for k, (n, c, h, w) in outputs.items():
+            a[f"{k}.beside"] = normal(rng, n, guards(c), h, w)
+        return a
+
+    def inner(a):
+        def cut(v):
+            end = v.shape[1] - (guards(v.shape[1]) - GUARD)
+            return v[:, GUARD:end]
+
+        return a | {v: cut(a[v]) for v in inputs}
+
+    def copy(g, t):
+        return g.add("act", [t], act=0)[0]
+
+    def wire(g, t):
+        t, found, roots = dict(t), {}, {}
+        for v in inputs:
+            c = g.shape(t[v])[1]
+            t[v] = g.view(t[v], GUARD, c - guards(c))
+        for k, (n, c, h, w) in outputs.items():
+            roots[k] = g.value("", "map", (n, c + guards(c), h, w))
+            for at in range(0, guards(c), GUARD):
+                beside = g.view(t[f"{k}.beside"], at, GUARD)
+                g.place(copy(g, beside), roots[k], at and GUARD + c)
+        if addend:
+            (root,) = roots.values()
+            t[addend] = copy(g, t[addend])
+            g.place(t[addend], root, GUARD)
+        made = case.wire(g, t)
+        for k, tensor in made.items():
+            if k in outputs:
+                g.place(tensor, roots[k], GUARD)
+            found[k] = copy(g, tensor) if k in outputs else tensor
+        for k, (_, c, _, _) in outputs.items():
+            for at in range(0, guards(c), GUARD):
+                found[f"{k}.beside{at}"] = copy(g, g.view(roots[k], at and GUARD + c, GUARD))
+        return found
+
+    def expect(a):
+        beside = {}
+        for k, (_, c, _, _) in outputs.items():
+            for at in range(0, guards(c), GUARD):
+                beside[f"{k}.beside{at}"] = a[f"{k}.beside"][:, at : at + GUARD]
+        return case.expect(inner(a)) | beside
+
+    return replace(
+        case,
+        name=f"{case.name},views={'+'.join((*inputs, *outputs, *filter(None, [addend])))}",
+        make=make,
+        feeds=case.feeds | {f"{k}.beside": "map" for k in outputs},
+        wire=wire,
+        expect=expect,
+        magnitude=case.magnitude and (lambda a: case.magnitude(inner(a))),
+        also=(*case.also, "act") if outputs else case.also,
+    )

@@ -12,8 +12,15 @@ import argparse
 import numpy as np
 
 from tests import statements as say
-from tests.opcase import RELU, Case, check, label, load_size, normal, positive
-from tests.oprows import loss_table, pool_table, row_table
+from tests.opcase import RELU, Case, check, label, load_size, normal, positive, viewed
+from tests.oprows import (
+    avg_pool_cases,
+    global_cases,
+    loss_table,
+    max_pool_cases,
+    pool_table,
+    row_table,
+)
 
 # ---------------------------------------------------------------- convolution
 
@@ -246,6 +253,58 @@ def convolution_table():
     return [case for row in rows for case in row]
 
 
+def views_of(x, k, kernel, **how):
+    """The cases of a convolution with each argument a view, and with all of them."""
+    attrs = {"stride": (1, 1), "pad": (0, 0, 0, 0), "dilation": (1, 1)} | how
+    stride, pad, dilation = (attrs[a] for a in ("stride", "pad", "dilation"))
+    y = (x[0], k) + tuple(
+        say.pooled(x[2 + i], kernel[i], stride[i], pad[i], pad[i + 2], dilation[i]) for i in (0, 1)
+    )
+    map_x = () if how.get("image") else ("x",)
+    cases = []
+    for case in convolutions(x, k, kernel, **how):
+        if case.op == "conv2d":
+            cases += [viewed(case, map_x, {"y": y}), viewed(case, (), {"y": y})]
+        elif case.op == "conv2d_bwd_weight":
+            cases += [viewed(case, (*map_x, "dy")), viewed(case, ("dy",))]
+        elif not case.inplace and map_x:
+            addend = "addend" if how.get("addend") else None
+            cases += [viewed(case, ("dy",), {"dx": x}, addend)]
+        if map_x and case.op in ("conv2d", "conv2d_bwd_weight"):
+            cases.append(viewed(case, ("x",)))
+    return cases
+
+
+def view_table():
+    same = {"pad": (1, 1, 1, 1)}
+    first = {"kernel": (3, 3), "stride": (2, 2), "pad": (1, 1, 1, 1)}
+    rows = [
+        # the shapes of DenseNet
+        views_of((2, 128, 14, 14), 32, (3, 3), lazy="relu", stats=True, **same),
+        views_of((3, 128, 7, 7), 48, (3, 3), addend=True, stats=True, **same),
+        views_of((2, 80, 14, 14), 128, (1, 1), lazy="relu", stats=True),
+        views_of((3, 96, 7, 7), 128, (1, 1), addend=True),
+        views_of((2, 272, 9, 5), 32, (3, 3), addend=True, **same),  # by output channels
+        views_of((5, 19, 3, 2), 37, (1, 1), addend=True, stats=True),
+        views_of((2, 37, 15, 13), 27, (3, 3), stride=(2, 2), addend=True, **same),
+        views_of((2, 33, 9, 8), 21, (5, 5), pad=(2, 2, 2, 2), lazy="relu", bias=True),
+        views_of((2, 16, 13, 12), 32, (1, 1), stride=(2, 2), lazy="none"),
+        views_of((2, 3, 19, 23), 24, (7, 7), image=True, stride=(2, 2), pad=(3, 3, 3, 3),
+                 stats=True),
+    ]  # fmt: skip
+    for x in [(2, 32, 13, 11), (3, 19, 8, 9)]:
+        y = (*x[:2], (x[2] + 1) // 2, (x[3] + 1) // 2)
+        unit = {"kernel": (3, 3), "stride": (1, 1), "pad": (1, 1, 1, 1)}
+        for lazy, how, of in [(None, first, y), ("relu", first, y), (None, unit, x)]:
+            down, up = max_pool_cases(x, lazy, **how)
+            rows.append([viewed(down, ("x",), {"y": of}), viewed(down, ("x",))])
+            rows.append([viewed(up, ("x", "dy"), {"y": of, "dx": x}), viewed(up, (), {"dx": x})])
+        down, up = avg_pool_cases(x, count_include_pad=1, **first)
+        rows.append([viewed(down, ("x",), {"y": y}), viewed(up, ("dy",), {"dx": x})])
+        rows.append([viewed(c, ("x",)) for c in global_cases(x) if c.op == "channel_sum"])
+    return [case for row in rows for case in row]
+
+
 # ---------------------------------------------------------------- normalisation
 
 
@@ -398,7 +457,9 @@ def norm_table():
     return cases
 
 
-CASES = convolution_table() + norm_table() + pool_table() + row_table() + loss_table()
+CASES = (
+    convolution_table() + view_table() + norm_table() + pool_table() + row_table() + loss_table()
+)
 # What the table cannot hold, and where it is proven instead.
 ELSEWHERE = {
     "batch_norm": "test_oracle.py",  # replaced by its pieces before a graph runs

@@ -222,8 +222,8 @@ def test_max_pool_gradient_is_the_derivative():
     backward, tried = by_name("max_pool_bwd"), 0
     for case in backward.values():
         a = case.arrays()
-        if "xscale" in a:
-            continue  # a lazy load's own gradient belongs to bn_bwd
+        if "xscale" in a or "views=" in case.name:
+            continue  # a lazy load's own gradient belongs to bn_bwd; a view changes nothing
         got = run_with(case, a, available()[-1])["dx"]
         exact = a["x"].astype(np.float64)
         attrs = pool_attrs(case)

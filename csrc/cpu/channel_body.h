@@ -20,13 +20,15 @@ typedef struct {
     float *sum;
     int n, blocks;
     size_t pixels; /* H W */
+    size_t sample; /* floats from sample to sample */
 } sum_job;
 
 static void sum_part_task(void *context, int task, int thread)
 {
     const sum_job *job = context;
     (void)thread;
-    const float *x = job->x + (size_t)task * job->pixels * LANES;
+    const float *x = job->x + (size_t)(task / job->blocks) * job->sample +
+                     (size_t)(task % job->blocks) * job->pixels * LANES;
     double total[LANES] = {0};
     for (size_t from = 0; from < job->pixels; from += 64) {
         size_t to = from + 64 < job->pixels ? from + 64 : job->pixels;
@@ -59,7 +61,8 @@ static mdmt_status channel_sum_map(const mdmt_site *site, const mdmt_call *call)
                    .sum = call->out[0],
                    .n = x->dim[0],
                    .blocks = mdmt_blocks(x->dim[1]),
-                   .pixels = (size_t)x->dim[2] * (size_t)x->dim[3]};
+                   .pixels = (size_t)x->dim[2] * (size_t)x->dim[3],
+                   .sample = mdmt_map_sample(x)};
     mdmt_parallel(site->pool, job.n * job.blocks, sum_part_task, &job);
     size_t channels = (size_t)job.blocks * LANES;
     for (size_t c = 0; c < channels; c++) {
@@ -353,7 +356,8 @@ const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_channel_sum) = {
     .name = MDMT_KERNEL_TEXT(mdmt_f32_channel_sum),
     .isa = MDMT_LANES_LEVEL,
     .needs = channel_sum_needs,
-    .run = channel_sum};
+    .run = channel_sum,
+    .accepts = MDMT_ACCEPTS_VIEWS};
 /* Moments that were computed already leave nothing to gain. */
 static int fold_supports(const mdmt_site *site)
 {

@@ -40,6 +40,7 @@ typedef struct {
     int staged;
     int group, band, chunk;    /* images, coarse rows, output blocks of a task */
     int groups, bands, chunks; /* how many of each                            */
+    size_t x_sample, y_sample; /* floats between images    */
     size_t row_floats, block_floats, image_floats; /* of the staged input      */
     size_t thread_bytes;
     size_t weight_floats; /* turned weights in the workspace; 0: none          */
@@ -187,7 +188,7 @@ static void plan_tasks(plan *p, int lazy)
     } else {
         p->row_floats = (size_t)p->w * MDMT_BLOCK;
         p->block_floats = p->row_floats * p->h;
-        p->image_floats = p->block_floats * p->blocks;
+        p->image_floats = p->x_sample;
         p->thread_bytes = 0;
     }
 }
@@ -227,7 +228,9 @@ static void plan_forward(const mdmt_site *site, const mdmt_conv_micro *micro, pl
                 .tap_row = g.dh,
                 .tap_column = g.dw,
                 .grid_h = g.oh,
-                .grid_w = g.ow};
+                .grid_w = g.ow,
+                .x_sample = mdmt_map_sample(site->in[0]),
+                .y_sample = mdmt_map_sample(site->out[0])};
     forward_phase(p, &g);
     plan_window(p);
     plan_tasks(p, site->in[0]->lazy_source >= 0);
@@ -258,7 +261,9 @@ static void plan_data(const mdmt_site *site, const mdmt_conv_micro *micro, plan 
                 .tap_row = g.dh / greatest_divisor(g.dh, g.sh),
                 .tap_column = g.dw / greatest_divisor(g.dw, g.sw),
                 .grid_h = mdmt_ceil_div(g.h, g.sh),
-                .grid_w = mdmt_ceil_div(g.w, g.sw)};
+                .grid_w = mdmt_ceil_div(g.w, g.sw),
+                .x_sample = mdmt_map_sample(site->in[0]),
+                .y_sample = mdmt_map_sample(site->out[0])};
     data_phases(p, &g);
     plan_window(p);
     plan_tasks(p, 0);
@@ -301,7 +306,7 @@ static const float *stage_input(const job *j, int image, int images, int row0, i
     const float *x = (const float *)j->x.data;
     const size_t plane = (size_t)p->h * p->w * MDMT_BLOCK;
     if (!p->staged) {
-        return x + (size_t)image * p->blocks * plane +
+        return x + (size_t)image * p->x_sample +
                ((ptrdiff_t)row0 * p->w + p->column_min) * MDMT_BLOCK;
     }
     float *stage = (float *)(j->scratch + (size_t)thread * p->thread_bytes);
@@ -309,7 +314,7 @@ static const float *stage_input(const job *j, int image, int images, int row0, i
     const mdmt_conv_row row = staged_row(p);
     for (int i = 0; i < images; i++) {
         for (int b = 0; b < p->blocks; b++) {
-            const float *src = x + ((size_t)(image + i) * p->blocks + b) * plane;
+            const float *src = x + (size_t)(image + i) * p->x_sample + b * plane;
             float *dst = stage + i * p->image_floats + b * p->block_floats;
             const float *scale = j->x.scale ? j->x.scale + b * MDMT_BLOCK : NULL;
             const float *shift = j->x.scale ? j->x.shift + b * MDMT_BLOCK : NULL;
@@ -356,10 +361,10 @@ static void row_tiles(const pass *s, int image, int rows, mdmt_conv_tile *t, int
         (ptrdiff_t)((s->row - s->row0) * p->sh + f->row - p->row_min) * (ptrdiff_t)p->row_floats;
     const size_t plane = (size_t)p->oh * p->ow * MDMT_BLOCK;
     size_t offset =
-        ((size_t)(s->image + image) * p->out_blocks + s->block) * plane +
+        (size_t)(s->image + image) * p->y_sample + s->block * plane +
         ((size_t)(s->row * p->oh_step + f->out_row) * p->ow + f->out_column) * MDMT_BLOCK;
     t->x_row = (ptrdiff_t)p->image_floats;
-    t->y_row = (ptrdiff_t)(plane * p->out_blocks);
+    t->y_row = (ptrdiff_t)p->y_sample;
     t->tap = s->tap + a0 * f->columns;
     for (int i = 0, column = 0; i < tiles; i++) {
         int columns = (f->count_columns - column + tiles - i - 1) / (tiles - i);
@@ -427,14 +432,14 @@ static void row_stats(const pass *s, int part, int first_row)
     float *stats = j->stats + (size_t)part * MDMT_STATS_ROWS * lanes;
     for (int k = s->block; k < s->block + s->blocks; k++) {
         float *at = stats + k * MDMT_BLOCK;
-        const float *y = j->y + ((size_t)s->image * p->out_blocks + k) * plane +
-                         (size_t)s->row * p->ow * MDMT_BLOCK;
+        const float *y =
+            j->y + (size_t)s->image * p->y_sample + k * plane + (size_t)s->row * p->ow * MDMT_BLOCK;
         if (s->row == first_row) {
             memcpy(at + MDMT_STATS_PIVOT * lanes, y, MDMT_BLOCK * sizeof(float));
             memset(at + MDMT_STATS_SUM * lanes, 0, MDMT_BLOCK * sizeof(float));
             memset(at + MDMT_STATS_SQUARE * lanes, 0, MDMT_BLOCK * sizeof(float));
         }
-        for (int i = 0; i < s->images; i++, y += plane * p->out_blocks) {
+        for (int i = 0; i < s->images; i++, y += p->y_sample) {
             j->micro->stats(y, p->ow, at + MDMT_STATS_PIVOT * lanes, at + MDMT_STATS_SUM * lanes,
                             at + MDMT_STATS_SQUARE * lanes);
         }
@@ -475,7 +480,7 @@ static void fill_rows(const pass *s, int row0, int row1)
     const size_t bytes = (size_t)(row1 - row0) * p->ow * MDMT_BLOCK * sizeof(float);
     for (int i = 0; i < s->images; i++) {
         for (int k = s->block; k < s->block + s->blocks; k++) {
-            size_t at = ((size_t)(s->image + i) * p->out_blocks + k) * plane +
+            size_t at = (size_t)(s->image + i) * p->y_sample + k * plane +
                         (size_t)row0 * p->ow * MDMT_BLOCK;
             if (j->start == MDMT_INIT_ZERO) {
                 memset(j->y + at, 0, bytes);

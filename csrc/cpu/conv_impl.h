@@ -23,7 +23,8 @@
                                              .supports = mdmt_conv_##pass##_supports,              \
                                              .needs = pass##_needs,                                \
                                              .cost = pass##_cost,                                  \
-                                             .run = pass##_run};
+                                             .run = pass##_run,                                    \
+                                             .accepts = MDMT_ACCEPTS_VIEWS};
 
 DEFINE_IMPL(forward, mdmt_f32_conv2d_forward_direct__)
 DEFINE_IMPL(data, mdmt_f32_conv2d_bwd_data_direct__)

@@ -19,6 +19,7 @@ typedef struct {
     int columns;     /* of the scratch: of one column phase (forward), of a row (weights) */
     int slices;      /* weight gradient */
     size_t row_floats, plane_floats;
+    size_t sample; /* floats between the images of y or dy */
     size_t weight_floats, partial_bytes, thread_bytes;
 } plan;
 
@@ -35,6 +36,7 @@ static void plan_stem(const mdmt_site *site, plan *p, int phases)
 {
     *p = (plan){.g = mdmt_conv_geometry(site)};
     const mdmt_geometry *g = &p->g;
+    p->sample = mdmt_map_sample(phases ? site->out[0] : site->in[1]);
     p->out_blocks = mdmt_blocks(g->k);
     p->band = mdmt_min(g->oh, mdmt_max(1, BAND_PIXELS / g->ow));
     p->bands = mdmt_ceil_div(g->oh, p->band);
@@ -106,8 +108,7 @@ static void forward_row(const job *j, const float *x, const int *tap, int n, int
                         .y_pixel = MDMT_BLOCK,
                         .y_out = (ptrdiff_t)plane};
     t.w = j->w + block * t.w_out + a0 * g->kw * MDMT_BLOCK;
-    float *y =
-        j->y + ((size_t)n * p->out_blocks + block) * plane + (size_t)row * g->ow * MDMT_BLOCK;
+    float *y = j->y + n * p->sample + block * plane + (size_t)row * g->ow * MDMT_BLOCK;
     int tiles = mdmt_ceil_div(g->ow, j->micro->columns);
     for (int i = 0, column = 0; i < tiles; i++) {
         int columns = (g->ow - column + tiles - i - 1) / (tiles - i);
@@ -126,8 +127,7 @@ static void row_stats(const job *j, int n, int row, int block, int blocks, int p
     float *stats = j->stats + (size_t)part * MDMT_STATS_ROWS * lanes;
     for (int k = block; k < block + blocks; k++) {
         float *at = stats + k * MDMT_BLOCK;
-        const float *y =
-            j->y + (((size_t)n * p->out_blocks + k) * g->oh + row) * g->ow * MDMT_BLOCK;
+        const float *y = j->y + n * p->sample + ((size_t)k * g->oh + row) * g->ow * MDMT_BLOCK;
         if (start) {
             memcpy(at + MDMT_STATS_PIVOT * lanes, y, MDMT_BLOCK * sizeof(float));
             memset(at + MDMT_STATS_SUM * lanes, 0, MDMT_BLOCK * sizeof(float));
@@ -247,7 +247,7 @@ static void weight_rows(const job *j, const float *x, float *dw, int n, int band
                                .dw_out = (ptrdiff_t)g->c * taps * MDMT_BLOCK,
                                .images = 1,
                                .columns = g->ow};
-    const float *dy = j->dy + ((size_t)n * p->out_blocks + block) * plane;
+    const float *dy = j->dy + n * p->sample + block * plane;
     for (int a = 0; a < g->kh; a++) {
         int low = g->pt - a * g->dh, high = g->h - 1 + g->pt - a * g->dh;
         int first = mdmt_max(row0, low > 0 ? mdmt_ceil_div(low, g->sh) : 0);

@@ -23,6 +23,7 @@ typedef struct {
     int total;              /* bands of all image groups     */
     int slices;
     int stage_columns;
+    size_t x_sample, dy_sample; /* floats between images */
     size_t row_floats, block_floats, image_floats;
     size_t weight_floats, partial_bytes, thread_bytes;
 } plan;
@@ -56,7 +57,7 @@ static void plan_window(plan *p)
     } else {
         p->row_floats = (size_t)g->w * MDMT_BLOCK;
         p->block_floats = p->row_floats * g->h;
-        p->image_floats = p->block_floats * p->blocks;
+        p->image_floats = p->x_sample;
         p->band = p->strip;
         p->thread_bytes = 0;
     }
@@ -106,7 +107,10 @@ static void plan_weight(const mdmt_site *site, plan *p)
         g.h = g.oh = 1;
         g.ow = g.w;
     }
-    *p = (plan){.g = g, .lazy = site->in[0]->lazy_source >= 0};
+    *p = (plan){.g = g,
+                .lazy = site->in[0]->lazy_source >= 0,
+                .x_sample = mdmt_map_sample(site->in[0]),
+                .dy_sample = mdmt_map_sample(site->in[1])};
     p->blocks = mdmt_blocks(g.c);
     p->out_blocks = mdmt_blocks(g.k);
     cut_blocks(p);
@@ -131,7 +135,7 @@ static const float *stage_band(const job *j, int image, int images, int in0, int
     const float *x = j->x.data;
     const size_t plane = (size_t)g->h * g->w * MDMT_BLOCK;
     if (!p->staged) {
-        return x + ((size_t)image * p->blocks + in0) * plane +
+        return x + (size_t)image * p->x_sample + in0 * plane +
                ((ptrdiff_t)row0 * g->w - g->pl) * MDMT_BLOCK;
     }
     float *stage = (float *)(j->scratch + (size_t)thread * p->thread_bytes);
@@ -143,7 +147,7 @@ static const float *stage_band(const job *j, int image, int images, int in0, int
     }
     for (int i = 0; i < images; i++) {
         for (int b = in0; b < in1; b++) {
-            const float *src = x + ((size_t)(image + i) * p->blocks + b) * plane;
+            const float *src = x + (size_t)(image + i) * p->x_sample + b * plane;
             float *dst = stage + i * p->image_floats + (b - in0) * p->block_floats;
             const float *scale = j->x.scale ? j->x.scale + b * MDMT_BLOCK : NULL;
             const float *shift = j->x.scale ? j->x.shift + b * MDMT_BLOCK : NULL;
@@ -264,9 +268,9 @@ static void strip_sum(pass *s)
     mdmt_conv_weight_tile t = {.x_pixel = MDMT_BLOCK,
                                .x_row = (ptrdiff_t)(g->sh * p->row_floats),
                                .x_image = (ptrdiff_t)p->image_floats,
-                               .dy = j->dy + ((size_t)s->image * p->out_blocks + s->out) * plane,
+                               .dy = j->dy + (size_t)s->image * p->dy_sample + s->out * plane,
                                .dy_row = (ptrdiff_t)g->ow * MDMT_BLOCK,
-                               .dy_image = (ptrdiff_t)(plane * p->out_blocks),
+                               .dy_image = (ptrdiff_t)p->dy_sample,
                                .dy_out = (ptrdiff_t)plane,
                                .dw_out =
                                    (ptrdiff_t)p->blocks * g->kh * g->kw * MDMT_BLOCK * MDMT_BLOCK,

@@ -32,6 +32,7 @@
         .needs = needs_##label,                                                                    \
         .cost = cost_##label,                                                                      \
         .run = run_##label,                                                                        \
+        .accepts = MDMT_ACCEPTS_VIEWS,                                                             \
     };
 
 #define IMPLS(isa_id, isa_name)                                                                    \

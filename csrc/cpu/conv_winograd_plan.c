@@ -127,6 +127,8 @@ void mdmt_wino_plan_make(const mdmt_site *site, mdmt_wino_pass pass, int points,
     p->ow = data ? g.w : g.ow;
     p->pt = data ? 2 - g.pt : g.pt;
     p->pl = data ? 2 - g.pl : g.pl;
+    p->x_sample = mdmt_map_sample(site->in[0]);
+    p->y_sample = mdmt_map_sample(pass == MDMT_WINO_WEIGHT ? site->in[1] : site->out[0]);
     tile_counts(p->oh, points, &p->full_h, &p->narrow_h, &p->rest_h);
     tile_counts(p->ow, points, &p->full_w, &p->narrow_w, &p->rest_w);
     p->rows = p->full_h + p->narrow_h;

@@ -31,6 +31,8 @@ typedef struct {
     int cb, kb;           /* their blocks                                    */
     int ih, iw, oh, ow;   /* input and output size                           */
     int pt, pl;           /* zeros above and left of the input               */
+    size_t x_sample;      /* from image to image of the input ...            */
+    size_t y_sample;      /* ... and of the output (bwd_weight: of dy)       */
     int full_h, narrow_h; /* rows of 4-row and of narrow tiles of an image   */
     int full_w, narrow_w; /* columns of them                                 */
     int rest_h, rest_w;   /* rows, columns of a narrow tile: 2 or 3           */

@@ -238,7 +238,7 @@ static void outputs_of(const conv_work *work, const mdmt_wino_tiles *tiles, int 
     for (int q = q0; q < q1; q++) {
         mdmt_wino_tile t = mdmt_wino_tile_at(p, tiles, q);
         for (int b = 0; b < blocks; b++) {
-            size_t at = ((size_t)t.n * p->kb + k + b) * plane + ((size_t)t.y * p->ow + t.x) * 16;
+            size_t at = t.n * p->y_sample + (k + b) * plane + ((size_t)t.y * p->ow + t.x) * 16;
             f[b].addend = work->addend ? work->addend + at : NULL;
             tile_out(p, &t, m + b * p->m_block + (size_t)q * 16, work->y + at, &f[b], q == q0);
         }

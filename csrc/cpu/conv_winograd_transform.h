@@ -451,10 +451,12 @@ static void gradient_row(const mdmt_wino_plan *p, int taken, const tile_row *t)
 }
 
 /* Transforms one row of tiles of one block: B^T X B, or A dY A^T where `input`
- * is 0. `map` is the block's plane of h x w pixels, its tiles go to v (tile
- * numbers of `tiles`); `row` counts tile rows over the batch. */
+ * is 0. `map` is the block's plane of h x w pixels of the row's image, `sample`
+ * floats before that of the next; its tiles go to v (tile numbers of `tiles`);
+ * `row` counts tile rows over the batch. */
 static void transform_row(const mdmt_wino_plan *p, const mdmt_wino_tiles *tiles, int input, int row,
-                          const float *map, int h, int w, const loader *l, float *v, size_t v_point)
+                          const float *map, size_t sample, int h, int w, const loader *l, float *v,
+                          size_t v_point)
 {
     int n = row / p->rows, r = row % p->rows, narrow = r >= p->full_h;
     int top = narrow ? 4 * p->full_h + p->rest_h * (r - p->full_h) : 4 * r;
@@ -471,8 +473,7 @@ static void transform_row(const mdmt_wino_plan *p, const mdmt_wino_tiles *tiles,
         t.valid |= inside << i;
     }
     int next = top + taken;
-    const float *ahead = next + 4 <= h ? map + (size_t)next * w * 16
-                                       : map + (size_t)(input ? p->cb : p->kb) * h * w * 16;
+    const float *ahead = map + (next + 4 <= h ? (size_t)next * w * 16 : sample);
     t.ahead = (const char *)ahead;
     if (input) {
         input_row(p, taken, &t);
@@ -486,18 +487,17 @@ static void transform_input(const mdmt_wino_plan *p, const mdmt_wino_tiles *tile
 {
     loader l = {x->scale ? x->scale + block * 16 : NULL, x->shift ? x->shift + block * 16 : NULL,
                 x->act == MDMT_ACT_RELU};
-    size_t plane = (size_t)(row / p->rows) * p->cb + block;
-    const float *map = (const float *)x->data + plane * p->ih * p->iw * 16;
-    transform_row(p, tiles, 1, row, map, p->ih, p->iw, &l, v, p->v_point);
+    const float *map =
+        (const float *)x->data + (row / p->rows) * p->x_sample + (size_t)block * p->ih * p->iw * 16;
+    transform_row(p, tiles, 1, row, map, p->x_sample, p->ih, p->iw, &l, v, p->v_point);
 }
 
 static void transform_gradient(const mdmt_wino_plan *p, const mdmt_wino_tiles *tiles, int row,
                                const float *dy, int block, float *d)
 {
     loader l = {NULL, NULL, 0};
-    size_t plane = (size_t)(row / p->rows) * p->kb + block;
-    const float *map = dy + plane * p->oh * p->ow * 16;
-    transform_row(p, tiles, 0, row, map, p->oh, p->ow, &l, d, p->d_point);
+    const float *map = dy + (row / p->rows) * p->y_sample + (size_t)block * p->oh * p->ow * 16;
+    transform_row(p, tiles, 0, row, map, p->y_sample, p->oh, p->ow, &l, d, p->d_point);
 }
 
 #endif

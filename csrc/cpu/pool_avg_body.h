@@ -8,6 +8,7 @@ typedef struct {
     mdmt_geometry g;
     const float *from;
     float *to;
+    ptrdiff_t from_sample, to_sample;
     int include_pad, rows;
 } avg_job;
 
@@ -36,12 +37,14 @@ static void avg_task(void *context, int task, int thread)
     int blocks = mdmt_blocks(g->c);
     pool_band band = pool_band_of(task, blocks, g->oh, job->rows);
     (void)thread;
-    ptrdiff_t plane = (ptrdiff_t)band.n * blocks + band.block;
-    const float *x = job->from + plane * g->h * g->w * MDMT_BLOCK;
+    const float *x =
+        job->from + band.n * job->from_sample + (ptrdiff_t)band.block * g->h * g->w * MDMT_BLOCK;
+    float *to =
+        job->to + band.n * job->to_sample + (ptrdiff_t)band.block * g->oh * g->ow * MDMT_BLOCK;
     for (int oh = band.first; oh < band.end; oh++) {
         int r0, r1, s0, s1;
         pool_taps(oh, g->sh, g->pt, 1, g->kh, g->h, &r0, &r1);
-        float *y = job->to + (plane * g->oh + oh) * g->ow * MDMT_BLOCK;
+        float *y = to + (ptrdiff_t)oh * g->ow * MDMT_BLOCK;
         for (int ow = 0; ow < g->ow; ow++) {
             pool_taps(ow, g->sw, g->pl, 1, g->kw, g->w, &s0, &s1);
             lanes sum = lanes_zero();
@@ -64,6 +67,8 @@ static avg_job avg_job_of(const mdmt_site *site, const mdmt_call *call)
     return (avg_job){.g = mdmt_pool_geometry(site),
                      .from = call->in[0].data,
                      .to = call->out[0],
+                     .from_sample = (ptrdiff_t)mdmt_map_sample(site->in[0]),
+                     .to_sample = (ptrdiff_t)mdmt_map_sample(site->out[0]),
                      .include_pad = MDMT_ATTRS(mdmt_pool_attrs, site->op)->count_include_pad};
 }
 
@@ -81,6 +86,7 @@ const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_avg_pool_forward) = {
     .isa = MDMT_LANES_LEVEL,
     .supports = pool_supports,
     .run = avg_run,
+    .accepts = MDMT_ACCEPTS_VIEWS,
 };
 
 /* dx[p] = sum of dy / divisor over the windows that contain p. */
@@ -91,10 +97,12 @@ static void avg_bwd_task(void *context, int task, int thread)
     int blocks = mdmt_blocks(g->c);
     pool_band band = pool_band_of(task, blocks, g->h, job->rows);
     (void)thread;
-    ptrdiff_t plane = (ptrdiff_t)band.n * blocks + band.block;
-    const float *dy = job->from + plane * g->oh * g->ow * MDMT_BLOCK;
+    const float *dy =
+        job->from + band.n * job->from_sample + (ptrdiff_t)band.block * g->oh * g->ow * MDMT_BLOCK;
+    float *to =
+        job->to + band.n * job->to_sample + (ptrdiff_t)band.block * g->h * g->w * MDMT_BLOCK;
     for (int ih = band.first; ih < band.end; ih++) {
-        float *dx = job->to + (plane * g->h + ih) * g->w * MDMT_BLOCK;
+        float *dx = to + (ptrdiff_t)ih * g->w * MDMT_BLOCK;
         int up = ih + g->pt - g->kh + 1, oh0 = up > 0 ? (up + g->sh - 1) / g->sh : 0;
         int oh1 = (ih + g->pt) / g->sh;
         oh1 = oh1 < g->oh ? oh1 : g->oh - 1;
@@ -128,6 +136,7 @@ const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_avg_pool_bwd) = {
     .isa = MDMT_LANES_LEVEL,
     .supports = pool_supports,
     .run = avg_bwd_run,
+    .accepts = MDMT_ACCEPTS_VIEWS,
 };
 
 /* ---- global_avg_pool: x (N, C, H, W) -> y (N, C), and back. A task is up to

@@ -49,9 +49,25 @@ typedef struct {
     const float *dy; /* backwards: dy, argmax -> dx */
     const uint8_t *from;
     float *dx;
-    int rows, stream; /* stream: y or dx goes past the caches */
-    char *lines;      /* per thread: MAX_LINES of line_bytes(ow) */
+    ptrdiff_t x_sample, y_sample; /* from sample to sample of x or dx, of y or dy */
+    int rows, stream;             /* stream: y or dx goes past the caches */
+    char *lines;                  /* per thread: MAX_LINES of line_bytes(ow) */
 } pool_job;
+
+/* Where the plane of a band lies in y and argmax; the latter is never a view. */
+typedef struct {
+    float *y;
+    uint8_t *argmax;
+} pool_to;
+
+static pool_to pool_to_of(const pool_job *job, pool_band band)
+{
+    const mdmt_geometry *g = &job->g;
+    ptrdiff_t plane = (ptrdiff_t)g->oh * g->ow * MDMT_BLOCK;
+    ptrdiff_t dense = ((ptrdiff_t)band.n * mdmt_blocks(g->c) + band.block) * plane;
+    return (pool_to){job->y + band.n * job->y_sample + band.block * plane,
+                     job->argmax ? job->argmax + dense : NULL};
+}
 
 typedef enum { LOAD_PLAIN, LOAD_AFFINE, LOAD_RELU } load_kind;
 
@@ -187,7 +203,7 @@ MDMT_INLINE void max_lines_join(const max_line *line, int r0, int r1, int width,
 }
 
 MDMT_INLINE void max_band_3x3(const pool_job *job, pool_band band, const float *plane,
-                              lanes_affine affine, load_kind load, ptrdiff_t at, char *lines)
+                              lanes_affine affine, load_kind load, pool_to to, char *lines)
 {
     const mdmt_geometry *g = &job->g;
     int made = 2 * band.first - g->pt; /* rows below this have their lines */
@@ -201,14 +217,14 @@ MDMT_INLINE void max_band_3x3(const pool_job *job, pool_band band, const float *
         }
         max_line line[3] = {line_of(lines, g->ow, top), line_of(lines, g->ow, top + 1),
                             line_of(lines, g->ow, top + 2)};
-        ptrdiff_t to = at + (ptrdiff_t)oh * g->ow * MDMT_BLOCK;
-        uint8_t *argmax = job->argmax ? job->argmax + to : NULL;
+        ptrdiff_t at = (ptrdiff_t)oh * g->ow * MDMT_BLOCK;
+        uint8_t *argmax = to.argmax ? to.argmax + at : NULL;
         if (r1 - r0 < 3) {
-            max_lines_join(line, r0, r1, g->ow, job->y + to, argmax, 0);
+            max_lines_join(line, r0, r1, g->ow, to.y + at, argmax, 0);
         } else if (job->stream) {
-            max_lines_join(line, 0, 3, g->ow, job->y + to, argmax, 1);
+            max_lines_join(line, 0, 3, g->ow, to.y + at, argmax, 1);
         } else {
-            max_lines_join(line, 0, 3, g->ow, job->y + to, argmax, 0);
+            max_lines_join(line, 0, 3, g->ow, to.y + at, argmax, 0);
         }
     }
 }
@@ -220,16 +236,16 @@ static int max_is_3x3(const mdmt_geometry *g)
 }
 
 MDMT_INLINE void max_band(const pool_job *job, pool_band band, const float *plane,
-                          lanes_affine affine, load_kind load, ptrdiff_t at, char *lines)
+                          lanes_affine affine, load_kind load, pool_to to, char *lines)
 {
     const mdmt_geometry *g = &job->g;
     if (max_is_3x3(g)) {
-        max_band_3x3(job, band, plane, affine, load, at, lines);
+        max_band_3x3(job, band, plane, affine, load, to, lines);
         return;
     }
     for (int oh = band.first; oh < band.end; oh++) {
-        ptrdiff_t to = at + (ptrdiff_t)oh * g->ow * MDMT_BLOCK;
-        max_row(job, plane, oh, affine, load, job->y + to, job->argmax ? job->argmax + to : NULL);
+        ptrdiff_t at = (ptrdiff_t)oh * g->ow * MDMT_BLOCK;
+        max_row(job, plane, oh, affine, load, to.y + at, to.argmax ? to.argmax + at : NULL);
     }
 }
 
@@ -239,20 +255,20 @@ static void max_task(void *context, int task, int thread)
     const mdmt_geometry *g = &job->g;
     int blocks = mdmt_blocks(g->c);
     pool_band band = pool_band_of(task, blocks, g->oh, job->rows);
-    ptrdiff_t plane = (ptrdiff_t)band.n * blocks + band.block;
-    const float *x = (const float *)job->x.data + plane * g->h * g->w * MDMT_BLOCK;
+    const float *x = (const float *)job->x.data + band.n * job->x_sample +
+                     (ptrdiff_t)band.block * g->h * g->w * MDMT_BLOCK;
     lanes_affine affine = {lanes_zero(), lanes_zero()};
     if (job->x.scale) {
         affine = lanes_affine_load(job->x.scale, job->x.shift, band.block);
     }
-    ptrdiff_t at = plane * g->oh * g->ow * MDMT_BLOCK;
+    pool_to to = pool_to_of(job, band);
     char *lines = job->lines + (size_t)thread * MAX_LINES * line_bytes(g->ow);
     if (!job->x.scale) {
-        max_band(job, band, x, affine, LOAD_PLAIN, at, lines);
+        max_band(job, band, x, affine, LOAD_PLAIN, to, lines);
     } else if (job->x.act == MDMT_ACT_RELU) {
-        max_band(job, band, x, affine, LOAD_RELU, at, lines);
+        max_band(job, band, x, affine, LOAD_RELU, to, lines);
     } else {
-        max_band(job, band, x, affine, LOAD_AFFINE, at, lines);
+        max_band(job, band, x, affine, LOAD_AFFINE, to, lines);
     }
     _mm_sfence();
 }
@@ -263,6 +279,8 @@ static mdmt_status max_run(const mdmt_site *site, const mdmt_call *call)
                     .x = call->in[0],
                     .y = call->out[0],
                     .argmax = mdmt_optional_out(site, call, 1),
+                    .x_sample = (ptrdiff_t)mdmt_map_sample(site->in[0]),
+                    .y_sample = (ptrdiff_t)mdmt_map_sample(site->out[0]),
                     .lines = call->workspace};
     int planes = job.g.n * mdmt_blocks(job.g.c);
     job.rows = pool_rows_per_task(job.g.ow);
@@ -289,13 +307,21 @@ const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_max_pool_forward) = {
     .supports = pool_supports,
     .needs = max_needs,
     .run = max_run,
+    .accepts = MDMT_ACCEPTS_VIEWS,
 };
 
 /* ---- max_pool_bwd: dx[p] = sum of dy over the windows whose maximum was p.
  *      Gathered, so that every element of dx is written once ---- */
 
+/* A plane of one channel block of one sample, backwards. */
+typedef struct {
+    const float *dy;
+    const uint8_t *from;
+    float *dx;
+} max_plane;
+
 /* dx at row ih and column iw of a plane: dy of the windows whose maximum lies there. */
-MDMT_INLINE lanes max_gather(const pool_job *job, ptrdiff_t plane, int ih, int iw)
+MDMT_INLINE lanes max_gather(const pool_job *job, const max_plane *plane, int ih, int iw)
 {
     const mdmt_geometry *g = &job->g;
     lanes sum = lanes_zero();
@@ -309,10 +335,10 @@ MDMT_INLINE lanes max_gather(const pool_job *job, ptrdiff_t plane, int ih, int i
             if (left < 0 || left % g->sw != 0 || left / g->sw >= g->ow) {
                 continue;
             }
-            ptrdiff_t at = ((plane * g->oh + up / g->sh) * g->ow + left / g->sw) * MDMT_BLOCK;
-            lane_bytes index = lane_bytes_load(job->from + at);
+            ptrdiff_t at = ((ptrdiff_t)(up / g->sh) * g->ow + left / g->sw) * MDMT_BLOCK;
+            lane_bytes index = lane_bytes_load(plane->from + at);
             lane_bytes tap = lane_bytes_set(r * g->kw + s);
-            sum = lanes_add(sum, lanes_where_equal(index, tap, lanes_load(job->dy + at)));
+            sum = lanes_add(sum, lanes_where_equal(index, tap, lanes_load(plane->dy + at)));
         }
     }
     return sum;
@@ -324,9 +350,9 @@ typedef struct {
     lanes dy;
 } max_source;
 
-MDMT_INLINE max_source max_source_load(const pool_job *job, ptrdiff_t at)
+MDMT_INLINE max_source max_source_load(const max_plane *plane, ptrdiff_t at)
 {
-    return (max_source){lane_bytes_load(job->from + at), lanes_load(job->dy + at)};
+    return (max_source){lane_bytes_load(plane->from + at), lanes_load(plane->dy + at)};
 }
 
 MDMT_INLINE lanes max_take(max_source source, int tap)
@@ -336,22 +362,22 @@ MDMT_INLINE lanes max_take(max_source source, int tap)
 
 /* Rows 2a and 2a + 1 of dx, 3x3, stride 2, pad 1. Pixels beyond the windows on
  * the right or below see only those that exist. */
-MDMT_INLINE void max_pair_row(const pool_job *job, ptrdiff_t plane, int a, int stream)
+MDMT_INLINE void max_pair_row(const pool_job *job, const max_plane *plane, int a, int stream)
 {
     const mdmt_geometry *g = &job->g;
     const max_source none = {lane_bytes_set(255), lanes_zero()};
     int below = a + 1 < g->oh, second = 2 * a + 1 < g->h;
-    ptrdiff_t at = (plane * g->oh + a) * g->ow * MDMT_BLOCK, down = (ptrdiff_t)g->ow * MDMT_BLOCK;
-    float *dx = job->dx + (plane * g->h + 2 * a) * g->w * MDMT_BLOCK;
+    ptrdiff_t down = (ptrdiff_t)g->ow * MDMT_BLOCK, at = a * down;
+    float *dx = plane->dx + (ptrdiff_t)2 * a * g->w * MDMT_BLOCK;
     float *dx_below = dx + (ptrdiff_t)g->w * MDMT_BLOCK;
-    max_source here = max_source_load(job, at);
-    max_source under = below ? max_source_load(job, at + down) : none;
+    max_source here = max_source_load(plane, at);
+    max_source under = below ? max_source_load(plane, at + down) : none;
     for (int b = 0; b < g->ow; b++) {
         max_source right = none, corner = none;
         at += MDMT_BLOCK;
         if (b + 1 < g->ow) {
-            right = max_source_load(job, at);
-            corner = below ? max_source_load(job, at + down) : none;
+            right = max_source_load(plane, at);
+            corner = below ? max_source_load(plane, at + down) : none;
         }
         ptrdiff_t to = (ptrdiff_t)2 * b * MDMT_BLOCK;
         int wide = 2 * b + 1 < g->w;
@@ -387,19 +413,23 @@ static void max_bwd_task(void *context, int task, int thread)
     int blocks = mdmt_blocks(g->c), paired = max_is_paired(g);
     pool_band band = pool_band_of(task, blocks, paired ? g->oh : g->h, job->rows);
     (void)thread;
-    ptrdiff_t plane = (ptrdiff_t)band.n * blocks + band.block;
+    ptrdiff_t windows = (ptrdiff_t)g->oh * g->ow * MDMT_BLOCK;
+    max_plane plane = {.dy = job->dy + band.n * job->y_sample + band.block * windows,
+                       .from = job->from + ((ptrdiff_t)band.n * blocks + band.block) * windows,
+                       .dx = job->dx + band.n * job->x_sample +
+                             (ptrdiff_t)band.block * g->h * g->w * MDMT_BLOCK};
     for (int row = band.first; row < band.end; row++) {
         if (paired && job->stream) {
-            max_pair_row(job, plane, row, 1);
+            max_pair_row(job, &plane, row, 1);
             continue;
         }
         if (paired) {
-            max_pair_row(job, plane, row, 0);
+            max_pair_row(job, &plane, row, 0);
             continue;
         }
-        float *dx = job->dx + (plane * g->h + row) * g->w * MDMT_BLOCK;
+        float *dx = plane.dx + (ptrdiff_t)row * g->w * MDMT_BLOCK;
         for (int iw = 0; iw < g->w; iw++) {
-            lanes_store(dx + (ptrdiff_t)iw * MDMT_BLOCK, max_gather(job, plane, row, iw));
+            lanes_store(dx + (ptrdiff_t)iw * MDMT_BLOCK, max_gather(job, &plane, row, iw));
         }
     }
     _mm_sfence();
@@ -410,7 +440,9 @@ static mdmt_status max_bwd_run(const mdmt_site *site, const mdmt_call *call)
     pool_job job = {.g = mdmt_pool_geometry(site),
                     .dy = call->in[0].data,
                     .from = call->in[1].data,
-                    .dx = call->out[0]};
+                    .dx = call->out[0],
+                    .x_sample = (ptrdiff_t)mdmt_map_sample(site->out[0]),
+                    .y_sample = (ptrdiff_t)mdmt_map_sample(site->in[0])};
     int height = max_is_paired(&job.g) ? job.g.oh : job.g.h;
     int planes = job.g.n * mdmt_blocks(job.g.c);
     job.rows = pool_rows_per_task(job.g.w);
@@ -424,4 +456,5 @@ const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_max_pool_bwd) = {
     .isa = MDMT_LANES_LEVEL,
     .supports = pool_supports,
     .run = max_bwd_run,
+    .accepts = MDMT_ACCEPTS_VIEWS,
 };
