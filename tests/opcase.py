@@ -11,7 +11,8 @@ from tests import statements as say
 
 EPSILON = float(np.finfo(np.float32).eps)
 ISAS = ("ref", "avx2", "avx512")
-RELU = {"none": 0, "relu": 1}  # values of mdmt_act
+ACTS = ("none", "relu", "relu6", "silu", "sigmoid", "hardswish", "hardsigmoid")  # mdmt_act
+RELU = {"none": 0, "relu": 1}
 
 
 def available():
@@ -149,7 +150,9 @@ def load_size(a, lazy):
     """Magnitude of what a lazy load adds up."""
     if not lazy:
         return np.abs(a["x"])
-    return np.abs(say.per_channel(a["xscale"]) * a["x"]) + np.abs(say.per_channel(a["xshift"]))
+    size = np.abs(say.per_channel(a["xscale"]) * a["x"]) + np.abs(say.per_channel(a["xshift"]))
+    size = size + 1.0 if lazy in ("sigmoid", "hardsigmoid") else size
+    return size * a["xgate"][:, :, None, None] if "xgate" in a else size
 
 
 GUARD = 16  # channels on either side of a view; a ragged one ends its root

@@ -12,7 +12,7 @@ import argparse
 import numpy as np
 
 from tests import statements as say
-from tests.opcase import RELU, Case, check, label, load_size, normal, positive, viewed
+from tests.opcase import ACTS, RELU, Case, check, label, load_size, normal, positive, viewed
 from tests.oprows import (
     avg_pool_cases,
     global_cases,
@@ -31,8 +31,8 @@ def weight_kind(image, groups, c, k):
     return "w_depth" if groups == c == k else "w_grouped"
 
 
-def convolutions(x, k, kernel, *, image=False, lazy=None, bias=False, stats=False, addend=False,
-                 backward=True, **attrs):  # fmt: skip
+def convolutions(x, k, kernel, *, image=False, lazy=None, gate=False, bias=False, stats=False,
+                 addend=False, backward=True, **attrs):  # fmt: skip
     """The cases of one convolution: forward and both gradients. x (N,C,H,W), k outputs."""
     n, c, h, w = x
     attrs = {"stride": (1, 1), "pad": (0, 0, 0, 0), "dilation": (1, 1), "groups": 1} | attrs
@@ -41,7 +41,8 @@ def convolutions(x, k, kernel, *, image=False, lazy=None, bias=False, stats=Fals
     ow = say.pooled(w, kernel[1], stride[1], pad[1], pad[3], dilation[1])
     y, weight = (n, k, oh, ow), (k, c // groups, *kernel)
     shown = {a: v for a, v in attrs.items() if v not in ((1, 1), (0, 0, 0, 0), 1)}
-    flags = {"image": image, "lazy": lazy, "bias": bias, "stats": stats, "addend": addend}
+    flags = {"image": image, "lazy": lazy, "gate": gate, "bias": bias, "stats": stats}
+    flags |= {"addend": addend}
     shown |= {a: v for a, v in flags.items() if v}
     name = label((*x, k, *kernel), shown)
     xkind, wkind = "image" if image else "map", weight_kind(image, groups, c, k)
@@ -49,20 +50,26 @@ def convolutions(x, k, kernel, *, image=False, lazy=None, bias=False, stats=Fals
     width = np.sqrt(1.0 / np.prod(weight[1:]))
 
     def loaded(a):
-        return say.lazy(a["x"], a["xscale"], a["xshift"], lazy) if lazy else a["x"]
+        if not lazy:
+            return a["x"]
+        v = say.lazy(a["x"], a["xscale"], a["xshift"], lazy)
+        return v * a["xgate"][:, :, None, None] if gate else v
 
     def inputs(rng):
-        a = {"x": normal(rng, *x, shift=0.3)}
+        a = {"x": normal(rng, *x, shift=0.3, scale=4.0 if lazy not in (None, *RELU) else 1.0)}
         if lazy:
             a |= {"xscale": normal(rng, c), "xshift": normal(rng, c, scale=0.5)}
-        return a
+        return a | ({"xgate": positive(rng, n, c)} if gate else {})
 
     def tensors(g, t):
-        return g.lazy(t["x"], t["xscale"], t["xshift"], lazy) if lazy else t["x"]
+        if not lazy:
+            return t["x"]
+        return g.lazy(t["x"], t["xscale"], t["xshift"], lazy, t.get("xgate", -1))
 
     lazy_feeds = {"xscale": "vector", "xshift": "vector"} if lazy else {}
-    cases = [forward_case(name, inputs, tensors, loaded, y, weight, xkind, wkind, lazy_feeds,
-                          bias, stats, attrs, macs, width)]  # fmt: skip
+    lazy_feeds |= {"xgate": "rows"} if gate else {}
+    cases = [forward_case(name, inputs, tensors, loaded, y, weight, xkind, wkind, lazy,
+                          lazy_feeds, bias, stats, attrs, macs, width)]  # fmt: skip
     if not backward:
         return cases
 
@@ -94,10 +101,9 @@ def convolutions(x, k, kernel, *, image=False, lazy=None, bias=False, stats=Fals
     return cases
 
 
-def forward_case(name, inputs, tensors, loaded, y, weight, xkind, wkind, lazy_feeds, bias, stats,
-                 attrs, macs, width):  # fmt: skip
+def forward_case(name, inputs, tensors, loaded, y, weight, xkind, wkind, lazy, lazy_feeds, bias,
+                 stats, attrs, macs, width):  # fmt: skip
     k, count = y[1], y[0] * y[2] * y[3]
-    lazy = bool(lazy_feeds)
     norm = {"eps": 1e-5, "momentum": 0.1, "training": 1}
     vectors = ("gamma", "beta", "rmean", "rvar")
 
@@ -240,6 +246,14 @@ def convolution_table():
         convolutions((1, 9, 17, 16), 16, (3, 2), dilation=(3, 2), stride=(2, 1), pad=(1, 0, 2, 1)),
         convolutions((1, 16, 20, 20), 16, (3, 3), stride=(4, 3), **same),
         convolutions((1, 16, 7, 7), 16, (1, 1), stride=(3, 3), pad=(1, 1, 1, 1), lazy="relu"),
+        # lazy inputs of every activation and with a gate
+        *(convolutions((2, 40, 9, 7), 24, (1, 1), lazy=act, gate=act != "relu6", stats=True)
+          for act in ACTS if act != "relu"),
+        convolutions((3, 35, 14, 14), 16, (1, 1), lazy="silu", gate=True),
+        convolutions((2, 96, 8, 8), 24, (1, 1), lazy="relu6"),
+        convolutions((2, 19, 10, 9), 35, (3, 3), lazy="silu", stride=(2, 2), **same),
+        convolutions((2, 24, 9, 8), 16, (3, 3), lazy="relu", gate=True, **same),
+        convolutions((2, 18, 11, 9), 16, (3, 3), lazy="sigmoid", gate=True, **same),
         # groups
         convolutions((2, 6, 9, 8), 10, (3, 3), groups=2, bias=True, addend=True, **same),
         convolutions((2, 48, 8, 9), 48, (3, 3), groups=3, lazy="relu", stats=True, **same),

@@ -83,8 +83,20 @@ def conv2d_bwd_weight(x, dy, kernel, *, stride=(1, 1), pad=(0, 0, 0, 0), dilatio
 
 
 def activate(x, act):
-    """act: "none" or "relu"."""
-    return np.maximum(x, 0.0) if act == "relu" else x
+    """act: a name of tests.opcase.ACTS."""
+    if act == "relu":
+        return np.maximum(x, 0.0)
+    if act == "relu6":
+        return np.clip(x, 0.0, 6.0)
+    if act == "silu":
+        return x / (1.0 + np.exp(-x))
+    if act == "sigmoid":
+        return 1.0 / (1.0 + np.exp(-x))
+    if act == "hardswish":
+        return x * np.clip(x + 3.0, 0.0, 6.0) / 6.0
+    if act == "hardsigmoid":
+        return np.clip(x + 3.0, 0.0, 6.0) / 6.0
+    return x
 
 
 def per_channel(v):

@@ -59,6 +59,13 @@ typedef struct {
 
 typedef void (*mdmt_conv_weight_fn)(const mdmt_conv_weight_tile *tile);
 
+/* What happens to 16 channels while they are loaded: act(scale x + shift) gate. */
+typedef struct {
+    const float *scale, *shift; /* (16), or NULL: nothing */
+    const float *gate;          /* (16), or NULL: 1       */
+    mdmt_act act;
+} mdmt_conv_load;
+
 /* The inner kernels of an instruction set. */
 typedef struct {
     int floats_per_cycle; /* multiply-adds of a core with two units, for cost */
@@ -80,6 +87,9 @@ typedef struct {
      * of each unless that is 0. */
     void (*stage)(float *dst, const float *src, int count, ptrdiff_t step, ptrdiff_t fetch,
                   const float *scale, const float *shift, mdmt_act act);
+    /* The same for every activation, and with a gate. */
+    void (*stage_any)(float *dst, const float *src, int count, ptrdiff_t step, ptrdiff_t fetch,
+                      const mdmt_conv_load *load);
     /* Adds sum(y - pivot) and sum((y - pivot)^2) of (count) pixels of 16
      * channels to sums (16) and squares (16). */
     void (*stats)(const float *y, int count, const float *pivot, float *sums, float *squares);
@@ -101,7 +111,15 @@ typedef struct {
 
 /* conv_stage.c: one input row of 16 channels. */
 void mdmt_conv_stage_row(const mdmt_conv_micro *micro, const mdmt_conv_row *row, float *dst,
-                         const float *src, const float *scale, const float *shift, mdmt_act act);
+                         const float *src, const mdmt_conv_load *load);
+/* Block `block` of sample n of an input of `channels` channels; `gate` (16) is filled where the
+ * input has one. */
+mdmt_conv_load mdmt_conv_load_of(const mdmt_value *x, int n, int block, int channels, float *gate);
+/* conv_load_<isa>.c */
+void mdmt_f32_conv_load__avx2(float *dst, const float *src, int count, ptrdiff_t step,
+                              ptrdiff_t fetch, const mdmt_conv_load *load);
+void mdmt_f32_conv_load__avx512(float *dst, const float *src, int count, ptrdiff_t step,
+                                ptrdiff_t fetch, const mdmt_conv_load *load);
 /* Whether some tap k < kernel reads positions that are `phase` modulo s. */
 int mdmt_conv_phase_is_read(int phase, int first, int kernel, int d, int s);
 

@@ -87,6 +87,7 @@ static const mdmt_conv_micro micro = {
     .stem = {{0, stem_1, stem_2, stem_3, stem_4, stem_5, stem_6}},
     .weight = {{0, weight_1, weight_2, weight_3, weight_4, weight_5, weight_6}},
     .stage = stage_pixels,
+    .stage_any = mdmt_f32_conv_load__avx2,
     .stats = stats_pixels,
     .transpose = transpose_block,
     .accumulate = accumulate_floats,

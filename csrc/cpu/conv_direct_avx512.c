@@ -131,6 +131,7 @@ static const mdmt_conv_micro micro = {
                {0, weight_2_1, weight_2_2, weight_2_3, weight_2_4, weight_2_5, weight_2_6,
                 weight_2_7, weight_2_8}},
     .stage = stage_pixels,
+    .stage_any = mdmt_f32_conv_load__avx512,
     .stats = stats_pixels,
     .transpose = transpose_block,
     .accumulate = accumulate_floats,

@@ -316,13 +316,12 @@ static const float *stage_input(const job *j, int image, int images, int row0, i
         for (int b = 0; b < p->blocks; b++) {
             const float *src = x + (size_t)(image + i) * p->x_sample + b * plane;
             float *dst = stage + i * p->image_floats + b * p->block_floats;
-            const float *scale = j->x.scale ? j->x.scale + b * MDMT_BLOCK : NULL;
-            const float *shift = j->x.scale ? j->x.shift + b * MDMT_BLOCK : NULL;
+            float gate[MDMT_BLOCK];
+            const mdmt_conv_load load = mdmt_conv_load_of(&j->x, image + i, b, p->cin, gate);
             for (int r = first; r < end; r++) {
                 if (p->sh == 1 || row_is_read(p, r)) {
                     mdmt_conv_stage_row(j->micro, &row, dst + (size_t)(r - row0) * p->row_floats,
-                                        src + (size_t)r * p->w * MDMT_BLOCK, scale, shift,
-                                        j->x.act);
+                                        src + (size_t)r * p->w * MDMT_BLOCK, &load);
                 }
             }
         }

@@ -5,7 +5,7 @@
 #define JOIN(a, b)  JOIN_(a, b)
 #define TEXT_(a)    #a
 #define TEXT(a)     TEXT_(a)
-#define DEFINE_IMPL(pass, symbol)                                                                  \
+#define DEFINE_IMPL(pass, symbol, more)                                                            \
     static void pass##_needs(const mdmt_site *site, mdmt_needs *needs)                             \
     {                                                                                              \
         mdmt_conv_##pass##_needs(site, &micro, needs);                                             \
@@ -24,10 +24,12 @@
                                              .needs = pass##_needs,                                \
                                              .cost = pass##_cost,                                  \
                                              .run = pass##_run,                                    \
-                                             .accepts = MDMT_ACCEPTS_VIEWS};
+                                             .accepts = MDMT_ACCEPTS_VIEWS | (more)};
 
-DEFINE_IMPL(forward, mdmt_f32_conv2d_forward_direct__)
-DEFINE_IMPL(data, mdmt_f32_conv2d_bwd_data_direct__)
-DEFINE_IMPL(weight, mdmt_f32_conv2d_bwd_weight_direct__)
-DEFINE_IMPL(stem, mdmt_f32_conv2d_forward_stem__)
-DEFINE_IMPL(stem_weight, mdmt_f32_conv2d_bwd_weight_stem__)
+#define LAZY (MDMT_ACCEPTS_GATES | MDMT_ACCEPTS_ACTS)
+
+DEFINE_IMPL(forward, mdmt_f32_conv2d_forward_direct__, LAZY)
+DEFINE_IMPL(data, mdmt_f32_conv2d_bwd_data_direct__, 0)
+DEFINE_IMPL(weight, mdmt_f32_conv2d_bwd_weight_direct__, LAZY)
+DEFINE_IMPL(stem, mdmt_f32_conv2d_forward_stem__, 0)
+DEFINE_IMPL(stem_weight, mdmt_f32_conv2d_bwd_weight_stem__, 0)

@@ -16,10 +16,28 @@ int mdmt_conv_phase_is_read(int phase, int first, int kernel, int d, int s)
     return 0;
 }
 
-void mdmt_conv_stage_row(const mdmt_conv_micro *micro, const mdmt_conv_row *row, float *dst,
-                         const float *src, const float *scale, const float *shift, mdmt_act act)
+mdmt_conv_load mdmt_conv_load_of(const mdmt_value *x, int n, int block, int channels, float *gate)
 {
-    const int step = row->step;
+    mdmt_conv_load load = {.act = MDMT_ACT_NONE};
+    if (x->scale) {
+        load.scale = x->scale + block * MDMT_BLOCK;
+        load.shift = x->shift + block * MDMT_BLOCK;
+        load.act = x->act;
+    }
+    if (x->gate) {
+        const float *from = x->gate + (size_t)n * (size_t)channels + block * MDMT_BLOCK;
+        int lanes = mdmt_min(MDMT_BLOCK, channels - block * MDMT_BLOCK);
+        memcpy(gate, from, (size_t)lanes * sizeof(float));
+        memset(gate + lanes, 0, (size_t)(MDMT_BLOCK - lanes) * sizeof(float));
+        load.gate = gate;
+    }
+    return load;
+}
+
+void mdmt_conv_stage_row(const mdmt_conv_micro *micro, const mdmt_conv_row *row, float *dst,
+                         const float *src, const mdmt_conv_load *load)
+{
+    const int step = row->step, any = load->act > MDMT_ACT_RELU || load->gate;
     /* All phases of a segment before the next, so that lines are met in order. */
     const int several = (row->read & (row->read - 1)) != 0;
     const int segment = several ? SEGMENT : row->columns;
@@ -39,8 +57,14 @@ void mdmt_conv_stage_row(const mdmt_conv_micro *micro, const mdmt_conv_row *row,
             end = mdmt_min(mdmt_max(end, left), to);
             float *at = dst + (size_t)f * row->columns * MDMT_BLOCK;
             memset(at + from * MDMT_BLOCK, 0, (size_t)(left - from) * MDMT_BLOCK * sizeof(float));
-            micro->stage(at + left * MDMT_BLOCK, src + (first + left * step) * MDMT_BLOCK,
-                         end - left, (ptrdiff_t)step * MDMT_BLOCK, fetch, scale, shift, act);
+            const float *from = src + (first + left * step) * MDMT_BLOCK;
+            if (any) {
+                micro->stage_any(at + left * MDMT_BLOCK, from, end - left,
+                                 (ptrdiff_t)step * MDMT_BLOCK, fetch, load);
+            } else {
+                micro->stage(at + left * MDMT_BLOCK, from, end - left, (ptrdiff_t)step * MDMT_BLOCK,
+                             fetch, load->scale, load->shift, load->act);
+            }
             memset(at + end * MDMT_BLOCK, 0, (size_t)(to - end) * MDMT_BLOCK * sizeof(float));
         }
     }

@@ -149,14 +149,14 @@ static const float *stage_band(const job *j, int image, int images, int in0, int
         for (int b = in0; b < in1; b++) {
             const float *src = x + (size_t)(image + i) * p->x_sample + b * plane;
             float *dst = stage + i * p->image_floats + (b - in0) * p->block_floats;
-            const float *scale = j->x.scale ? j->x.scale + b * MDMT_BLOCK : NULL;
-            const float *shift = j->x.scale ? j->x.shift + b * MDMT_BLOCK : NULL;
+            float gate[MDMT_BLOCK];
+            const mdmt_conv_load load = mdmt_conv_load_of(&j->x, image + i, b, g->c, gate);
             for (int r = first; r < end; r++) {
                 if (g->sh > 1 && !mdmt_conv_phase_is_read(r, -g->pt, g->kh, g->dh, g->sh)) {
                     continue;
                 }
                 mdmt_conv_stage_row(j->micro, &row, dst + (size_t)(r - row0) * p->row_floats,
-                                    src + (size_t)r * g->w * MDMT_BLOCK, scale, shift, j->x.act);
+                                    src + (size_t)r * g->w * MDMT_BLOCK, &load);
             }
         }
     }
