@@ -86,6 +86,13 @@ extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_weight_winograd4__avx2;
 extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_weight_winograd4__avx512;
 extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_weight_winograd2__avx2;
 extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_weight_winograd2__avx512;
+/* Depthwise convolution. */
+extern const mdmt_cpu_impl mdmt_f32_conv2d_forward_depth__avx2;
+extern const mdmt_cpu_impl mdmt_f32_conv2d_forward_depth__avx512;
+extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_data_depth__avx2;
+extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_data_depth__avx512;
+extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_weight_depth__avx2;
+extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_weight_depth__avx512;
 /* Linear layers and small per-channel work. */
 extern const mdmt_cpu_impl mdmt_f32_linear_forward__avx2, mdmt_f32_linear_forward__avx512;
 extern const mdmt_cpu_impl mdmt_f32_linear_bwd_data__avx2, mdmt_f32_linear_bwd_data__avx512;

@@ -17,6 +17,8 @@ static const mdmt_cpu_impl *const conv2d_impls[] = {
     &mdmt_f32_conv2d_forward_stem__avx512,
     &mdmt_f32_conv2d_forward_direct__avx2,
     &mdmt_f32_conv2d_forward_stem__avx2,
+    &mdmt_f32_conv2d_forward_depth__avx512,
+    &mdmt_f32_conv2d_forward_depth__avx2,
 #endif
     &mdmt_f32_conv2d_forward__ref,
     NULL,
@@ -30,6 +32,8 @@ static const mdmt_cpu_impl *const conv2d_bwd_data_impls[] = {
     &mdmt_f32_conv2d_bwd_data_winograd2__avx2,
     &mdmt_f32_conv2d_bwd_data_direct__avx512,
     &mdmt_f32_conv2d_bwd_data_direct__avx2,
+    &mdmt_f32_conv2d_bwd_data_depth__avx512,
+    &mdmt_f32_conv2d_bwd_data_depth__avx2,
 #endif
     &mdmt_f32_conv2d_bwd_data__ref,
     NULL,
@@ -45,6 +49,8 @@ static const mdmt_cpu_impl *const conv2d_bwd_weight_impls[] = {
     &mdmt_f32_conv2d_bwd_weight_stem__avx512,
     &mdmt_f32_conv2d_bwd_weight_direct__avx2,
     &mdmt_f32_conv2d_bwd_weight_stem__avx2,
+    &mdmt_f32_conv2d_bwd_weight_depth__avx512,
+    &mdmt_f32_conv2d_bwd_weight_depth__avx2,
 #endif
     &mdmt_f32_conv2d_bwd_weight__ref,
     NULL,
