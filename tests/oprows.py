@@ -3,7 +3,7 @@
 import numpy as np
 
 from tests import statements as say
-from tests.opcase import RELU, Case, label, load_size, normal, positive
+from tests.opcase import RELU, Case, label, load_size, normal, positive, viewed
 
 # ---------------------------------------------------------------- pooling
 
@@ -154,6 +154,91 @@ def pool_table():
     cases += avg_pool_cases((2, 32, 14, 14), kernel=(2, 2), stride=(2, 2))
     cases += avg_pool_cases((1, 3, 7, 5), kernel=(7, 5), stride=(1, 1))
     return cases
+
+
+# ---------------------------------------------------------------- channels
+
+
+def gather_case(n, channels, size, numbers, what, acts=None):
+    """channel_gather from maps of these channels; acts: the activation of each source, None where
+    it is stored. numbers: (source, channel) of each output channel, None for zeros."""
+    acts = acts or (None,) * len(channels)
+    table = [-1 if of is None else of[0] << 16 | of[1] for of in numbers]
+    lazy = [i for i, act in enumerate(acts) if act]
+
+    def make(rng):
+        a = {f"x{i}": normal(rng, n, c, *size) for i, c in enumerate(channels)}
+        for i in lazy:
+            a |= {f"scale{i}": normal(rng, channels[i]), f"shift{i}": normal(rng, channels[i])}
+        return a
+
+    def wire(g, t):
+        sources = [
+            g.lazy(t[f"x{i}"], t[f"scale{i}"], t[f"shift{i}"], act) if act else t[f"x{i}"]
+            for i, act in enumerate(acts)
+        ]
+        at = g.numbers(table)
+        return {"y": g.add("channel_gather", sources, channels=len(table), table=at)[0]}
+
+    def pick(of):
+        zero = np.zeros((n, *size))
+        return {"y": np.stack([zero if at is None else of[at[0]][:, at[1]] for at in numbers], 1)}
+
+    def expect(a):
+        def loaded(i, act):
+            x = a[f"x{i}"]
+            return say.lazy(x, a[f"scale{i}"], a[f"shift{i}"], act) if act else x
+
+        return pick([loaded(i, act) for i, act in enumerate(acts)])
+
+    def magnitude(a):
+        def load(i, act):
+            x = {"x": a[f"x{i}"]}
+            more = {"xscale": a[f"scale{i}"], "xshift": a[f"shift{i}"]} if act else {}
+            return load_size(x | more, act)
+
+        return pick([load(i, act) for i, act in enumerate(acts)])
+
+    feeds = {f"x{i}": "map" for i in range(len(channels))}
+    feeds |= {f"{v}{i}": "vector" for i in lazy for v in ("scale", "shift")}
+    name = label((n, *channels, *size), {"to": len(table), "what": what, "acts": len(lazy)})
+    return Case("channel_gather", name, make, feeds, wire, expect, magnitude)
+
+
+def shuffled(channels, groups=2):
+    """The channels of a concatenation, shuffled."""
+    one = [(i, c) for i, count in enumerate(channels) for c in range(count)]
+    each = len(one) // groups
+    return [one[k % groups * each + k // groups] for k in range(len(one))]
+
+
+def units(half, count):
+    """What `count` units of ShuffleNetV2 of 2 * half channels give, whose first is (0, 1); unit i
+    adds source i + 2: all sources' channels and those of the half that passes through at last."""
+    x = shuffled((half, half))
+    for i in range(count):
+        joined = x[:half] + [(i + 2, c) for c in range(half)]
+        x = [joined[k % 2 * half + k // 2] for k in range(2 * half)]
+    return x
+
+
+def gather_table():
+    cases, relu = [], ("relu", "relu")
+    for half, size in [(24, (14, 14)), (29, (9, 11)), (58, (7, 7)), (116, (3, 5))]:
+        numbers = shuffled((half, half))
+        cases += [gather_case(2, (half, half), size, numbers[:half], "first", relu)]
+        cases += [gather_case(2, (half, half), size, numbers[half:], "second", (None, "relu"))]
+        back = [None if i % 2 else (0, i // 2) for i in range(2 * half)]
+        cases += [gather_case(2, (half,), size, back, "back")]
+    many = units(58, 7)
+    cases += [gather_case(1, (58,) * 9, (7, 7), many[:58], "units", ("relu",) * 9)]
+    cases += [gather_case(3, (58,) * 9, (7, 7), many[58:], "units")]
+    each = [(i % 20, i // 20) for i in range(33)]  # more sources in a register than one pass takes
+    cases += [gather_case(2, (3,) * 20, (5, 3), each, "scattered", ("none", None) * 10)]
+    cases += [gather_case(1, (1, 17), (1, 1), [(1, 16), None, (0, 0)], "few", ("relu", None))]
+    cases += [gather_case(4, (128, 128), (57, 56), shuffled((128, 128)), "large", (None, "relu"))]
+    made = gather_case(2, (24, 24), (7, 7), shuffled((24, 24)), "shuffled", ("relu", None))
+    return [*cases, viewed(made, ("x0", "x1"), {"y": (2, 48, 7, 7)}), viewed(made, ("x1",))]
 
 
 # ---------------------------------------------------------------- rows and elements

@@ -15,6 +15,7 @@ from tests import statements as say
 from tests.opcase import ACTS, RELU, Case, check, label, load_size, normal, positive, viewed
 from tests.oprows import (
     avg_pool_cases,
+    gather_table,
     global_cases,
     loss_table,
     max_pool_cases,
@@ -471,9 +472,16 @@ def norm_table():
     return cases
 
 
-CASES = (
-    convolution_table() + view_table() + norm_table() + pool_table() + row_table() + loss_table()
+TABLES = (
+    convolution_table,
+    view_table,
+    gather_table,
+    norm_table,
+    pool_table,
+    row_table,
+    loss_table,
 )
+CASES = [case for table in TABLES for case in table()]
 # What the table cannot hold, and where it is proven instead.
 ELSEWHERE = {
     "batch_norm": "test_oracle.py",  # replaced by its pieces before a graph runs

@@ -73,6 +73,7 @@ extern const mdmt_cpu_impl mdmt_f32_global_avg_pool_forward__avx512;
 extern const mdmt_cpu_impl mdmt_f32_global_avg_pool_bwd__avx2;
 extern const mdmt_cpu_impl mdmt_f32_global_avg_pool_bwd__avx512;
 extern const mdmt_adam_impl mdmt_f32_adam__avx2, mdmt_f32_adam__avx512;
+extern const mdmt_cpu_impl mdmt_f32_channel_gather__avx2, mdmt_f32_channel_gather__avx512;
 /* Winograd convolution. */
 extern const mdmt_cpu_impl mdmt_f32_conv2d_forward_winograd4__avx2;
 extern const mdmt_cpu_impl mdmt_f32_conv2d_forward_winograd4__avx512;

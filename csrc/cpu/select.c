@@ -144,6 +144,10 @@ static const mdmt_cpu_impl *const gate_bwd_impls[] = {
 };
 
 static const mdmt_cpu_impl *const channel_gather_impls[] = {
+#ifdef MDMT_X86
+    &mdmt_f32_channel_gather__avx512,
+    &mdmt_f32_channel_gather__avx2,
+#endif
     &mdmt_f32_channel_gather__ref,
     NULL,
 };
