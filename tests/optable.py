@@ -13,6 +13,7 @@ import numpy as np
 
 from tests import statements as say
 from tests.opcase import ACTS, RELU, Case, check, label, load_size, normal, positive, viewed
+from tests.opdepth import depth_table
 from tests.oprows import (
     avg_pool_cases,
     gather_table,
@@ -475,6 +476,7 @@ def norm_table():
 TABLES = (
     convolution_table,
     view_table,
+    lambda: depth_table(convolutions, views_of),
     gather_table,
     norm_table,
     pool_table,
