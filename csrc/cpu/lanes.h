@@ -297,12 +297,6 @@ MDMT_INLINE void lanes_fetch(const float *p)
     _mm_prefetch((const char *)p, _MM_HINT_T0);
 }
 
-/* max(0, v) or v, decided at compile time where `act` is a constant. */
-MDMT_INLINE lanes lanes_act(lanes v, mdmt_act act)
-{
-    return act == MDMT_ACT_RELU ? lanes_relu(v) : v;
-}
-
 /* Per-channel vectors of a value that is normalised while it is loaded. */
 typedef struct {
     lanes scale, shift;

@@ -424,12 +424,44 @@ MDMT_INLINE lanes lanes_gradient_at(mdmt_act act, lanes g, lanes x)
     return LANES_ACT_OF2(reg_gradient_at, act, g, x);
 }
 
+/* Lanes of a block that are channels. */
+static inline int lanes_used(int channels, int block)
+{
+    int left = channels - block * MDMT_BLOCK;
+    return left < MDMT_BLOCK ? left : MDMT_BLOCK;
+}
+
 /* The 16 values of a block of channels of a row of ROWS (N, C); zeros beyond C. */
 MDMT_INLINE lanes lanes_load_row(const float *row, int channels, int block)
 {
-    int left = channels - block * MDMT_BLOCK;
-    return lanes_load_first(row + (ptrdiff_t)block * MDMT_BLOCK,
-                            left < MDMT_BLOCK ? left : MDMT_BLOCK);
+    return lanes_load_first(row + (ptrdiff_t)block * MDMT_BLOCK, lanes_used(channels, block));
+}
+
+/* One loop for each way to load a value: `run(load)` with LANES_STORED, or the
+ * activation of a lazy one, as a constant. */
+enum { LANES_STORED = MDMT_ACTS };
+#define LANES_EACH_LOAD(value, run)                                                                \
+    do {                                                                                           \
+        if (!(value)->scale) {                                                                     \
+            run(LANES_STORED);                                                                     \
+        } else {                                                                                   \
+            LANES_EACH_ACT((value)->act, run);                                                     \
+        }                                                                                          \
+    } while (0)
+
+/* The affine map of a lazy value's block, or none. */
+MDMT_INLINE lanes_affine lanes_affine_of(const mdmt_value *value, int block)
+{
+    return value->scale ? lanes_affine_load(value->scale, value->shift, block)
+                        : (lanes_affine){lanes_zero(), lanes_zero()};
+}
+
+/* A value at p, without its gate; `load` is a constant. The padding lanes of a lazy
+ * one become act(0). */
+MDMT_INLINE lanes lanes_take(const float *p, lanes_affine affine, int load)
+{
+    lanes v = lanes_load(p);
+    return load == LANES_STORED ? v : lanes_activate((mdmt_act)load, lanes_apply(affine, v));
 }
 
 #endif

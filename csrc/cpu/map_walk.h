@@ -5,7 +5,7 @@
 #ifndef MDMT_CPU_MAP_WALK_H
 #define MDMT_CPU_MAP_WALK_H
 
-#include "lanes.h"
+#include "lanes_act.h"
 
 enum {
     MAP_PART = 2048, /* 128 KiB of a tensor */
@@ -21,12 +21,36 @@ typedef struct {
     int channels, blocks, parts;
 } map_shape;
 
+/* A MAP's floats, and those from one sample to the next: the maps of one op have
+ * the same shape, but each its own distance where it is a view. */
+typedef struct {
+    float *data;
+    int64_t sample;
+} map_at;
+
 /* Consecutive pixels of a block within one sample. */
 typedef struct {
-    int64_t at, pixels; /* first pixel of the block, number (0: no more) */
-    int64_t offset;     /* of its first float in the tensor */
-    int64_t ahead;      /* from a float to the one to fetch meanwhile */
+    int64_t at, pixels;     /* first pixel of the block, number (0: no more) */
+    int64_t sample, inside; /* its sample; of its first float in the sample  */
+    int brief;              /* ends before the hardware has noticed it       */
 } map_run;
+
+static inline map_at map_at_of(const mdmt_tensor *tensor, void *data)
+{
+    return (map_at){data, tensor ? (int64_t)mdmt_map_sample(tensor) : 0};
+}
+
+/* The first float of the run in a map. */
+static inline float *map_point(map_at map, const map_run *run)
+{
+    return map.data + run->sample * map.sample + run->inside;
+}
+
+/* From a float to the one to fetch meanwhile: that of the next sample for a brief run. */
+static inline int64_t map_ahead(map_at map, const map_run *run)
+{
+    return run->brief ? map.sample : MAP_AHEAD;
+}
 
 /* The accumulators of one sum, added up pairwise. */
 MDMT_INLINE lanes lanes_sum(const lanes *v)
@@ -69,12 +93,12 @@ static inline map_run map_run_at(const map_shape *shape, int block, int64_t at, 
     if (at >= end) {
         return run;
     }
-    int64_t sample = at / shape->area, pixel = at % shape->area;
+    int64_t pixel = at % shape->area;
+    run.sample = at / shape->area;
     run.pixels = shape->area - pixel;
     run.pixels = run.pixels < end - at ? run.pixels : end - at;
-    run.offset = ((sample * shape->blocks + block) * shape->area + pixel) * MDMT_BLOCK;
-    /* A short run ends before the hardware has noticed it: fetch the next one. */
-    run.ahead = run.pixels < MAP_RUN / 2 ? shape->blocks * shape->area * MDMT_BLOCK : MAP_AHEAD;
+    run.inside = (block * shape->area + pixel) * MDMT_BLOCK;
+    run.brief = run.pixels < MAP_RUN / 2;
     run.pixels = run.pixels < MAP_RUN ? run.pixels : MAP_RUN;
     return run;
 }

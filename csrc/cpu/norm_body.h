@@ -7,7 +7,7 @@
 /* ---- channel_stats: x (N, C, H, W) -> stats (parts, 4, C) ---- */
 
 typedef struct {
-    const float *x;
+    map_at x;
     float *stats;
     map_shape shape;
 } stats_job;
@@ -19,10 +19,11 @@ static void stats_task(void *context, int task, int thread)
     int64_t end = map_part_end(&job->shape, part);
     double sum[MDMT_BLOCK] = {0}, square[MDMT_BLOCK] = {0};
     map_run run = map_first_run(&job->shape, block, part);
-    const lanes pivot = lanes_load(job->x + run.offset);
+    const lanes pivot = lanes_load(map_point(job->x, &run));
     (void)thread;
     for (; run.pixels; map_next_run(&job->shape, block, end, &run)) {
-        const float *x = job->x + run.offset;
+        const float *x = map_point(job->x, &run);
+        const int64_t ahead = map_ahead(job->x, &run);
         lanes s[LANES_SUMS], q[LANES_SUMS];
         for (int u = 0; u < LANES_SUMS; u++) {
             s[u] = q[u] = lanes_zero();
@@ -31,7 +32,7 @@ static void stats_task(void *context, int task, int thread)
         for (; i + LANES_SUMS <= run.pixels; i += LANES_SUMS) {
             for (int u = 0; u < LANES_SUMS; u++) {
                 lanes d = lanes_sub(lanes_load(x + (i + u) * MDMT_BLOCK), pivot);
-                lanes_fetch(x + (i + u) * MDMT_BLOCK + run.ahead);
+                lanes_fetch(x + (i + u) * MDMT_BLOCK + ahead);
                 s[u] = lanes_add(s[u], d);
                 q[u] = lanes_fma(d, d, q[u]);
             }
@@ -62,7 +63,8 @@ static void stats_needs(const mdmt_site *site, mdmt_needs *needs)
 
 static mdmt_status stats_run(const mdmt_site *site, const mdmt_call *call)
 {
-    stats_job job = {call->in[0].data, call->out[0], map_shape_of(site->in[0])};
+    stats_job job = {map_at_of(site->in[0], call->in[0].data), call->out[0],
+                     map_shape_of(site->in[0])};
     mdmt_parallel(site->pool, job.shape.blocks * job.shape.parts, stats_task, &job);
     return MDMT_OK;
 }
@@ -78,78 +80,87 @@ const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_channel_stats) = {
     .supports = stats_supports,
     .needs = stats_needs,
     .run = stats_run,
+    .accepts = MDMT_ACCEPTS_VIEWS,
 };
 
 /* ---- norm_act: z = act(scale * x + shift [+ residual]) ---- */
 
-typedef enum { RESIDUAL_NONE, RESIDUAL_STORED, RESIDUAL_LAZY, RESIDUAL_LAZY_RELU } residual_kind;
+enum { RESIDUAL_NONE = LANES_STORED + 1 }; /* or as LANES_EACH_LOAD says */
 
 typedef struct {
-    const float *x, *scale, *shift;
-    mdmt_value residual;
-    residual_kind kind;
+    map_at x, r, z;
+    const float *scale, *shift;
+    mdmt_value residual; /* what is at r */
     mdmt_act act;
-    float *z;
     map_shape shape;
     int stream; /* z goes past the caches */
 } norm_job;
 
-MDMT_INLINE void norm_pixels(const float *x, const float *r, float *z, int64_t pixels,
-                             lanes_affine affine, lanes_affine other, residual_kind kind,
-                             mdmt_act act, int stream)
+/* Pixels of one channel block of one sample. */
+typedef struct {
+    const float *x, *r;
+    float *z;
+    int64_t pixels;
+    lanes_affine affine, other;
+    lanes_mask used;
+} norm_run;
+
+MDMT_INLINE void norm_pixels(const norm_run *run, mdmt_act act, int residual, int stream)
 {
-    for (int64_t i = 0; i < pixels * MDMT_BLOCK; i += MDMT_BLOCK) {
-        lanes v = lanes_apply(affine, lanes_load(x + i));
-        lanes_fetch(x + i + MAP_AHEAD);
-        if (kind != RESIDUAL_NONE) {
-            lanes add = lanes_load(r + i);
-            lanes_fetch(r + i + MAP_AHEAD);
-            if (kind != RESIDUAL_STORED) {
-                add = lanes_apply(other, add);
-                add = kind == RESIDUAL_LAZY_RELU ? lanes_relu(add) : add;
-            }
-            v = lanes_add(v, add);
+    int lifted = lanes_act_lifts(act);
+    if (residual < LANES_STORED) {
+        lifted = lifted || lanes_act_lifts((mdmt_act)residual);
+    }
+    for (int64_t i = 0; i < run->pixels * MDMT_BLOCK; i += MDMT_BLOCK) {
+        lanes v = lanes_apply(run->affine, lanes_load(run->x + i));
+        lanes_fetch(run->x + i + MAP_AHEAD);
+        if (residual != RESIDUAL_NONE) {
+            v = lanes_add(v, lanes_take(run->r + i, run->other, residual));
+            lanes_fetch(run->r + i + MAP_AHEAD);
         }
-        lanes_put(z + i, lanes_act(v, act), stream);
+        v = lanes_activate(act, v);
+        lanes_put(run->z + i, lifted ? lanes_only(run->used, v) : v, stream);
     }
 }
 
-/* One loop for each combination, so that none decides anything per pixel. */
-MDMT_INLINE void norm_choose(const float *x, const float *r, float *z, int64_t pixels,
-                             lanes_affine affine, lanes_affine other, residual_kind kind,
-                             mdmt_act act, int stream)
-{
-    switch (kind) {
-    case RESIDUAL_NONE:
-        norm_pixels(x, r, z, pixels, affine, other, RESIDUAL_NONE, act, stream);
-        break;
-    case RESIDUAL_STORED:
-        norm_pixels(x, r, z, pixels, affine, other, RESIDUAL_STORED, act, stream);
-        break;
-    case RESIDUAL_LAZY:
-        norm_pixels(x, r, z, pixels, affine, other, RESIDUAL_LAZY, act, stream);
-        break;
-    case RESIDUAL_LAZY_RELU:
-        norm_pixels(x, r, z, pixels, affine, other, RESIDUAL_LAZY_RELU, act, stream);
-        break;
-    }
-}
+#define NORM_ALONE(which)            norm_pixels(run, which, RESIDUAL_NONE, 0)
+#define NORM_ALONE_STREAM(which)     norm_pixels(run, which, RESIDUAL_NONE, 1)
+#define NORM_STORED(which)           norm_pixels(run, which, LANES_STORED, 0)
+#define NORM_STORED_STREAM(which)    norm_pixels(run, which, LANES_STORED, 1)
+#define NORM_LAZY(which)             norm_pixels(run, MDMT_ACT_NONE, which, 0)
+#define NORM_LAZY_RELU(which)        norm_pixels(run, MDMT_ACT_RELU, which, 0)
+#define NORM_LAZY_STREAM(which)      norm_pixels(run, MDMT_ACT_NONE, which, 1)
+#define NORM_LAZY_RELU_STREAM(which) norm_pixels(run, MDMT_ACT_RELU, which, 1)
 
-static void norm_go(const norm_job *job, const float *x, const float *r, float *z, int64_t pixels,
-                    lanes_affine affine, lanes_affine other)
+/* One loop for each combination that norm_supports lets through. */
+static void norm_go(const norm_job *job, const norm_run *run)
 {
-    if (job->act == MDMT_ACT_RELU && job->stream) {
-        norm_choose(x, r, z, pixels, affine, other, job->kind, MDMT_ACT_RELU, 1);
+    if (!job->r.data) {
+        if (job->stream) {
+            LANES_EACH_ACT(job->act, NORM_ALONE_STREAM);
+        } else {
+            LANES_EACH_ACT(job->act, NORM_ALONE);
+        }
+    } else if (!job->residual.scale) {
+        if (job->stream) {
+            LANES_EACH_ACT(job->act, NORM_STORED_STREAM);
+        } else {
+            LANES_EACH_ACT(job->act, NORM_STORED);
+        }
     } else if (job->act == MDMT_ACT_RELU) {
-        norm_choose(x, r, z, pixels, affine, other, job->kind, MDMT_ACT_RELU, 0);
+        if (job->stream) {
+            LANES_EACH_ACT(job->residual.act, NORM_LAZY_RELU_STREAM);
+        } else {
+            LANES_EACH_ACT(job->residual.act, NORM_LAZY_RELU);
+        }
     } else if (job->stream) {
-        norm_choose(x, r, z, pixels, affine, other, job->kind, MDMT_ACT_NONE, 1);
+        LANES_EACH_ACT(job->residual.act, NORM_LAZY_STREAM);
     } else {
-        norm_choose(x, r, z, pixels, affine, other, job->kind, MDMT_ACT_NONE, 0);
+        LANES_EACH_ACT(job->residual.act, NORM_LAZY);
     }
 }
 
-/* Walks the map as it lies in memory, MAP_PART pixels of any block a task. */
+/* Walks the samples as they lie in memory, MAP_PART pixels of any block a task. */
 static void norm_task(void *context, int task, int thread)
 {
     const norm_job *job = context;
@@ -159,41 +170,44 @@ static void norm_task(void *context, int task, int thread)
     end = end < all ? end : all;
     while (at < end) {
         int block = (int)(at / area % job->shape.blocks);
-        int64_t left = area - at % area, pixels = end - at < left ? end - at : left;
-        lanes_affine affine = lanes_affine_load(job->scale, job->shift, block), other = affine;
-        if (job->kind >= RESIDUAL_LAZY) {
-            other = lanes_affine_load(job->residual.scale, job->residual.shift, block);
+        int64_t left = area - at % area;
+        map_run walk = {.at = at,
+                        .pixels = end - at < left ? end - at : left,
+                        .sample = at / area / job->shape.blocks,
+                        .inside = (block * area + at % area) * MDMT_BLOCK};
+        norm_run run = {.x = map_point(job->x, &walk),
+                        .z = map_point(job->z, &walk),
+                        .pixels = walk.pixels,
+                        .affine = lanes_affine_load(job->scale, job->shift, block),
+                        .used = lanes_first(lanes_used(job->shape.channels, block))};
+        if (job->r.data) {
+            run.r = map_point(job->r, &walk);
+            run.other = lanes_affine_of(&job->residual, block);
         }
-        const float *x = job->x + at * MDMT_BLOCK;
-        const float *r = job->residual.data;
-        r = r ? r + at * MDMT_BLOCK : x;
-        float *z = job->z + at * MDMT_BLOCK;
-        norm_go(job, x, r, z, pixels, affine, other);
-        at += pixels;
+        norm_go(job, &run);
+        at += walk.pixels;
     }
     if (job->stream) {
         _mm_sfence();
     }
 }
 
-static mdmt_status norm_run(const mdmt_site *site, const mdmt_call *call)
+static mdmt_status norm_run_all(const mdmt_site *site, const mdmt_call *call)
 {
     const mdmt_value *in = call->in;
-    norm_job job = {.x = in[0].data,
+    norm_job job = {.x = map_at_of(site->in[0], in[0].data),
                     .scale = in[1].data,
                     .shift = in[2].data,
-                    .kind = RESIDUAL_NONE,
                     .act = (mdmt_act)MDMT_ATTRS(mdmt_act_attrs, site->op)->act,
-                    .z = call->out[0],
+                    .z = map_at_of(site->out[0], call->out[0]),
                     .shape = map_shape_of(site->in[0])};
     if (mdmt_optional_in(site, call, 3)) {
         job.residual = in[3];
-        job.kind = !in[3].scale                 ? RESIDUAL_STORED
-                   : in[3].act == MDMT_ACT_RELU ? RESIDUAL_LAZY_RELU
-                                                : RESIDUAL_LAZY;
+        job.r = map_at_of(site->in[3], in[3].data);
     }
     int64_t all = job.shape.pixels * job.shape.blocks;
-    job.stream = lanes_streams(all, job.z) && job.z != job.x && job.z != job.residual.data;
+    job.stream =
+        lanes_streams(all, job.z.data) && job.z.data != job.x.data && job.z.data != job.r.data;
     mdmt_parallel(site->pool, (int)((all + MAP_PART - 1) / MAP_PART), norm_task, &job);
     return MDMT_OK;
 }
@@ -206,10 +220,12 @@ static void norm_needs(const mdmt_site *site, mdmt_needs *needs)
     }
 }
 
+/* Not: a lazy residual before another activation than ReLU. No network has one. */
 static int norm_supports(const mdmt_site *site)
 {
     int act = MDMT_ATTRS(mdmt_act_attrs, site->op)->act;
-    return lanes_is_map(site->in[0]) && (act == MDMT_ACT_NONE || act == MDMT_ACT_RELU);
+    int lazy = site->op->inputs > 3 && site->in[3] && site->in[3]->lazy_source >= 0;
+    return lanes_is_map(site->in[0]) && (!lazy || act == MDMT_ACT_NONE || act == MDMT_ACT_RELU);
 }
 
 const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_norm_act) = {
@@ -217,5 +233,6 @@ const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_norm_act) = {
     .isa = MDMT_LANES_LEVEL,
     .supports = norm_supports,
     .needs = norm_needs,
-    .run = norm_run,
+    .run = norm_run_all,
+    .accepts = MDMT_ACCEPTS_VIEWS | MDMT_ACCEPTS_ACTS,
 };

@@ -1,7 +1,8 @@
 /* Batch normalisation with activation, backward. Forward: y = gamma (x - mean)
- * invstd + beta [+ residual], z = act(y). With g = dz act'(y), M = N H W:
+ * invstd + beta [+ residual], z = act(y). With d the gradient at z (see MDMT_BN_DZ),
+ * g = d act'(y), M = N H W:
  *   dbeta = sum g, dgamma = invstd sum g (x - mean), dpre = g,
- *   dx = gamma invstd (g - dbeta / M - (x - mean) invstd dgamma / M)
+ *   dx = gamma invstd (g - dbeta / M - (x - mean) invstd dgamma / M) [+ addend]
  * (Ioffe & Szegedy 2015), without the two mean terms in evaluation mode, where
  * mean and invstd do not depend on x. gamma invstd is `scale`.
  *
@@ -14,98 +15,149 @@
 #include "access.h"
 #include "map_walk.h"
 
-typedef enum { MASK_NONE, MASK_X, MASK_Z } mask_kind;
-
 typedef struct {
-    const float *dz, *x, *z;
-    const float *scale, *shift, *mean, *invstd;
-    float *dx, *dgamma, *dbeta, *dpre;
+    map_at dz, x, z, addend, dx, dpre; /* data: NULL where absent */
+    const float *scale, *shift, *mean, *invstd, *gate, *pooled;
+    float *dgamma, *dbeta;
     double *sums; /* [blocks][parts][2][lanes]: sum g, sum g (x - mean) */
     float *terms; /* [blocks][2][lanes]: slope and offset of the mean terms */
     map_shape shape;
-    mask_kind mask;
+    mdmt_act act;
+    int scaled;           /* d is not dz alone                       */
+    int from_z;           /* y is not scale x + shift: the mask is z's */
     int training, stream; /* stream: dx goes past the caches */
     atomic_int *left;     /* per block: parts whose sums are not yet taken, then -1 */
 } bwd_job;
 
-MDMT_INLINE lanes bwd_masked(mask_kind mask, lanes g, lanes x, lanes_affine affine, const float *z)
-{
-    if (mask == MASK_NONE) {
-        return g;
-    }
-    return lanes_where_positive(mask == MASK_Z ? lanes_load(z) : lanes_apply(affine, x), g);
-}
-
-/* What a run needs of its channel block, and its accumulators. */
+/* What a loop is compiled for, as constants. */
 typedef struct {
-    const float *dz, *x, *z;
+    mdmt_act act;
+    int from_z, scaled;
+    int write;         /* sums: g goes to dpre                */
+    int added, stream; /* dx: an addend; past the caches */
+} bwd_kind;
+
+/* What a run needs of its channel block and sample, and its accumulators. */
+typedef struct {
+    const float *dz, *x, *z, *addend;
     float *dpre, *dx;
-    int64_t ahead;
+    int64_t dz_step, addend_step; /* floats a pixel; 0: the same zeros for all */
+    int64_t dz_ahead, x_ahead, z_ahead, addend_ahead;
+    lanes gate, pooled;
     lanes_affine affine;
     lanes mean, sum[LANES_SUMS], dot[LANES_SUMS];
 } bwd_run;
 
-/* One pixel (the float at `at`): adds to accumulator u; writes g to dpre where
- * that is asked for (`write`) and, in evaluation mode (`finish`), dx. */
-MDMT_INLINE void bwd_sum_pixel(bwd_run *run, int64_t at, int u, mask_kind mask, int write,
-                               int finish)
+static const float bwd_zeros[MDMT_BLOCK];
+
+/* The part of a run that both passes need; d is read from `from`. */
+MDMT_INLINE bwd_run bwd_run_of(const bwd_job *job, int block, const map_run *at, map_at from,
+                               bwd_kind kind)
 {
-    lanes x = lanes_load(run->x + at);
-    lanes g = bwd_masked(mask, lanes_load(run->dz + at), x, run->affine, run->z + at);
-    lanes_fetch(run->x + at + run->ahead);
-    lanes_fetch(run->dz + at + run->ahead);
-    if (mask == MASK_Z) {
-        lanes_fetch(run->z + at + run->ahead);
+    bwd_run run = {.x = map_point(job->x, at),
+                   .x_ahead = map_ahead(job->x, at),
+                   .dz = bwd_zeros,
+                   .affine = lanes_affine_load(job->scale, job->shift, block),
+                   .mean = lanes_load(job->mean + (ptrdiff_t)block * MDMT_BLOCK)};
+    if (!kind.scaled || from.data) {
+        run.dz = map_point(from, at);
+        run.dz_ahead = map_ahead(from, at);
+        run.dz_step = MDMT_BLOCK;
     }
+    if (kind.from_z) {
+        run.z = map_point(job->z, at);
+        run.z_ahead = map_ahead(job->z, at);
+    }
+    if (kind.scaled) {
+        int channels = job->shape.channels;
+        const int64_t row = at->sample * channels;
+        const lanes share = lanes_set(1.0f / (float)job->shape.area);
+        run.gate = job->gate ? lanes_load_row(job->gate + row, channels, block) : lanes_set(1.0f);
+        run.pooled =
+            job->pooled ? lanes_load_row(job->pooled + row, channels, block) : lanes_zero();
+        run.pooled = lanes_mul(run.pooled, share);
+    }
+    return run;
+}
+
+/* g of pixel i, whose x is given. */
+MDMT_INLINE lanes bwd_masked(const bwd_run *run, int64_t i, lanes x, bwd_kind kind)
+{
+    const float *dz = run->dz + i * (kind.scaled ? run->dz_step : MDMT_BLOCK);
+    lanes g = lanes_load(dz);
+    lanes_fetch(dz + run->dz_ahead);
+    if (kind.scaled) {
+        g = lanes_fma(g, run->gate, run->pooled);
+    }
+    if (kind.act == MDMT_ACT_NONE) {
+        return g;
+    }
+    if (kind.from_z) {
+        lanes_fetch(run->z + i * MDMT_BLOCK + run->z_ahead);
+        return lanes_gradient(kind.act, g, lanes_load(run->z + i * MDMT_BLOCK));
+    }
+    return lanes_gradient_at(kind.act, g, lanes_apply(run->affine, x));
+}
+
+/* Pixel i: adds to accumulator u, writes g to dpre where that is asked for. */
+MDMT_INLINE void bwd_sum_pixel(bwd_run *run, int64_t i, int u, bwd_kind kind)
+{
+    lanes x = lanes_load(run->x + i * MDMT_BLOCK);
+    lanes_fetch(run->x + i * MDMT_BLOCK + run->x_ahead);
+    lanes g = bwd_masked(run, i, x, kind);
     run->sum[u] = lanes_add(run->sum[u], g);
     run->dot[u] = lanes_fma(g, lanes_sub(x, run->mean), run->dot[u]);
-    if (write) {
-        lanes_store(run->dpre + at, g);
-    }
-    if (finish) {
-        lanes_store(run->dx + at, lanes_mul(run->affine.scale, g));
+    if (kind.write) {
+        lanes_store(run->dpre + i * MDMT_BLOCK, g);
     }
 }
 
 MDMT_INLINE void bwd_sum_pixels(const bwd_job *job, int block, const map_run *at, double *sums,
-                                mask_kind mask, int write, int finish)
+                                bwd_kind kind)
 {
-    bwd_run run = {.dz = job->dz + at->offset,
-                   .x = job->x + at->offset,
-                   .z = mask == MASK_Z ? job->z + at->offset : NULL,
-                   .dpre = write ? job->dpre + at->offset : NULL,
-                   .dx = finish ? job->dx + at->offset : NULL,
-                   .ahead = at->ahead,
-                   .affine = lanes_affine_load(job->scale, job->shift, block),
-                   .mean = lanes_load(job->mean + (ptrdiff_t)block * MDMT_BLOCK)};
+    bwd_run run = bwd_run_of(job, block, at, job->dz, kind);
+    run.dpre = kind.write ? map_point(job->dpre, at) : NULL;
     for (int u = 0; u < LANES_SUMS; u++) {
         run.sum[u] = run.dot[u] = lanes_zero();
     }
     int64_t i = 0;
     for (; i + LANES_SUMS <= at->pixels; i += LANES_SUMS) {
         for (int u = 0; u < LANES_SUMS; u++) {
-            bwd_sum_pixel(&run, (i + u) * MDMT_BLOCK, u, mask, write, finish);
+            bwd_sum_pixel(&run, i + u, u, kind);
         }
     }
     for (; i < at->pixels; i++) {
-        bwd_sum_pixel(&run, i * MDMT_BLOCK, 0, mask, write, finish);
+        bwd_sum_pixel(&run, i, 0, kind);
     }
     lanes_accumulate(sums, lanes_sum(run.sum));
     lanes_accumulate(sums + MDMT_BLOCK, lanes_sum(run.dot));
 }
 
-/* One loop for each combination, so that none decides anything per pixel. */
-MDMT_INLINE void bwd_sum_choose(const bwd_job *job, int block, const map_run *run, double *sums,
-                                mask_kind mask)
+#define BWD_SUM(...)          bwd_sum_pixels(job, block, run, sums, (bwd_kind){__VA_ARGS__})
+#define BWD_SUM_PLAIN(which)  BWD_SUM(.act = which)
+#define BWD_SUM_SCALED(which) BWD_SUM(.act = which, .scaled = 1)
+
+/* One loop for each combination that bwd_supports lets through. */
+static void bwd_sum_run(const bwd_job *job, int block, const map_run *run, double *sums)
 {
-    if (job->dpre && !job->training) {
-        bwd_sum_pixels(job, block, run, sums, mask, 1, 1);
-    } else if (job->dpre) {
-        bwd_sum_pixels(job, block, run, sums, mask, 1, 0);
-    } else if (!job->training) {
-        bwd_sum_pixels(job, block, run, sums, mask, 0, 1);
+    if (job->scaled) {
+        LANES_EACH_ACT(job->act, BWD_SUM_SCALED);
+    } else if (!job->dpre.data && !job->from_z) {
+        LANES_EACH_ACT(job->act, BWD_SUM_PLAIN);
+    } else if (job->from_z && job->act == MDMT_ACT_RELU && job->dpre.data) {
+        BWD_SUM(.act = MDMT_ACT_RELU, .from_z = 1, .write = 1);
+    } else if (job->from_z && job->act == MDMT_ACT_RELU) {
+        BWD_SUM(.act = MDMT_ACT_RELU, .from_z = 1);
+    } else if (job->from_z && job->dpre.data) {
+        BWD_SUM(.act = MDMT_ACT_RELU6, .from_z = 1, .write = 1);
+    } else if (job->from_z) {
+        BWD_SUM(.act = MDMT_ACT_RELU6, .from_z = 1);
+    } else if (job->act == MDMT_ACT_RELU) {
+        BWD_SUM(.act = MDMT_ACT_RELU, .write = 1);
+    } else if (job->act == MDMT_ACT_RELU6) {
+        BWD_SUM(.act = MDMT_ACT_RELU6, .write = 1);
     } else {
-        bwd_sum_pixels(job, block, run, sums, mask, 0, 0);
+        BWD_SUM(.write = 1);
     }
 }
 
@@ -119,22 +171,12 @@ static void bwd_sum_part(const bwd_job *job, int block, int part)
     }
     map_run run = map_first_run(&job->shape, block, part);
     for (; run.pixels; map_next_run(&job->shape, block, end, &run)) {
-        switch (job->mask) {
-        case MASK_NONE:
-            bwd_sum_choose(job, block, &run, sums, MASK_NONE);
-            break;
-        case MASK_X:
-            bwd_sum_choose(job, block, &run, sums, MASK_X);
-            break;
-        case MASK_Z:
-            bwd_sum_choose(job, block, &run, sums, MASK_Z);
-            break;
-        }
+        bwd_sum_run(job, block, &run, sums);
     }
 }
 
 /* Merges the parts of a block, in order: dgamma, dbeta and what dx needs,
- * dx = scale g + slope (x - mean) + offset. */
+ * dx = scale g + slope (x - mean) + offset [+ addend]. */
 static void bwd_finish_block(const bwd_job *job, int block)
 {
     const double *sums = job->sums + (size_t)block * (size_t)job->shape.parts * 2 * MDMT_BLOCK;
@@ -155,44 +197,57 @@ static void bwd_finish_block(const bwd_job *job, int block)
         if (job->dgamma) {
             job->dgamma[channel] = (float)(total[MDMT_BLOCK + lane] * invstd);
         }
+        scale = job->training ? scale : 0; /* of the mean terms */
         slope[lane] = (float)(-scale * invstd * invstd * total[MDMT_BLOCK + lane] / count);
         offset[lane] = (float)(-scale * total[lane] / count);
     }
 }
 
-MDMT_INLINE void bwd_apply_pixels(const bwd_job *job, int block, const map_run *run, mask_kind mask,
-                                  int stream)
+MDMT_INLINE void bwd_apply_pixels(const bwd_job *job, int block, const map_run *at, bwd_kind kind)
 {
     const float *terms = job->terms + (size_t)block * 2 * MDMT_BLOCK;
     const lanes slope = lanes_load(terms), offset = lanes_load(terms + MDMT_BLOCK);
-    const lanes mean = lanes_load(job->mean + (ptrdiff_t)block * MDMT_BLOCK);
-    const lanes_affine affine = lanes_affine_load(job->scale, job->shift, block);
-    const float *from = job->dpre ? job->dpre : job->dz;
-    const float *dz = from + run->offset, *x = job->x + run->offset;
-    const float *z = mask == MASK_Z ? job->z + run->offset : NULL;
-    float *dx = job->dx + run->offset;
-    for (int64_t i = 0; i < run->pixels * MDMT_BLOCK; i += MDMT_BLOCK) {
-        lanes v = lanes_load(x + i);
-        lanes g = bwd_masked(mask, lanes_load(dz + i), v, affine, z + i);
-        lanes_fetch(x + i + run->ahead);
-        lanes_fetch(dz + i + run->ahead);
-        v = lanes_fma(affine.scale, g, lanes_fma(slope, lanes_sub(v, mean), offset));
-        lanes_put(dx + i, v, stream);
+    bwd_run run = bwd_run_of(job, block, at, job->dpre.data ? job->dpre : job->dz, kind);
+    run.dx = map_point(job->dx, at);
+    if (kind.added) {
+        run.addend = job->addend.data ? map_point(job->addend, at) : bwd_zeros;
+        run.addend_step = job->addend.data ? MDMT_BLOCK : 0;
+        run.addend_ahead = job->addend.data ? map_ahead(job->addend, at) : 0;
+    }
+    for (int64_t i = 0; i < at->pixels; i++) {
+        lanes x = lanes_load(run.x + i * MDMT_BLOCK);
+        lanes_fetch(run.x + i * MDMT_BLOCK + run.x_ahead);
+        lanes g = bwd_masked(&run, i, x, kind);
+        lanes v = lanes_fma(slope, lanes_sub(x, run.mean), offset);
+        if (kind.added) {
+            v = lanes_add(v, lanes_load(run.addend + i * run.addend_step));
+            lanes_fetch(run.addend + i * run.addend_step + run.addend_ahead);
+        }
+        lanes_put(run.dx + i * MDMT_BLOCK, lanes_fma(run.affine.scale, g, v), kind.stream);
     }
 }
 
-MDMT_INLINE void bwd_apply_choose(const bwd_job *job, int block, const map_run *run, int stream)
+#define BWD_APPLY(...)          bwd_apply_pixels(job, block, run, (bwd_kind){__VA_ARGS__})
+#define BWD_APPLY_PLAIN(which)  BWD_APPLY(.act = which)
+#define BWD_APPLY_STREAM(which) BWD_APPLY(.act = which, .stream = 1)
+#define BWD_APPLY_ANY(which)    BWD_APPLY(.act = which, .scaled = 1, .added = 1)
+
+static void bwd_apply_run(const bwd_job *job, int block, const map_run *run)
 {
-    switch (job->dpre ? MASK_NONE : job->mask) { /* dpre holds g already */
-    case MASK_NONE:
-        bwd_apply_pixels(job, block, run, MASK_NONE, stream);
-        break;
-    case MASK_X:
-        bwd_apply_pixels(job, block, run, MASK_X, stream);
-        break;
-    case MASK_Z:
-        bwd_apply_pixels(job, block, run, MASK_Z, stream);
-        break;
+    const mdmt_act act = job->dpre.data ? MDMT_ACT_NONE : job->act; /* dpre holds g already */
+    const int from_z = job->from_z && !job->dpre.data, any = job->scaled || job->addend.data;
+    if (from_z && act == MDMT_ACT_RELU && any) {
+        BWD_APPLY(.act = MDMT_ACT_RELU, .from_z = 1, .added = 1);
+    } else if (from_z && act == MDMT_ACT_RELU) {
+        BWD_APPLY(.act = MDMT_ACT_RELU, .from_z = 1);
+    } else if (from_z) {
+        BWD_APPLY(.act = MDMT_ACT_RELU6, .from_z = 1, .added = 1);
+    } else if (any) {
+        LANES_EACH_ACT(act, BWD_APPLY_ANY);
+    } else if (job->stream) {
+        LANES_EACH_ACT(act, BWD_APPLY_STREAM);
+    } else {
+        LANES_EACH_ACT(act, BWD_APPLY_PLAIN);
     }
 }
 
@@ -201,11 +256,7 @@ static void bwd_apply_part(const bwd_job *job, int block, int part)
     int64_t end = map_part_end(&job->shape, part);
     map_run run = map_first_run(&job->shape, block, part);
     for (; run.pixels; map_next_run(&job->shape, block, end, &run)) {
-        if (job->stream) {
-            bwd_apply_choose(job, block, &run, 1);
-        } else {
-            bwd_apply_choose(job, block, &run, 0);
-        }
+        bwd_apply_run(job, block, &run);
     }
     if (job->stream) {
         _mm_sfence();
@@ -221,7 +272,7 @@ static void bwd_block_task(void *context, int task, int thread)
         bwd_sum_part(job, task, part);
     }
     bwd_finish_block(job, task);
-    for (int part = 0; job->training && part < job->shape.parts; part++) {
+    for (int part = 0; part < job->shape.parts; part++) {
         bwd_apply_part(job, task, part);
     }
 }
@@ -272,44 +323,55 @@ static void bwd_task(void *context, int task, int thread)
     }
 }
 
-/* In evaluation mode the pass of the sums also makes dx. */
-static void bwd_evaluation_task(void *context, int task, int thread)
-{
-    (void)thread;
-    bwd_sum_task(context, task);
-}
+/* Bytes of dz and x (and z) of a channel block that is one task, where there are
+ * enough of them. The results do not depend on it. */
+enum { BWD_BLOCK = 5 << 19, BWD_TASKS = 16 };
 
-/* Bytes of dz and x (and z) of a channel block that is one task. The results do
- * not depend on it. */
-enum { BWD_BLOCK = 5 << 19 };
-
-static mdmt_status bwd_go(const mdmt_site *site, const mdmt_call *call)
+static bwd_job bwd_job_of(const mdmt_site *site, const mdmt_call *call)
 {
     const mdmt_value *in = call->in;
     const mdmt_act_attrs *attrs = MDMT_ATTRS(mdmt_act_attrs, site->op);
-    bwd_job job = {.dz = in[0].data,
-                   .x = in[1].data,
-                   .scale = in[2].data,
-                   .shift = in[3].data,
-                   .mean = in[4].data,
-                   .invstd = in[5].data,
-                   .z = mdmt_optional_in(site, call, 6),
-                   .dx = call->out[0],
+    map_at map[MDMT_BN_INPUTS] = {{NULL, 0}};
+    for (int i = 0; i < site->op->inputs; i++) {
+        if (site->in[i] && site->in[i]->kind == MDMT_MAP) {
+            map[i] = map_at_of(site->in[i], in[i].data);
+        }
+    }
+    bwd_job job = {.dz = map[MDMT_BN_DZ],
+                   .x = map[MDMT_BN_X],
+                   .z = map[MDMT_BN_Z],
+                   .addend = map[MDMT_BN_ADDEND],
+                   .dx = map_at_of(site->out[0], call->out[0]),
+                   .scale = in[MDMT_BN_SCALE].data,
+                   .shift = in[MDMT_BN_SHIFT].data,
+                   .mean = in[MDMT_BN_MEAN].data,
+                   .invstd = in[MDMT_BN_INVSTD].data,
+                   .gate = mdmt_optional_in(site, call, MDMT_BN_GATE),
+                   .pooled = mdmt_optional_in(site, call, MDMT_BN_POOLED),
                    .dgamma = mdmt_optional_out(site, call, 1),
                    .dbeta = mdmt_optional_out(site, call, 2),
-                   .dpre = mdmt_optional_out(site, call, 3),
-                   .shape = map_shape_of(site->in[0]),
+                   .shape = map_shape_of(site->in[MDMT_BN_X]),
+                   .act = (mdmt_act)attrs->act,
                    .training = attrs->training};
-    if (attrs->act == MDMT_ACT_RELU) {
-        job.mask = job.z ? MASK_Z : MASK_X;
+    if (mdmt_optional_out(site, call, 3)) {
+        job.dpre = map_at_of(site->out[3], call->out[3]);
     }
+    job.scaled = !job.dz.data || job.gate || job.pooled;
+    job.from_z = job.z.data && job.act != MDMT_ACT_NONE;
+    const float *dx = job.dx.data;
+    job.stream = lanes_streams(job.shape.pixels * job.shape.blocks, dx) && dx != job.dz.data &&
+                 dx != job.x.data && dx != job.z.data && !job.addend.data && !job.scaled;
+    return job;
+}
+
+static mdmt_status bwd_go(const mdmt_site *site, const mdmt_call *call)
+{
+    bwd_job job = bwd_job_of(site, call);
     int blocks = job.shape.blocks, parts = job.shape.parts;
-    job.stream =
-        lanes_streams(job.shape.pixels * blocks, job.dx) && job.dx != job.dz && job.dx != job.x;
     job.sums = call->workspace;
     job.terms = (float *)(job.sums + (size_t)blocks * (size_t)parts * 2 * MDMT_BLOCK);
-    int64_t bytes = job.shape.pixels * MDMT_BLOCK * 4 * (job.mask == MASK_Z ? 3 : 2);
-    if (bytes <= BWD_BLOCK) {
+    int64_t bytes = job.shape.pixels * MDMT_BLOCK * 4 * (job.from_z ? 3 : 2);
+    if (parts == 1 || (bytes <= BWD_BLOCK && blocks >= BWD_TASKS)) {
         mdmt_parallel(site->pool, blocks, bwd_block_task, &job);
         return MDMT_OK;
     }
@@ -317,34 +379,34 @@ static mdmt_status bwd_go(const mdmt_site *site, const mdmt_call *call)
     for (int block = 0; block < blocks; block++) {
         atomic_init(&job.left[block], parts);
     }
-    if (job.training) {
-        mdmt_parallel(site->pool, blocks * parts * 2, bwd_task, &job);
-    } else {
-        mdmt_parallel(site->pool, blocks * parts, bwd_evaluation_task, &job);
-    }
+    mdmt_parallel(site->pool, blocks * parts * 2, bwd_task, &job);
     return MDMT_OK;
 }
 
 static void bwd_needs(const mdmt_site *site, mdmt_needs *needs)
 {
-    map_shape shape = map_shape_of(site->in[0]);
+    map_shape shape = map_shape_of(site->in[MDMT_BN_X]);
     size_t blocks = (size_t)shape.blocks, parts = (size_t)shape.parts;
     needs->workspace_bytes = blocks * 2 * MDMT_BLOCK * (parts * sizeof(double) + sizeof(float)) +
                              blocks * sizeof(atomic_int);
-    /* dx over dz or over x: each element is read before it is written. */
-    needs->inplace_inputs = 3u;
+    /* Each element is read before it is written; dpre is written before the addend
+     * is read. */
+    int dpre = site->op->outputs > 3 && site->out[3];
+    needs->inplace_inputs = 1u << MDMT_BN_DZ | (dpre ? 0u : 1u << MDMT_BN_ADDEND);
 }
 
+/* Not: a mask that is neither of the ReLUs from z; dpre behind another activation or
+ * of a gradient that is not dz alone. No lowering asks for them. */
 static int bwd_supports(const mdmt_site *site)
 {
-    int act = MDMT_ATTRS(mdmt_act_attrs, site->op)->act;
-    for (int i = MDMT_BN_GATE; i < site->op->inputs; i++) {
-        if (site->in[i]) {
-            return 0;
-        }
-    }
-    return site->in[0] && lanes_is_map(site->in[0]) &&
-           (act == MDMT_ACT_NONE || act == MDMT_ACT_RELU);
+    int act = MDMT_ATTRS(mdmt_act_attrs, site->op)->act, inputs = site->op->inputs;
+    int relu = act == MDMT_ACT_NONE || act == MDMT_ACT_RELU || act == MDMT_ACT_RELU6;
+    int z = inputs > MDMT_BN_Z && site->in[MDMT_BN_Z];
+    int dpre = site->op->outputs > 3 && site->out[3];
+    int scaled = !site->in[MDMT_BN_DZ] || (inputs > MDMT_BN_GATE && site->in[MDMT_BN_GATE]) ||
+                 (inputs > MDMT_BN_POOLED && site->in[MDMT_BN_POOLED]);
+    return lanes_is_map(site->in[MDMT_BN_X]) && site->out[0] &&
+           ((!z && !dpre) || (relu && !scaled));
 }
 
 const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_bn_bwd) = {
@@ -353,4 +415,5 @@ const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_bn_bwd) = {
     .supports = bwd_supports,
     .needs = bwd_needs,
     .run = bwd_go,
+    .accepts = MDMT_ACCEPTS_VIEWS,
 };
