@@ -64,6 +64,8 @@ extern const mdmt_cpu_impl mdmt_f32_bn_bwd__avx2, mdmt_f32_bn_bwd__avx512;
 extern const mdmt_cpu_impl mdmt_f32_act_forward__avx2, mdmt_f32_act_forward__avx512;
 extern const mdmt_cpu_impl mdmt_f32_act_bwd__avx2, mdmt_f32_act_bwd__avx512;
 extern const mdmt_cpu_impl mdmt_f32_add__avx2, mdmt_f32_add__avx512;
+extern const mdmt_cpu_impl mdmt_f32_gate__avx2, mdmt_f32_gate__avx512;
+extern const mdmt_cpu_impl mdmt_f32_gate_bwd__avx2, mdmt_f32_gate_bwd__avx512;
 extern const mdmt_cpu_impl mdmt_f32_max_pool_forward__avx2, mdmt_f32_max_pool_forward__avx512;
 extern const mdmt_cpu_impl mdmt_f32_max_pool_bwd__avx2, mdmt_f32_max_pool_bwd__avx512;
 extern const mdmt_cpu_impl mdmt_f32_avg_pool_forward__avx2, mdmt_f32_avg_pool_forward__avx512;

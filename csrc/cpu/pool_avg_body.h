@@ -1,5 +1,6 @@
 /* Average pooling on maps: windows, and over the whole map. Included after
  * pool_body.h. */
+#include "lanes_act.h"
 
 /* ---- avg_pool: mean over the window; the divisor counts the padding or not,
  *      but never what ceil_mode adds beyond it ---- */
@@ -142,32 +143,36 @@ const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_avg_pool_bwd) = {
 /* ---- global_avg_pool: x (N, C, H, W) -> y (N, C), and back. A task is up to
  *      GLOBAL_BLOCKS channel blocks of one sample ---- */
 
-enum { GLOBAL_BLOCKS = 8 };
+enum { GLOBAL_BLOCKS = 4 };
 
 typedef struct {
-    mdmt_value x; /* forward: the map; back: dy */
-    float *out;
+    mdmt_value x;   /* forward: what is at `map` */
+    float *map;     /* x, or dx */
+    int64_t sample; /* floats from one sample of it to the next */
+    float *y;       /* y, or dy */
     int channels, blocks, groups;
     int64_t area;
 } global_job;
 
-MDMT_INLINE void global_sum(const global_job *job, const float *x, lanes_affine affine,
-                            load_kind load, double *sums)
+MDMT_INLINE void global_sum(const float *x, int64_t area, lanes_affine affine, double *sums,
+                            int load)
 {
     const int64_t run = 128; /* pixels summed in float */
-    for (int64_t first = 0; first < job->area; first += run) {
-        int64_t i = first, end = first + run < job->area ? first + run : job->area;
+    for (int64_t first = 0; first < area; first += run) {
+        int64_t i = first, end = first + run < area ? first + run : area;
         lanes even = lanes_zero(), odd = lanes_zero();
         for (; i + 2 <= end; i += 2) {
-            even = lanes_add(even, pool_load(x + i * MDMT_BLOCK, affine, load));
-            odd = lanes_add(odd, pool_load(x + (i + 1) * MDMT_BLOCK, affine, load));
+            even = lanes_add(even, lanes_take(x + i * MDMT_BLOCK, affine, load));
+            odd = lanes_add(odd, lanes_take(x + (i + 1) * MDMT_BLOCK, affine, load));
         }
         if (i < end) {
-            even = lanes_add(even, pool_load(x + i * MDMT_BLOCK, affine, load));
+            even = lanes_add(even, lanes_take(x + i * MDMT_BLOCK, affine, load));
         }
         lanes_accumulate(sums, lanes_add(even, odd));
     }
 }
+
+#define GLOBAL_SUM(load) global_sum(x, job->area, affine, sums, load)
 
 static void global_task(void *context, int task, int thread)
 {
@@ -176,23 +181,12 @@ static void global_task(void *context, int task, int thread)
     int end = first + GLOBAL_BLOCKS < job->blocks ? first + GLOBAL_BLOCKS : job->blocks;
     (void)thread;
     for (int block = first; block < end; block++) {
-        const float *x = (const float *)job->x.data +
-                         ((int64_t)n * job->blocks + block) * job->area * MDMT_BLOCK;
+        const float *x = job->map + n * job->sample + block * job->area * MDMT_BLOCK;
         double sums[MDMT_BLOCK] = {0};
-        lanes_affine affine = {lanes_zero(), lanes_zero()};
-        if (!job->x.scale) {
-            global_sum(job, x, affine, LOAD_PLAIN, sums);
-        } else {
-            affine = lanes_affine_load(job->x.scale, job->x.shift, block);
-            if (job->x.act == MDMT_ACT_RELU) {
-                global_sum(job, x, affine, LOAD_RELU, sums);
-            } else {
-                global_sum(job, x, affine, LOAD_AFFINE, sums);
-            }
-        }
-        float *y = job->out + (int64_t)n * job->channels + (int64_t)block * MDMT_BLOCK;
-        int used = job->channels - block * MDMT_BLOCK;
-        for (int lane = 0; lane < MDMT_BLOCK && lane < used; lane++) {
+        lanes_affine affine = lanes_affine_of(&job->x, block);
+        LANES_EACH_LOAD(&job->x, GLOBAL_SUM);
+        float *y = job->y + (int64_t)n * job->channels + (int64_t)block * MDMT_BLOCK;
+        for (int lane = 0; lane < lanes_used(job->channels, block); lane++) {
             y[lane] = (float)(sums[lane] / (double)job->area);
         }
     }
@@ -203,44 +197,40 @@ static void global_bwd_task(void *context, int task, int thread)
     const global_job *job = context;
     int n = task / job->groups, first = task % job->groups * GLOBAL_BLOCKS;
     int end = first + GLOBAL_BLOCKS < job->blocks ? first + GLOBAL_BLOCKS : job->blocks;
+    const lanes area = lanes_set((float)job->area);
     (void)thread;
     for (int block = first; block < end; block++) {
-        const float *dy =
-            (const float *)job->x.data + (int64_t)n * job->channels + (int64_t)block * MDMT_BLOCK;
-        float share[MDMT_BLOCK] = {0};
-        int used = job->channels - block * MDMT_BLOCK;
-        for (int lane = 0; lane < MDMT_BLOCK && lane < used; lane++) {
-            share[lane] = dy[lane] / (float)job->area;
-        }
-        float *dx = job->out + ((int64_t)n * job->blocks + block) * job->area * MDMT_BLOCK;
-        lanes v = lanes_load(share);
+        const float *dy = job->y + (int64_t)n * job->channels;
+        float *dx = job->map + n * job->sample + block * job->area * MDMT_BLOCK;
+        lanes v = lanes_div(lanes_load_row(dy, job->channels, block), area);
         for (int64_t i = 0; i < job->area; i++) {
             lanes_store(dx + i * MDMT_BLOCK, v);
         }
     }
 }
 
-static mdmt_status global_go(const mdmt_site *site, const mdmt_call *call, const mdmt_tensor *map,
+static mdmt_status global_go(const mdmt_site *site, global_job *job, const mdmt_tensor *map,
                              mdmt_task_fn task)
 {
-    global_job job = {.x = call->in[0],
-                      .out = call->out[0],
-                      .channels = map->dim[1],
-                      .blocks = mdmt_blocks(map->dim[1]),
-                      .area = (int64_t)map->dim[2] * map->dim[3]};
-    job.groups = (job.blocks + GLOBAL_BLOCKS - 1) / GLOBAL_BLOCKS;
-    mdmt_parallel(site->pool, map->dim[0] * job.groups, task, &job);
+    job->sample = (int64_t)mdmt_map_sample(map);
+    job->channels = map->dim[1];
+    job->blocks = mdmt_blocks(map->dim[1]);
+    job->groups = (job->blocks + GLOBAL_BLOCKS - 1) / GLOBAL_BLOCKS;
+    job->area = (int64_t)map->dim[2] * map->dim[3];
+    mdmt_parallel(site->pool, map->dim[0] * job->groups, task, job);
     return MDMT_OK;
 }
 
 static mdmt_status global_run(const mdmt_site *site, const mdmt_call *call)
 {
-    return global_go(site, call, site->in[0], global_task);
+    global_job job = {.x = call->in[0], .map = call->in[0].data, .y = call->out[0]};
+    return global_go(site, &job, site->in[0], global_task);
 }
 
 static mdmt_status global_bwd_run(const mdmt_site *site, const mdmt_call *call)
 {
-    return global_go(site, call, site->out[0], global_bwd_task);
+    global_job job = {.map = call->out[0], .y = call->in[0].data};
+    return global_go(site, &job, site->out[0], global_bwd_task);
 }
 
 static int global_supports(const mdmt_site *site)
@@ -258,6 +248,7 @@ const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_global_avg_pool_forward) = {
     .isa = MDMT_LANES_LEVEL,
     .supports = global_supports,
     .run = global_run,
+    .accepts = MDMT_ACCEPTS_VIEWS | MDMT_ACCEPTS_ACTS,
 };
 
 const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_global_avg_pool_bwd) = {
@@ -265,4 +256,5 @@ const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_global_avg_pool_bwd) = {
     .isa = MDMT_LANES_LEVEL,
     .supports = global_bwd_supports,
     .run = global_bwd_run,
+    .accepts = MDMT_ACCEPTS_VIEWS,
 };

@@ -134,11 +134,19 @@ static const mdmt_cpu_impl *const stats_moments_impls[] = {
 };
 
 static const mdmt_cpu_impl *const gate_impls[] = {
+#ifdef MDMT_X86
+    &mdmt_f32_gate__avx512,
+    &mdmt_f32_gate__avx2,
+#endif
     &mdmt_f32_gate__ref,
     NULL,
 };
 
 static const mdmt_cpu_impl *const gate_bwd_impls[] = {
+#ifdef MDMT_X86
+    &mdmt_f32_gate_bwd__avx512,
+    &mdmt_f32_gate_bwd__avx2,
+#endif
     &mdmt_f32_gate_bwd__ref,
     NULL,
 };
