@@ -12,6 +12,7 @@ import argparse
 import numpy as np
 
 from tests import statements as say
+from tests.actrows import act_table
 from tests.opcase import ACTS, RELU, Case, check, label, load_size, normal, positive, viewed
 from tests.opdepth import depth_table
 from tests.oprows import (
@@ -474,6 +475,7 @@ def norm_table():
 
 
 TABLES = (
+    act_table,
     convolution_table,
     view_table,
     lambda: depth_table(convolutions, views_of),

@@ -99,6 +99,33 @@ def activate(x, act):
     return x
 
 
+FROM_INPUT = ("silu", "hardswish")  # activations whose slope cannot be had from their output
+
+
+def slope(x, act):
+    """The derivative of activate(x, act); at kinks as PyTorch defines it."""
+    if act == "silu":
+        s = 1.0 / (1.0 + np.exp(-x))
+        return s * (1.0 + x * (1.0 - s))
+    if act == "hardswish":
+        return np.where(x <= -3, 0.0, np.where(x >= 3, 1.0, (2.0 * x + 3.0) / 6.0))
+    return slope_of_output(activate(x, act), act)
+
+
+def slope_of_output(y, act):
+    """The same from y = activate(x, act), where that is enough."""
+    if act == "relu":
+        return 1.0 * (y > 0)
+    if act == "relu6":
+        return 1.0 * ((y > 0) & (y < 6))
+    if act == "sigmoid":
+        return y * (1.0 - y)
+    if act == "hardsigmoid":
+        return ((y > 0) & (y < 1)) / 6.0
+    assert act == "none"
+    return np.ones_like(y)
+
+
 def per_channel(v):
     """(C) as (1,C,1,1)."""
     return v[None, :, None, None]
@@ -176,22 +203,34 @@ def norm_act(x, scale, shift, residual=None, act="none"):
     return activate(pre if residual is None else pre + residual, act)
 
 
-def bn_bwd(dz, x, scale, shift, mean, invstd, z=None, *, act="none", training=1):
-    """Gradients of z = act(gamma (x - mean) invstd + beta [+ residual]).
+def gradient_at_output(dz, gate, pooled, shape):
+    """dz gate + pooled / (H W), each of which may be absent (None)."""
+    d = np.zeros(shape) if dz is None else dz
+    if gate is not None:
+        d = d * gate[:, :, None, None]
+    if pooled is not None:
+        d = d + pooled[:, :, None, None] / (shape[2] * shape[3])
+    return d
 
-    The mask is taken from z where it is given (then a residual may have been added), otherwise
+
+def bn_bwd(dz, x, scale, shift, mean, invstd, z=None, gate=None, pooled=None, addend=None, *,
+           act="none", training=1):  # fmt: skip
+    """Gradients of z = act(gamma (x - mean) invstd + beta [+ residual]) [gate].
+
+    The slope is taken from z where it is given (then a residual may have been added), otherwise
     from scale x + shift. In training the mean and the variance depend on x (Ioffe & Szegedy 2015).
     """
-    dpre = dz
-    if act == "relu":
-        dpre = dz * ((norm_act(x, scale, shift) if z is None else z) > 0)
+    dpre = gradient_at_output(dz, gate, pooled, x.shape)
+    dpre = dpre * (slope(norm_act(x, scale, shift), act) if z is None else slope_of_output(z, act))
     xhat = (x - per_channel(mean)) * per_channel(invstd)
     dbeta, dgamma = dpre.sum((0, 2, 3)), (dpre * xhat).sum((0, 2, 3))
     dx = dpre
     if training:
         count = x.size // x.shape[1]
         dx = dpre - per_channel(dbeta / count) - xhat * per_channel(dgamma / count)
-    return {"dx": per_channel(scale) * dx, "dgamma": dgamma, "dbeta": dbeta, "dpre": dpre}
+    dx = per_channel(scale) * dx
+    dx = dx if addend is None else dx + addend
+    return {"dx": dx, "dgamma": dgamma, "dbeta": dbeta, "dpre": dpre}
 
 
 def difference(f, x, direction, step=1e-5):
