@@ -16,7 +16,8 @@ typedef struct {
     int spans;     /* of a sample */
     int last_used; /* lanes of a sample's last span that are channels */
     mdmt_act act;
-    int op; /* what act_pixels does */
+    int op;     /* what act_pixels does */
+    int stream; /* out goes past the caches */
 } act_job;
 
 enum { ACT_FORWARD, ACT_BWD, ACT_ADD };
@@ -51,14 +52,14 @@ MDMT_INLINE lanes act_lanes(int op, mdmt_act act, const float *a, const float *b
     }
 }
 
-MDMT_INLINE void act_pixels(const act_run *run, int op, mdmt_act act)
+MDMT_INLINE void act_pixels(const act_run *run, int op, mdmt_act act, int stream)
 {
     const int lifted = op == ACT_FORWARD && lanes_act_lifts(act);
     const lanes_mask used = lanes_first(run->used);
     int64_t at = 0;
     for (; at + MDMT_BLOCK <= run->count; at += MDMT_BLOCK) {
         lanes v = act_lanes(op, act, run->a + at, run->b + at);
-        lanes_store(run->out + at, lifted ? lanes_only(used, v) : v);
+        lanes_put(run->out + at, lifted ? lanes_only(used, v) : v, stream);
     }
     if (at < run->count) { /* the last few of all */
         int left = (int)(run->count - at);
@@ -74,8 +75,8 @@ MDMT_INLINE void act_pixels(const act_run *run, int op, mdmt_act act)
     }
 }
 
-#define ACT_PIXELS_FORWARD(which) act_pixels(&run, ACT_FORWARD, which)
-#define ACT_PIXELS_BWD(which)     act_pixels(&run, ACT_BWD, which)
+#define ACT_PIXELS_FORWARD(which) act_pixels(&run, ACT_FORWARD, which, 0)
+#define ACT_PIXELS_BWD(which)     act_pixels(&run, ACT_BWD, which, 0)
 
 static void act_task(void *context, int task, int thread)
 {
@@ -95,10 +96,15 @@ static void act_task(void *context, int task, int thread)
             LANES_EACH_ACT(job->act, ACT_PIXELS_FORWARD);
         } else if (job->op == ACT_BWD) {
             LANES_EACH_ACT(job->act, ACT_PIXELS_BWD);
+        } else if (job->stream) {
+            act_pixels(&run, ACT_ADD, MDMT_ACT_NONE, 1);
         } else {
-            act_pixels(&run, ACT_ADD, MDMT_ACT_NONE);
+            act_pixels(&run, ACT_ADD, MDMT_ACT_NONE, 0);
         }
         at += run.count;
+    }
+    if (job->stream) {
+        _mm_sfence();
     }
 }
 
@@ -123,6 +129,8 @@ static mdmt_status act_go(const mdmt_site *site, const mdmt_call *call, int op, 
                    .act = act,
                    .op = op};
     job.span = job.count;
+    job.stream = op == ACT_ADD && map && lanes_streams(job.count / MDMT_BLOCK, job.out) &&
+                 job.out != job.a && job.out != job.b;
     if (op == ACT_FORWARD && act == MDMT_ACT_NONE && job.out == job.a) {
         return MDMT_OK;
     }

@@ -16,7 +16,8 @@
 #include "map_walk.h"
 
 typedef struct {
-    map_at dz, x, z, addend, dx, dpre; /* data: NULL where absent */
+    map_at dz, x, z, addend, dx; /* data: NULL where absent */
+    map_at dpre;                 /* or dx itself: where the first pass leaves g */
     const float *scale, *shift, *mean, *invstd, *gate, *pooled;
     float *dgamma, *dbeta;
     double *sums; /* [blocks][parts][2][lanes]: sum g, sum g (x - mean) */
@@ -140,7 +141,11 @@ MDMT_INLINE void bwd_sum_pixels(const bwd_job *job, int block, const map_run *at
 /* One loop for each combination that bwd_supports lets through. */
 static void bwd_sum_run(const bwd_job *job, int block, const map_run *run, double *sums)
 {
-    if (job->scaled) {
+    if (job->act == MDMT_ACT_SILU && job->dpre.data && job->scaled) {
+        BWD_SUM(.act = MDMT_ACT_SILU, .scaled = 1, .write = 1);
+    } else if (job->act == MDMT_ACT_SILU && job->dpre.data) {
+        BWD_SUM(.act = MDMT_ACT_SILU, .write = 1);
+    } else if (job->scaled) {
         LANES_EACH_ACT(job->act, BWD_SUM_SCALED);
     } else if (!job->dpre.data && !job->from_z) {
         LANES_EACH_ACT(job->act, BWD_SUM_PLAIN);
@@ -235,7 +240,8 @@ MDMT_INLINE void bwd_apply_pixels(const bwd_job *job, int block, const map_run *
 static void bwd_apply_run(const bwd_job *job, int block, const map_run *run)
 {
     const mdmt_act act = job->dpre.data ? MDMT_ACT_NONE : job->act; /* dpre holds g already */
-    const int from_z = job->from_z && !job->dpre.data, any = job->scaled || job->addend.data;
+    const int from_z = job->from_z && !job->dpre.data;
+    const int any = (job->scaled && !job->dpre.data) || job->addend.data;
     if (from_z && act == MDMT_ACT_RELU && any) {
         BWD_APPLY(.act = MDMT_ACT_RELU, .from_z = 1, .added = 1);
     } else if (from_z && act == MDMT_ACT_RELU) {
@@ -325,7 +331,7 @@ static void bwd_task(void *context, int task, int thread)
 
 /* Bytes of dz and x (and z) of a channel block that is one task, where there are
  * enough of them. The results do not depend on it. */
-enum { BWD_BLOCK = 5 << 19, BWD_TASKS = 16 };
+enum { BWD_BLOCK = 5 << 19, BWD_TASKS = 8 };
 
 static bwd_job bwd_job_of(const mdmt_site *site, const mdmt_call *call)
 {
@@ -359,8 +365,12 @@ static bwd_job bwd_job_of(const mdmt_site *site, const mdmt_call *call)
     job.scaled = !job.dz.data || job.gate || job.pooled;
     job.from_z = job.z.data && job.act != MDMT_ACT_NONE;
     const float *dx = job.dx.data;
-    job.stream = lanes_streams(job.shape.pixels * job.shape.blocks, dx) && dx != job.dz.data &&
-                 dx != job.x.data && dx != job.z.data && !job.addend.data && !job.scaled;
+    int large = lanes_streams(job.shape.pixels * job.shape.blocks, dx) && dx != job.dz.data;
+    /* A sigmoid costs more than to store g and to load it again from a cache. */
+    if (job.act == MDMT_ACT_SILU && job.addend.data != dx && !large) {
+        job.dpre = job.dx;
+    }
+    job.stream = large && dx != job.x.data && dx != job.z.data && !job.addend.data && !job.scaled;
     return job;
 }
 
