@@ -12,7 +12,7 @@ that this machine or build does not have.
 import numpy as np
 
 _BACKENDS = (None, "ref", "avx2", "avx512", "cuda")
-_ACTS = {"none": 0, "relu": 1}
+_ACTS = ("none", "relu", "relu6", "silu", "sigmoid", "hardswish", "hardsigmoid")
 
 
 def _array(name, value, dims, shape):
@@ -205,19 +205,58 @@ def _rows_or_map(name, value, shape):
     return _array(name, value, dims, shape), "rows" if dims == "N,F" else "map"
 
 
+def _act(kind):
+    if kind not in _ACTS:
+        raise ValueError(f"kind must be one of {', '.join(_ACTS)}, not {kind!r}")
+    return _ACTS.index(kind)
+
+
+def act(x, kind, backend=None):
+    """The activation `kind` of each element; x (N,F) or (N,C,H,W).
+
+    none: x; relu: max(x, 0); relu6: min(max(x, 0), 6); sigmoid: 1 / (1 + exp(-x)); silu:
+    x sigmoid(x); hardsigmoid: relu6(x + 3) / 6; hardswish: x hardsigmoid(x).
+    """
+    call, code = _Call(backend), _act(kind)
+    x, layout = _rows_or_map("x", x, {})
+    return call.run(call.add("act", [call.feed(layout, x)], act=code)[0])[0]
+
+
+def act_backward(dy, x, kind, backend=None):
+    """Gradient of y = act(x, kind): dx = dy act'(x), at kinks as in PyTorch."""
+    call, code, shape = _Call(backend), _act(kind), {}
+    (x, layout), (dy, _) = _rows_or_map("x", x, shape), _rows_or_map("dy", dy, shape)
+    v = call.feed(layout, x)
+    if kind not in ("silu", "hardswish"):  # the others' slope is taken from their output
+        v = call.add("act", [v], act=code)[0]
+    return call.run(call.add("act_bwd", [call.feed(layout, dy), v], act=code)[0])[0]
+
+
 def relu(x, backend=None):
     """max(x, 0); x (N,F) or (N,C,H,W)."""
-    call = _Call(backend)
-    x, kind = _rows_or_map("x", x, {})
-    return call.run(call.add("act", [call.feed(kind, x)], act=_ACTS["relu"])[0])[0]
+    return act(x, "relu", backend)
 
 
 def relu_backward(dy, y, backend=None):
     """Gradient of y = relu(x): dx = dy where y > 0, 0 elsewhere."""
+    return act_backward(dy, y, "relu", backend)
+
+
+def gate(x, s, backend=None):
+    """y[n,c,i,j] = x[n,c,i,j] s[n,c]: one factor for each sample and channel (Hu et al. 2018)."""
     call, shape = _Call(backend), {}
-    (y, kind), (dy, _) = _rows_or_map("y", y, shape), _rows_or_map("dy", dy, shape)
-    inputs = [call.feed(kind, dy), call.feed(kind, y)]
-    return call.run(call.add("act_bwd", inputs, act=_ACTS["relu"])[0])[0]
+    tx = call.feed("map", _array("x", x, "N,C,H,W", shape))
+    ts = call.feed("rows", _array("s", s, "N,C", shape))
+    return call.run(call.add("gate", [tx, ts])[0])[0]
+
+
+def gate_backward(dy, x, s, backend=None):
+    """Gradients of y = gate(x, s): dx = gate(dy, s), ds[n,c] = sum over H and W of dy x."""
+    call, shape = _Call(backend), {}
+    tx = call.feed("map", _array("x", x, "N,C,H,W", shape))
+    ts = call.feed("rows", _array("s", s, "N,C", shape))
+    tdy = call.feed("map", _array("dy", dy, "N,C,H,W", shape))
+    return tuple(call.run(call.add("gate", [tdy, ts])[0], call.add("gate_bwd", [tdy, tx])[0]))
 
 
 def add(a, b, backend=None):

@@ -5,7 +5,7 @@ import pytest
 
 from mdmt import ops
 from tests import statements as say
-from tests.opcase import available
+from tests.opcase import ACTS, available
 
 RNG = np.random.default_rng(0)
 BACKENDS = [None, "ref", "avx2", "avx512"]
@@ -85,6 +85,23 @@ def test_pooling(backend):
     near(ops.global_avg_pool_backward(rows, x, backend), spread)
 
 
+@pytest.mark.parametrize("kind", ACTS)
+def test_activations(kind, backend):
+    x, dy = 3 * normal(2, 21, 5, 7), normal(2, 21, 5, 7)
+    near(ops.act(x, kind, backend), say.activate(x.astype(float), kind))
+    near(ops.act_backward(dy, x, kind, backend), dy * say.slope(x.astype(float), kind))
+    rows = 3 * normal(4, 13)
+    near(ops.act(rows, kind, backend), say.activate(rows.astype(float), kind))
+
+
+def test_gate(backend):
+    x, s, dy = normal(2, 21, 5, 7), normal(2, 21), normal(2, 21, 5, 7)
+    near(ops.gate(x, s, backend), x.astype(float) * s[:, :, None, None])
+    dx, ds = ops.gate_backward(dy, x, s, backend)
+    near(dx, dy.astype(float) * s[:, :, None, None])
+    near(ds, (dy.astype(float) * x).sum((2, 3)))
+
+
 def test_rows(backend):
     x, w, bias, dy = normal(7, 33), normal(5, 33), normal(5), normal(7, 5)
     near(ops.linear(x, w, bias, backend), x.astype(float) @ w.T + bias)
@@ -119,6 +136,8 @@ def test_other_number_types_are_taken():
         (lambda: ops.linear(normal(2, 3), normal(4, 5)), r"I = 3"),
         (lambda: ops.max_pool2d(normal(1, 1, 4, 4), 2, padding=2), r"padding"),
         (lambda: ops.dropout(normal(2, 2), 1.0), r"rate"),
+        (lambda: ops.act(normal(2, 2), "gelu"), r"kind must be one of none, relu"),
+        (lambda: ops.gate(normal(2, 3, 1, 1), normal(2, 4)), r"C = 3"),
         (lambda: ops.batch_norm_backward(normal(1, 1, 2, 2), normal(1, 1, 2, 2), normal(1),
                                          training=False), r"running statistics"),
     ],
