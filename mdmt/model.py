@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import warnings
 
 import numpy as np
 
@@ -11,12 +12,16 @@ from mdmt.augmentation import complete
 from mdmt.nets import heads as heads_
 from mdmt.nets.builder import Builder, pair
 from mdmt.nets.init import initial_value
-from mdmt.weights import foreign, load_weights
+from mdmt.weights import foreign, load_weights, names
 from mdmt.weights.catalogue import normalisation
 
 PRECISIONS = {"fp32": 2, "fp32-direct": 0}  # largest Winograd tile: F(4x4), none
-# Keys of original classifiers, which the heads take the place of.
-CLASSIFIERS = ("fc.", "classifier.")
+
+
+def _check_finite(arrays):
+    for key, value in arrays.items():
+        if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
+            raise ValueError(f"{key} holds NaN or infinity in the weights")
 
 
 class Model:
@@ -32,7 +37,8 @@ class Model:
     precision : "fp32", or "fp32-direct": without Winograd convolution
     seed : of the initial weights, dropout and augmentation
     weights : None, "imagenet" (the published file, fetched once into the user's cache), or a file
-        whose keys are those of torchvision or of state_dict()
+        whose keys are those of torchvision, timm, the EfficientNet-PyTorch family or state_dict();
+        what of it has no place in the backbone, as the classifier, is listed in `unused`
 
     Raises ValueError, NotImplementedError or OSError with one sentence.
     """
@@ -63,14 +69,16 @@ class Model:
         self.training_step = 0
         self._sources, self._labels = [], []
         self._batches = 0  # training passes since the counters below were set
-        self._build()
+        b = self._describe()
         #: Normalisation of resident images, per channel, of values in 0..1; that of the backbone's
         #: ImageNet weights. forward takes images to which it was applied.
         self.mean, self.std = normalisation(backbone, channels)
-        if weights is not None:
-            self._load_initial(weights)
+        #: Keys of `weights` that the model does not use.
+        self.unused = []
+        self._build(b, {} if weights is None else self._initial(weights))
 
-    def _build(self):
+    def _describe(self):
+        """The network as ops on tensors, with its heads."""
         family = nets.family(self.backbone)
         b = Builder(*self.image_size, self.channels)
         features = family.build(b, self.backbone)
@@ -82,9 +90,17 @@ class Model:
         self._entries = b.entries
         self._rows = b.rows
         self._counters = {key: 0 for key, role, _, _ in b.entries if role == "counter"}
+        return b
+
+    def _build(self, b, given):
+        """The network in the engine; given: arrays to start from, the others are drawn."""
         self._network = _core.Network(b.graph, winograd=PRECISIONS[self.precision], seed=self.seed)
         for key, role, init, shape in b.entries:
-            if role != "counter":
+            if role == "counter":
+                self._counters[key] = int(given.get(key, 0))
+            elif key in given:
+                self._set(key, given[key])
+            else:
                 self._set(key, initial_value(key, init, shape, self.seed))
 
     def _set(self, key, value, *what):
@@ -331,14 +347,19 @@ class Model:
                 state[key] = self._get(key)
         return state
 
-    def load_state_dict(self, state, strict=True):
-        """Takes over the weights; an original classifier is ignored. Returns the ignored keys.
+    def load_state_dict(self, state, strict=True, classifier=None):
+        """Takes over the weights. Returns the ignored keys: of an original classifier, and of
+        GoogLeNet's auxiliary ones.
 
-        ValueError, and nothing changed, when keys are missing or unknown (strict) or a shape does
-        not fit.
+        classifier: name of the head, of one linear layer (hidden: []), that takes the original
+        classifier over. ValueError, and nothing changed, when keys are missing or unknown (strict),
+        a shape does not fit or a value is not finite.
         """
-        shapes = {key: shape for key, _, _, shape in self._entries}
-        ignored = [k for k in state if k not in shapes and k.startswith(CLASSIFIERS)]
+        shapes = {key: tuple(shape) for key, _, _, shape in self._entries}
+        state = names.translate(state, shapes)
+        if classifier is not None:
+            state = self._with_classifier(state, classifier)
+        ignored = [k for k in state if k not in shapes and k.startswith(names.IGNORED)]
         unknown = [k for k in state if k not in shapes and k not in ignored]
         missing = [k for k in shapes if k not in state]
         if strict and (unknown or missing):
@@ -348,14 +369,8 @@ class Model:
                 f"{', '.join(self.heads)}: {which} ({len(unknown)} unknown, {len(missing)} missing)"
             )
         values = {k: np.asarray(v) for k, v in state.items() if k in shapes}
-        for key, value in values.items():
-            if value.shape != tuple(shapes[key]):
-                raise ValueError(
-                    f"{key} has the shape {value.shape} in the weights and {tuple(shapes[key])} in "
-                    f"{self.backbone}"
-                )
-            if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
-                raise ValueError(f"{key} holds NaN or infinity in the weights")
+        self._check_shapes({key: value.shape for key, value in values.items()}, shapes)
+        _check_finite(values)
         counters = {k: n + self._batches for k, n in self._counters.items()}
         for key, value in values.items():
             if key in counters:
@@ -365,20 +380,63 @@ class Model:
         self._counters, self._batches = counters, 0
         return ignored
 
-    def _load_initial(self, weights):
+    def _with_classifier(self, state, head):
+        """The state with the original classifier under the name of a head."""
+        if head not in self.heads:
+            raise ValueError(f"there is no head {head!r}: choose among {', '.join(self.heads)}")
+        if self.heads[head]["hidden"]:
+            raise ValueError(f"the head {head} has hidden layers; a classifier is one linear layer")
+        weight, bias = names.classifier(state)
+        own = {f"heads.{head}.0.weight": weight, f"heads.{head}.0.bias": bias}
+        return {k: v for k, v in state.items() if not k.startswith(names.CLASSIFIERS)} | own
+
+    def _check_shapes(self, found, shapes):
+        for key, shape in found.items():
+            if shape != shapes[key]:
+                raise ValueError(
+                    f"{key} has the shape {shape} in the weights and {shapes[key]} in "
+                    f"{self.backbone}"
+                )
+
+    def _initial(self, weights):
+        """The backbone's arrays in a weight file, which is refused before any of them is read."""
         if isinstance(weights, str) and weights == "imagenet":
             from mdmt.weights.fetch import obtain
 
             weights = obtain(self.backbone)
-        state = load_weights(weights)
-        wanted = {key for key, _, _, _ in self._entries if not key.startswith("heads.")}
-        # Files that PyTorch wrote before 0.4.1 count no batches.
-        lost = sorted(wanted - set(state) - set(self._counters))
-        extra = foreign(state, wanted)
-        if lost or extra:
-            what = f"has no {lost[0]}" if lost else f"has {extra[0]}"
-            raise ValueError(f"{os.fspath(weights)} {what}: not weights of {self.backbone}")
-        self.load_state_dict({k: v for k, v in state.items() if k in wanted}, strict=False)
+        path = os.fspath(weights)
+        shapes = {k: tuple(s) for k, _, _, s in self._entries if not k.startswith("heads.")}
+
+        def check(found):
+            found = names.translate(found, shapes)
+            # Files that PyTorch wrote before 0.4.1 count no batches.
+            lost = [k for k in shapes if k not in found and k not in self._counters]
+            extra = foreign(found, shapes)
+            if lost or extra:
+                what = f"has no {lost[0]}" if lost else f"has {extra[0]}"
+                raise ValueError(
+                    f"{path} {what}: not weights of {self.backbone}; mdmt weights check tells whose"
+                )
+            try:
+                self._check_shapes({k: s for k, s in found.items() if k in shapes}, shapes)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from None
+
+        state = names.translate(load_weights(path, check), shapes)
+        given = {k: v for k, v in state.items() if k in shapes}
+        try:
+            _check_finite(given)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        self.unused = [k for k in state if k not in shapes]
+        left = sorted({k.partition(".")[0] for k in self.unused if k.startswith(names.AUXILIARY)})
+        if left:
+            warnings.warn(
+                f"{path}: {' and '.join(left)} are ignored: {self.backbone} has no auxiliary "
+                "classifiers here",
+                stacklevel=3,
+            )
+        return given
 
     def optimizer_state(self):
         """({"<key>.m": first moment, "<key>.v": second moment}, training steps done)."""

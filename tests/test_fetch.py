@@ -569,7 +569,7 @@ def test_check_names_the_backbone(pretrained, imagenet, capsys):
     assert cli.main(["weights", "check", str(pretrained)]) == 0
     said = capsys.readouterr().out
     assert "published for resnet18" in said
-    assert "fits resnet18 (without fc.weight)" in said
+    assert "fits resnet18 (without fc)" in said
     assert "resnet34" not in said
 
 

@@ -1,42 +1,50 @@
 """State dictionaries: from files, and their average."""
 
 import os
-import re
 
 import numpy as np
 
-# Where checkpoints keep the weights, and what wrappers put before the keys.
-CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "weights")
-PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.", "encoder.")
-# torchvision before 0.3 wrote denselayer1.norm.1.weight for denselayer1.norm1.weight.
-OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)$")
+from mdmt.weights import names
+
+# What safetensors files may hold: the numbers of networks.
+DTYPES = {"F32", "F64", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
 
 
-def load_weights(path):
+def load_weights(path, check=None):
     """Reads .safetensors or .pth (zip and legacy) into {key: array}, executing nothing.
 
     A checkpoint's container (`state_dict`, `model`, ...) is opened, prefixes that wrappers put
     before every key (`module.`, `backbone.`, ...) are removed, and old names of DenseNet's layers
-    are renewed. Raises FileNotFoundError or ValueError with a sentence that names the file.
+    are renewed. Half floats are widened to float32. check({key: shape}), if given, is called before
+    any array is read and may raise. Raises FileNotFoundError or ValueError with a sentence that
+    names the file.
     """
     path = os.fspath(path)
     if not os.path.isfile(path):
         raise FileNotFoundError(f"there is no weight file {path}")
     if path.endswith(".safetensors"):
-        return _clean(_read_safetensors(path))
+        return _read_safetensors(path, check)
     if path.endswith((".pth", ".pt", ".bin", ".ckpt", ".tar")):
-        from mdmt.weights.pth import read_pth
-
-        state = _clean(_open_container(read_pth(path)))
-        if not state:
-            raise ValueError(f"{path} holds no tensors")
-        return state
+        return _read_pth(path, check)
     raise ValueError(f"{path} is neither .safetensors nor .pth")
 
 
-def _read_safetensors(path):
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+def _read_pth(path, check):
+    from mdmt.weights.pth import read_pth
+
+    def choose(tree):
+        state = names.bare(names.innermost(tree))
+        if not state:
+            raise ValueError(f"{path} holds no tensors")
+        if check is not None:
+            check({key: tensor.shape for key, tensor in state.items()})
+        return state
+
+    return read_pth(path, choose)
+
+
+def _read_safetensors(path, check):
+    from safetensors import SafetensorError, safe_open
 
     with open(path, "rb") as file:
         header = int.from_bytes(file.read(8), "little")
@@ -45,26 +53,37 @@ def _read_safetensors(path):
             f"{path} is cut off or not a safetensors file: its header claims {header} bytes"
         )
     try:
-        return load_file(path)
-    except (SafetensorError, ValueError, KeyError) as error:
+        with safe_open(path, "np") as file:
+            parts = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+            kinds = {key: part.get_dtype() for key, part in parts.items()}
+            shapes = {key: tuple(part.get_shape()) for key, part in parts.items()}
+            other = [key for key, kind in kinds.items() if kind not in DTYPES]
+            if other:
+                raise ValueError(f"{path}: {other[0]} has the type {kinds[other[0]]}")
+            if check is not None:
+                check(names.bare(shapes))
+            whole = {k: file.get_tensor(k) for k, kind in kinds.items() if kind != "BF16"}
+    except (SafetensorError, KeyError) as error:
         raise ValueError(f"{path} is not a valid safetensors file: {error}") from None
+    if len(whole) < len(kinds):
+        whole |= _brain_floats(path)
+    wide = {k: whole[k].astype(np.float32) if kinds[k] == "F16" else whole[k] for k in shapes}
+    return names.bare(wide)
 
 
-def _open_container(tree):
-    """The innermost dictionary that holds the weights."""
-    for name in CONTAINERS:
-        if isinstance(tree.get(name), dict) and tree[name]:
-            return _open_container(tree[name])
-    return {k: v for k, v in tree.items() if not isinstance(v, dict)}
+def _brain_floats(path):
+    """The bfloat16 arrays of a safetensors file as float32: NumPy has no such type."""
+    from safetensors import deserialize
 
-
-def _clean(state):
-    found = True
-    while found and state:
-        found = next((p for p in PREFIXES if all(k.startswith(p) for k in state)), None)
-        if found:
-            state = {k[len(found) :]: v for k, v in state.items()}
-    return {OLD_DENSENET.sub(r"\1\2", k): v for k, v in state.items()}
+    with open(path, "rb") as file:
+        content = deserialize(file.read())
+    return {
+        key: (np.frombuffer(entry["data"], "<u2").astype("<u4") << 16)
+        .view("<f4")
+        .reshape(entry["shape"])
+        for key, entry in content
+        if entry["dtype"] == "BF16"
+    }
 
 
 def foreign(state, known):

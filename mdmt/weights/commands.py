@@ -78,7 +78,8 @@ def check(path) -> None:
     found = fits(state)
     for one in found:
         if one.whole:
-            left = f" (without {_some(one.others)})" if one.others else ""
+            modules = list(dict.fromkeys(key.partition(".")[0] for key in one.others))
+            left = f" (without {_some(modules)})" if modules else ""
             print(f"fits {one.backbone}{left}")
     if not found[0].whole:
         _explain(found[0])

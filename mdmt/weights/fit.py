@@ -9,6 +9,7 @@ import numpy as np
 from .. import nets
 from ..nets.builder import Builder
 from . import foreign
+from .names import translate
 
 SIZE = 224  # of the input; the shapes of weights do not depend on it
 
@@ -47,16 +48,22 @@ def entries(backbone: str) -> list[tuple]:
     return [(key, role, tuple(shape)) for key, role, _, shape in builder.entries]
 
 
+def _shape(value) -> tuple:
+    return tuple(getattr(value, "shape", value))
+
+
 def fit(state: dict, backbone: str) -> Fit:
-    """Compare a state dictionary with one backbone."""
-    shapes, missing, agreeing, known = [], [], 0, set()
-    for key, role, shape in entries(backbone):
-        known.add(key)
+    """Compare a state dictionary, of arrays or of their shapes, with one backbone."""
+    shapes, missing, agreeing = [], [], 0
+    listed = entries(backbone)
+    known = dict.fromkeys(key for key, _, _ in listed)
+    state = translate(state, known)
+    for key, role, shape in listed:
         if key not in state:
             if role != "counter":
                 missing.append(key)
-        elif np.shape(state[key]) != shape:
-            shapes.append((key, np.shape(state[key]), shape))
+        elif _shape(state[key]) != shape:
+            shapes.append((key, _shape(state[key]), shape))
         else:
             agreeing += 1
     extra = foreign(state, known)

@@ -17,7 +17,13 @@ import numpy as np
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
-MAX_PICKLE = 1 << 26  # bytes of a pickle without its tensors: real ones have less than 1 MiB
+# Limits of a pickle without its tensors. Real ones stay below 1 MiB, 200,000 opcodes, and 2,100
+# values on the stack (a dictionary is filled in portions of 1,000 items).
+MAX_PICKLE = 1 << 24  # bytes
+MAX_OPCODES = 1 << 21
+MAX_STACK = 10_000
+MAX_ITEMS = 1 << 15  # of nested dictionaries, each counted as often as it is met
+MAX_GROWTH = 8  # bytes of all tensors over bytes of the file: half floats are widened, some shared
 
 # Storage class -> type of its elements; bfloat16 is widened when it is read.
 STORAGES = {
@@ -52,9 +58,16 @@ class Global:
 
 @dataclass(frozen=True)
 class Storage:
+    """count: elements."""
+
     dtype: str
     key: str
     count: int
+
+    @property
+    def size(self):
+        """Bytes in the file."""
+        return self.count * (2 if self.dtype == "bf16" else np.dtype(self.dtype).itemsize)
 
 
 @dataclass(frozen=True)
@@ -71,16 +84,28 @@ MARK = object()
 
 
 def _global(module, name):
+    if not (isinstance(module, str) and isinstance(name, str)):
+        raise Refused("it wants to call something that has no name")
     known = (module, name) in FUNCTIONS or (module == "torch" and name in STORAGES)
     if not known:
-        raise Refused(f"it wants to call {module}.{name}, which no dictionary of tensors needs")
+        what = f"{module}.{name}"[:80]
+        raise Refused(f"it wants to call {what}, which no dictionary of tensors needs")
     return Global(module, name)
 
 
 def _whole(value, what, most=1 << 48):
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
-        raise Refused(f"{what} is {str(value)[:40]}")
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise Refused(f"{what} is no number")
+    if not 0 <= value <= most:
+        raise Refused(f"{what} is negative or beyond {most}")
     return value
+
+
+def _name(value):
+    """Key of a storage."""
+    if not isinstance(value, str | int):
+        raise Refused("a storage has no name")
+    return str(value)
 
 
 def _tensor(args):
@@ -95,7 +120,8 @@ def _tensor(args):
     strides = tuple(_whole(n, "a stride") for n in strides)
     last = _whole(offset, "an offset")
     last += sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
-    if math.prod(shape) and last >= storage.count:
+    elements = math.prod(shape)
+    if elements and (last >= storage.count or elements > storage.count):
         raise Refused(f"a tensor of shape {shape} reaches beyond its storage")
     return Lazy(storage, offset, shape, strides)
 
@@ -122,19 +148,65 @@ def _storage(pid):
         raise Refused("a storage is described in an unknown way")
     if len(pid) == 6 and pid[5] is not None:
         raise Refused("a storage is a view of another one")
-    return Storage(STORAGES[pid[1].name], str(pid[2]), _whole(pid[4], "the size of a storage"))
+    return Storage(STORAGES[pid[1].name], _name(pid[2]), _whole(pid[4], "the size of a storage"))
+
+
+# Opcodes that push their argument, and those that push the same value always.
+INTEGERS = ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4")
+TEXTS = ("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "STRING", "BINSTRING")
+BYTES = ("SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8")
+CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": (), "MARK": MARK}
+IGNORED = ("PROTO", "FRAME")
 
 
 class _Machine:
-    """Walks the opcodes of one pickle; `stack` holds plain values, Global, Storage and Lazy."""
+    """Walks the opcodes of one pickle; `stack` holds plain values, Global, Storage and Lazy.
+
+    storages: {key: Storage} of all that the pickle names.
+    """
 
     def __init__(self):
-        self.stack, self.memo = [], {}
+        self.stack, self.memo, self.storages = [], {}, {}
+        push = self.stack.append
+        self.actions = {
+            **dict.fromkeys((*INTEGERS, *TEXTS, *BYTES, "FLOAT", "BINFLOAT"), push),
+            **{name: lambda _, v=value: push(v) for name, value in CONSTANTS.items()},
+            **{name: lambda _: None for name in IGNORED},
+            "EMPTY_DICT": lambda _: push({}),
+            "EMPTY_LIST": lambda _: push([]),
+            "TUPLE": lambda _: push(tuple(self.pop_mark())),
+            "TUPLE1": lambda _: push((self.pop(),)),
+            "TUPLE2": lambda _: push(self.pop_last(2)),
+            "TUPLE3": lambda _: push(self.pop_last(3)),
+            "LIST": lambda _: push(self.pop_mark()),
+            "DICT": self.make_dict,
+            "SETITEM": lambda _: self.set_items(self.pop_last(2)),
+            "SETITEMS": lambda _: self.set_items(self.pop_mark()),
+            "APPEND": lambda _: self.append(self.pop_last(1)),
+            "APPENDS": lambda _: self.append(self.pop_mark()),
+            "POP": lambda _: self.pop(),
+            "PUT": self.remember,
+            "BINPUT": self.remember,
+            "LONG_BINPUT": self.remember,
+            "MEMOIZE": lambda _: self.remember(len(self.memo)),
+            "GET": self.recall,
+            "BINGET": self.recall,
+            "LONG_BINGET": self.recall,
+            "GLOBAL": lambda arg: push(_global(*arg.split(" ", 1))),
+            "STACK_GLOBAL": lambda _: push(_global(*self.pop_last(2))),
+            "REDUCE": lambda _: push(_reduce(*self.pop_last(2))),
+            "BINPERSID": self.storage,
+            "BUILD": self.build,
+        }
 
     def pop(self):
         if not self.stack:
             raise Refused("its stack is empty where something is taken")
         return self.stack.pop()
+
+    def pop_last(self, count):
+        """A tuple of the last ones, the last one last."""
+        return tuple(reversed([self.pop() for _ in range(count)]))
 
     def pop_mark(self):
         for at in range(len(self.stack) - 1, -1, -1):
@@ -143,6 +215,11 @@ class _Machine:
                 del self.stack[at:]
                 return items
         raise Refused("a mark is missing")
+
+    def make_dict(self, _):
+        items = self.pop_mark()
+        self.stack.append({})
+        self.set_items(items)
 
     def set_items(self, items):
         target = self.stack[-1] if self.stack else None
@@ -159,100 +236,38 @@ class _Machine:
             raise Refused("items are appended to something that is not a list")
         target.extend(items)
 
-    def constant(self, name, arg):
-        """Opcodes that push a value; True if it was one."""
-        values = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-        pushed = ("INT", "BININT", "LONG", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "UNICODE")
-        if name in values:
-            self.stack.append(values[name])
-        elif name in ("EMPTY_DICT", "EMPTY_LIST"):
-            self.stack.append({} if name == "EMPTY_DICT" else [])
-        elif name.rstrip("128") in pushed or name in (
-            "SHORT_BINSTRING",
-            "BINSTRING",
-            "BINBYTES",
-            "SHORT_BINBYTES",
-            "FLOAT",
-            "STRING",
-        ):
-            self.stack.append(arg)
-        else:
-            return False
-        return True
+    def remember(self, number):
+        if not self.stack:
+            raise Refused("its stack is empty where something is remembered")
+        self.memo[number] = self.stack[-1]
 
-    def collect(self, name):
-        """Opcodes that build containers; True if it was one."""
-        if name == "MARK":
-            self.stack.append(MARK)
-        elif name in ("TUPLE", "LIST"):
-            items = self.pop_mark()
-            self.stack.append(tuple(items) if name == "TUPLE" else items)
-        elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
-            items = [self.pop() for _ in range(int(name[-1]))]
-            self.stack.append(tuple(reversed(items)))
-        elif name == "DICT":
-            items = self.pop_mark()
-            self.stack.append({})
-            self.set_items(items)
-        elif name == "SETITEM":
-            value, key = self.pop(), self.pop()
-            self.set_items([key, value])
-        elif name == "SETITEMS":
-            self.set_items(self.pop_mark())
-        elif name == "APPEND":
-            self.append([self.pop()])
-        elif name == "APPENDS":
-            self.append(self.pop_mark())
-        elif name == "POP":
-            self.pop()
-        else:
-            return False
-        return True
+    def recall(self, number):
+        if number not in self.memo:
+            raise Refused(f"it recalls number {number}, which it never remembered")
+        self.stack.append(self.memo[number])
 
-    def remember(self, name, arg):
-        """Opcodes of the memo; True if it was one."""
-        if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
-            if not self.stack:
-                raise Refused("its stack is empty where something is remembered")
-            self.memo[len(self.memo) if name == "MEMOIZE" else arg] = self.stack[-1]
-        elif name in ("GET", "BINGET", "LONG_BINGET"):
-            if arg not in self.memo:
-                raise Refused(f"it recalls number {arg}, which it never remembered")
-            self.stack.append(self.memo[arg])
-        else:
-            return False
-        return True
+    def storage(self, _):
+        storage = _storage(self.pop())
+        if self.storages.setdefault(storage.key, storage) != storage:
+            raise Refused("one storage is described in two ways")
+        self.stack.append(storage)
 
-    def call(self, name, arg):
-        if name == "GLOBAL":
-            self.stack.append(_global(*arg.split(" ", 1)))
-        elif name == "STACK_GLOBAL":
-            function, module = self.pop(), self.pop()
-            self.stack.append(_global(str(module), str(function)))
-        elif name == "REDUCE":
-            args, function = self.pop(), self.pop()
-            self.stack.append(_reduce(function, args))
-        elif name == "BINPERSID":
-            self.stack.append(_storage(self.pop()))
-        elif name == "BUILD":
-            # Attributes of a dictionary (_metadata of a state_dict): read, not kept.
-            self.pop()
-            if not self.stack or not isinstance(self.stack[-1], dict):
-                raise Refused("it sets the attributes of something that is not a dictionary")
-        else:
-            raise Refused(f"it has the pickle opcode {name}")
+    def build(self, _):
+        """Attributes of a dictionary (_metadata of a state_dict): read, not kept."""
+        self.pop()
+        if not self.stack or not isinstance(self.stack[-1], dict):
+            raise Refused("it sets the attributes of something that is not a dictionary")
 
     def run(self, stream):
         try:
-            for opcode, arg, _ in pickletools.genops(stream):
-                name = opcode.name
-                if name == "STOP":
+            for count, (opcode, arg, _) in enumerate(pickletools.genops(stream)):
+                if opcode.name == "STOP":
                     return self.pop()
-                if name in ("PROTO", "FRAME"):
-                    continue
-                known = self.constant(name, arg) or self.collect(name) or self.remember(name, arg)
-                if not known:
-                    self.call(name, arg)
+                if count > MAX_OPCODES or len(self.stack) > MAX_STACK:
+                    raise Refused("its pickle is longer or deeper than a dictionary of tensors")
+                if opcode.name not in self.actions:
+                    raise Refused(f"it has the pickle opcode {opcode.name}")
+                self.actions[opcode.name](arg)
         except Refused:
             raise
         except (ValueError, IndexError, KeyError, UnicodeDecodeError, OverflowError) as error:
@@ -289,10 +304,6 @@ def _elements(dtype, raw):
     return values.astype("<f4") if dtype == "<f2" else values
 
 
-def _item_size(dtype):
-    return 2 if dtype == "bf16" else np.dtype(dtype).itemsize
-
-
 def _materialise(tensor, storages):
     flat = storages[tensor.storage.key]
     if 0 in tensor.shape:
@@ -304,98 +315,117 @@ def _materialise(tensor, storages):
     return np.array(view, order="C")
 
 
-def _lazies(value, found, depth=0):
-    """All Lazy tensors in nested dictionaries, into found[key path]."""
-    if depth > 8:
-        raise Refused("its dictionaries are nested more than eight deep")
+def _lazies(value, found, budget, depth=0):
+    """All Lazy tensors in nested dictionaries, into found[key path]; budget: [items left]."""
+    budget[0] -= len(value)
+    if depth > 8 or budget[0] < 0:
+        raise Refused("its dictionaries are nested too deep or hold too much")
     for key, item in value.items():
         if isinstance(item, dict):
-            _lazies(item, found.setdefault(str(key), {}), depth + 1)
+            _lazies(item, found.setdefault(str(key), {}), budget, depth + 1)
         elif isinstance(item, Lazy):
             found[str(key)] = item
     return found
 
 
-def _fill(tree, storages):
-    return {
-        k: _fill(v, storages) if isinstance(v, dict) else _materialise(v, storages)
-        for k, v in tree.items()
-    }
+def _chosen(tree, choose, size):
+    """What `choose` takes of a pickle's value, {key: Lazy}; size: bytes of the file."""
+    if not isinstance(tree, dict):
+        raise Refused(f"it holds a {type(tree).__name__}, not a dictionary")
+    lazies = choose(_lazies(tree, {}, [MAX_ITEMS]))
+    room = MAX_GROWTH * size
+    for tensor in lazies.values():
+        room -= math.prod(tensor.shape) * 4
+    if room < 0:
+        raise Refused(f"its tensors have more than {MAX_GROWTH} times the bytes of the file")
+    return lazies
 
 
-def _wanted(tree, into):
-    for item in tree.values():
-        if isinstance(item, dict):
-            _wanted(item, into)
-        else:
-            before = into.setdefault(item.storage.key, item.storage)
-            if before != item.storage:
-                raise Refused("one storage is described in two ways")
-    return into
+def _fill(lazies, storages):
+    return {key: _materialise(tensor, storages) for key, tensor in lazies.items()}
 
 
-def _read_zip(file):
+def _keys(lazies):
+    """Of the storages that the tensors need, each once."""
+    return dict.fromkeys(tensor.storage.key for tensor in lazies.values())
+
+
+def _member(names, name, size, what):
+    """An entry of the archive that is stored as it is and lies in the file."""
+    info = names.get(name)
+    if info is None or info.compress_type != zipfile.ZIP_STORED:
+        raise Refused(f"{what} missing or compressed")
+    if info.file_size != info.compress_size or info.header_offset + info.file_size > size:
+        raise Refused(f"{what} cut off: {info.file_size} bytes are claimed")
+    return info
+
+
+def _read_zip(file, size, choose):
     with zipfile.ZipFile(file) as archive:
         names = {i.filename: i for i in archive.infolist()}
         pickles = [n for n in names if n == "data.pkl" or n.endswith("/data.pkl")]
         if len(pickles) != 1:
             raise Refused("it is a zip archive without a data.pkl")
         root = pickles[0].removesuffix("data.pkl")
-        info = names[pickles[0]]
-        if info.file_size > MAX_PICKLE or info.compress_type != zipfile.ZIP_STORED:
-            raise Refused("its data.pkl is compressed or too large")
-        order = names.get(root + "byteorder")
-        if order and archive.read(order)[:8] != b"little":
-            raise Refused("its byte order is not little-endian")
-        tree = _Machine().run(io.BytesIO(archive.read(info)))
-        if not isinstance(tree, dict):
-            raise Refused(f"it holds a {type(tree).__name__}, not a dictionary")
-        tree = _lazies(tree, {})
+        info = _member(names, pickles[0], size, "its data.pkl is")
+        if info.file_size > MAX_PICKLE:
+            raise Refused(f"its data.pkl has more than {MAX_PICKLE >> 20} MiB")
+        if root + "byteorder" in names:
+            order = _member(names, root + "byteorder", size, "its byte order is")
+            if order.file_size > 8 or archive.read(order) != b"little":
+                raise Refused("its byte order is not little-endian")
+        machine = _Machine()
+        lazies = _chosen(machine.run(io.BytesIO(archive.read(info))), choose, size)
         storages = {}
-        for key, storage in _wanted(tree, {}).items():
-            member = names.get(f"{root}data/{key}")
-            size = storage.count * _item_size(storage.dtype)
-            if member is None or member.compress_type != zipfile.ZIP_STORED:
-                raise Refused(f"the bytes of storage {key[:40]} are missing or compressed")
-            if member.file_size != size:
-                raise Refused(f"storage {key[:40]} has {member.file_size} bytes instead of {size}")
+        for key in _keys(lazies):
+            storage = machine.storages[key]
+            what = f"the bytes of storage {key[:40]} are"
+            member = _member(names, f"{root}data/{key}", size, what)
+            if member.file_size != storage.size:
+                raise Refused(
+                    f"storage {key[:40]} has {member.file_size} bytes instead of {storage.size}"
+                )
             storages[key] = _elements(storage.dtype, archive.read(member))
-    return _fill(tree, storages)
+    return _fill(lazies, storages)
 
 
-def _read_legacy(file, size):
+def _read_legacy(file, size, choose):
     stream = _Bounded(file, size)
     if _Machine().run(stream) != LEGACY_MAGIC or _Machine().run(stream) != LEGACY_PROTOCOL:
         raise Refused("it is no file that torch.save wrote")
     system = _Machine().run(stream)
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise Refused("its byte order is not little-endian")
-    tree = _Machine().run(stream)
-    if not isinstance(tree, dict):
-        raise Refused(f"it holds a {type(tree).__name__}, not a dictionary")
-    tree = _lazies(tree, {})
+    machine = _Machine()
+    lazies = _chosen(machine.run(stream), choose, size)
     keys = _Machine().run(stream)
     if not isinstance(keys, list):
         raise Refused("the list of its storages is missing")
-    wanted, storages = _wanted(tree, {}), {}
-    for key in map(str, keys):
+    wanted, storages = _keys(lazies), {}
+    for key in map(_name, keys):
         head = file.read(8)
-        if key not in wanted or len(head) != 8:
+        if key not in machine.storages or len(head) != 8:
             raise Refused(f"storage {key[:40]} is unknown or missing")
-        storage = wanted[key]
+        storage = machine.storages[key]
         if int.from_bytes(head, "little") != storage.count:
             raise Refused(f"storage {key[:40]} has another size than its description")
-        count = storage.count * _item_size(storage.dtype)
-        if count > size - file.tell():
+        if storage.size > size - file.tell():
             raise Refused(f"storage {key[:40]} is cut off")
-        storages[key] = _elements(storage.dtype, file.read(count))
+        if key in wanted:
+            storages[key] = _elements(storage.dtype, file.read(storage.size))
+        else:
+            file.seek(storage.size, os.SEEK_CUR)
     if set(wanted) - set(storages):
         raise Refused("the bytes of a storage are missing")
-    return _fill(tree, storages)
+    return _fill(lazies, storages)
 
 
-def read_pth(path):
-    """The nested dictionary of arrays in a .pth file; what is no tensor is left out.
+def read_pth(path, choose):
+    """The arrays of a .pth file, {key: array}.
+
+    choose({key: Lazy or such a dictionary}) -> {key: Lazy} takes what is to be read of the file's
+    nested dictionaries, in which everything that is no tensor is left out; no tensor has been read
+    when it is called.
 
     Raises ValueError with a sentence that names the file and what was refused.
     """
@@ -404,10 +434,10 @@ def read_pth(path):
     try:
         with open(path, "rb") as file:
             if file.read(4) == b"PK\x03\x04":
-                return _read_zip(file)
+                return _read_zip(file, size, choose)
             file.seek(0)
-            return _read_legacy(file, size)
+            return _read_legacy(file, size, choose)
     except Refused as error:
         raise ValueError(f"{path} was refused: {error}") from None
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, MemoryError) as error:
         raise ValueError(f"{path} is not a whole .pth file: {str(error)[:80]}") from None
