@@ -143,7 +143,7 @@ const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_avg_pool_bwd) = {
 /* ---- global_avg_pool: x (N, C, H, W) -> y (N, C), and back. A task is up to
  *      GLOBAL_BLOCKS channel blocks of one sample ---- */
 
-enum { GLOBAL_BLOCKS = 4 };
+enum { GLOBAL_BLOCKS = 4, GLOBAL_AHEAD = 24 * MDMT_BLOCK /* floats fetched ahead */ };
 
 typedef struct {
     mdmt_value x;   /* forward: what is at `map` */
@@ -162,8 +162,11 @@ MDMT_INLINE void global_sum(const float *x, int64_t area, lanes_affine affine, d
         int64_t i = first, end = first + run < area ? first + run : area;
         lanes even = lanes_zero(), odd = lanes_zero();
         for (; i + 2 <= end; i += 2) {
-            even = lanes_add(even, lanes_take(x + i * MDMT_BLOCK, affine, load));
-            odd = lanes_add(odd, lanes_take(x + (i + 1) * MDMT_BLOCK, affine, load));
+            const float *at = x + i * MDMT_BLOCK;
+            even = lanes_add(even, lanes_take(at, affine, load));
+            odd = lanes_add(odd, lanes_take(at + MDMT_BLOCK, affine, load));
+            lanes_fetch(at + GLOBAL_AHEAD);
+            lanes_fetch(at + GLOBAL_AHEAD + MDMT_BLOCK);
         }
         if (i < end) {
             even = lanes_add(even, lanes_take(x + i * MDMT_BLOCK, affine, load));
