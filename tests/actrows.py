@@ -251,8 +251,47 @@ def bn_bwd_table():
     return cases
 
 
+def moments_case(shape):
+    """Mean and variance from partial statistics, and the fold that takes them."""
+    count, vectors = shape[0] * shape[2] * shape[3], ("gamma", "beta", "rmean", "rvar")
+    norm = {"eps": 1e-3, "momentum": 0.3, "training": 1}
+    names = ("scale", "shift", "fold_mean", "invstd")
+
+    def make(rng):
+        a = {"x": normal(rng, *shape, shift=2.0)}
+        return a | {v: positive(rng, shape[1]) for v in vectors}
+
+    def wire(g, t):
+        mean, var = g.add("stats_moments", [g.add("channel_stats", [t["x"]])[0]])
+        inputs = [None, *(t[v] for v in vectors), mean, var]
+        fold = g.add("bn_fold", inputs, count=count, **norm)
+        return {"mean": mean, "var": var, **dict(zip(names, fold))}
+
+    def expect(a):
+        fold = say.bn_fold(a["x"], *(a[v] for v in vectors), **norm)
+        found = {"mean": fold["mean"], "var": a["x"].var((0, 2, 3)), "fold_mean": fold["mean"]}
+        return found | {k: v for k, v in fold.items() if k != "mean"}
+
+    def magnitude(a):  # the variances are of order 1, and so are all derivatives
+        size = 2 + np.abs(a["x"]).max((0, 2, 3))
+        return dict.fromkeys(expect(a), size**2)
+
+    feeds = {"x": "map", "gamma": "vector:param", "beta": "vector:param"}
+    feeds |= {"rmean": "vector:buffer", "rvar": "vector:buffer"}
+    return Case("stats_moments", label(shape, {}), make, feeds, wire, expect, magnitude, count,
+                reads=("rmean", "rvar"), also=("channel_stats", "bn_fold"))  # fmt: skip
+
+
+def zeros_cases(shape):
+    case = Case("zeros", label(shape, {}), lambda rng: {"x": normal(rng, *shape)}, {"x": "map"},
+                lambda g, t: {"y": g.add("zeros", [t["x"]])[0]},
+                lambda a: {"y": np.zeros(shape)})  # fmt: skip
+    return [case, viewed(case, (), {"y": shape})]
+
+
 def act_table():
-    cases = []
+    cases = zeros_cases((2, 32, 5, 7)) + zeros_cases((3, 21, 4, 4))
+    cases += [moments_case((2, 32, 9, 7)), moments_case((3, 22, 13, 11))]
     for act in SMOOTH:
         for shape in [(2, 32, 14, 14), (3, 22, 13, 11), (2, 58, 3, 5), (1, 3, 1, 1), (5, 29)]:
             cases += act_cases(shape, act)
