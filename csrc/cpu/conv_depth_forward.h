@@ -255,6 +255,7 @@ static void depth_plane(const depth_job *job, const depth_task *t, depth_ring *r
         } else {
             depth_point(p, ring, row, count, a);
         }
+        a->ahead = ring->from + (ptrdiff_t)ring->next * ring->w * MDMT_BLOCK;
         a->to = job->in_line ? line : job->result + at;
         (count == p->rows ? p->fn : p->last)(a);
         for (int i = 0; i < count; i++) {

@@ -47,14 +47,25 @@ typedef struct {
     const float *w;   /* [taps][taps][16]         */
     const float *add; /* [16]: where sums begin   */
     float *to;
-    ptrdiff_t to_row; /* floats                   */
+    ptrdiff_t to_row;   /* floats                   */
+    const float *ahead; /* source rows to be fetched meanwhile */
 } depth_rows;
 
 typedef void (*depth_rows_fn)(const depth_rows *rows);
 
+/* Asks for the lines of p to be in L2 soon: a burst of them would leave no room in L1. */
+MDMT_INLINE void depth_fetch(const float *p, const int pixels)
+{
+    DEPTH_UNROLL
+    for (int i = 0; i < pixels; i++) {
+        _mm_prefetch((const char *)(p + i * MDMT_BLOCK), _MM_HINT_T1);
+    }
+}
+
 MDMT_INLINE void depth_tile(const depth_rows *a, int at, const int K, const int S, const int T,
                             const int R)
 {
+    depth_fetch(a->ahead + (ptrdiff_t)at * S * S * R * MDMT_BLOCK, T * R * S * S);
     for (int half = 0; half < MDMT_BLOCK; half += REG_FLOATS) {
         reg sum[DEPTH_SUMS];
         DEPTH_UNROLL
@@ -109,6 +120,7 @@ MDMT_INLINE void depth_rows_tiled(const depth_rows *a, const int K, const int S,
 MDMT_INLINE void depth_pairs(const depth_rows *a, int at, const int K, const int T)
 {
     const int E = K / 2;
+    depth_fetch(a->ahead + (ptrdiff_t)at / 2 * MDMT_BLOCK, (T + 1) / 2);
     for (int half = 0; half < MDMT_BLOCK; half += REG_FLOATS) {
         reg even[DEPTH_SUMS / 2], odd[DEPTH_SUMS / 2];
         DEPTH_UNROLL
