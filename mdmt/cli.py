@@ -9,6 +9,8 @@ from pathlib import Path
 from . import __version__, config, run
 from .errors import BadInput, nearest
 
+MOST = 1 << 24  # images or pixels that can be asked for
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -29,13 +31,20 @@ def _parser() -> argparse.ArgumentParser:
             "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides"
         )
     show = commands.add_parser(
-        "show", help="show a configuration, an out folder's results, `configs` or `keys`"
+        "show", help="show a backbone, a saved model, a configuration or an out folder's results"
     )
     show.add_argument(
         "what",
         nargs="?",
         default="configs",
-        help="name or file of a configuration, an out folder, configs, keys, backbones",
+        help="a backbone, the file of a saved model, name or file of a configuration, an out "
+        "folder, or one of configs, keys, backbones",
+    )
+    show.add_argument(
+        "--image-size", type=int, metavar="S", help="of a backbone or model: side in pixels"
+    )
+    show.add_argument(
+        "--batch", type=int, metavar="N", help="of a backbone or model: images, for its memory"
     )
     show.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
     weights = commands.add_parser("weights", help="published ImageNet weights, and weight files")
@@ -149,9 +158,19 @@ def planned_memory(study: run.Study) -> list[tuple]:
 
 
 def show(arguments) -> None:
-    """Show a configuration, the results of an out folder, or what is known."""
+    """Show a network, a configuration, the results of an out folder, or what is known."""
+    from .nets import FAMILIES
+
     what = arguments.what
-    if what == "configs":
+    network = what in FAMILIES or what.endswith(".safetensors")
+    for name in ("image_size", "batch"):
+        value = getattr(arguments, name)
+        if value is not None and not (network and 1 <= value <= MOST):
+            option = f"--{name.replace('_', '-')}"
+            raise BadInput(f"show: {option} goes with a network and must be 1 to {MOST}")
+    if network:
+        _show_network(what, arguments.image_size, arguments.batch)
+    elif what == "configs":
         for name in config.shipped():
             first = config.find(name).read_text(encoding="utf-8").splitlines()[0]
             print(f"{name:<12}{first.lstrip('# ')}")
@@ -166,10 +185,20 @@ def show(arguments) -> None:
     elif what in config.shipped() or Path(what).is_file():
         print(config.dump(config.load(what, arguments.overrides)), end="")
     else:
-        known = [*config.shipped(), "configs", "keys", "backbones"]
+        known = [*config.shipped(), "configs", "keys", "backbones", *FAMILIES]
         raise BadInput(
-            f"show: '{what}' is neither a configuration nor an out folder{nearest(what, known)}"
+            f"show: '{what}' is neither a network nor a configuration nor an out folder"
+            f"{nearest(what, known)}"
         )
+
+
+def _show_network(what, size, batch) -> None:
+    from . import summary
+
+    try:
+        print(summary.show(what, size, batch))
+    except (ValueError, OSError, MemoryError) as error:
+        raise BadInput(f"show: {what}: {error}") from error
 
 
 def _show_results(out: Path) -> None:

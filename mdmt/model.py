@@ -12,7 +12,7 @@ from mdmt.augmentation import complete
 from mdmt.nets import heads as heads_
 from mdmt.nets.builder import Builder, pair
 from mdmt.nets.init import initial_value
-from mdmt.weights import foreign, load_weights, names
+from mdmt.weights import foreign, load_weights, names, read_description
 from mdmt.weights.catalogue import normalisation
 
 PRECISIONS = {"fp32": 2, "fp32-direct": 0}  # largest Winograd tile: F(4x4), none
@@ -487,17 +487,7 @@ class Model:
     @classmethod
     def load(cls, path, device="cpu"):
         """The model that save wrote."""
-        from safetensors import safe_open
-
-        state = load_weights(path)
-        with safe_open(path, "np") as file:
-            metadata = file.metadata() or {}
-        if "mdmt" not in metadata:
-            raise ValueError(
-                f"{os.fspath(path)} holds weights but no description of a model: build the model "
-                "and use load_state_dict"
-            )
-        description = json.loads(metadata["mdmt"])
+        description, state = read_description(path), load_weights(path)
         scaling = {k: tuple(description.pop(k)) for k in ("mean", "std") if k in description}
         model = cls(**description, device=device)
         model.mean, model.std = scaling.get("mean", model.mean), scaling.get("std", model.std)

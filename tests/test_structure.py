@@ -24,7 +24,7 @@ MAX_LINES, MAX_FUNCTION = 800, 80
 STAGES = [
     ["__init__", "_core", "errors", "config", "paths", "system", "py"],
     ["ops", "sampler", "loss", "augmentation", "schedule", "metrics"],
-    ["nets", "weights", "onnx"],
+    ["nets", "weights", "onnx", "summary"],
     ["model"],
     ["engine"],
     ["data"],

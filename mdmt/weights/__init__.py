@@ -1,11 +1,14 @@
 """State dictionaries: from files, and their average."""
 
+import json
 import os
 
 import numpy as np
 
 from mdmt.weights import names
 
+# Entries of a saved model's description.
+DESCRIBED = {"backbone", "heads", "image_size", "channels", "precision", "seed", "mean", "std"}
 # What safetensors files may hold: the numbers of networks.
 DTYPES = {"F32", "F64", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
 
@@ -46,12 +49,7 @@ def _read_pth(path, check):
 def _read_safetensors(path, check):
     from safetensors import SafetensorError, safe_open
 
-    with open(path, "rb") as file:
-        header = int.from_bytes(file.read(8), "little")
-    if header > os.path.getsize(path) - 8:
-        raise ValueError(
-            f"{path} is cut off or not a safetensors file: its header claims {header} bytes"
-        )
+    _check_header(path)
     try:
         with safe_open(path, "np") as file:
             parts = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
@@ -69,6 +67,47 @@ def _read_safetensors(path, check):
         whole |= _brain_floats(path)
     wide = {k: whole[k].astype(np.float32) if kinds[k] == "F16" else whole[k] for k in shapes}
     return names.bare(wide)
+
+
+def read_description(path):
+    """What Model.save wrote beside the weights: a dictionary of plain data, in full.
+
+    Raises FileNotFoundError or ValueError with a sentence that names the file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = os.fspath(path)
+    _check_header(path)
+    try:
+        with safe_open(path, "np") as file:
+            text = (file.metadata() or {}).get("mdmt")
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a valid safetensors file: {error}") from None
+    if text is None:
+        raise ValueError(
+            f"{path} holds weights but no description of a model: build the model and use "
+            "load_state_dict"
+        )
+    try:
+        found = json.loads(text)
+        size = found["image_size"]
+        whole = isinstance(found["heads"], dict) and isinstance(size, list) and len(size) == 2
+    except (ValueError, KeyError, TypeError, RecursionError):
+        whole = False
+    if not whole or set(found) - DESCRIBED or not DESCRIBED - {"mean", "std"} <= set(found):
+        raise ValueError(f"{path}: its description of a model is damaged; save the model again")
+    return found
+
+
+def _check_header(path):
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"there is no weight file {path}")
+    with open(path, "rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    if header > os.path.getsize(path) - 8:
+        raise ValueError(
+            f"{path} is cut off or not a safetensors file: its header claims {header} bytes"
+        )
 
 
 def _brain_floats(path):

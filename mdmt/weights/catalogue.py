@@ -21,13 +21,15 @@ HALF = (0.5, 0.5, 0.5)  # values in -1..1
 
 @dataclass(frozen=True)
 class Source:
-    """One published file; mebibytes: its size as published, None where no size is published."""
+    """One published file; mebibytes: its size as published, None where no size is published; mean,
+    std: of the input; size: side of the images that it was made for, in pixels."""
 
     backbone: str
     url: str
     mebibytes: float | None = None
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    size: int = 224
 
     @property
     def file(self) -> str:
@@ -53,6 +55,7 @@ SOURCES = {
             TIMM + "v0.1-tresnet/effnetb1_pruned-bea43a3a.pth",
             mean=HALF,
             std=HALF,
+            size=240,
         ),
         Source("efficientnet_es", TIMM + "v0.1-weights/efficientnet_es_ra-f111e99c.pth"),
         Source(
