@@ -8,6 +8,7 @@ from pathlib import Path
 
 from . import __version__, config, run
 from .errors import BadInput, nearest
+from .study import stored_values
 
 MOST = 1 << 24  # images or pixels that can be asked for
 
@@ -204,10 +205,7 @@ def _show_network(what, size, batch) -> None:
 def _show_results(out: Path) -> None:
     from .paths import read_csv
 
-    stored = out / "config.yaml"
-    values = config.resolve(
-        config.read_yaml(stored.read_text(encoding="utf-8"), str(stored)), str(stored)
-    )
+    values = stored_values(out)
     if not (out / "results.csv").is_file():
         raise BadInput(f"{out}: has no results yet; run `mdmt run --resume --out {out}`")
     rows = read_csv(out / "results.csv")

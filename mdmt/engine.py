@@ -24,7 +24,8 @@ FORMAT = 1
 class Part:
     """One data set as the engine sees it.
 
-    images (M, S, S) uint8; labels (M,) class numbers; task: number of the head; train, val: rows.
+    images (M, S, S) uint8; labels (M,) class numbers; task: number of the head; train, val, test:
+    rows.
     """
 
     images: np.ndarray
@@ -32,6 +33,7 @@ class Part:
     task: int
     train: np.ndarray
     val: np.ndarray
+    test: np.ndarray | None = None
 
     def attached(self) -> dict:
         """The form that `Model.attach` takes."""
@@ -170,8 +172,9 @@ class Fit:
 
     tasks: names of the heads in order; settings: `train` of a configuration; sampler: its
     `sampler`; select: number of the task whose validation loss selects the epoch; seed: of the
-    sampler; checkpoint: file, or None. stop() -> bool is asked after every step; progress(State,
-    loss) is called after every step.
+    sampler; checkpoint: file, or None; task_weights: "equal", "uncertainty" or {task: factor};
+    freeze: train the heads alone; max_steps: train exactly so many steps. stop() -> bool is asked
+    after every step; progress(State, loss) is called after every step.
     """
 
     def __init__(
@@ -189,6 +192,9 @@ class Fit:
         steps: int = 0,
         stop=None,
         progress=None,
+        task_weights="equal",
+        freeze: bool = False,
+        max_steps: int | None = None,
     ):
         from .schedule import TrainingSchedule
 
@@ -205,15 +211,21 @@ class Fit:
         model.attach([p.attached() for p in parts])
         sizes = [len(p.train) for p in parts]
         self.sampler = make_sampler(sizes, settings["batch_size"], sampler, seed)
+        self.task_weights, self.freeze, self.max_steps = task_weights, freeze, max_steps
         plateau = settings["plateau"]
+        epochs, patience = settings["epochs"], settings["patience"]
+        if max_steps is not None:
+            epochs = patience = max(-(-max_steps // max(len(self.sampler), 1)), 1)
+        #: Most epochs of this training.
+        self.epochs = epochs
         self.schedule = TrainingSchedule(
             lr=settings["lr"],
             factor=plateau["factor"],
             patience=plateau["patience"],
             min_lr=plateau["minimum"],
-            warmup=settings["warmup_epochs"],
-            stop_patience=settings["patience"],
-            max_epochs=settings["epochs"],
+            warmup=min(settings["warmup_epochs"], max(epochs - 1, 0)),
+            stop_patience=patience,
+            max_epochs=max(epochs, 1),
         )
         self.state = State()
         self.options = {
@@ -230,6 +242,10 @@ class Fit:
         """Train to the end, or until stop(): then checkpoint and raise Interrupted."""
         if self.checkpoint is not None and self.checkpoint.exists():
             self.load()
+        if self.epochs == 0:
+            return self._untrained()
+        if self.freeze:
+            self.model.freeze_backbone()
         try:
             while not self.state.finished:
                 self._train_epoch()
@@ -246,13 +262,44 @@ class Fit:
         self.model.load_state_dict(self.state.best)
         return self.state
 
+    def _untrained(self) -> State:
+        """No training: the weights at the start are the best ones."""
+        self.state.finished = True
+        self.state.best = {k: np.array(v) for k, v in self.model.state_dict().items()}
+        return self.state
+
+    def _weights(self) -> dict:
+        """Factor of each task's loss in this epoch, with a mean of 1.
+
+        "uncertainty": Kendall et al. (CVPR 2018) minimise sum_k exp(-s_k) L_k + s_k over s, too;
+        its optimum exp(-s_k) = 1 / L_k is taken from the mean losses of the epoch before, so that
+        it needs no parameters of its own. Fixed weights are scaled likewise.
+        """
+        chosen = self.task_weights
+        if chosen == "uncertainty":
+            last = self.state.history[-1] if self.state.history else {}
+            losses = {t: last.get(f"loss_{t}") for t in self.tasks}
+            chosen = {t: 1 / max(v, 1e-3) for t, v in losses.items() if v is not None}
+            chosen = chosen or dict.fromkeys(self.tasks, 1.0)
+        if not isinstance(chosen, dict) or not any(chosen.get(t, 1) for t in self.tasks):
+            return {}
+        found = {t: float(chosen.get(t, 1.0)) for t in self.tasks}
+        mean = sum(found.values()) / len(found)
+        return {t: w / mean for t, w in found.items()}
+
+    def _spent(self) -> bool:
+        return self.max_steps is not None and self.model.training_step >= self.max_steps
+
     def _train_epoch(self) -> None:
         """Run the steps of this epoch that are still to do."""
         state = self.state
+        self.model.task_weights = self._weights()
         if state.sums is None:
             state.sums = np.zeros((len(self.tasks), 2))
             self.sampler.set_epoch(state.epoch)
         for dataset, index in self.sampler:
+            if self._spent():
+                break
             rows = np.empty(len(index), np.int64)
             for d, part in enumerate(self.parts):
                 mine = dataset == d
@@ -284,7 +331,7 @@ class Fit:
             total, count = state.sums[k]
             row[f"loss_{name}"] = float(total / count) if count else None
         for k, name in enumerate(self.tasks):
-            loss, accuracy = self._validate(k)
+            loss, accuracy = self.validate(k)
             row[f"val_loss_{name}"], row[f"val_accuracy_{name}"] = loss, accuracy
             if not np.isfinite(loss):
                 raise FloatingPointError(
@@ -293,15 +340,17 @@ class Fit:
         value = row[f"val_loss_{self.tasks[self.select]}"]
         _, best, stop = self.schedule.update(state.epoch, value)
         row["best"] = int(best)
+        for name, weight in self.model.task_weights.items():
+            row[f"weight_{name}"] = weight
         state.history.append(row)
         if best:
             state.best = {k: np.array(v) for k, v in self.model.state_dict().items()}
             state.best_epoch = state.epoch
         state.epoch += 1
         state.sums = None
-        state.finished = bool(stop)
+        state.finished = bool(stop) or self._spent()
 
-    def _validate(self, task: int) -> tuple[float, float]:
+    def validate(self, task: int) -> tuple[float, float]:
         """Mean cross-entropy and accuracy of head `task` over its validation parts."""
         logits, labels = [], []
         for d, part in enumerate(self.parts):
@@ -312,6 +361,12 @@ class Fit:
         logits, labels = np.concatenate(logits), np.concatenate(labels)
         right = float(np.mean(logits.argmax(1) == labels))
         return cross_entropy(logits, labels), right
+
+    def best_loss(self) -> float | None:
+        """The validation loss that selects, at the best epoch so far."""
+        if self.state.best_epoch < 0:
+            return None
+        return self.state.history[self.state.best_epoch][f"val_loss_{self.tasks[self.select]}"]
 
     def save(self) -> None:
         """Write the checkpoint, atomically."""

@@ -1,36 +1,52 @@
 """Experiments as data: a configuration is a list of stages, a stage is one training.
 
 A stage says which tasks it trains and where its weights come from: the configured weights, an
-earlier stage of the same list, or the average of two of them. The last stage is the one that is
-tested. A job is one stage for one backbone, validation scheme, fold, release and seed; its id is
-the hash of its pure description, in which earlier stages stand by their job ids. So stages that
+earlier stage of the same list, or the average of several of them. The last stage is the one that
+is tested. A job is one stage for one backbone, validation scheme, fold, release and seed; its id
+is the hash of its pure description, in which earlier stages stand by their job ids. So stages that
 agree are one job (FT and MDMT share the STL trainings), and a stage can only ever start from
 trainings of its own fold: there is nothing in a description that could name another one.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .config import check_sampler
 from .errors import BadConfig, BadInput, nearest
 from .paths import digest, digest_file
+from .schema import STAGE
 
-# The paper's four configurations for the tasks tau1 (prognosis) and tau2 (severity).
-# init: "weights" | k (stage k of this list) | [j, k] (their average: beta * j + (1 - beta) * k).
+_STL1 = {"tasks": ["tau1"]}
+_STL2 = {"tasks": ["tau2"]}
+# heads and task_weights None: those of the key `mdmt`.
+_JOINT = {"tasks": ["tau1", "tau2"], "heads": None, "task_weights": None}
+
+# The paper's four configurations for the tasks tau1 (prognosis) and tau2 (severity), then the
+# controls. The keys of a stage are described in `schema.STAGE`.
 EXPERIMENTS = {
-    "STL-tau1": [{"tasks": ["tau1"], "init": "weights", "heads": "new"}],
-    "STL-tau2": [{"tasks": ["tau2"], "init": "weights", "heads": "new"}],
-    "FT": [
-        {"tasks": ["tau2"], "init": "weights", "heads": "new"},
-        {"tasks": ["tau1"], "init": 0, "heads": "new"},
-    ],
-    "MDMT": [
-        {"tasks": ["tau1"], "init": "weights", "heads": "new"},
-        {"tasks": ["tau2"], "init": "weights", "heads": "new"},
-        {"tasks": ["tau1", "tau2"], "init": [0, 1], "heads": None},  # heads: mdmt.heads
+    "STL-tau1": [_STL1],
+    "STL-tau2": [_STL2],
+    "FT": [_STL2, {"tasks": ["tau1"], "init": 0}],
+    "MDMT": [_STL1, _STL2, {**_JOINT, "init": [0, 1]}],
+    "STL-tau1-long": [{"tasks": ["tau1"], "steps_of": "MDMT"}],
+    "MDMT-plain": [_JOINT],
+    "AVG": [
+        _STL1,
+        _STL2,
+        {"tasks": ["tau1", "tau2"], "init": [0, 1], "heads": "keep", "train": {"epochs": 0}},
     ],
 }
+# What each control is for: the report shows them beside the paper's four.
+CONTROLS = {
+    "STL-tau1-long": "STL-tau1 trained for as many steps as MDMT had in all: is a gain more than "
+    "longer training?",
+    "MDMT-plain": "MDMT from the configured weights, without the averaging",
+    "AVG": "the averaged weights with the heads of the single-task models, without joint training",
+}
+_BETA = re.compile(r"MDMT-beta(0|1|0?\.\d+|1\.0+)")
 
 FORMAT = 1
 
@@ -40,8 +56,9 @@ class Job:
     """One training.
 
     description: pure, hashed to `id`. rows: {data set: {"train", "val", "test": int64 rows}};
-    needs: ids of the jobs it starts from; reported: the configurations (and so the rows of the
-    results) that this job's test predictions stand for.
+    needs: ids of the jobs that must be finished before it: those it starts from and those whose
+    steps it counts; reported: the configurations (and so the rows of the results) that this job's
+    test predictions stand for.
     """
 
     id: str
@@ -55,41 +72,75 @@ class Job:
 def table(values: dict) -> dict[str, list[dict]]:
     """Return every known configuration of resolved `values`: {name: [stage, ...]}.
 
-    Besides the paper's four there is an STL-tau<k> for every further task, and what the key
-    `experiments` adds.
+    Besides the paper's four and the controls there is an STL-tau<k> for every further task, an
+    MDMT-beta<number> for every one that `configurations` names, and what the key `experiments`
+    adds.
     """
     tasks = list(values["tasks"])
     known = {name: [dict(s) for s in stages] for name, stages in EXPERIMENTS.items()}
     for k in range(3, len(tasks) + 1):
-        known[f"STL-tau{k}"] = [{"tasks": [f"tau{k}"], "init": "weights", "heads": "new"}]
+        known[f"STL-tau{k}"] = [{"tasks": [f"tau{k}"]}]
+    for name in values["configurations"]:
+        if match := _BETA.fullmatch(name):
+            beta = float(match[1])
+            shares = [beta, 1 - beta]
+            known[name] = [_STL1, _STL2, {**_JOINT, "init": [0, 1], "shares": shares}]
     for name, stages in values["experiments"].items():
         if name in known:
             raise BadConfig(f"experiments.{name}: that name is built in; choose another")
         known[name] = [dict(s) for s in stages]
     aliases = {f"tau{i}": t for i, t in enumerate(tasks, 1)}
     for name, stages in known.items():
-        for position, stage in enumerate(stages):
-            stage["heads"] = stage["heads"] or values["mdmt"]["heads"]
-            _check_init(name, position, stage)
-            resolved = [aliases.get(t, t) for t in stage["tasks"]]
-            stage["tasks"] = sorted(set(resolved), key=resolved.index)
+        known[name] = [
+            _complete(f"experiments.{name}.{position}", position, stage, values, aliases)
+            for position, stage in enumerate(stages)
+        ]
     return known
 
 
-def _check_init(name: str, position: int, stage: dict) -> None:
-    init = stage["init"]
-    where = f"experiments.{name}.{position}.init"
+def _complete(where: str, position: int, stage: dict, values: dict, aliases: dict) -> dict:
+    """A stage with every key, task names in place of tau<k>, checked on its own."""
+    full = {name: key.default for name, key in STAGE.fields.items()} | stage
+    full["heads"] = full["heads"] or values["mdmt"]["heads"]
+    if full["task_weights"] is None:
+        full["task_weights"] = values["mdmt"]["task_weights"]
+    if isinstance(full["task_weights"], dict):
+        full["task_weights"] = {aliases.get(t, t): w for t, w in full["task_weights"].items()}
+    _check_init(where, position, full, values["mdmt"]["beta"])
+    if full["freeze"] and full["init"] == "weights" and values["weights"] == "random":
+        raise BadConfig(
+            f"{where}.freeze: a backbone of random weights that never learns says nothing; set "
+            "weights or init"
+        )
+    resolved = [aliases.get(t, t) for t in full["tasks"]]
+    full["tasks"] = sorted(set(resolved), key=resolved.index)
+    return full
+
+
+def _check_init(where: str, position: int, stage: dict, beta: float) -> None:
+    """Check `init` and `shares`; fill in the shares."""
+    init, shares = stage["init"], stage["shares"]
     if isinstance(init, str) and init != "weights":
         raise BadConfig(
-            f"{where} is '{init}'; it must be weights, the number of an earlier stage, "
-            "or a list of two"
+            f"{where}.init is '{init}'; it must be weights, the number of an earlier stage, "
+            "or a list of two or more"
         )
     sources = [init] if isinstance(init, int) else init if isinstance(init, list) else []
-    if isinstance(init, list) and len(init) != 2:
-        raise BadConfig(f"{where} lists {len(init)} stages; it must be two")
+    if isinstance(init, list) and len(init) < 2:
+        raise BadConfig(f"{where}.init lists {len(init)} stages; it must be two or more")
     for source in sources:
         if source >= position:
-            raise BadConfig(f"{where} names stage {source}, which is not before stage {position}")
+            raise BadConfig(
+                f"{where}.init names stage {source}, which is not before stage {position}"
+            )
+    if shares is None:
+        equal = [1 / len(sources) for _ in sources]
+        stage["shares"] = [beta, 1 - beta] if len(sources) == 2 else equal
+    elif len(shares) != len(sources) or abs(sum(shares) - 1) > 1e-9:
+        raise BadConfig(
+            f"{where}.shares is {shares}; it must be {len(sources)} numbers that sum to 1, one per "
+            "averaged stage"
+        )
 
 
 def stages_of(values: dict, name: str) -> list[dict]:
@@ -110,6 +161,16 @@ def stages_of(values: dict, name: str) -> list[dict]:
                     f"configuration '{name}' needs the task '{task}', which no data "
                     "set has; add a data set or leave the configuration out"
                 )
+        model = stage["steps_of"]
+        if model is None:
+            continue
+        if model not in known:
+            raise BadConfig(f"experiments.{name}: steps_of is '{model}'{nearest(model, known)}")
+        if any(s["steps_of"] for s in known[model]):
+            raise BadConfig(
+                f"experiments.{name}: steps_of names '{model}', which counts another "
+                "configuration's steps itself; name one that does not"
+            )
     return known[name]
 
 
@@ -143,15 +204,14 @@ def _described(weights: dict) -> dict:
     return {k: v for k, v in weights.items() if k != "path"}
 
 
-def plan(values: dict, datasets: list, splits: dict) -> list[Job]:
-    """Return the jobs of a run in an order in which every job comes after those it needs.
+def plan(values: dict, datasets: list, splits: dict, release: str | None = None) -> list[Job]:
+    """Return the jobs of one release in an order in which every job comes after those it needs.
 
     values: resolved configuration; datasets: [(Cases, manifest hash)]; splits: as from
-    `splits.make`. Raises BadConfig for an unknown configuration, task or fold.
+    `splits.make`; release: default `data.release`. Raises BadConfig for an unknown configuration,
+    task or fold.
     """
-    jobs: dict[str, Job] = {}
-    stages = {name: stages_of(values, name) for name in values["configurations"]}
-    weights = {b: weights_source(values, b) for b in values["backbones"]}
+    planner = _Planner(values, datasets)
     for validation in values["validation"]:
         count = len(splits[validation])
         for fold in values["folds"] if values["folds"] is not None else range(count):
@@ -160,103 +220,136 @@ def plan(values: dict, datasets: list, splits: dict) -> list[Job]:
                     f"folds: there is no fold {fold} in {validation}; the folds are 0 "
                     f"to {count - 1}"
                 )
+            parts = planner.parts(splits[validation][fold])
             for seed in values["seeds"]:
                 for backbone in values["backbones"]:
                     place = {
-                        "release": values["data"]["release"],
+                        "release": values["data"]["release"] if release is None else release,
                         "validation": validation,
                         "fold": fold,
                         "backbone": backbone,
                         "seed": seed,
                     }
                     for name in values["configurations"]:
-                        _plan_one(
-                            jobs,
-                            values,
-                            datasets,
-                            splits[validation][fold],
-                            place,
-                            name,
-                            stages[name],
-                            weights[backbone],
-                        )
-    return list(jobs.values())
+                        planner.add(place, parts, name)
+    return list(planner.jobs.values())
 
 
-def _plan_one(jobs, values, datasets, parts, place, name, stages, weights) -> None:
-    """Add the jobs of one configuration at one place to `jobs`."""
-    ids: list[str] = []
-    for position, stage in enumerate(stages):
-        job = _job(values, datasets, parts, place, stage, ids, weights)
-        job = jobs.setdefault(job.id, job)
-        ids.append(job.id)
-        if position == len(stages) - 1:
-            job.reported.append(name)
-            job.label = name
-        elif not job.label:
-            job.label = "+".join(stage["tasks"])
+class _Planner:
+    """Makes the jobs of a release; what jobs share is made once."""
+
+    def __init__(self, values: dict, datasets: list):
+        self.values, self.datasets = values, datasets
+        self.jobs: dict[str, Job] = {}
+        self.stages = {n: stages_of(values, n) for n in values["configurations"]}
+        for stages in list(self.stages.values()):
+            for model in {s["steps_of"] for s in stages if s["steps_of"]}:
+                self.stages.setdefault(model, stages_of(values, model))
+        self.weights = {b: _described(weights_source(values, b)) for b in values["backbones"]}
+        self.tasks = {
+            n: {"name": n, "classes": t["classes"], "positive": t["positive"], "head": t["head"]}
+            for n, t in values["tasks"].items()
+        }
+        self.settings = {
+            n: [self._settings(f"experiments.{n}.{i}", s) for i, s in enumerate(stages)]
+            for n, stages in self.stages.items()
+        }
+
+    def parts(self, fold: dict) -> dict:
+        """{data set: (its rows, its part of a description)} of one fold."""
+        found = {}
+        for cases, manifest in self.datasets:
+            rows = {p: fold[cases.name][p] for p in ("train", "val", "test")}
+            named = {p: [cases.images[r] for r in rows[p]] for p in rows}
+            record = {"name": cases.name, "task": cases.task, "manifest": manifest}
+            found[cases.name] = (rows, {**record, "split": digest(named, 24)})
+        return found
+
+    def _settings(self, where: str, stage: dict) -> dict:
+        """train and sampler of a stage."""
+        values = self.values
+        train = _overlaid(values["train"], stage["train"] or {})
+        train = {k: v for k, v in train.items() if not k.startswith("checkpoint_")}
+        train["warmup_epochs"] = min(train["warmup_epochs"], max(train["epochs"] - 1, 0))
+        own = stage["sampler"] or {}
+        sampler = {**values["sampler"], **own}
+        if own.get("mode", "ratio") != "ratio" and "ratio" not in own:
+            sampler["ratio"] = None
+        check_sampler(sampler, f"{where}.sampler", "configuration")
+        used = [c.name for c, _ in self.datasets if c.task in stage["tasks"]]
+        if len(used) == 1:
+            sampler.update(mode="union", ratio=None)
+        elif sampler["ratio"] is not None:
+            names = [d["name"] for d in values["data"]["datasets"]]
+            if len(sampler["ratio"]) != len(names):
+                raise BadConfig(
+                    f"sampler.ratio has {len(sampler['ratio'])} numbers for {len(names)} "
+                    "data sets; give one per data set"
+                )
+            sampler["ratio"] = [sampler["ratio"][names.index(n)] for n in used]
+        return {"train": train, "sampler": sampler}
+
+    def add(self, place: dict, parts: dict, name: str) -> None:
+        """Add the jobs of configuration `name` at one place."""
+        last = self._chain(place, parts, name)[-1]
+        self.jobs[last].reported.append(name)
+        self.jobs[last].label = name
+
+    def _chain(self, place: dict, parts: dict, name: str) -> list[str]:
+        """Make sure of the jobs of `name`'s stages; return their ids."""
+        ids: list[str] = []
+        for position, stage in enumerate(self.stages[name]):
+            counted = []
+            if stage["steps_of"]:
+                counted = sorted(set(self._chain(place, parts, stage["steps_of"])))
+            job = self._job(place, parts, stage, self.settings[name][position], ids, counted)
+            job = self.jobs.setdefault(job.id, job)
+            job.label = job.label or "+".join(stage["tasks"])
+            ids.append(job.id)
+        return ids
+
+    def _job(self, place, parts, stage, settings, ids, counted) -> Job:
+        values, tasks, init = self.values, stage["tasks"], stage["init"]
+        used = [c.name for c, _ in self.datasets if c.task in tasks]
+        if init == "weights":
+            start, needs = {"weights": self.weights[place["backbone"]]}, []
+        elif isinstance(init, int):
+            start, needs = {"jobs": [[ids[init], 1.0]]}, [ids[init]]
+        else:
+            needs = [ids[i] for i in init]
+            start = {"jobs": [[n, s] for n, s in zip(needs, stage["shares"], strict=True)]}
+        description = {
+            "format": FORMAT,
+            **place,
+            "tasks": [self.tasks[t] for t in tasks],
+            "select": tasks[0],
+            "init": start,
+            "heads": stage["heads"],
+            "datasets": [parts[n][1] for n in used],
+            "image_size": values["image_size"],
+            "precision": values["precision"],
+            **settings,
+        }
+        if len(tasks) > 1 and stage["task_weights"] != "equal":
+            description["task_weights"] = stage["task_weights"]
+        if stage["freeze"]:
+            description["freeze"] = True
+        if counted:
+            description["steps_of"] = counted
+        number = digest(description, 12)
+        name = f"{place['backbone']}-{place['validation']}{place['fold']}-s{place['seed']}-{number}"
+        needs = [*needs, *counted]
+        rows = {n: parts[n][0] for n in used}
+        return Job(name, "", description, rows, sorted(set(needs), key=needs.index))
 
 
-def _job(values, datasets, parts, place, stage, ids, weights) -> Job:
-    tasks = stage["tasks"]
-    used = [(c, m) for c, m in datasets if c.task in tasks]
-    init = stage["init"]
-    beta = values["mdmt"]["beta"]
-    if init == "weights":
-        start, needs = {"weights": _described(weights)}, []
-    elif isinstance(init, int):
-        start, needs = {"jobs": [[ids[init], 1.0]]}, [ids[init]]
-    else:
-        needs = [ids[i] for i in init]
-        start = {"jobs": [[needs[0], beta], [needs[1], 1 - beta]]}
-    sampler = dict(values["sampler"])
-    if len(used) == 1:
-        sampler.update(mode="union", ratio=None)
-    elif sampler["ratio"] is not None:
-        names = [d["name"] for d in values["data"]["datasets"]]
-        if len(sampler["ratio"]) != len(names):
-            raise BadConfig(
-                f"sampler.ratio has {len(sampler['ratio'])} numbers for {len(names)} "
-                "data sets; give one per data set"
-            )
-        sampler["ratio"] = [sampler["ratio"][names.index(c.name)] for c, _ in used]
-    train = {k: v for k, v in values["train"].items() if not k.startswith("checkpoint_")}
-    description = {
-        "format": FORMAT,
-        **place,
-        "tasks": [
-            {
-                "name": t,
-                "classes": values["tasks"][t]["classes"],
-                "positive": values["tasks"][t]["positive"],
-                "head": values["tasks"][t]["head"],
-            }
-            for t in tasks
-        ],
-        "select": tasks[0],
-        "init": start,
-        "heads": stage["heads"],
-        "datasets": [
-            {
-                "name": c.name,
-                "task": c.task,
-                "manifest": m,
-                "split": digest(
-                    {p: [c.images[r] for r in parts[c.name][p]] for p in ("train", "val", "test")},
-                    24,
-                ),
-            }
-            for c, m in used
-        ],
-        "image_size": values["image_size"],
-        "precision": values["precision"],
-        "train": train,
-        "sampler": sampler,
-    }
-    number = digest(description, 12)
-    name = f"{place['backbone']}-{place['validation']}{place['fold']}-s{place['seed']}-{number}"
-    rows = {c.name: {p: parts[c.name][p] for p in ("train", "val", "test")} for c, _ in used}
-    return Job(name, "", description, rows, sorted(set(needs), key=needs.index))
+def _overlaid(base: dict, changed: dict) -> dict:
+    """`base` with the keys of `changed` in their place; mappings inside are merged."""
+    out = dict(base)
+    for name, value in changed.items():
+        merge = isinstance(value, dict) and isinstance(base.get(name), dict) and name == "plateau"
+        out[name] = _overlaid(base[name], value) if merge else value
+    return out
 
 
 def waves(jobs: list[Job], done=()) -> list[Job]:

@@ -67,6 +67,9 @@ class Model:
         self.device, self.precision, self.seed = device, precision, int(seed)
         #: Training steps done: keys the dropout and counts for Adam's bias correction.
         self.training_step = 0
+        #: Factor of each task's loss in training; a task that is not named counts 1.
+        self.task_weights = {}
+        self._frozen = None  # the backbone's weights while they are frozen
         self._sources, self._labels = [], []
         self._batches = 0  # training passes since the counters below were set
         b = self._describe()
@@ -120,7 +123,8 @@ class Model:
         if gradients:
             mode["gradients"] = 1
             mode["target_width"] = width
-            mode["tasks"] = [(task, head["loss"], 1.0) for task, head in self.heads.items()]
+            weights = {task: self.task_weights.get(task, 1.0) for task in self.heads}
+            mode["tasks"] = [(t, head["loss"], weights[t]) for t, head in self.heads.items()]
             mode["reduction"] = "mean"
         if store is not None:
             mode |= {"from_store": 1, "augment": int(store), "mean": self.mean, "std": self.std}
@@ -303,7 +307,8 @@ class Model:
             mine = dataset == d
             task[mine] = k
             target[mine, : labels.shape[1]] = labels[index[mine]]
-        mode = self._mode(n, self.image_size, True, True, width, store=augment is not None)
+        learning = self._frozen is None
+        mode = self._mode(n, self.image_size, learning, True, width, store=augment is not None)
         out = self._network.run(
             mode,
             {"task": task, "target": target},
@@ -315,8 +320,20 @@ class Model:
             **samples,
         )
         self.training_step += 1
-        self._batches += 1
+        if learning:
+            self._batches += 1
+        else:
+            for key, value in self._frozen.items():
+                self._set(key, value)
         return float(out["loss"][0]), out["per_task"].reshape(-1, 2)
+
+    def freeze_backbone(self, frozen=True):
+        """Lets fit_step train the heads alone, on features in evaluation mode (running statistics,
+        no dropout); weights and running statistics of the backbone stay as they are now. A step
+        takes as long as before: the engine computes every gradient."""
+        params = [key for key, role, _, _ in self._entries if role == "param"]
+        keys = [key for key in params if not key.startswith("heads.")]
+        self._frozen = {key: self._get(key) for key in keys} if frozen else None
 
     def predict(self, dataset, index, batch_size=32):
         """{"features": (N, C), task: logits (N, classes)} of resident images, evaluated."""

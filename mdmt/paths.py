@@ -43,29 +43,41 @@ def sync_folder(path) -> None:
         os.close(handle)
 
 
-def write_atomic(path, content: bytes | str) -> None:
-    """Write `content` to `path` so that a reader sees the old file or the new one, never a part.
+@contextlib.contextmanager
+def atomic(path, sync: bool = True):
+    """Open `path` for writing UTF-8 text or bytes (a binary stream) so that a reader sees the old
+    file or the new one, never a part.
 
-    Temporary file in the same folder, flush, fsync, rename, fsync of the folder.
+    Temporary file in the same folder, flush, fsync, rename, fsync of the folder. sync=False leaves
+    both fsync out, for files that are written anew before they are read.
     """
     path = Path(path)
-    raw = content.encode() if isinstance(content, str) else content
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         with os.fdopen(handle, "wb") as stream:
-            stream.write(raw)
+            yield stream
             stream.flush()
-            os.fsync(stream.fileno())
+            if sync:
+                os.fsync(stream.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-        sync_folder(path.parent)
+        temporary = None
+        if sync:
+            sync_folder(path.parent)
     except OSError as error:
+        raise write_failure(path, error) from error
+    finally:
         if temporary:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
-        raise write_failure(path, error) from error
+
+
+def write_atomic(path, content: bytes | str, sync: bool = True) -> None:
+    """Write `content` to `path` with `atomic`."""
+    with atomic(path, sync) as stream:
+        stream.write(content.encode() if isinstance(content, str) else content)
 
 
 def _umask() -> int:
@@ -74,9 +86,9 @@ def _umask() -> int:
     return mask
 
 
-def write_json(path, value) -> None:
+def write_json(path, value, sync: bool = True) -> None:
     """Write `value` as JSON, atomically; floats keep every bit (shortest round-trip form)."""
-    write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n", sync)
 
 
 def read_json(path):

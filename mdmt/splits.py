@@ -361,10 +361,11 @@ def audit_centers(splits: list[dict], cases) -> list[Finding]:
     ]
 
 
-def make(cases_list, values: dict) -> dict:
+def make(cases_list, values: dict, memo: dict | None = None) -> dict:
     """Make the splits of every data set for every validation scheme of a configuration.
 
-    cases_list: a `Cases` per data set; values: resolved configuration.
+    cases_list: a `Cases` per data set; values: resolved configuration; memo: folds of data sets
+    that several releases share, kept from call to call.
     Returns {validation: [{data set name: fold}, ...]}: one entry per fold of the run, with the
     data sets' folds paired as the module's text says.
     """
@@ -375,8 +376,13 @@ def make(cases_list, values: dict) -> dict:
         per_dataset = []
         for cases in cases_list:
             try:
-                per_dataset.append(_folds_of(cases, validation, cv, files.get(cases.name)))
-                _refuse_leaks(per_dataset[-1], cases, validation)
+                known = (memo or {}).get((id(cases), validation))
+                if known is None:
+                    known = _folds_of(cases, validation, cv, files.get(cases.name))
+                    _refuse_leaks(known, cases, validation)
+                per_dataset.append(known)
+                if memo is not None:
+                    memo[id(cases), validation] = known
             except BadInput as error:
                 raise BadInput(f"data set '{cases.name}': {error}") from error
         if validation == "loco" and not any("center" in folds[0] for folds in per_dataset):

@@ -164,7 +164,7 @@ def test_a_third_data_set_and_task_need_only_configuration():
     "stages, fragment",
     [
         ([{"tasks": ["tau1"], "init": 0}], "not before stage 0"),
-        ([{"tasks": ["tau1"]}, {"tasks": ["tau1"], "init": [0]}], "must be two"),
+        ([{"tasks": ["tau1"]}, {"tasks": ["tau1"], "init": [0]}], "must be two or more"),
         ([{"tasks": ["tau1"], "init": "weigths"}], "it must be weights"),
         ([{"tasks": ["prognose"]}], "did you mean 'prognosis'"),
     ],
@@ -200,3 +200,84 @@ def test_ratio_is_cut_to_the_data_sets_of_a_stage():
     assert jobs["STL-tau1"].description["sampler"]["mode"] == "union"
     with pytest.raises(BadConfig, match="3 numbers for 2"):
         plan("sampler.mode=ratio", "sampler.ratio=[3, 1, 1]")
+
+
+def test_controls_are_shipped_and_start_where_they_say():
+    found = by_name(plan("configurations=[MDMT, controls]"))
+    mdmt, one, two = found["MDMT"], found["prognosis"], found["severity"]
+    long, plain, average = found["STL-tau1-long"], found["MDMT-plain"], found["AVG"]
+    assert long.description["steps_of"] == sorted([one.id, two.id, mdmt.id])
+    assert set(long.needs) == {one.id, two.id, mdmt.id}
+    assert long.description["init"] == one.description["init"]
+    assert plain.needs == []
+    assert plain.description["datasets"] == mdmt.description["datasets"]
+    assert average.description["init"] == mdmt.description["init"]
+    assert average.description["train"]["epochs"] == 0
+    assert average.description["heads"] == "keep"
+    assert set(experiments.CONTROLS) == {"STL-tau1-long", "MDMT-plain", "AVG"}
+
+
+def test_a_beta_sweep_needs_only_names():
+    names = "configurations=[MDMT, MDMT-beta0, MDMT-beta0.25, MDMT-beta1]"
+    found = by_name(plan(names))
+    shares = {n: [s for _, s in found[n].description["init"]["jobs"]] for n in found if "beta" in n}
+    assert shares == {"MDMT-beta0": [0, 1], "MDMT-beta0.25": [0.25, 0.75], "MDMT-beta1": [1, 0]}
+    assert by_name(plan("configurations=[MDMT-beta0.5]"))["MDMT-beta0.5"].id == found["MDMT"].id
+    with pytest.raises(BadConfig, match="'MDMT-beta7' is unknown"):
+        plan("configurations=[MDMT-beta7]")
+
+
+def own(*stages):
+    values, datasets, made = setup()
+    raw = copy.deepcopy(values)
+    raw["experiments"], raw["configurations"] = {"MINE": list(stages)}, ["MINE"]
+    return experiments.plan(config.resolve(raw), datasets, made)
+
+
+def test_a_stage_may_differ_in_training_sampling_weights_and_freezing():
+    jobs = own(
+        {"tasks": ["tau2"], "train": {"epochs": 7, "plateau": {"patience": 2}}},
+        {
+            "tasks": ["tau1", "tau2"],
+            "init": 0,
+            "freeze": True,
+            "sampler": {"mode": "balanced"},
+            "task_weights": {"tau1": 3},
+        },
+    )
+    first, second = jobs[0].description, jobs[1].description
+    assert first["train"]["epochs"] == 7
+    assert first["train"]["plateau"] == {"patience": 2, "factor": 0.65, "minimum": 1e-8}
+    assert first["train"]["lr"] == second["train"]["lr"] == 0.001
+    assert second["sampler"]["mode"] == "balanced"
+    assert second["task_weights"] == {"prognosis": 3}
+    assert second["freeze"] is True
+    assert "freeze" not in first and "task_weights" not in first
+
+
+def test_three_stages_are_averaged_in_equal_shares():
+    stages = [{"tasks": ["tau1"], "train": {"lr": r}} for r in (0.1, 0.2, 0.3)]
+    jobs = own(*stages, {"tasks": ["tau1"], "init": [0, 1, 2]})
+    assert [s for _, s in jobs[3].description["init"]["jobs"]] == [1 / 3] * 3
+
+
+@pytest.mark.parametrize(
+    "stages, fragment",
+    [
+        ([{"tasks": ["tau1"], "trian": {}}], "unknown key 'experiments.MINE.0.trian'.*'.*train'"),
+        ([{"tasks": ["tau1"], "train": {"epoch": 3}}], "did you mean '.*train.epochs'"),
+        ([{"tasks": ["tau1"], "task_weights": "uncertain"}], "did you mean 'uncertainty'"),
+        ([{"tasks": ["tau1"], "task_weights": {"prognose": 1}}], "did you mean 'prognosis'"),
+        ([{"tasks": ["tau1"], "sampler": {"mode": "ratio"}}], "sampler.ratio must be given"),
+        ([{"tasks": ["tau1"], "steps_of": "MDTM"}], "did you mean 'MDMT'"),
+        ([{"tasks": ["tau1"], "steps_of": "MINE"}], "name one that does not"),
+        ([{"tasks": ["tau1"], "freeze": True}], "random weights that never learns"),
+        (
+            [{"tasks": ["tau1"]}, {"tasks": ["tau1"], "init": [0, 0], "shares": [0.5, 0.6]}],
+            "2 numbers that sum to 1",
+        ),
+    ],
+)
+def test_a_bad_stage_is_one_sentence(stages, fragment):
+    with pytest.raises(BadConfig, match=fragment):
+        own(*stages)

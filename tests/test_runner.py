@@ -5,7 +5,7 @@ import pytest
 
 from mdmt import experiments
 from mdmt.engine import make_sampler
-from mdmt.runner import local
+from mdmt.runner import child, display
 
 
 def job(sizes, batch, **sampler):
@@ -30,29 +30,29 @@ def job(sizes, batch, **sampler):
 def test_images_of_an_epoch_are_those_that_the_sampler_draws(sizes, batch, sampler):
     one = job(sizes, batch, **sampler)
     drawn = make_sampler(sizes, batch, one.description["sampler"], 0)
-    assert local.images_per_epoch(one) == sum(len(index) for _, index in drawn) > 0
+    assert display.images_per_epoch(one) == sum(len(index) for _, index in drawn) > 0
 
 
 def test_threads_are_shared_out(monkeypatch):
     monkeypatch.setenv("MDMT_NUM_THREADS", "3")
-    assert local.default_threads(2) == 3
+    assert child.default_threads(2) == 3
     monkeypatch.delenv("MDMT_NUM_THREADS")
-    assert local.default_threads(1) >= local.default_threads(2) >= 1
-    assert local.default_threads(10_000) == 1
+    assert child.default_threads(1) >= child.default_threads(2) >= 1
+    assert child.default_threads(10_000) == 1
 
 
 def test_images_of_an_earlier_process_are_done_but_not_in_the_rate(capsys):
     one = job([40], 8)
     one.description.update(backbone="b", validation="cv", fold=0)
-    display = local._Display([one], {"id": 400}, 0, quiet=False)
+    view = display.Display([one], {"id": 400}, 0, quiet=False)
     event = {"resumed": 160, "epoch": 5, "epochs": 10, "loss": 0.5}
-    display.progress(one, {**event, "images": 168})
-    display.progress(one, {**event, "images": 200})
-    assert display.seen["id"] == 200
-    assert display.trained == 40
+    view.progress(one, {**event, "images": 168})
+    view.progress(one, {**event, "images": 200})
+    assert view.seen["id"] == 200
+    assert view.trained == 40
     result = {"images": 240, "resumed": 160, "epochs": 6, "best_epoch": 2, "seconds": 4.0}
-    display.finish(one, result)
-    display.close()
+    view.finish(one, result)
+    view.close()
     line = capsys.readouterr().err
     assert "[1/1] b cv fold 0 seed 0 label: 6 epochs, best 3, 4 s, 20 img/s" in line
     assert "about 0:00 left" in line

@@ -3,11 +3,14 @@
 FOLDER holds job.json (what the job is) and inputs.json (where things are on this machine). The
 process prints one JSON line per event to stdout: {"event": "progress", ...}, {"event": "done"},
 {"event": "error", "message", "exit_code"}. It leaves model.safetensors, history.csv,
-predictions.csv and, last, result.json, whose presence means that the job is finished.
+predictions.csv, processes.jsonl (a line for each process that worked on it) and, last,
+result.json, whose presence means that the job is finished.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import signal
@@ -18,10 +21,13 @@ from pathlib import Path
 import numpy as np
 
 from .. import __version__
-from ..errors import BadInput, Interrupted, MdmtError, debugging
+from ..errors import BadInput, Interrupted, MdmtError, NoSpace, debugging, write_failure
 from ..paths import folder_lock, read_json, write_csv, write_json
+from ..system import cpu_path
 
 RESULT = "result.json"
+LOCK_SECONDS = 60.0  # that a training waits for another process to leave its folder
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def finished(folder) -> bool:
@@ -49,18 +55,74 @@ class _Signals:
 def execute(folder, stop=None, emit=None) -> dict:
     """Run the job of `folder` (see the module's text); return what result.json holds."""
     folder = Path(folder)
-    description = read_json(folder / "job.json")["description"]
+    job = read_json(folder / "job.json")
+    description = job["description"]
     inputs = read_json(folder / "inputs.json")
+    wanted = job.get("mdmt", __version__)
+    if wanted != __version__:
+        raise BadInput(
+            f"{folder}: the study is run by mdmt {wanted}, and this worker has {__version__}; "
+            "install the same version on every machine"
+        )
     begin = time.monotonic()
-    with folder_lock(folder, "job", wait=20.0):
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(folder_lock(folder, "job", wait=LOCK_SECONDS))
+        except NoSpace:
+            raise
+        except BadInput as error:  # a training of a coordinator that died is still saving
+            raise Interrupted(str(error)) from error
         if finished(folder):
             return read_json(folder / RESULT)
+        paths = _sign(folder)
         result = _train(folder, description, inputs, stop, emit or (lambda **event: None))
+        result["cpu"] = paths
         result["seconds"] = round(time.monotonic() - begin, 3)
         write_json(folder / RESULT, result)
         for leftover in ("checkpoint.safetensors", "error.json"):
             (folder / leftover).unlink(missing_ok=True)
     return result
+
+
+def _sign(folder: Path) -> list[str]:
+    """Add this process to processes.jsonl; return the CPU paths of all that worked on the job."""
+    path = folder / "processes.jsonl"
+    me = {"host": os.uname().nodename, "pid": os.getpid(), "mdmt": __version__, "cpu": cpu_path()}
+    try:
+        with open(path, "a", encoding="utf-8") as stream:
+            stream.write(json.dumps(me) + "\n")
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise write_failure(path, error) from error
+    found = {me["cpu"]}
+    for line in lines:
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # a line cut by a full disk
+            found.add(json.loads(line)["cpu"])
+    return sorted(found)
+
+
+def _dataset(given: dict) -> tuple[np.ndarray, dict]:
+    """Labels (M,) and {part: rows} of a data set, as inputs.json points to them."""
+    labels = np.array(read_json(given["labels"]), np.int64)
+    rows = {p: np.array(r, np.int64) for p, r in read_json(given["rows"]).items()}
+    return labels, rows
+
+
+def _counted(description: dict, inputs: dict) -> int | None:
+    """Steps to train when the job counts those of others: the sum of theirs."""
+    if "steps_of" not in description:
+        return None
+    total = 0
+    for name in description["steps_of"]:
+        path = Path(inputs["runs"]) / name / RESULT
+        result = read_json(path)
+        if "steps" not in result:
+            raise BadInput(
+                f"{path}: does not say how many steps it took, so it is from another version; "
+                "delete its folder and run again"
+            )
+        total += result["steps"]
+    return total
 
 
 def _train(folder: Path, description: dict, inputs: dict, stop, emit) -> dict:
@@ -72,15 +134,10 @@ def _train(folder: Path, description: dict, inputs: dict, stop, emit) -> dict:
     parts = []
     for dataset in description["datasets"]:
         given = inputs["datasets"][dataset["name"]]
-        parts.append(
-            engine.Part(
-                Store(given["store"]).images,
-                np.array(given["labels"], np.int64),
-                tasks.index(dataset["task"]),
-                np.array(given["train"], np.int64),
-                np.array(given["val"], np.int64),
-            )
-        )
+        labels, rows = _dataset(given)
+        images = Store(given["store"]).images
+        task = tasks.index(dataset["task"])
+        parts.append(engine.Part(images, labels, task, rows["train"], rows["val"], rows["test"]))
     model = _build(description, inputs)
 
     def progress(state, loss):
@@ -89,8 +146,9 @@ def _train(folder: Path, description: dict, inputs: dict, stop, emit) -> dict:
             images=state.images,
             resumed=fit.resumed,
             epoch=state.epoch + 1,
-            epochs=train["epochs"],
+            epochs=fit.epochs,
             loss=float(loss),
+            best=fit.best_loss(),
         )
 
     fit = engine.Fit(
@@ -106,18 +164,24 @@ def _train(folder: Path, description: dict, inputs: dict, stop, emit) -> dict:
         steps=inputs["checkpoint_steps"],
         stop=stop,
         progress=progress,
+        task_weights=description.get("task_weights", "equal"),
+        freeze=description.get("freeze", False),
+        max_steps=_counted(description, inputs),
     )
     state = fit.run()
+    select = tasks.index(description["select"])
     model.save(str(folder / "model.safetensors"))
     engine.write_history(folder / "history.csv", state.history)
-    _write_predictions(folder, description, inputs, model, parts, tasks)
+    _write_predictions(folder, description, model, parts, tasks)
+    _write_tensorboard(folder, state.history)
     return {
         "version": __version__,
         "epochs": state.epoch,
         "best_epoch": state.best_epoch,
         "images": state.images,
         "resumed": fit.resumed,
-        "val_loss": state.history[state.best_epoch][f"val_loss_{description['select']}"],
+        "steps": model.training_step,
+        "val_loss": fit.best_loss() if state.history else fit.validate(select)[0],
     }
 
 
@@ -153,9 +217,11 @@ def _start_from(model, description: dict, inputs: dict) -> None:
         return
     states = [load_weights(Path(inputs["runs"]) / job / "model.safetensors") for job, _ in sources]
     backbones = [{k: v for k, v in s.items() if not k.startswith("heads.")} for s in states]
-    start = backbones[0]
-    if len(backbones) == 2:
-        start = average_weights(*backbones, sources[0][1])
+    start, share = backbones[0], sources[0][1]
+    for state, (_, more) in zip(backbones[1:], sources[1:], strict=True):
+        total = share + more
+        start = average_weights(start, state, share / total if total else 0.5)
+        share = total
     if description["heads"] == "keep":
         wanted = model.state_dict()
         for state in states:
@@ -164,16 +230,16 @@ def _start_from(model, description: dict, inputs: dict) -> None:
     model.load_state_dict(start, strict=False)
 
 
-def _write_predictions(folder, description, inputs, model, parts, tasks) -> None:
+def _write_predictions(folder, description, model, parts, tasks) -> None:
     """Write the test part's probabilities of every task: one row per case."""
     from ..engine import predict, softmax
 
     rows, columns = [], ["dataset", "task", "row", "label", "predicted"]
     names = {t["name"]: t["classes"] for t in description["tasks"]}
     for d, dataset in enumerate(description["datasets"]):
-        given = inputs["datasets"][dataset["name"]]
-        test = np.array(given["test"], np.int64)
-        task = tasks[parts[d].task]
+        part = parts[d]
+        test, labels = part.test, part.labels
+        task = tasks[part.task]
         if len(test) == 0:
             continue
         logits = predict(model, d, test, description["train"]["batch_size"])[task]
@@ -186,13 +252,36 @@ def _write_predictions(folder, description, inputs, model, parts, tasks) -> None
                     "dataset": dataset["name"],
                     "task": task,
                     "row": r,
-                    "label": names[task][given["labels"][r]],
+                    "label": names[task][labels[r]],
                     "predicted": names[task][int(p.argmax())],
                     **cells,
                 }
             )
     most = max(len(c) for c in names.values())
     write_csv(Path(folder) / "predictions.csv", columns + [f"p{k}" for k in range(most)], rows)
+
+
+def _write_tensorboard(folder: Path, history: list[dict]) -> None:
+    """The history as TensorBoard scalars, where MDMT_TENSORBOARD asks for them."""
+    if not os.environ.get("MDMT_TENSORBOARD"):
+        return
+    try:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+    except ImportError as error:
+        raise BadInput(
+            f"--tensorboard needs the package tensorboard ({error}); install mdmt[tensorboard]"
+        ) from error
+    writer = EventFileWriter(str(folder / "tensorboard"))
+    for row in history:
+        values = [
+            Summary.Value(tag=name, simple_value=float(value))
+            for name, value in row.items()
+            if name not in ("epoch", "best") and value is not None
+        ]
+        writer.add_event(Event(step=row["epoch"], summary=Summary(value=values)))
+    writer.close()
 
 
 def _sentence(error: BaseException) -> tuple[str, int]:
@@ -237,7 +326,8 @@ def main(arguments=None) -> int:
 
             traceback.print_exc()
         message, code = _sentence(error)
-        emit(event="error", message=message, exit_code=code)
+        full = isinstance(error, NoSpace) or getattr(error, "errno", None) in FULL
+        emit(event="error", message=message, exit_code=code, full=full)
         return code
     emit(event="done")
     return 0

@@ -1,0 +1,290 @@
+"""Whole studies without training: the paper's graph, its cost, reading 2,376 finished runs."""
+
+import json
+import resource
+import time
+import types
+
+import numpy as np
+import pytest
+
+from mdmt import config, experiments, results, splits
+from mdmt.data.table import Cases
+from mdmt.errors import BadConfig, BadInput
+from mdmt.runner import display, estimate, slurm, sweep
+from mdmt.study import check_same_data, claim, split_record
+
+PATIENTS = {"1": 820, "2": 1104, "3": 1586}
+
+
+def cohort(name, task, classes, count, centers):
+    labels = (np.arange(count) * 7 + np.arange(count) // 5) % len(classes)
+    return Cases(
+        name, task, list(classes), [f"{name}{i}" for i in range(count)],
+        [f"{name}-p{i}" for i in range(count)], [centers[i % len(centers)] for i in range(count)],
+        labels, np.full(count, np.nan), [],
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def paper():
+    """The paper's configuration on cohorts of its sizes: (values, {release: (cases, splits)})."""
+    values = config.load("paper", ["weights=random"])
+    severity = cohort("BRIXIA", "severity", "0123", 4703, ["AGFA", "CARESTREAM", "SIEMENS"])
+    releases, memo = {}, {}
+    for name, count in PATIENTS.items():
+        cases = [cohort("AIforCOVID", "prognosis", ["MILD", "SEVERE"], count, "ABCDEF"), severity]
+        releases[name] = (cases, splits.make(cases, values, memo))
+    return values, releases
+
+
+def planned(values, releases):
+    jobs = []
+    for name, (cases, made) in releases.items():
+        jobs += experiments.plan(values, [(c, f"hash-{c.name}-{name}") for c in cases], made, name)
+    return jobs
+
+
+@pytest.fixture(scope="module")
+def jobs(paper):
+    return planned(*paper)
+
+
+def test_the_papers_study_is_2376_trainings_planned_in_two_seconds(paper):
+    best = float("inf")
+    for _ in range(3):  # other work runs beside it
+        begin = time.process_time()
+        jobs = planned(*paper)
+        best = min(best, time.process_time() - begin)
+    assert len(jobs) == len({j.id for j in jobs}) == 3 * 18 * (5 + 6) * 4 == 2376
+    assert best < 2
+
+
+def test_every_source_is_of_the_same_place(jobs):
+    known = {j.id: j for j in jobs}
+    place = ("release", "validation", "fold", "backbone", "seed")
+    count = 0
+    for job in jobs:
+        for source in job.needs:
+            count += 1
+            assert all(known[source].description[k] == job.description[k] for k in place)
+    assert count == 3 * 18 * 11 * 3
+
+
+def test_the_graph_runs_every_job_once_and_after_its_sources(jobs):
+    graph, done = sweep.Graph(jobs, ()), []
+    begin = time.process_time()
+    while graph.left:
+        job = graph.take()
+        assert set(job.needs) <= set(done)
+        done.append(job.id)
+        graph.finish(job.id)
+    assert time.process_time() - begin < 2
+    assert sorted(done) == sorted(j.id for j in jobs)
+
+
+def test_a_failed_job_takes_only_what_needs_it(jobs):
+    some = jobs[:8]  # two folds' worth of four configurations
+    graph = sweep.Graph(some, ())
+    lost = graph.fail(some[1].id)  # STL-tau2
+    assert sorted(lost) == sorted([some[2].id, some[3].id])
+    assert graph.left == 5
+    seen = []
+    while (job := graph.take()) is not None:
+        seen.append(job.id)
+        if job.id != some[1].id:
+            graph.finish(job.id)
+    assert some[2].id not in seen
+    assert some[4].id in seen
+
+
+def test_two_failed_sources_lose_a_job_once(jobs):
+    some = jobs[:4]
+    graph = sweep.Graph(some, ())
+    assert sorted(graph.fail(some[1].id)) == sorted([some[2].id, some[3].id])
+    assert graph.fail(some[0].id) == []
+    assert graph.left == 0
+
+
+class Pretended:
+    """Executor that finishes every training at once, or kills it."""
+
+    def __init__(self, runs, deaths=()):
+        self.runs, self.deaths, self.events, self.started = runs, dict(deaths), [], []
+
+    def free(self):
+        return 4 - len(self.events)
+
+    def start(self, job, folder):
+        self.started.append(job.id)
+        if self.deaths.get(job.id, 0) > 0:
+            self.deaths[job.id] -= 1
+            self.events.append((job.id, {"event": "exit", "code": -9, "words": ""}))
+            return
+        finish(folder, job)
+        self.events.append((job.id, {"event": "exit", "code": 0}))
+
+    def poll(self, seconds):
+        found, self.events = self.events, []
+        return found
+
+    def stop(self):
+        pass
+
+    close = stop
+
+
+def finish(folder, job, tested=24):
+    """What a finished training leaves, with made-up predictions."""
+    folder.mkdir(parents=True, exist_ok=True)
+    d = job.description
+    lines = ["dataset,task,row,label,predicted,p0,p1,p2,p3"]
+    for part in d["datasets"]:
+        classes = next(t["classes"] for t in d["tasks"] if t["name"] == part["task"])
+        for row in job.rows[part["name"]]["test"][:tested].tolist():
+            label, guess = classes[row % len(classes)], classes[row * 3 % len(classes)]
+            p = [f"{0.4 if c == guess else 0.6 / (len(classes) - 1):.9f}" for c in classes]
+            cells = p + [""] * (4 - len(p))
+            head = [part["name"], part["task"], str(row), label, guess]
+            lines.append(",".join([*head, *cells]))
+    (folder / "predictions.csv").write_text("\n".join(lines) + "\n")
+    (folder / "model.safetensors").write_bytes(b"weights")
+    result = {
+        "version": "0", "epochs": 1, "best_epoch": 0, "images": 100, "resumed": 0, "steps": 3,
+        "val_loss": 0.5, "seconds": 1.0, "cpu": ["avx2"],
+    }  # fmt: skip
+    (folder / "result.json").write_text(json.dumps(result))
+
+
+def study_of(values, releases, jobs):
+    made = [types.SimpleNamespace(name=n, cases=c, splits=s) for n, (c, s) in releases.items()]
+    return types.SimpleNamespace(values=values, releases=made, jobs=jobs)
+
+
+def test_2376_trainings_cost_the_coordinator_little(paper, jobs, tmp_path):
+    """Scheduling, then reading the folder: seconds, and less than 50 MB more."""
+    values, releases = paper
+    warm = study_of(values, releases, jobs[:4])
+    ended = sweep.run(warm.jobs, tmp_path / "warm" / "runs", lambda job: {}, Pretended(tmp_path))
+    results.collect(warm, tmp_path / "warm", set(ended.done))  # imports are not counted
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    begin = time.process_time()
+    where = Pretended(tmp_path)
+    outcome = sweep.run(jobs, tmp_path / "runs", lambda job: {}, where, quiet=True)
+    spent = time.process_time() - begin
+    assert len(outcome.done) == len(set(outcome.done)) == 2376
+    assert len(where.started) == 2376
+    assert spent < 2376 * 0.02  # 20 ms a training, of which finish() here takes a part
+    begin = time.process_time()
+    again = sweep.run(jobs, tmp_path / "runs", lambda job: {}, Pretended(tmp_path), quiet=True)
+    assert len(again.done) == 2376
+    study = study_of(values, releases, jobs)
+    found = results.collect(study, tmp_path, set(again.done))
+    assert time.process_time() - begin < 20
+    assert len(found) == 3 * 18 * 11 * 5
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 50 * 1024  # KiB
+    with open(tmp_path / "predictions.csv") as stream:
+        assert sum(1 for _ in stream) == 1 + 24 * len(found)
+
+
+def test_a_training_that_dies_is_tried_again_and_a_poison_one_fails_alone(jobs, tmp_path):
+    some = jobs[:4]
+    deaths = {some[0].id: 2, some[1].id: 99}
+    where = Pretended(tmp_path, deaths)
+    outcome = sweep.run(some, tmp_path / "runs", lambda job: {}, where, quiet=True, retries=2)
+    assert outcome.done == [some[0].id]
+    assert where.started.count(some[0].id) == where.started.count(some[1].id) == 3
+    message, code = outcome.failed[some[1].id]
+    assert "SIGKILL" in message and "tried 3 times" in message and code == 1
+    assert f"because {some[1].id} failed" in outcome.failed[some[2].id][0]
+    error = json.loads((tmp_path / "runs" / some[1].id / "error.json").read_text())
+    assert error["message"] == message
+
+
+def test_splits_of_several_releases_name_them(paper, tmp_path):
+    values, releases = paper
+    record = split_record(study_of(values, releases, []))
+    folds = record["validation"]["loco"]
+    assert [(f["release"], f["fold"]) for f in folds[:7]] == [
+        *(("1", i) for i in range(6)), ("2", 0),
+    ]  # fmt: skip
+    (tmp_path / "splits.json").write_text(json.dumps(record))
+    check_same_data(tmp_path, record)
+    assert splits.read(tmp_path / "splits.json") == record
+
+
+def test_levels_of_an_array_hold_what_earlier_levels_allow(jobs):
+    first, second = slurm.levels_of(jobs)
+    assert len(first) == len(second) == 1188
+    done = {j.id for j in first}
+    assert all(set(j.needs) <= done for j in second)
+
+
+def test_time_is_estimated_from_a_measured_step(paper, jobs, tmp_path):
+    values = config.load("covid_cxr", ["train.batch_size=4", "image_size=32"])
+    own = [j for j in jobs if j.description["backbone"] == "resnet18"][:4]
+    text = estimate.estimate(values, own, tmp_path, 2)
+    assert "resnet18" in text and "img/s" in text
+    assert "time    at most" in text and "2 at a time" in text
+    assert "memory  at most" in text and "disk    about" in text
+    assert estimate.size(jobs).splitlines() == [
+        "1782 dependencies, chains of at most 2",
+        "2376 jobs",
+    ]
+    assert estimate.listing(jobs).split() == [
+        word for name in ("STL-tau1", "STL-tau2", "FT", "MDMT") for word in ("594", name)
+    ]
+
+
+def test_a_large_sweep_is_quiet_where_there_is_no_terminal(jobs, capsys, monkeypatch):
+    totals = dict.fromkeys((j.id for j in jobs), 100)
+    view = display.Display(jobs, totals, 0, quiet=False)
+    result = {"images": 100, "resumed": 0, "epochs": 1, "best_epoch": 0, "seconds": 1.0,
+              "val_loss": 0.25}  # fmt: skip
+    for job in jobs[:50]:
+        view.started(job)
+        view.finish(job, result)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(display, "EVERY", 0.0)
+    view.started(jobs[60])
+    view.finish(jobs[50], result)
+    line = capsys.readouterr().err
+    assert "51/2376 done, 1 running, 2324 waiting; " in line
+    assert "img/s, about " in line and "best prognosis validation loss 0.250" in line
+    view.fail(jobs[60], "a sentence")
+    assert "FAILED: a sentence" in capsys.readouterr().err
+    view.close()
+
+
+def test_a_run_of_another_version_is_a_sentence(tmp_path):
+    values = config.load("covid_cxr")
+    (tmp_path / "config.yaml").write_text(config.dump(values))
+    (tmp_path / "environment.json").write_text('{"mdmt": "0.0.1"}')
+    with pytest.raises(BadInput, match=r"begun with mdmt 0\.0\.1 and this is .*--mix-versions"):
+        claim(tmp_path, values)
+    claim(tmp_path, values, mix=True)
+
+
+def test_a_run_of_before_a_key_existed_is_still_the_same(tmp_path):
+    values = config.load("covid_cxr")
+    older = {k: v for k, v in values.items() if k != "cluster"}
+    older["mdmt"] = {k: v for k, v in values["mdmt"].items() if k != "task_weights"}
+    (tmp_path / "config.yaml").write_text(config.dump(older))
+    claim(tmp_path, values)
+    with pytest.raises(BadInput, match=r"mdmt\.beta is 0\.5 there and 0\.25 here"):
+        claim(tmp_path, config.load("covid_cxr", ["mdmt.beta=0.25"]))
+
+
+def test_the_papers_backbones_must_be_known(paper):
+    from mdmt.nets import backbones
+    from mdmt.study import check_names
+
+    values, _ = paper
+    absent = [b for b in values["backbones"] if b not in backbones()]
+    if absent:
+        with pytest.raises(BadConfig, match=f"backbones: '{absent[0]}' is unknown"):
+            check_names(values)
+    else:
+        check_names(values)
+    assert len(values["backbones"]) == 18
