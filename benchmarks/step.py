@@ -25,9 +25,9 @@ from benchmarks import machine
 
 HEADS = {"prognosis": 2, "severity": 4}
 ADAM = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-4}
-# Issue's floors: speed against the best PyTorch, and share of its peak memory.
-SPEED_FLOORS = {"resnet18": 1.2, "resnet50": 1.0}
-MEMORY_CEILING = 0.6
+# What is promised: no backbone slower than the best PyTorch, this mean over all of them, and at
+# most this share of its peak memory.
+SPEED_FLOOR, MEAN_FLOOR, MEMORY_CEILING = 1.0, 1.5, 0.6
 
 
 def data(options):
@@ -195,15 +195,25 @@ def show(row):
             f"(channels-last): {row['ratio']} times as fast ({row['ratio_low']} to "
             f"{row['ratio_high']})"
         )
-        floor = SPEED_FLOORS.get(row["backbone"])
-        if floor:
-            text += f", floor {floor} {'met' if row['ratio'] >= floor else 'MISSED'}"
+        text += "" if row["ratio"] >= SPEED_FLOOR else f", floor {SPEED_FLOOR} MISSED"
     if row["ours_mb"]:
         text += f"; peak memory {row['ours_mb']} MB"
     if row["memory_ratio"]:
-        met = "met" if row["memory_ratio"] <= MEMORY_CEILING else "MISSED"
-        text += f", {row['memory_ratio']} of PyTorch's ({MEMORY_CEILING} {met})"
+        text += f", {row['memory_ratio']} of PyTorch's"
     print(text, flush=True)
+
+
+def show_means(rows):
+    """Geometric means over the backbones, against what is promised."""
+    for key, word, limit, better in (
+        ("ratio", "times as fast", MEAN_FLOOR, np.greater_equal),
+        ("memory_ratio", "of PyTorch's peak memory", MEMORY_CEILING, np.less_equal),
+    ):
+        values = [row[key] for row in rows if row[key] != ""]
+        if values:
+            mean = float(np.exp(np.mean(np.log(values))))
+            met = "met" if better(mean, limit) else "MISSED"
+            print(f"geometric mean of {len(values)}: {mean:.3f} {word} ({limit} {met})")
 
 
 def main():
@@ -211,7 +221,7 @@ def main():
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--image-size", type=int, help="default: what each was published with")
     parser.add_argument("--threads", type=int, default=machine.cores())
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--all", action="store_true", help="every backbone")
@@ -223,11 +233,16 @@ def main():
         report_memory(options, options.backbone)
         return
     import mdmt
+    from mdmt.weights import catalogue
 
+    rows, size = [], options.image_size
     for name in mdmt.backbones() if options.all else [options.backbone]:
-        row = summarize(options, name, *measure(options, name))
-        machine.append_csv(machine.RESULTS / "step.csv", [row])
-        show(row)
+        options.image_size = size or catalogue.source(name).size
+        rows.append(summarize(options, name, *measure(options, name)))
+        machine.append_csv(machine.RESULTS / "step.csv", rows[-1:])
+        show(rows[-1])
+    if options.all:
+        show_means(rows)
 
 
 if __name__ == "__main__":
