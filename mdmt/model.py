@@ -2,26 +2,53 @@
 
 import json
 import math
+import numbers
 import os
 import warnings
+from collections.abc import Mapping
 
 import numpy as np
 
 from mdmt import _core, nets
 from mdmt.augmentation import complete
 from mdmt.nets import heads as heads_
-from mdmt.nets.builder import Builder, pair
+from mdmt.nets.builder import Builder
 from mdmt.nets.init import initial_value
 from mdmt.weights import foreign, load_weights, names, read_description
 from mdmt.weights.catalogue import normalisation
 
+MAX_SIDE = 1 << 14  # pixels
 PRECISIONS = {"fp32": 2, "fp32-direct": 0}  # largest Winograd tile: F(4x4), none
 
 
-def _check_finite(arrays):
+def _whole(name, value, low, high):
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        raise ValueError(f"{name} must be an integer from {low} to {high}, not {str(value)[:40]!r}")
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be {low} to {high}, not {value}")
+    return int(value)
+
+
+def _sides(size):
+    """(height, width) of an image size, which may be one number."""
+    sides = size if isinstance(size, list | tuple) else (size, size)
+    if len(sides) != 2:
+        raise ValueError(
+            f"image_size must be one side or (height, width), not {len(sides)} numbers"
+        )
+    return tuple(_whole("image_size", side, 1, MAX_SIDE) for side in sides)
+
+
+def _check_values(arrays):
     for key, value in arrays.items():
-        if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
+        if value.dtype.kind not in "fiub":
+            raise ValueError(f"{key} holds {value.dtype} in the weights, which are no numbers here")
+        with np.errstate(over="ignore"):
+            value = value.astype(np.float32, copy=False)
+        if not np.isfinite(value).all():
             raise ValueError(f"{key} holds NaN or infinity in the weights")
+        if key.endswith(("running_var", "num_batches_tracked")) and value.size and value.min() < 0:
+            raise ValueError(f"{key} is negative in the weights")
 
 
 class Model:
@@ -62,9 +89,10 @@ class Model:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
         self.backbone = backbone
         self.heads = heads_.normalise(heads)
-        self.image_size = pair(image_size)
-        self.channels = channels
-        self.device, self.precision, self.seed = device, precision, int(seed)
+        self.image_size = _sides(image_size)
+        self.channels = _whole("channels", channels, 1, 4)
+        self.device, self.precision = device, precision
+        self.seed = _whole("seed", seed, 0, (1 << 63) - 1)
         #: Training steps done: keys the dropout and counts for Adam's bias correction.
         self.training_step = 0
         #: Factor of each task's loss in training; a task that is not named counts 1.
@@ -84,7 +112,11 @@ class Model:
         """The network as ops on tensors, with its heads."""
         family = nets.family(self.backbone)
         b = Builder(*self.image_size, self.channels)
-        features = family.build(b, self.backbone)
+        try:
+            features = family.build(b, self.backbone)
+        except ValueError as error:
+            size = " x ".join(map(str, self.image_size))
+            raise ValueError(f"{self.backbone} with images of {size} pixels: {error}") from None
         b.graph.output(features, "features")
         self._features = b.shape(features)[1]
         for task, head in self.heads.items():
@@ -373,6 +405,8 @@ class Model:
         a shape does not fit or a value is not finite.
         """
         shapes = {key: tuple(shape) for key, _, _, shape in self._entries}
+        if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
+            raise ValueError("the weights must be a dictionary of arrays whose keys are text")
         state = names.translate(state, shapes)
         if classifier is not None:
             state = self._with_classifier(state, classifier)
@@ -386,8 +420,10 @@ class Model:
                 f"{', '.join(self.heads)}: {which} ({len(unknown)} unknown, {len(missing)} missing)"
             )
         values = {k: np.asarray(v) for k, v in state.items() if k in shapes}
+        if state and not values:
+            raise ValueError(f"none of the weights belongs to {self.backbone}: not even one key")
         self._check_shapes({key: value.shape for key, value in values.items()}, shapes)
-        _check_finite(values)
+        _check_values(values)
         counters = {k: n + self._batches for k, n in self._counters.items()}
         for key, value in values.items():
             if key in counters:
@@ -421,6 +457,8 @@ class Model:
             from mdmt.weights.fetch import obtain
 
             weights = obtain(self.backbone)
+        if not isinstance(weights, str | os.PathLike):
+            raise ValueError(f"weights must be None, 'imagenet' or a file, not {weights!r:.40}")
         path = os.fspath(weights)
         shapes = {k: tuple(s) for k, _, _, s in self._entries if not k.startswith("heads.")}
 
@@ -442,7 +480,7 @@ class Model:
         state = names.translate(load_weights(path, check), shapes)
         given = {k: v for k, v in state.items() if k in shapes}
         try:
-            _check_finite(given)
+            _check_values(given)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         self.unused = [k for k in state if k not in shapes]

@@ -33,7 +33,7 @@ def backbones():
 
 def family(name):
     """The module that describes a backbone; ValueError, naming the nearest, if there is none."""
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         near = difflib.get_close_matches(str(name), FAMILIES, n=1, cutoff=0.0)[0]
         raise ValueError(
             f"there is no backbone {name!r}; did you mean {near!r}? "

@@ -92,6 +92,9 @@ def read_description(path):
         found = json.loads(text)
         size = found["image_size"]
         whole = isinstance(found["heads"], dict) and isinstance(size, list) and len(size) == 2
+        for key, low in (("mean", -1e6), ("std", 1e-6)):
+            values = found.get(key, [1.0] * found["channels"])
+            whole &= len(values) == found["channels"] and all(low <= v <= 1e6 for v in values)
     except (ValueError, KeyError, TypeError, RecursionError):
         whole = False
     if not whole or set(found) - DESCRIBED or not DESCRIBED - {"mean", "std"} <= set(found):
