@@ -7,6 +7,13 @@
 
 #include <stdint.h>
 
+/* Drawn on the processor and inside kernels of a GPU alike. */
+#ifdef __CUDACC__
+#define MDMT_DRAW static __host__ __device__ inline
+#else
+#define MDMT_DRAW static inline
+#endif
+
 /* Streams keep independent uses of one seed apart. */
 enum mdmt_stream {
     MDMT_STREAM_SAMPLER = 1,  /* counter: epoch, data set, position          */
@@ -20,7 +27,7 @@ typedef struct {
     uint32_t v[4];
 } mdmt_philox4;
 
-static inline mdmt_philox4 mdmt_philox(uint64_t key, uint64_t counter_low, uint64_t counter_high)
+MDMT_DRAW mdmt_philox4 mdmt_philox(uint64_t key, uint64_t counter_low, uint64_t counter_high)
 {
     uint32_t k0 = (uint32_t)key, k1 = (uint32_t)(key >> 32);
     uint32_t c0 = (uint32_t)counter_low, c1 = (uint32_t)(counter_low >> 32);
@@ -35,19 +42,20 @@ static inline mdmt_philox4 mdmt_philox(uint64_t key, uint64_t counter_low, uint6
         k0 += 0x9E3779B9u;
         k1 += 0xBB67AE85u;
     }
-    return (mdmt_philox4){{c0, c1, c2, c3}};
+    mdmt_philox4 drawn = {{c0, c1, c2, c3}};
+    return drawn;
 }
 
 /* Key of a stream of a seed: one Philox block, so that nearby seeds and
  * streams give unrelated keys. */
-static inline uint64_t mdmt_stream_key(uint64_t seed, uint32_t stream)
+MDMT_DRAW uint64_t mdmt_stream_key(uint64_t seed, uint32_t stream)
 {
     mdmt_philox4 r = mdmt_philox(seed, stream, 0x6D646D74u);
     return (uint64_t)r.v[0] | (uint64_t)r.v[1] << 32;
 }
 
 /* Uniform in [0, 1) with 24 bits: exact in float. */
-static inline float mdmt_uniform(uint32_t bits)
+MDMT_DRAW float mdmt_uniform(uint32_t bits)
 {
     return (float)(bits >> 8) * (1.0f / 16777216.0f);
 }

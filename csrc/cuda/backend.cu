@@ -1,0 +1,322 @@
+/* Fills mdmt_backend: storage, conversion, the choice of kernels, Adam. */
+#include "backend.cuh"
+
+static mdmt_gpu *gpu_of(const mdmt_backend *backend)
+{
+    return (mdmt_gpu *)(uintptr_t)backend; /* base is its first member */
+}
+
+static size_t stored_bytes(const mdmt_gpu *gpu, const mdmt_tensor *tensor)
+{
+    return mdmt_stored_elements(tensor) * mdmt_element(tensor, gpu->options.precision);
+}
+
+static size_t gpu_tensor_bytes(const mdmt_backend *backend, const mdmt_tensor *tensor)
+{
+    return tensor->lazy_source < 0 ? stored_bytes(gpu_of(backend), tensor) : 0;
+}
+
+static size_t gpu_view_bytes(const mdmt_backend *backend, const mdmt_tensor *view)
+{
+    return (size_t)view->view_from * mdmt_element(view, gpu_of(backend)->options.precision);
+}
+
+/* ---- kernels ---- */
+
+static const mdmt_cuda_impl *const lists[] = {
+    mdmt_cuda_norm, mdmt_cuda_elements, mdmt_cuda_pool, mdmt_cuda_depth,
+    mdmt_cuda_conv, mdmt_cuda_rows,     mdmt_cuda_loss, mdmt_cuda_images};
+
+static mdmt_cuda_site site_of(mdmt_gpu *gpu, const mdmt_graph *graph, const mdmt_op *op)
+{
+    mdmt_cuda_site site;
+    memset(&site, 0, sizeof site);
+    site.op = op;
+    site.number = graph->number;
+    site.gpu = gpu;
+    site.precision = gpu->options.precision;
+    site.stream = gpu->stream;
+    for (int i = 0; i < op->inputs; i++) {
+        site.in[i] = op->in[i] >= 0 ? &graph->tensor[op->in[i]] : NULL;
+    }
+    for (int i = 0; i < op->outputs; i++) {
+        site.out[i] = op->out[i] >= 0 ? &graph->tensor[op->out[i]] : NULL;
+    }
+    return site;
+}
+
+/* The first kernel of the op that supports the site; `force` (or NULL): the
+ * beginning of its name. */
+static mdmt_status choose(const mdmt_cuda_site *site, const char *force,
+                          const mdmt_cuda_impl **chosen)
+{
+    int named = 0;
+    for (size_t l = 0; l < sizeof lists / sizeof *lists; l++) {
+        for (const mdmt_cuda_impl *impl = lists[l]; impl->op; impl++) {
+            if (strcmp(impl->op, site->op->record->name) != 0 ||
+                (force && strncmp(impl->name, force, strlen(force)) != 0)) {
+                continue;
+            }
+            named = 1;
+            if (!impl->supports || impl->supports(site)) {
+                *chosen = impl;
+                return MDMT_OK;
+            }
+        }
+    }
+    if (!force) {
+        return mdmt_lent->fail(MDMT_UNSUPPORTED, "the op %s has no kernel on the GPU",
+                               site->op->record->name);
+    }
+    return named ? mdmt_lent->fail(MDMT_UNSUPPORTED,
+                                   "the kernel %s cannot do this %s; leave the choice open or "
+                                   "name another",
+                                   force, site->op->record->name)
+                 : mdmt_lent->fail(MDMT_BAD_ARGUMENT,
+                                   "the op %s has no kernel named %s on the GPU",
+                                   site->op->record->name, force);
+}
+
+static mdmt_status gpu_prepare(mdmt_backend *backend, mdmt_graph *graph, mdmt_op *op,
+                               const char *force, mdmt_kernel *kernel)
+{
+    mdmt_gpu *gpu = gpu_of(backend);
+    MDMT_TRY(mdmt_device_use(gpu->options.device));
+    mdmt_cuda_site site = site_of(gpu, graph, op);
+    const mdmt_cuda_impl *impl = NULL;
+    mdmt_cuda_needs needs = {0, 0, 0};
+    MDMT_TRY(choose(&site, force, &impl));
+    if (impl->needs) {
+        MDMT_TRY(impl->needs(&site, &needs));
+    }
+    for (int i = 0; i < op->outputs; i++) {
+        if (op->out[i] >= 0 && graph->tensor[op->out[i]].kind == MDMT_STATS) {
+            graph->tensor[op->out[i]].dim[0] = needs.stat_parts;
+        }
+    }
+    kernel->name = impl->name;
+    kernel->impl = impl;
+    kernel->workspace_bytes = needs.workspace_bytes;
+    kernel->inplace_inputs = needs.inplace_inputs & op->record->inplace_inputs;
+    return MDMT_OK;
+}
+
+static mdmt_status gpu_run(mdmt_backend *backend, const mdmt_graph *graph, const mdmt_op *op,
+                           const mdmt_kernel *kernel, const mdmt_value *in, void *const *out,
+                           void *workspace, const mdmt_step *step)
+{
+    mdmt_gpu *gpu = gpu_of(backend);
+    MDMT_TRY(mdmt_device_use(gpu->options.device));
+    mdmt_cuda_site site = site_of(gpu, graph, op);
+    mdmt_cuda_call call = {in, out, (char *)workspace, step};
+    return ((const mdmt_cuda_impl *)kernel->impl)->run(&site, &call);
+}
+
+/* ---- between plain host arrays and the layouts ---- */
+
+/* Bytes from the first to the last that belong to a tensor: a view ends before its
+ * root's last pixel does. */
+static size_t span_bytes(const mdmt_gpu *gpu, const mdmt_tensor *t)
+{
+    size_t elements = mdmt_stored_elements(t);
+    if (t->kind == MDMT_MAP) {
+        elements -= (size_t)(mdmt_pitch(t) - mdmt_up(t->dim[1]));
+    }
+    return elements * mdmt_element(t, gpu->options.precision);
+}
+
+static mdmt_status gpu_upload(mdmt_backend *backend, const mdmt_tensor *tensor, void *data,
+                              const void *host)
+{
+    mdmt_gpu *gpu = gpu_of(backend);
+    size_t bytes = mdmt_element(tensor, gpu->options.precision);
+    size_t count = 1, plain = tensor->dtype == MDMT_U8 ? 1 : 4;
+    if (tensor->view_of >= 0) {
+        return mdmt_lent->fail(MDMT_UNSUPPORTED, "a part of a tensor cannot be written alone");
+    }
+    MDMT_TRY(mdmt_device_use(gpu->options.device));
+    for (int i = 0; i < tensor->dims; i++) {
+        count *= (size_t)tensor->dim[i];
+    }
+    char *staged = (char *)mdmt_lent->acquire(stored_bytes(gpu, tensor), 1); /* zeroed */
+    if (!staged) {
+        return MDMT_NO_MEMORY;
+    }
+    for (size_t i = 0; i < count; i++) {
+        char *to = staged + mdmt_stored_at(tensor, i) * bytes;
+        const char *from = (const char *)host + i * plain;
+        if (bytes == 2) {
+            float f;
+            memcpy(&f, from, sizeof f);
+            mdmt_from_float(f, (mdmt_bf16 *)(void *)to);
+        } else {
+            memcpy(to, from, bytes);
+        }
+    }
+    mdmt_status status =
+        mdmt_device_write(gpu->stream, data, staged, stored_bytes(gpu, tensor));
+    mdmt_lent->release(staged);
+    return status;
+}
+
+static mdmt_status gpu_download(mdmt_backend *backend, const mdmt_tensor *tensor, const void *data,
+                                void *host)
+{
+    mdmt_gpu *gpu = gpu_of(backend);
+    size_t bytes = mdmt_element(tensor, gpu->options.precision), span = span_bytes(gpu, tensor);
+    size_t count = 1, plain = tensor->dtype == MDMT_U8 ? 1 : 4;
+    MDMT_TRY(mdmt_device_use(gpu->options.device));
+    for (int i = 0; i < tensor->dims; i++) {
+        count *= (size_t)tensor->dim[i];
+    }
+    char *staged = (char *)mdmt_lent->acquire(span, 1);
+    if (!staged) {
+        return MDMT_NO_MEMORY;
+    }
+    mdmt_status status = mdmt_device_read(gpu->stream, staged, data, span);
+    if (status == MDMT_OK) {
+        status = mdmt_gpu_check_fault(gpu);
+    }
+    for (size_t i = 0; status == MDMT_OK && i < count; i++) {
+        const char *from = staged + mdmt_stored_at(tensor, i) * bytes;
+        char *to = (char *)host + i * plain;
+        if (bytes == 2) {
+            float f = mdmt_to_float(*(const mdmt_bf16 *)(const void *)from);
+            memcpy(to, &f, sizeof f);
+        } else {
+            memcpy(to, from, bytes);
+        }
+    }
+    mdmt_lent->release(staged);
+    return status;
+}
+
+static mdmt_status gpu_slab_open(mdmt_backend *backend, mdmt_slab *slab, size_t bytes,
+                                 const char *what)
+{
+    slab->data = NULL;
+    slab->bytes = 0;
+    if (bytes == 0) {
+        return MDMT_OK;
+    }
+    MDMT_TRY(mdmt_device_use(gpu_of(backend)->options.device));
+    size_t size = mdmt_round_up(bytes, 256);
+    MDMT_TRY(mdmt_device_alloc(&slab->data, size, what));
+    slab->bytes = size;
+    return MDMT_OK;
+}
+
+static void gpu_slab_close(mdmt_backend *backend, mdmt_slab *slab)
+{
+    mdmt_device_use(gpu_of(backend)->options.device);
+    mdmt_device_free(slab->data);
+    slab->data = NULL;
+    slab->bytes = 0;
+}
+
+/* ---- Adam in the order of operations of torch.optim.Adam and AdamW ---- */
+
+struct adam_update {
+    const float *gradients;
+    float *weights, *first, *second;
+    float decay_factor, l2, one_minus_beta1, beta2, one_minus_beta2, root_correction, eps,
+        step_size;
+
+    MDMT_HD void at(uint32_t i, int unused) const
+    {
+        (void)unused;
+        float w = weights[i] * decay_factor;
+        float g = gradients[i] + l2 * w;
+        float m = first[i] + one_minus_beta1 * (g - first[i]);
+        float v = second[i] * beta2 + one_minus_beta2 * g * g;
+        float denominator = sqrtf(v) / root_correction + eps;
+        first[i] = m;
+        second[i] = v;
+        weights[i] = w - step_size * m / denominator;
+    }
+};
+
+static mdmt_status gpu_adam(mdmt_backend *backend, const mdmt_adam *adam, float *weights,
+                            const float *gradients, float *first, float *second, int64_t count)
+{
+    mdmt_gpu *gpu = gpu_of(backend);
+    if (!((float)adam->eps > 0)) {
+        /* 0 / 0 would put NaN into the padding. */
+        return mdmt_lent->fail(MDMT_BAD_ARGUMENT, "eps of Adam must be above 0, not %g",
+                               adam->eps);
+    }
+    MDMT_TRY(mdmt_device_use(gpu->options.device));
+    double correction1 = 1 - pow(adam->beta1, (double)adam->step);
+    double correction2 = 1 - pow(adam->beta2, (double)adam->step);
+    adam_update f;
+    f.gradients = gradients;
+    f.weights = weights;
+    f.first = first;
+    f.second = second;
+    f.decay_factor = adam->decoupled ? (float)(1 - adam->lr * adam->weight_decay) : 1.0f;
+    f.l2 = adam->decoupled ? 0.0f : (float)adam->weight_decay;
+    f.one_minus_beta1 = (float)(1 - adam->beta1);
+    f.beta2 = (float)adam->beta2;
+    f.one_minus_beta2 = (float)(1 - adam->beta2);
+    f.root_correction = (float)sqrt(correction2);
+    f.eps = (float)adam->eps;
+    f.step_size = (float)(adam->lr / correction1);
+    return mdmt_count_over(gpu->stream, (size_t)count, f);
+}
+
+/* ---- life ---- */
+
+static void gpu_close(mdmt_backend *backend)
+{
+    mdmt_gpu *gpu = gpu_of(backend);
+    mdmt_device_use(gpu->options.device);
+    mdmt_stream_close(gpu->stream);
+    mdmt_gpu_forget_images(gpu);
+    mdmt_device_free(gpu->step);
+    mdmt_device_free(gpu->fault);
+    mdmt_device_free(gpu->sample_index);
+    mdmt_device_free(gpu->sample_source);
+    mdmt_lent->release(gpu);
+}
+
+static mdmt_status open_device(mdmt_gpu *gpu)
+{
+    void *step, *fault;
+    MDMT_TRY(mdmt_device_open(gpu->options.device));
+    MDMT_TRY(mdmt_stream_open(&gpu->stream));
+    MDMT_TRY(mdmt_device_alloc(&step, sizeof *gpu->step, "state of a step"));
+    gpu->step = (mdmt_gpu_step *)step;
+    MDMT_TRY(mdmt_device_alloc(&fault, sizeof *gpu->fault, "state of a step"));
+    gpu->fault = (mdmt_gpu_fault *)fault;
+    return MDMT_OK;
+}
+
+mdmt_status mdmt_cuda_open(mdmt_backend **backend, const mdmt_cuda_services *services,
+                           const mdmt_cuda_options *options)
+{
+    mdmt_lent = services;
+    mdmt_gpu *gpu = (mdmt_gpu *)services->acquire(1, sizeof *gpu); /* zeroed */
+    if (!gpu) {
+        return MDMT_NO_MEMORY;
+    }
+    gpu->options = *options;
+    mdmt_backend *base = &gpu->base;
+    base->name = "cuda";
+    base->tensor_bytes = gpu_tensor_bytes;
+    base->view_bytes = gpu_view_bytes;
+    base->prepare = gpu_prepare;
+    base->run = gpu_run;
+    base->upload = gpu_upload;
+    base->download = gpu_download;
+    base->slab_open = gpu_slab_open;
+    base->slab_close = gpu_slab_close;
+    base->adam = gpu_adam;
+    base->close = gpu_close;
+    mdmt_status status = open_device(gpu);
+    if (status != MDMT_OK) {
+        gpu_close(base);
+        return status;
+    }
+    *backend = base;
+    return MDMT_OK;
+}

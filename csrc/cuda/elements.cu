@@ -1,0 +1,262 @@
+/* Elementwise ops: activation, its gradient, sum, gate; channels picked from
+ * several maps; zeros; a lazy tensor stored. */
+#include "site.cuh"
+
+/* ---- the arithmetic of one element; a, b: the inputs ---- */
+
+struct act_rule {
+    int act;
+    MDMT_HD float of(float a, float b) const
+    {
+        (void)b;
+        return mdmt_act_of(act, a);
+    }
+};
+
+/* a = dy, b = x or y = act(x). */
+struct act_bwd_rule {
+    int act;
+    MDMT_HD float of(float a, float b) const
+    {
+        float slope = mdmt_slope_of(act, b);
+        return slope == 0 ? 0.0f : slope * a;
+    }
+};
+
+struct add_rule {
+    int act;
+    MDMT_HD float of(float a, float b) const
+    {
+        return a + b;
+    }
+};
+
+template <class T, class R> struct on_maps {
+    mdmt_map<T> a, b, out; /* b.data NULL: absent */
+    R rule;
+
+    MDMT_HD void at(uint32_t pixel, int pack) const
+    {
+        mdmt_pack u = a.load(pixel, pack), v = b.data ? b.load(pixel, pack) : mdmt_zero_pack();
+        for (int i = 0; i < MDMT_PACK; i++) {
+            u.v[i] = rule.of(u.v[i], v.v[i]);
+        }
+        out.store(pixel, pack, u);
+    }
+};
+
+/* ROWS and whatever else is stored plainly. */
+template <class R> struct on_numbers {
+    const float *a, *b;
+    float *out;
+    R rule;
+
+    MDMT_HD void at(uint32_t i, int unused) const
+    {
+        (void)unused;
+        out[i] = rule.of(a[i], b ? b[i] : 0.0f);
+    }
+};
+
+template <class T, class R>
+static mdmt_status elements(const mdmt_cuda_site *site, const mdmt_cuda_call *call, R rule)
+{
+    const void *second = call->input(site, 1);
+    if (site->out[0]->kind != MDMT_MAP) {
+        on_numbers<R> f = {(const float *)call->in[0].data, (const float *)second,
+                           (float *)call->out[0], rule};
+        return mdmt_count_over(site->stream, mdmt_stored_elements(site->out[0]), f);
+    }
+    on_maps<T, R> f;
+    memset((void *)&f, 0, sizeof f);
+    f.a = mdmt_map_of<T>(site->in[0], call->in[0].data);
+    if (second) {
+        f.b = mdmt_map_of<T>(site->in[1], second);
+    }
+    f.out = mdmt_map_of<T>(site->out[0], call->out[0]);
+    f.rule = rule;
+    return mdmt_walk_over(site->stream, f.out.pixels(), f.out.packs, f);
+}
+
+template <class R> static mdmt_status with_rule(const mdmt_cuda_site *site,
+                                                const mdmt_cuda_call *call)
+{
+    R rule = {0};
+    if (site->op->record->attr_bytes == sizeof(mdmt_act_attrs)) {
+        rule.act = MDMT_ATTRS(mdmt_act_attrs, site->op)->act;
+    }
+    return site->precision == MDMT_CUDA_BF16 ? elements<mdmt_bf16>(site, call, rule)
+                                             : elements<float>(site, call, rule);
+}
+
+static mdmt_status over_inputs(const mdmt_cuda_site *site, mdmt_cuda_needs *needs)
+{
+    needs->inplace_inputs = site->op->inputs > 1 ? 3u : 1u;
+    return MDMT_OK;
+}
+
+/* ---- a map as it is loaded, and gates ---- */
+
+template <class T> struct stored {
+    mdmt_source<T> x;
+    mdmt_map<T> out;
+
+    MDMT_HD void at(uint32_t pixel, int pack) const
+    {
+        out.store(pixel, pack, x.load(pixel, pack));
+    }
+};
+
+template <class T>
+static mdmt_status store_source(const mdmt_cuda_site *site, const mdmt_tensor *x,
+                                const mdmt_value *value, void *to)
+{
+    mdmt_tensor dense = *x;
+    dense.pitch = 0;
+    stored<T> f = {mdmt_source_of<T>(x, *value), mdmt_map_of<T>(&dense, to)};
+    return mdmt_walk_over(site->stream, f.out.pixels(), f.out.packs, f);
+}
+
+mdmt_status mdmt_cuda_store_lazy(const mdmt_cuda_site *site, const mdmt_tensor *x,
+                                 const mdmt_value *value, void *to)
+{
+    return site->precision == MDMT_CUDA_BF16 ? store_source<mdmt_bf16>(site, x, value, to)
+                                             : store_source<float>(site, x, value, to);
+}
+
+/* y = x s: a load with s as the gate. */
+template <class T>
+static mdmt_status gate_of(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
+{
+    stored<T> f = {mdmt_source_of<T>(site->in[0], call->in[0]),
+                   mdmt_map_of<T>(site->out[0], call->out[0])};
+    f.x.gate = (const float *)call->in[1].data;
+    return mdmt_walk_over(site->stream, f.out.pixels(), f.out.packs, f);
+}
+
+static mdmt_status gate(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
+{
+    return MDMT_BY_PRECISION(gate_of, site, call);
+}
+
+static mdmt_status over_stored_first(const mdmt_cuda_site *site, mdmt_cuda_needs *needs)
+{
+    needs->inplace_inputs = site->in[0]->lazy_source < 0 ? 1u : 0u;
+    return MDMT_OK;
+}
+
+/* ds[n][c] = sum over H, W of dy x; part = sample. */
+template <class T> struct gate_sums {
+    mdmt_map<T> dy;
+    mdmt_source<T> x;
+    float *ds;
+
+    MDMT_HD void add(mdmt_pack *sums, size_t pixel, int pack, int z, size_t first) const
+    {
+        (void)z;
+        (void)first;
+        mdmt_pack a = dy.load(pixel, pack), b = x.load(pixel, pack);
+        for (int i = 0; i < MDMT_PACK; i++) {
+            sums[0].v[i] += a.v[i] * b.v[i];
+        }
+    }
+    MDMT_HD void done(int k, int part, int c, int z, float total) const
+    {
+        (void)k;
+        (void)z;
+        if (c < dy.c) {
+            ds[(size_t)part * (size_t)dy.c + (size_t)c] = total;
+        }
+    }
+};
+
+template <class T>
+static mdmt_status gate_bwd_of(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
+{
+    gate_sums<T> f = {mdmt_map_of<T>(site->in[0], call->in[0].data),
+                      mdmt_source_of<T>(site->in[1], call->in[1]), (float *)call->out[0]};
+    return mdmt_reduce_over<1>(site->stream, f.dy.pixels(), f.dy.packs, f.dy.n, 1, f);
+}
+
+static mdmt_status gate_bwd(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
+{
+    return MDMT_BY_PRECISION(gate_bwd_of, site, call);
+}
+
+/* ---- channels picked from several maps ---- */
+
+enum { GATHER_PACKS = 32 }; /* of one launch: its table travels with the arguments */
+
+template <class T> struct gather {
+    mdmt_source<T> x[MDMT_MAX_IN];
+    mdmt_map<T> y;
+    int first; /* pack of y */
+    int32_t number[GATHER_PACKS * MDMT_PACK];
+
+    MDMT_HD void at(uint32_t pixel, int pack) const
+    {
+        mdmt_pack v;
+        for (int i = 0; i < MDMT_PACK; i++) {
+            int32_t k = number[pack * MDMT_PACK + i];
+            v.v[i] = k < 0 ? 0.0f : x[k >> 16].one(pixel, k & 0xffff);
+        }
+        y.store(pixel, first + pack, v);
+    }
+};
+
+template <class T>
+static mdmt_status gather_of(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
+{
+    gather<T> f;
+    memset((void *)&f, 0, sizeof f);
+    static_assert(sizeof f <= 4096 - 64, "the arguments of a kernel take at most 4 KB");
+    const int32_t *table = site->number + MDMT_ATTRS(mdmt_gather_attrs, site->op)->table;
+    f.y = mdmt_map_of<T>(site->out[0], call->out[0]);
+    for (int i = 0; i < site->op->inputs; i++) {
+        f.x[i] = mdmt_source_of<T>(site->in[i], call->in[i]);
+    }
+    for (f.first = 0; f.first < f.y.packs; f.first += GATHER_PACKS) {
+        int left = f.y.packs - f.first, packs = left < GATHER_PACKS ? left : GATHER_PACKS;
+        for (int i = 0; i < packs * MDMT_PACK; i++) {
+            int c = f.first * MDMT_PACK + i;
+            f.number[i] = c < f.y.c ? table[c] : -1;
+        }
+        MDMT_TRY(mdmt_walk_over(site->stream, f.y.pixels(), packs, f));
+    }
+    return MDMT_OK;
+}
+
+static mdmt_status channel_gather(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
+{
+    return MDMT_BY_PRECISION(gather_of, site, call);
+}
+
+template <class T> struct zero {
+    mdmt_map<T> out;
+    MDMT_HD void at(uint32_t pixel, int pack) const
+    {
+        out.store(pixel, pack, mdmt_zero_pack());
+    }
+};
+
+template <class T>
+static mdmt_status zeros_of(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
+{
+    zero<T> f = {mdmt_map_of<T>(site->out[0], call->out[0])};
+    return mdmt_walk_over(site->stream, f.out.pixels(), f.out.packs, f);
+}
+
+static mdmt_status zeros(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
+{
+    return MDMT_BY_PRECISION(zeros_of, site, call);
+}
+
+const mdmt_cuda_impl mdmt_cuda_elements[] = {
+    {"act", "cuda_act", NULL, over_inputs, with_rule<act_rule>},
+    {"act_bwd", "cuda_act_bwd", NULL, over_inputs, with_rule<act_bwd_rule>},
+    {"add", "cuda_add", NULL, over_inputs, with_rule<add_rule>},
+    {"gate", "cuda_gate", NULL, over_stored_first, gate},
+    {"gate_bwd", "cuda_gate_bwd", NULL, NULL, gate_bwd},
+    {"channel_gather", "cuda_channel_gather", NULL, NULL, channel_gather},
+    {"zeros", "cuda_zeros", NULL, NULL, zeros},
+    {NULL, NULL, NULL, NULL, NULL}};

@@ -1,0 +1,332 @@
+/* The masked multi-task loss, equations (1) to (3) of Ruffini et al. (MICCAI
+ * 2024), in one block: a batch has few samples and few logits. In double, summed
+ * in the order of the samples. Conventions: ops/attrs.h, and a sample without a
+ * label (task -1, or NaN among its targets) adds nothing and is not counted. */
+#include "backend.cuh"
+
+/* ---- one sample with k logits z and target t; dz = scale * d loss / d z, or NULL ---- */
+
+MDMT_HD double log_add(double a, double b)
+{
+    double high = a > b ? a : b, low = a > b ? b : a;
+    return low == -INFINITY ? high : high + log1p(exp(low - high));
+}
+
+MDMT_HD double cross_entropy(const float *z, int k, const float *t, double scale, float *dz)
+{
+    double high = z[0], sum = 0;
+    int y = (int)t[0];
+    for (int j = 1; j < k; j++) {
+        high = (double)z[j] > high ? (double)z[j] : high;
+    }
+    for (int j = 0; j < k; j++) {
+        sum += exp((double)z[j] - high);
+    }
+    double total = high + log(sum);
+    for (int j = 0; dz && j < k; j++) {
+        double d = (double)z[j] - total;
+        dz[j] = (float)(scale * (j == y ? expm1(d) : exp(d)));
+    }
+    return total - (double)z[y];
+}
+
+MDMT_HD double binary_cross_entropy(const float *z, int k, const float *t, double scale, float *dz)
+{
+    double sum = 0;
+    for (int j = 0; j < k; j++) {
+        double v = z[j], target = t[j];
+        double small = exp(-fabs(v)); /* of the less likely side */
+        sum += (v > 0 ? v : 0.0) - v * target + log1p(small);
+        if (dz) {
+            double likely = 1 / (1 + small), probability = v >= 0 ? likely : small * likely;
+            dz[j] = (float)(scale * (probability - target) / k);
+        }
+    }
+    return sum / k;
+}
+
+MDMT_HD double squared_error(const float *z, int k, const float *t, double scale, float *dz)
+{
+    double sum = 0;
+    for (int j = 0; j < k; j++) {
+        double error = (double)z[j] - (double)t[j];
+        sum += error * error;
+        if (dz) {
+            dz[j] = (float)(scale * 2 * error / k);
+        }
+    }
+    return sum / k;
+}
+
+/* With A_j = log sum exp of z_0 .. z_j and B_j that of z_j .. z_{k-1}:
+ *   log F_j = A_j - B_0,  log(1 - F_j) = B_{j+1} - B_0,
+ *   d log F_j / d z_m = [m <= j] exp(z_m - A_j) - p_m, and alike for B. */
+MDMT_HD double ranked_score(const float *z, int k, const float *t, double scale, float *dz,
+                            double *below, double *above)
+{
+    int y = (int)t[0];
+    below[0] = z[0];
+    above[k - 1] = z[k - 1];
+    for (int j = 1; j < k; j++) {
+        below[j] = log_add(below[j - 1], z[j]);
+        above[k - 1 - j] = log_add(above[k - j], z[k - 1 - j]);
+    }
+    double total = above[0], loss = 0;
+    for (int j = 0; j < k - 1; j++) {
+        loss += total - (y <= j ? below[j] : above[j + 1]);
+    }
+    for (int m = 0; dz && m < k; m++) {
+        double v = z[m], sum = (k - 1) * exp(v - total);
+        for (int j = y > m ? y : m; j < k - 1; j++) {
+            sum -= exp(v - below[j]);
+        }
+        for (int j = 0; j < y && j < m; j++) {
+            sum -= exp(v - above[j + 1]);
+        }
+        dz[m] = (float)(scale * sum);
+    }
+    return loss;
+}
+
+struct masked_loss {
+    enum { THREADS = 128, PHASES = 4 };
+    struct shared_type {
+        double scale[MDMT_MAX_TASKS], count[MDMT_MAX_TASKS];
+    };
+    mdmt_loss_attrs attrs;
+    const int32_t *task;
+    const float *target, *logits[MDMT_MAX_TASKS];
+    float *dlogits[MDMT_MAX_TASKS], *loss, *per_task;
+    int width[MDMT_MAX_TASKS];
+    int samples, target_width, widest;
+    double *scratch; /* (samples, 1 + 2 widest): a sample's loss, then room for it */
+    mdmt_gpu_fault *fault;
+
+    MDMT_HD double *room(int i) const
+    {
+        return scratch + (size_t)i * (size_t)(1 + 2 * widest);
+    }
+    MDMT_HD int columns(int k) const
+    {
+        return attrs.loss[k] == MDMT_LOSS_BCE || attrs.loss[k] == MDMT_LOSS_MSE ? width[k] : 1;
+    }
+    MDMT_HD int labelled(int i) const
+    {
+        if (task[i] < 0 || task[i] >= attrs.tasks) {
+            return 0;
+        }
+        for (int j = 0; j < columns(task[i]); j++) {
+            float v = target[(size_t)i * (size_t)target_width + (size_t)j];
+            if (v != v) {
+                return 0;
+            }
+        }
+        return 1;
+    }
+    /* MDMT_FAULT_NONE, or why sample i cannot be taken; its target in *value. */
+    MDMT_HD int refused(int i, float *value) const
+    {
+        int k = task[i];
+        if (k < -1 || k >= attrs.tasks) {
+            return MDMT_FAULT_TASK;
+        }
+        for (int j = 0; labelled(i) && j < columns(k); j++) {
+            float v = target[(size_t)i * (size_t)target_width + (size_t)j];
+            *value = v;
+            if (attrs.loss[k] == MDMT_LOSS_BCE && !(v >= 0 && v <= 1)) {
+                return MDMT_FAULT_BCE;
+            }
+            if (attrs.loss[k] == MDMT_LOSS_MSE && (v == INFINITY || v == -INFINITY)) {
+                return MDMT_FAULT_MSE;
+            }
+            if ((attrs.loss[k] == MDMT_LOSS_CE || attrs.loss[k] == MDMT_LOSS_ORDINAL) &&
+                !(v >= 0 && v <= (float)(width[k] - 1) && v == floorf(v))) {
+                return MDMT_FAULT_CLASS;
+            }
+        }
+        return MDMT_FAULT_NONE;
+    }
+    /* Counts the labels and sets the factors; one thread. */
+    MDMT_HD void count_all(shared_type &shared) const
+    {
+        double all = 0;
+        fault->kind = MDMT_FAULT_NONE;
+        for (int k = 0; k < attrs.tasks; k++) {
+            shared.count[k] = 0;
+        }
+        for (int i = 0; i < samples; i++) {
+            float value = 0;
+            int kind = refused(i, &value);
+            if (kind != MDMT_FAULT_NONE && fault->kind == MDMT_FAULT_NONE) {
+                fault->kind = kind;
+                fault->sample = i;
+                fault->task = task[i];
+                fault->value = value;
+                fault->classes = kind == MDMT_FAULT_CLASS ? width[task[i]] : attrs.tasks;
+            }
+            if (kind == MDMT_FAULT_NONE && labelled(i)) {
+                shared.count[task[i]] += 1;
+                all += 1;
+            }
+        }
+        for (int k = 0; k < attrs.tasks; k++) {
+            double over = attrs.reduction == MDMT_REDUCE_MEAN            ? all
+                          : attrs.reduction == MDMT_REDUCE_PER_TASK_MEAN ? shared.count[k]
+                                                                         : 1;
+            shared.scale[k] = over > 0 ? (double)attrs.weight[k] / over : 0;
+        }
+    }
+    MDMT_HD void clear(int thread) const
+    {
+        for (int k = 0; k < attrs.tasks; k++) {
+            for (int i = thread; dlogits[k] && i < samples * width[k]; i += THREADS) {
+                dlogits[k][i] = 0.0f;
+            }
+        }
+    }
+    MDMT_HD void one(int i, double scale) const
+    {
+        float ignored;
+        if (!labelled(i) || refused(i, &ignored) != MDMT_FAULT_NONE) {
+            return;
+        }
+        int k = task[i], n = width[k];
+        const float *z = logits[k] + (size_t)i * (size_t)n;
+        const float *t = target + (size_t)i * (size_t)target_width;
+        float *dz = dlogits[k] ? dlogits[k] + (size_t)i * (size_t)n : NULL;
+        double *to = room(i);
+        switch (attrs.loss[k]) {
+        case MDMT_LOSS_BCE:
+            *to = binary_cross_entropy(z, n, t, scale, dz);
+            break;
+        case MDMT_LOSS_MSE:
+            *to = squared_error(z, n, t, scale, dz);
+            break;
+        case MDMT_LOSS_ORDINAL:
+            *to = ranked_score(z, n, t, scale, dz, to + 1, to + 1 + n);
+            break;
+        default:
+            *to = cross_entropy(z, n, t, scale, dz);
+        }
+    }
+    MDMT_HD void sum_all(const shared_type &shared) const
+    {
+        double sum[MDMT_MAX_TASKS], total = 0;
+        float ignored;
+        for (int k = 0; k < attrs.tasks; k++) {
+            sum[k] = 0;
+        }
+        for (int i = 0; i < samples; i++) {
+            if (labelled(i) && refused(i, &ignored) == MDMT_FAULT_NONE) {
+                sum[task[i]] += *room(i);
+            }
+        }
+        for (int k = 0; k < attrs.tasks; k++) {
+            total += shared.count[k] > 0 ? shared.scale[k] * sum[k] : 0.0;
+            per_task[2 * k] = (float)sum[k];
+            per_task[2 * k + 1] = (float)shared.count[k];
+        }
+        loss[0] = (float)total;
+    }
+    MDMT_HD void run(int phase, size_t block, int thread, shared_type &shared) const
+    {
+        (void)block;
+        if (phase == 0) {
+            clear(thread);
+        } else if (phase == 1 && thread == 0) {
+            count_all(shared);
+        } else if (phase == 2) {
+            for (int i = thread; i < samples; i += THREADS) {
+                one(i, task[i] >= 0 && task[i] < attrs.tasks ? shared.scale[task[i]] : 0.0);
+            }
+        } else if (phase == 3 && thread == 0) {
+            sum_all(shared);
+        }
+    }
+};
+
+static int widest_of(const mdmt_cuda_site *site)
+{
+    int widest = 1;
+    for (int k = 0; k < MDMT_ATTRS(mdmt_loss_attrs, site->op)->tasks; k++) {
+        int width = site->in[2 + k]->dim[1];
+        widest = width > widest ? width : widest;
+    }
+    return widest;
+}
+
+static mdmt_status needs(const mdmt_cuda_site *site, mdmt_cuda_needs *n)
+{
+    const mdmt_loss_attrs *a = MDMT_ATTRS(mdmt_loss_attrs, site->op);
+    int target_width = site->in[1]->dims > 1 ? site->in[1]->dim[1] : 1;
+    for (int k = 0; k < a->tasks; k++) {
+        int wide = a->loss[k] == MDMT_LOSS_BCE || a->loss[k] == MDMT_LOSS_MSE;
+        int width = site->in[2 + k]->dim[1];
+        if ((wide ? width : 1) > target_width) {
+            return mdmt_lent->fail(MDMT_BAD_ARGUMENT,
+                                   "task %d has %d outputs, but the targets have %d columns", k,
+                                   width, target_width);
+        }
+    }
+    n->workspace_bytes =
+        sizeof(double) * (size_t)site->in[0]->dim[0] * (size_t)(1 + 2 * widest_of(site));
+    return MDMT_OK;
+}
+
+static mdmt_status run(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
+{
+    masked_loss f;
+    memset((void *)&f, 0, sizeof f);
+    f.attrs = *MDMT_ATTRS(mdmt_loss_attrs, site->op);
+    f.task = (const int32_t *)call->in[0].data;
+    f.target = (const float *)call->in[1].data;
+    f.samples = site->in[0]->dim[0];
+    f.target_width = site->in[1]->dims > 1 ? site->in[1]->dim[1] : 1;
+    f.widest = widest_of(site);
+    f.scratch = (double *)(void *)call->workspace;
+    f.loss = (float *)call->out[0];
+    f.per_task = (float *)call->out[1];
+    for (int k = 0; k < f.attrs.tasks; k++) {
+        f.logits[k] = (const float *)call->in[2 + k].data;
+        f.width[k] = site->in[2 + k]->dim[1];
+        f.dlogits[k] = f.attrs.want_gradient ? (float *)call->output(site, 2 + k) : NULL;
+    }
+    f.fault = site->gpu->fault;
+    site->gpu->fault_possible = 1;
+    return mdmt_launch(site->stream, 1, f);
+}
+
+mdmt_status mdmt_gpu_check_fault(mdmt_gpu *gpu)
+{
+    mdmt_gpu_fault f;
+    if (!gpu->fault_possible) {
+        return MDMT_OK;
+    }
+    MDMT_TRY(mdmt_device_read(gpu->stream, &f, gpu->fault, sizeof f));
+    gpu->fault_possible = 0;
+    switch (f.kind) {
+    case MDMT_FAULT_TASK:
+        return mdmt_lent->fail(MDMT_BAD_ARGUMENT,
+                               "sample %d has the task %d, outside 0 to %d (-1: no label)",
+                               f.sample, f.task, f.classes - 1);
+    case MDMT_FAULT_BCE:
+        return mdmt_lent->fail(MDMT_BAD_ARGUMENT,
+                               "sample %d has the target %g for task %d, outside the range 0 to 1 "
+                               "of a binary cross-entropy",
+                               f.sample, (double)f.value, f.task);
+    case MDMT_FAULT_MSE:
+        return mdmt_lent->fail(MDMT_BAD_ARGUMENT,
+                               "sample %d has the infinite target %g for task %d", f.sample,
+                               (double)f.value, f.task);
+    case MDMT_FAULT_CLASS:
+        return mdmt_lent->fail(
+            MDMT_BAD_ARGUMENT,
+            "sample %d has the class %g for task %d, which has the classes 0 to %d", f.sample,
+            (double)f.value, f.task, f.classes - 1);
+    default:
+        return MDMT_OK;
+    }
+}
+
+const mdmt_cuda_impl mdmt_cuda_loss[] = {{"masked_loss", "cuda_masked_loss", NULL, needs, run},
+                                         {NULL, NULL, NULL, NULL, NULL}};

@@ -1,0 +1,219 @@
+/* Feature maps as kernels see them, and the two ways to walk over them. */
+#ifndef MDMT_CUDA_MAP_CUH
+#define MDMT_CUDA_MAP_CUH
+
+#include "layout.h"
+#include "target.cuh"
+
+/* A stored MAP. A pixel is numbered (n * h + y) * w + x, a pack holds 8 channels. */
+template <class T> struct mdmt_map {
+    T *data;
+    int n, c, h, w;
+    int pitch, packs;
+
+    MDMT_HD size_t at(size_t pixel, int pack) const
+    {
+        return pixel * (size_t)pitch + (size_t)(pack * MDMT_PACK);
+    }
+    MDMT_HD size_t pixel(int sample, int y, int x) const
+    {
+        return ((size_t)sample * (size_t)h + (size_t)y) * (size_t)w + (size_t)x;
+    }
+    size_t pixels() const
+    {
+        return (size_t)n * (size_t)h * (size_t)w;
+    }
+    MDMT_HD mdmt_pack load(size_t pixel, int pack) const
+    {
+        return mdmt_load_pack(data + at(pixel, pack));
+    }
+    /* Channels beyond c become zero. */
+    MDMT_HD void store(size_t pixel, int pack, mdmt_pack value) const
+    {
+        for (int i = 0; i < MDMT_PACK; i++) {
+            value.v[i] = pack * MDMT_PACK + i < c ? value.v[i] : 0.0f;
+        }
+        mdmt_store_pack(data + at(pixel, pack), value);
+    }
+};
+
+template <class T> mdmt_map<T> mdmt_map_of(const mdmt_tensor *t, const void *data)
+{
+    mdmt_map<T> m;
+    m.data = (T *)(uintptr_t)data;
+    m.n = t->dim[0];
+    m.c = t->dim[1];
+    m.h = t->dim[2];
+    m.w = t->dim[3];
+    m.pitch = mdmt_pitch(t);
+    m.packs = mdmt_up(t->dim[1]) / MDMT_PACK;
+    return m;
+}
+
+/* A MAP that may be lazy: act(scale x + shift) * gate on load. */
+template <class T> struct mdmt_source {
+    mdmt_map<T> map;
+    const float *scale, *shift, *gate;
+    int act;
+
+    MDMT_HD mdmt_pack load(size_t pixel, int pack) const
+    {
+        mdmt_pack p = map.load(pixel, pack);
+        if (scale) {
+            mdmt_pack a = mdmt_load_pack(scale + pack * MDMT_PACK);
+            mdmt_pack b = mdmt_load_pack(shift + pack * MDMT_PACK);
+            for (int i = 0; i < MDMT_PACK; i++) {
+                p.v[i] = mdmt_act_of(act, a.v[i] * p.v[i] + b.v[i]);
+            }
+        }
+        if (gate) {
+            int sample = (int)(pixel / ((size_t)map.h * (size_t)map.w));
+            for (int i = 0; i < MDMT_PACK; i++) {
+                int c = pack * MDMT_PACK + i;
+                p.v[i] *= c < map.c ? gate[(size_t)sample * (size_t)map.c + (size_t)c] : 0.0f;
+            }
+        }
+        return p;
+    }
+    /* One channel alone. */
+    MDMT_HD float one(size_t pixel, int c) const
+    {
+        float v = mdmt_to_float(map.data[pixel * (size_t)map.pitch + (size_t)c]);
+        if (scale) {
+            v = mdmt_act_of(act, scale[c] * v + shift[c]);
+        }
+        if (gate) {
+            size_t sample = pixel / ((size_t)map.h * (size_t)map.w);
+            v *= gate[sample * (size_t)map.c + (size_t)c];
+        }
+        return v;
+    }
+};
+
+template <class T> mdmt_source<T> mdmt_source_of(const mdmt_tensor *t, const mdmt_value &value)
+{
+    mdmt_source<T> s;
+    s.map = mdmt_map_of<T>(t, value.data);
+    s.scale = value.scale;
+    s.shift = value.shift;
+    s.gate = value.gate;
+    s.act = value.act;
+    return s;
+}
+
+/* ---- one thread for a pack of every pixel: f.at(pixel, pack) ---- */
+
+template <class F> struct mdmt_walk {
+    enum { THREADS = 256, PHASES = 1 };
+    typedef mdmt_nothing shared_type;
+    F f;
+    uint32_t count, packs;
+
+    MDMT_HD void run(int phase, size_t block, int thread, shared_type &shared) const
+    {
+        (void)phase;
+        (void)shared;
+        size_t i = block * THREADS + (size_t)thread;
+        if (i < count) {
+            f.at((uint32_t)i / packs, (int)((uint32_t)i % packs));
+        }
+    }
+};
+
+template <class F>
+mdmt_status mdmt_walk_over(mdmt_stream_handle stream, size_t pixels, int packs, const F &f)
+{
+    size_t count = pixels * (size_t)packs;
+    if (count > 0xffffffffu) {
+        return mdmt_lent->fail(MDMT_UNSUPPORTED,
+                               "a feature map of %zu packs is too large for one launch", count);
+    }
+    mdmt_walk<F> kernel = {f, (uint32_t)count, (uint32_t)packs};
+    return mdmt_launch(stream, mdmt_ceil_div(count, mdmt_walk<F>::THREADS), kernel);
+}
+
+/* One thread for each of `count` numbers: f.at(i, 0). */
+template <class F> mdmt_status mdmt_count_over(mdmt_stream_handle stream, size_t count, const F &f)
+{
+    return mdmt_walk_over(stream, count, 1, f);
+}
+
+/* ---- sums over pixels ----
+ * The pixels are cut into `parts` ranges of `per_part`; z counts jobs that read
+ * the same maps (groups of kernel taps). For every (z, part, pack of channels)
+ *   f.add(sums, pixel, pack, z, first)   adds one pixel's terms to SUMS packs,
+ *                                        `first` being the part's first pixel;
+ *   f.done(k, part, c, z, total)         receives sum k of channel c, c < 8 packs.
+ * The order of the additions follows from the shape alone. */
+template <class F, int SUMS> struct mdmt_reduce {
+    enum { COLUMNS = 4, ROWS = 64, THREADS = COLUMNS * ROWS, PHASES = 2 };
+    enum { LANES = COLUMNS * MDMT_PACK };
+    struct shared_type {
+        float sum[SUMS][ROWS][LANES];
+    };
+    F f;
+    size_t pixels, per_part;
+    int parts, packs, groups;
+
+    MDMT_HD void run(int phase, size_t block, int thread, shared_type &shared) const
+    {
+        int group = (int)(block % (size_t)groups);
+        int part = (int)(block / (size_t)groups % (size_t)parts);
+        int z = (int)(block / (size_t)groups / (size_t)parts);
+        if (phase == 0) {
+            gather(group, part, z, thread, shared);
+            return;
+        }
+        for (int i = thread; i < SUMS * LANES; i += THREADS) {
+            int k = i / LANES, lane = i % LANES, c = group * LANES + lane;
+            float total = 0;
+            for (int row = 0; row < ROWS; row++) {
+                total += shared.sum[k][row][lane];
+            }
+            if (c < packs * MDMT_PACK) {
+                f.done(k, part, c, z, total);
+            }
+        }
+    }
+
+    MDMT_HD void gather(int group, int part, int z, int thread, shared_type &shared) const
+    {
+        int column = thread % COLUMNS, row = thread / COLUMNS;
+        int pack = group * COLUMNS + column;
+        size_t first = (size_t)part * per_part;
+        size_t end = first + per_part < pixels ? first + per_part : pixels;
+        mdmt_pack sums[SUMS];
+        for (int k = 0; k < SUMS; k++) {
+            sums[k] = mdmt_zero_pack();
+        }
+        for (size_t p = first + (size_t)row; pack < packs && p < end; p += ROWS) {
+            f.add(sums, p, pack, z, first);
+        }
+        for (int k = 0; k < SUMS; k++) {
+            for (int i = 0; i < MDMT_PACK; i++) {
+                shared.sum[k][row][column * MDMT_PACK + i] = sums[k].v[i];
+            }
+        }
+    }
+};
+
+/* Parts that keep a GPU busy, at least 256 pixels each; by shape alone. */
+static inline int mdmt_parts_of(size_t pixels, int packs, int jobs)
+{
+    size_t blocks = mdmt_ceil_div((size_t)packs, 4) * (size_t)jobs;
+    size_t want = mdmt_ceil_div(2048, blocks), most = mdmt_ceil_div(pixels, 256);
+    want = want < most ? want : most;
+    want = want < 256 ? want : 256;
+    return (int)mdmt_ceil_div(pixels, mdmt_ceil_div(pixels, want));
+}
+
+template <int SUMS, class F>
+mdmt_status mdmt_reduce_over(mdmt_stream_handle stream, size_t pixels, int packs, int parts,
+                             int jobs, const F &f)
+{
+    mdmt_reduce<F, SUMS> kernel = {f,     pixels, mdmt_ceil_div(pixels, (size_t)parts),
+                                   parts, packs,  (int)mdmt_ceil_div((size_t)packs, 4)};
+    return mdmt_launch(stream, (size_t)kernel.groups * (size_t)parts * (size_t)jobs, kernel);
+}
+
+#endif

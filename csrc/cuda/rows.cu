@@ -1,0 +1,281 @@
+/* Linear layers and their gradients, channel sums, flatten, dropout. */
+#include "backend.cuh"
+#include "geometry.cuh"
+
+/* y[n][o] = bias[o] + sum_i x[n][i] w[o][i]; a block makes one number. */
+struct linear_forward {
+    enum { THREADS = 64, PHASES = 2 };
+    struct shared_type {
+        float sum[THREADS];
+    };
+    const float *x, *w, *bias; /* bias: or NULL */
+    float *y;
+    int inputs, outputs;
+
+    MDMT_HD void run(int phase, size_t block, int thread, shared_type &shared) const
+    {
+        size_t n = block / (size_t)outputs, o = block % (size_t)outputs;
+        if (phase == 0) {
+            float sum = 0;
+            for (int i = thread; i < inputs; i += THREADS) {
+                sum += x[n * (size_t)inputs + (size_t)i] * w[o * (size_t)inputs + (size_t)i];
+            }
+            shared.sum[thread] = sum;
+        } else if (thread == 0) {
+            float total = bias ? bias[o] : 0.0f;
+            for (int t = 0; t < THREADS; t++) {
+                total += shared.sum[t];
+            }
+            y[block] = total;
+        }
+    }
+};
+
+static mdmt_status linear(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
+{
+    linear_forward f = {(const float *)call->in[0].data, (const float *)call->in[1].data,
+                        (const float *)call->input(site, 2), (float *)call->out[0],
+                        site->in[1]->dim[1], site->in[1]->dim[0]};
+    return mdmt_launch(site->stream, (size_t)site->in[0]->dim[0] * (size_t)f.outputs, f);
+}
+
+/* dx[n][i] = sum_o dy[n][o] w[o][i]; one thread a number. */
+struct linear_data {
+    const float *dy, *w;
+    float *dx;
+    int inputs, outputs;
+
+    MDMT_HD void at(uint32_t index, int unused) const
+    {
+        (void)unused;
+        size_t n = index / (uint32_t)inputs, i = index % (uint32_t)inputs;
+        float sum = 0;
+        for (int o = 0; o < outputs; o++) {
+            sum += dy[n * (size_t)outputs + (size_t)o] * w[(size_t)o * (size_t)inputs + i];
+        }
+        dx[index] = sum;
+    }
+};
+
+static mdmt_status linear_bwd_data(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
+{
+    linear_data f = {(const float *)call->in[0].data, (const float *)call->in[1].data,
+                     (float *)call->out[0], site->in[1]->dim[1], site->in[1]->dim[0]};
+    return mdmt_count_over(site->stream, mdmt_stored_elements(site->out[0]), f);
+}
+
+/* dw[o][i] = sum_n dy[n][o] x[n][i]; one thread a number. */
+struct linear_weight {
+    const float *x, *dy;
+    float *dw;
+    int samples, inputs, outputs;
+
+    MDMT_HD void at(uint32_t index, int unused) const
+    {
+        (void)unused;
+        size_t o = index / (uint32_t)inputs, i = index % (uint32_t)inputs;
+        float sum = 0;
+        for (int n = 0; n < samples; n++) {
+            sum += dy[(size_t)n * (size_t)outputs + o] * x[(size_t)n * (size_t)inputs + i];
+        }
+        dw[index] = sum;
+    }
+};
+
+static mdmt_status linear_bwd_weight(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
+{
+    linear_weight f = {(const float *)call->in[0].data, (const float *)call->in[1].data,
+                       (float *)call->out[0],           site->in[0]->dim[0],
+                       site->in[0]->dim[1],             site->in[1]->dim[1]};
+    return mdmt_count_over(site->stream, mdmt_stored_elements(site->out[0]), f);
+}
+
+/* ---- sum over all but the channels ---- */
+
+template <class T> struct map_sums {
+    mdmt_map<T> x;
+    float *partial; /* (parts, channels) */
+
+    MDMT_HD void add(mdmt_pack *sums, size_t pixel, int pack, int z, size_t first) const
+    {
+        (void)z;
+        (void)first;
+        mdmt_pack v = x.load(pixel, pack);
+        for (int i = 0; i < MDMT_PACK; i++) {
+            sums[0].v[i] += v.v[i];
+        }
+    }
+    MDMT_HD void done(int k, int part, int c, int z, float total) const
+    {
+        (void)k;
+        (void)z;
+        partial[(size_t)part * (size_t)(x.packs * MDMT_PACK) + (size_t)c] = total;
+    }
+};
+
+/* One thread per stored channel: rows of a (rows, stride) array, in order. */
+struct row_sums {
+    const float *rows;
+    float *sum;
+    int count, channels;
+    size_t stride;
+
+    MDMT_HD void at(uint32_t c, int unused) const
+    {
+        (void)unused;
+        double total = 0;
+        for (int r = 0; (int)c < channels && r < count; r++) {
+            total += (double)rows[(size_t)r * stride + c];
+        }
+        sum[c] = (float)total;
+    }
+};
+
+template <class T>
+static mdmt_status channel_sum_of(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
+{
+    const mdmt_tensor *x = site->in[0];
+    size_t stored = (size_t)mdmt_up(x->dim[1]);
+    row_sums rows = {(const float *)call->in[0].data, (float *)call->out[0], x->dim[0], x->dim[1],
+                     (size_t)x->dim[1]};
+    if (x->kind == MDMT_MAP) {
+        map_sums<T> f = {mdmt_map_of<T>(x, call->in[0].data), (float *)call->workspace};
+        rows.rows = f.partial;
+        rows.count = mdmt_cuda_stat_parts(x);
+        rows.stride = stored;
+        MDMT_TRY(mdmt_reduce_over<1>(site->stream, f.x.pixels(), f.x.packs, rows.count, 1, f));
+    }
+    return mdmt_count_over(site->stream, stored, rows);
+}
+
+static mdmt_status channel_sum(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
+{
+    return MDMT_BY_PRECISION(channel_sum_of, site, call);
+}
+
+static mdmt_status sum_needs(const mdmt_cuda_site *site, mdmt_cuda_needs *needs)
+{
+    const mdmt_tensor *x = site->in[0];
+    if (x->kind == MDMT_MAP) {
+        needs->workspace_bytes =
+            sizeof(float) * (size_t)mdmt_up(x->dim[1]) * (size_t)mdmt_cuda_stat_parts(x);
+    }
+    return MDMT_OK;
+}
+
+/* ---- between a map and rows of its C H W elements ---- */
+
+template <class T> struct flat {
+    mdmt_map<T> map;
+    float *rows;
+    int to_rows;
+
+    MDMT_HD void at(uint32_t pixel, int c) const
+    {
+        mdmt_place p = mdmt_place_of(pixel, map.h, map.w);
+        T *here = map.data + (size_t)pixel * (size_t)map.pitch + (size_t)c;
+        size_t plane = (size_t)p.n * (size_t)map.c + (size_t)c;
+        float *there = rows + (plane * (size_t)map.h + (size_t)p.y) * (size_t)map.w + (size_t)p.x;
+        if (!to_rows) {
+            mdmt_from_float(c < map.c ? *there : 0.0f, here);
+        } else if (c < map.c) {
+            *there = mdmt_to_float(*here);
+        }
+    }
+};
+
+template <class T>
+static mdmt_status flatten_of(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
+{
+    int to_rows = site->in[0]->kind == MDMT_MAP;
+    flat<T> f = {to_rows ? mdmt_map_of<T>(site->in[0], call->in[0].data)
+                         : mdmt_map_of<T>(site->out[0], call->out[0]),
+                 (float *)(to_rows ? call->out[0] : call->in[0].data), to_rows};
+    return mdmt_walk_over(site->stream, f.map.pixels(), f.map.packs * MDMT_PACK, f);
+}
+
+static mdmt_status flatten(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
+{
+    return MDMT_BY_PRECISION(flatten_of, site, call);
+}
+
+/* ---- dropout: element e of the plain (N, C, H, W) array is kept where word e % 4
+ * of the Philox block (e / 4, stream; step) is at least `rate` ---- */
+
+struct drop_rule {
+    const mdmt_gpu_step *step;
+    uint32_t stream;
+    float rate, scale;
+
+    MDMT_HD float of(uint64_t element, float v) const
+    {
+        mdmt_philox4 block = mdmt_philox(step->dropout_key,
+                                         element / 4 | (uint64_t)stream << 40, step->step);
+        return mdmt_uniform(block.v[element % 4]) >= rate ? v * scale : 0.0f;
+    }
+};
+
+struct drop_rows {
+    drop_rule rule;
+    const float *x;
+    float *y;
+    MDMT_HD void at(uint32_t i, int unused) const
+    {
+        (void)unused;
+        y[i] = rule.of(i, x[i]);
+    }
+};
+
+template <class T> struct drop_map {
+    drop_rule rule;
+    mdmt_map<T> x, y;
+
+    MDMT_HD void at(uint32_t pixel, int pack) const
+    {
+        mdmt_place p = mdmt_place_of(pixel, x.h, x.w);
+        mdmt_pack v = x.load(pixel, pack);
+        for (int i = 0; i < MDMT_PACK; i++) {
+            uint64_t plane = (uint64_t)p.n * (uint64_t)x.c + (uint64_t)(pack * MDMT_PACK + i);
+            uint64_t element = (plane * (uint64_t)x.h + (uint64_t)p.y) * (uint64_t)x.w;
+            v.v[i] = rule.of(element + (uint64_t)p.x, v.v[i]);
+        }
+        y.store(pixel, pack, v);
+    }
+};
+
+template <class T>
+static mdmt_status dropout_of(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
+{
+    const mdmt_dropout_attrs *a = MDMT_ATTRS(mdmt_dropout_attrs, site->op);
+    drop_rule rule = {site->gpu->step, (uint32_t)a->stream, a->rate, 1.0f / (1.0f - a->rate)};
+    if (site->in[0]->kind != MDMT_MAP) {
+        drop_rows f = {rule, (const float *)call->in[0].data, (float *)call->out[0]};
+        return mdmt_count_over(site->stream, mdmt_stored_elements(site->in[0]), f);
+    }
+    drop_map<T> f = {rule, mdmt_map_of<T>(site->in[0], call->in[0].data),
+                     mdmt_map_of<T>(site->out[0], call->out[0])};
+    return mdmt_walk_over(site->stream, f.x.pixels(), f.x.packs, f);
+}
+
+static mdmt_status dropout(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
+{
+    MDMT_TRY(mdmt_gpu_take_step(site->gpu, call->step, 0, 0));
+    return MDMT_BY_PRECISION(dropout_of, site, call);
+}
+
+static mdmt_status over_input(const mdmt_cuda_site *site, mdmt_cuda_needs *needs)
+{
+    (void)site;
+    needs->inplace_inputs = 1u;
+    return MDMT_OK;
+}
+
+const mdmt_cuda_impl mdmt_cuda_rows[] = {
+    {"linear", "cuda_linear", NULL, NULL, linear},
+    {"linear_bwd_data", "cuda_linear_bwd_data", NULL, NULL, linear_bwd_data},
+    {"linear_bwd_weight", "cuda_linear_bwd_weight", NULL, NULL, linear_bwd_weight},
+    {"channel_sum", "cuda_channel_sum", NULL, sum_needs, channel_sum},
+    {"flatten", "cuda_flatten", NULL, NULL, flatten},
+    {"flatten_bwd", "cuda_flatten_bwd", NULL, NULL, flatten},
+    {"dropout", "cuda_dropout", NULL, over_input, dropout},
+    {NULL, NULL, NULL, NULL, NULL}};

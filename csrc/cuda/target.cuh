@@ -1,0 +1,208 @@
+/* Kernels that run on a GPU, and the same code run on the processor.
+ *
+ * A kernel is a struct with
+ *   enum { THREADS, PHASES };  typedef ... shared_type;
+ *   void run(int phase, size_t block, int thread, shared_type &shared) const;
+ * A block's threads run phase 0, then, when all have ended it, phase 1, and so
+ * on; they share `shared`, nothing else. Compiled by nvcc, mdmt_launch starts it
+ * on a stream, with __syncthreads between phases; compiled by any C++ compiler,
+ * it walks through blocks, phases and threads. The arithmetic and every index are
+ * therefore the same code in both. */
+#ifndef MDMT_CUDA_TARGET_CUH
+#define MDMT_CUDA_TARGET_CUH
+
+#include <math.h>
+#include <string.h>
+
+#include "../base/philox.h"
+#include "services.h"
+
+#ifdef __CUDACC__
+#include <cuda_runtime.h>
+#define MDMT_HD __host__ __device__ inline
+typedef cudaStream_t mdmt_stream_handle;
+#else
+#define MDMT_HD inline
+typedef void *mdmt_stream_handle;
+#endif
+
+/* A kernel without shared memory. */
+struct mdmt_nothing {
+    int unused;
+};
+
+/* MDMT_OK, or the sentence for the last error of the CUDA runtime (device.cu). */
+mdmt_status mdmt_device_check(const char *what);
+
+#ifdef __CUDACC__
+template <class K> __global__ void __launch_bounds__(K::THREADS)
+    mdmt_kernel_entry(const __grid_constant__ K kernel)
+{
+    __shared__ typename K::shared_type shared;
+#pragma unroll
+    for (int phase = 0; phase < K::PHASES; phase++) {
+        if (phase) {
+            __syncthreads();
+        }
+        kernel.run(phase, blockIdx.x, (int)threadIdx.x, shared);
+    }
+}
+
+template <class K> mdmt_status mdmt_launch(mdmt_stream_handle stream, size_t blocks, const K &kernel)
+{
+    if (blocks == 0) {
+        return MDMT_OK;
+    }
+    if (blocks > 0x7fffffff) {
+        return mdmt_lent->fail(MDMT_UNSUPPORTED, "a tensor is too large for one launch on a GPU");
+    }
+    mdmt_kernel_entry<K><<<(unsigned)blocks, K::THREADS, 0, stream>>>(kernel);
+    return mdmt_device_check("the start of a kernel");
+}
+#else
+template <class K> mdmt_status mdmt_launch(mdmt_stream_handle stream, size_t blocks, const K &kernel)
+{
+    (void)stream;
+    typename K::shared_type shared;
+    for (size_t block = 0; block < blocks; block++) {
+        /* What a block finds in shared memory is undefined on a GPU. */
+        memset((void *)&shared, 0xFF, sizeof shared);
+        for (int phase = 0; phase < K::PHASES; phase++) {
+            for (int thread = 0; thread < K::THREADS; thread++) {
+                kernel.run(phase, block, thread, shared);
+            }
+        }
+    }
+    return MDMT_OK;
+}
+#endif
+
+MDMT_HD size_t mdmt_ceil_div(size_t a, size_t b)
+{
+    return (a + b - 1) / b;
+}
+
+/* bfloat16: the upper half of a float, rounded to nearest even. */
+struct mdmt_bf16 {
+    uint16_t bits;
+};
+
+MDMT_HD float mdmt_to_float(float v)
+{
+    return v;
+}
+
+MDMT_HD float mdmt_to_float(mdmt_bf16 v)
+{
+    uint32_t bits = (uint32_t)v.bits << 16;
+    float f;
+    memcpy(&f, &bits, sizeof f);
+    return f;
+}
+
+MDMT_HD void mdmt_from_float(float f, float *to)
+{
+    *to = f;
+}
+
+MDMT_HD void mdmt_from_float(float f, mdmt_bf16 *to)
+{
+    uint32_t bits;
+    memcpy(&bits, &f, sizeof bits);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) {
+        bits |= 0x00400000u; /* a NaN stays one */
+    } else {
+        bits += 0x7fffu + (bits >> 16 & 1u);
+    }
+    to->bits = (uint16_t)(bits >> 16);
+}
+
+/* Eight channels of a pixel: what a thread loads and stores at once. */
+enum { MDMT_PACK = 8 };
+struct mdmt_pack {
+    float v[MDMT_PACK];
+};
+
+template <class T> struct alignas(sizeof(T) * MDMT_PACK < 16 ? sizeof(T) * MDMT_PACK : 16) mdmt_raw {
+    T v[MDMT_PACK];
+};
+
+/* `at` is aligned to 8 elements, at most 16 bytes. */
+template <class T> MDMT_HD mdmt_pack mdmt_load_pack(const T *at)
+{
+    mdmt_raw<T> raw = *(const mdmt_raw<T> *)(const void *)at;
+    mdmt_pack p;
+    for (int i = 0; i < MDMT_PACK; i++) {
+        p.v[i] = mdmt_to_float(raw.v[i]);
+    }
+    return p;
+}
+
+template <class T> MDMT_HD void mdmt_store_pack(T *at, const mdmt_pack &p)
+{
+    mdmt_raw<T> raw;
+    for (int i = 0; i < MDMT_PACK; i++) {
+        mdmt_from_float(p.v[i], &raw.v[i]);
+    }
+    *(mdmt_raw<T> *)(void *)at = raw;
+}
+
+MDMT_HD mdmt_pack mdmt_zero_pack()
+{
+    mdmt_pack p;
+    for (int i = 0; i < MDMT_PACK; i++) {
+        p.v[i] = 0.0f;
+    }
+    return p;
+}
+
+/* NaN passes through, as in PyTorch. */
+MDMT_HD float mdmt_act_of(int act, float x)
+{
+    switch (act) {
+    case MDMT_ACT_RELU:
+        return x <= 0 ? 0.0f : x;
+    case MDMT_ACT_RELU6:
+        return x <= 0 ? 0.0f : x >= 6 ? 6.0f : x;
+    case MDMT_ACT_SILU:
+        return x / (1 + expf(-x));
+    case MDMT_ACT_SIGMOID:
+        return 1 / (1 + expf(-x));
+    case MDMT_ACT_HARDSWISH:
+        return x <= -3 ? 0.0f : x >= 3 ? x : x * (x + 3) / 6;
+    case MDMT_ACT_HARDSIGMOID:
+        return x <= -3 ? 0.0f : x >= 3 ? 1.0f : (x + 3) / 6;
+    default:
+        return x;
+    }
+}
+
+MDMT_HD int mdmt_slope_reads_input(int act)
+{
+    return act == MDMT_ACT_SILU || act == MDMT_ACT_HARDSWISH;
+}
+
+/* act' from x where mdmt_slope_reads_input, else from act(x); at the kinks as PyTorch. */
+MDMT_HD float mdmt_slope_of(int act, float v)
+{
+    float s;
+    switch (act) {
+    case MDMT_ACT_RELU:
+        return v > 0 ? 1.0f : 0.0f;
+    case MDMT_ACT_RELU6:
+        return v > 0 && v < 6 ? 1.0f : 0.0f;
+    case MDMT_ACT_SILU:
+        s = 1 / (1 + expf(-v));
+        return s * (1 + v * (1 - s));
+    case MDMT_ACT_SIGMOID:
+        return v * (1 - v);
+    case MDMT_ACT_HARDSWISH:
+        return v <= -3 ? 0.0f : v >= 3 ? 1.0f : (2 * v + 3) / 6;
+    case MDMT_ACT_HARDSIGMOID:
+        return v > 0 && v < 1 ? 1.0f / 6 : 0.0f;
+    default:
+        return 1.0f;
+    }
+}
+
+#endif

@@ -1,0 +1,48 @@
+/* The extension module mdmt._cuda: hands its backend to mdmt._core in a capsule
+ * (cuda/services.h). It imports without a driver. */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "../../cuda/services.h"
+
+static mdmt_cuda_module handed;
+
+static int module_exec(PyObject *module)
+{
+    handed.shape = MDMT_CUDA_SHAPE;
+    handed.open = mdmt_cuda_open;
+    PyObject *capsule = PyCapsule_New(&handed, MDMT_CUDA_CAPSULE, NULL);
+    int failed = !capsule || PyModule_AddObjectRef(module, "module", capsule) < 0;
+    Py_XDECREF(capsule);
+    if (failed || PyModule_AddIntConstant(module, "emulated", mdmt_cuda_emulated()) < 0 ||
+        PyModule_AddStringConstant(module, "build", mdmt_cuda_build()) < 0) {
+        return -1;
+    }
+    return 0;
+}
+
+static PyObject *devices(PyObject *self, PyObject *unused)
+{
+    (void)self, (void)unused;
+    char text[512];
+    int count = mdmt_cuda_probe(text, sizeof text);
+    return Py_BuildValue("(is)", count, text);
+}
+
+static PyMethodDef functions[] = {
+    {"devices", devices, METH_NOARGS,
+     "devices() -> (count, text): the GPUs that can be used, or 0 and why there is none."},
+    {NULL, NULL, 0, NULL}};
+
+static PyModuleDef_Slot slots[] = {{Py_mod_exec, (void *)module_exec}, {0, NULL}};
+
+static struct PyModuleDef definition = {.m_base = PyModuleDef_HEAD_INIT,
+                                        .m_name = "_cuda",
+                                        .m_doc = "The CUDA backend of mdmt.",
+                                        .m_methods = functions,
+                                        .m_slots = slots};
+
+PyMODINIT_FUNC PyInit__cuda(void)
+{
+    return PyModuleDef_Init(&definition);
+}
