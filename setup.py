@@ -1,4 +1,5 @@
-"""Builds the C engine `mdmt._core`; everything else is in pyproject.toml.
+"""Builds the C engine `mdmt._core` and, where nvcc is found, the CUDA backend `mdmt._cuda`;
+everything else is in pyproject.toml.
 
 All of csrc/**.c except csrc/cuda is compiled file by file, in parallel, and only what changed
 (or whose headers changed) is compiled again. The suffix of a file names the instruction set it
@@ -6,6 +7,8 @@ is compiled for: `_avx2.c`, `_avx512.c`; on other processors these are empty.
 
 Environment: CC, CPPFLAGS, CFLAGS, LDFLAGS as usual; MDMT_WERROR=1 makes warnings errors;
 MDMT_SANITIZE=address,undefined builds with sanitizers; MDMT_BUILD_JOBS=n compiles n files at once.
+MDMT_CUDA=skip leaves the CUDA backend out, require fails without it; nvcc is looked for on PATH, in
+CUDA_HOME and among the packages of pip; MDMT_CUDA_ARCHS="90 120" names the GPUs to compile for.
 """
 
 import os
@@ -45,10 +48,51 @@ ISA_FLAGS = {
 }
 
 
+NVCC_FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-Xcompiler=-fPIC,-fvisibility=hidden,-fno-strict-aliasing,-Wall,-Wextra",
+]
+# Compute capabilities with code of their own; the last one's PTX serves what comes after.
+CUDA_ARCHS = "80 86 89 90 100 120"
+
+
 def sources():
     """Paths relative to the top level, in a fixed order."""
     found = (p.relative_to(ROOT) for p in (ROOT / "csrc").rglob("*.c"))
-    return sorted(p.as_posix() for p in found if p.parts[1] != "cuda")
+    return sorted(p.as_posix() for p in found if "cuda" not in p.parts[1:3])
+
+
+def cuda_sources():
+    """What mdmt._cuda is made of: kernels and backend, and the binding."""
+    found = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "csrc/cuda").glob("*.cu"))
+    return [*found, "csrc/py/cuda/module.c"]
+
+
+def find_nvcc():
+    """The CUDA compiler, or None: on PATH, in CUDA_HOME, or from pip (nvidia-cuda-nvcc)."""
+    homes = [os.environ.get(v) for v in ("CUDA_HOME", "CUDA_PATH")]
+    found = [shutil.which("nvcc", path=str(Path(h, "bin"))) for h in homes if h]
+    found.append(shutil.which("nvcc"))
+    for site in dict.fromkeys([*sys.path, sysconfig.get_paths()["purelib"]]):
+        places = sorted(Path(site, "nvidia").glob("*/bin")) if site else []
+        found += [shutil.which("nvcc", path=str(p)) for p in places]
+    return next((n for n in found if n), None)
+
+
+def want_cuda():
+    """The path of nvcc when the CUDA backend is to be built, else None."""
+    wish = os.environ.get("MDMT_CUDA", "")
+    if wish not in ("", "skip", "require"):
+        raise CompileError(f"MDMT_CUDA is {wish!r}; use require or skip, or leave it out")
+    if wish == "skip" or (os.environ.get("MDMT_SANITIZE") and not wish):
+        return None
+    nvcc = find_nvcc()
+    if wish == "require" and not nvcc:
+        raise CompileError(
+            "MDMT_CUDA=require, but nvcc was not found: put it on PATH, or set CUDA_HOME"
+        )
+    return nvcc
 
 
 def c_compiler():
@@ -107,6 +151,9 @@ class BuildEngine(build_ext):
     """build_ext that compiles in parallel and only what is out of date."""
 
     def build_extension(self, ext):
+        if ext.name == "mdmt._cuda":
+            self.build_cuda(ext)
+            return
         compiler = c_compiler()
         sanitize = os.environ.get("MDMT_SANITIZE", "")
         flavour = f"sanitize-{sanitize}" if sanitize else "plain"
@@ -138,6 +185,50 @@ class BuildEngine(build_ext):
         except OSError as error:  # a read-only source tree: the installed package is complete
             print(f"mdmt._core: not copied to {place}: {error}", file=sys.stderr)
 
+    def build_cuda(self, ext):
+        nvcc = want_cuda()
+        if not nvcc:
+            why = "left out" if os.environ.get("MDMT_CUDA") == "skip" else "nvcc was not found"
+            print(f"mdmt._cuda: {why}; the package runs on the CPU", flush=True)
+            Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)  # of an earlier build
+            return
+        objects = Path(self.build_temp).resolve() / "cuda"
+        objects.mkdir(parents=True, exist_ok=True)
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            units = self.cuda_units(objects, nvcc)
+            self.compile_units(
+                [u for u in units if self.force or not u.is_current()], len(units), ext.name
+            )
+            self.link_command(
+                [nvcc, "-shared", "-cudart", "static", *[str(u.object) for u in units],
+                 "-Xlinker=--exclude-libs,ALL", "-ldl", "-lrt", "-lpthread", "-o", str(target)],
+                units, target,
+            )  # fmt: skip
+        except (CompileError, LinkError) as error:
+            if os.environ.get("MDMT_CUDA") == "require":
+                raise
+            # A toolkit that does not work here must not keep anybody from the CPU.
+            print(f"mdmt._cuda: not built, the package runs on the CPU: {error}", file=sys.stderr)
+            return
+        self.copy_beside_sources(target)
+
+    def cuda_units(self, objects, nvcc):
+        archs = (os.environ.get("MDMT_CUDA_ARCHS") or CUDA_ARCHS).replace(",", " ").split()
+        code = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
+        code.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
+        strict = os.environ.get("MDMT_WERROR") == "1"
+        flags = [*NVCC_FLAGS, *code, *(["-Werror", "all-warnings"] if strict else [])]
+        units = []
+        for source in cuda_sources():
+            if source.endswith(".cu"):
+                units.append(Unit(source, objects, [nvcc, *flags]))
+            else:
+                how = [*c_compiler(), *FLAGS, *(["-Werror"] if strict else [])]
+                units.append(Unit(source, objects, [*how, *self.binding_flags()]))
+        return units
+
     def units(self, objects, compiler, instrument):
         machine = subprocess.run([*compiler, "-dumpmachine"], capture_output=True, text=True)
         x86 = machine.stdout.startswith("x86_64")
@@ -162,8 +253,8 @@ class BuildEngine(build_ext):
         found = [f"-I{p}" for p in dict.fromkeys(paths)] + ["-isystem", numpy.get_include()]
         return [*found, "-DNPY_NO_DEPRECATED_API=NPY_1_19_API_VERSION"]
 
-    def compile_units(self, stale, total):
-        print(f"mdmt._core: {len(stale)} of {total} files to compile", flush=True)
+    def compile_units(self, stale, total, name="mdmt._core"):
+        print(f"{name}: {len(stale)} of {total} files to compile", flush=True)
         with ThreadPoolExecutor(jobs()) as pool:
             running = [(unit, pool.submit(unit.compile)) for unit in stale]
             try:
@@ -178,13 +269,16 @@ class BuildEngine(build_ext):
 
     def link(self, units, target, compiler):
         inputs = [u.object for u in units]
-        newest = max(o.stat().st_mtime_ns for o in inputs)
-        stamp = inputs[0].parent / "link.command"
         how = ["-shared"]
         if sys.platform == "darwin":
             how = ["-bundle", "-undefined", "dynamic_lookup"]
         command = [*compiler, *how, *map(str, inputs), "-pthread", "-lm", "-o", str(target)]
         command += shlex.split(os.environ.get("LDFLAGS", ""))
+        self.link_command(command, units, target)
+
+    def link_command(self, command, units, target):
+        newest = max(u.object.stat().st_mtime_ns for u in units)
+        stamp = units[0].object.parent / "link.command"
         same = stamp.exists() and stamp.read_text() == shlex.join(command)
         if same and target.exists() and target.stat().st_mtime_ns >= newest and not self.force:
             return
@@ -198,6 +292,11 @@ class BuildEngine(build_ext):
 
 
 setup(
-    ext_modules=[Extension("mdmt._core", sources())],
+    ext_modules=[
+        Extension("mdmt._core", sources()),
+        Extension(
+            "mdmt._cuda", cuda_sources(), optional=os.environ.get("MDMT_CUDA") != "require"
+        ),
+    ],
     cmdclass={"build_ext": BuildEngine},
 )

@@ -269,6 +269,10 @@ static mdmt_status gpu_adam(mdmt_backend *backend, const mdmt_adam *adam, float 
 static void gpu_close(mdmt_backend *backend)
 {
     mdmt_gpu *gpu = gpu_of(backend);
+    if (!gpu->opened) {
+        mdmt_lent->release(gpu);
+        return;
+    }
     mdmt_device_use(gpu->options.device);
     mdmt_stream_close(gpu->stream);
     mdmt_gpu_forget_images(gpu);
@@ -283,6 +287,7 @@ static mdmt_status open_device(mdmt_gpu *gpu)
 {
     void *step, *fault;
     MDMT_TRY(mdmt_device_open(gpu->options.device));
+    gpu->opened = 1;
     MDMT_TRY(mdmt_stream_open(&gpu->stream));
     MDMT_TRY(mdmt_device_alloc(&step, sizeof *gpu->step, "state of a step"));
     gpu->step = (mdmt_gpu_step *)step;

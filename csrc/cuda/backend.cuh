@@ -32,6 +32,7 @@ enum { MDMT_FAULT_NONE, MDMT_FAULT_TASK, MDMT_FAULT_BCE, MDMT_FAULT_MSE, MDMT_FA
 struct mdmt_gpu {
     mdmt_backend base;
     mdmt_cuda_options options;
+    int opened; /* whether the device was found fit */
     mdmt_stream_handle stream;
     mdmt_gpu_step *step; /* in the GPU's memory, as the next two and fault */
     mdmt_gpu_step written; /* what stands there */

@@ -185,15 +185,16 @@ MDMT_HD int mdmt_slope_reads_input(int act)
 /* act' from x where mdmt_slope_reads_input, else from act(x); at the kinks as PyTorch. */
 MDMT_HD float mdmt_slope_of(int act, float v)
 {
-    float s;
+    float e, s;
     switch (act) {
     case MDMT_ACT_RELU:
         return v > 0 ? 1.0f : 0.0f;
     case MDMT_ACT_RELU6:
         return v > 0 && v < 6 ? 1.0f : 0.0f;
     case MDMT_ACT_SILU:
-        s = 1 / (1 + expf(-v));
-        return s * (1 + v * (1 - s));
+        e = expf(-v);
+        s = 1 / (1 + e);
+        return s * (1 + v * (v > 0 ? e * s : 1 - s)); /* e s = 1 - s without cancellation */
     case MDMT_ACT_SIGMOID:
         return v * (1 - v);
     case MDMT_ACT_HARDSWISH:

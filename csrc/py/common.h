@@ -23,12 +23,17 @@ typedef struct {
     mdmt_backend *backend;
     mdmt_pool *own;      /* threads of its own, or NULL: those of the process    */
     unsigned generation; /* of the process's threads when the backend was opened */
+    PyObject *module;    /* the capsule of mdmt._cuda, or NULL: on the CPU          */
     mdmt_isa isa;
     int winograd;
 } mdmt_py_backend;
 
 /* `isa` may be NULL: the best; `threads` 0: those of the process. */
 mdmt_status mdmt_py_backend_open(mdmt_py_backend *b, const char *isa, int threads, int winograd);
+/* On a GPU. `device`: (capsule of mdmt._cuda, ordinal, precision, libraries,
+ * deterministic), or None: as mdmt_py_backend_open. */
+mdmt_status mdmt_py_backend_open_on(mdmt_py_backend *b, PyObject *device, const char *isa,
+                                    int threads, int winograd);
 void mdmt_py_backend_close(mdmt_py_backend *b);
 /* After set_num_threads: opens the backend again. 1 when it was, 0 when there
  * was nothing to do, -1 on failure. The former one goes to *former. */

@@ -83,12 +83,13 @@ void mdmt_py_backend_close(mdmt_py_backend *b)
         b->backend->close(b->backend);
     }
     mdmt_pool_close(b->own);
+    Py_XDECREF(b->module);
     memset(b, 0, sizeof *b);
 }
 
 int mdmt_py_backend_refresh(mdmt_py_backend *b, mdmt_backend **former)
 {
-    if (b->own || b->generation == shared_generation) {
+    if (b->own || b->module || b->generation == shared_generation) {
         return 0;
     }
     mdmt_pool *pool;

@@ -48,12 +48,12 @@ static mdmt_status open_program(py_program *self, const mdmt_graph *graph, const
 
 static PyObject *program_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
-    static char *names[] = {"graph", "isa", "threads", "kernel", "winograd", NULL};
-    PyObject *graph, *threads = Py_None;
+    static char *names[] = {"graph", "isa", "threads", "kernel", "winograd", "device", NULL};
+    PyObject *graph, *threads = Py_None, *device = Py_None;
     const char *isa = NULL, *kernel = NULL;
     int winograd = 2, count = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!|zOzi", names, mdmt_py_graph_type, &graph,
-                                     &isa, &threads, &kernel, &winograd)) {
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!|zOziO", names, mdmt_py_graph_type, &graph,
+                                     &isa, &threads, &kernel, &winograd, &device)) {
         return NULL;
     }
     if (threads != Py_None) {
@@ -63,7 +63,7 @@ static PyObject *program_new(PyTypeObject *type, PyObject *args, PyObject *keywo
     if (!self) {
         return NULL;
     }
-    mdmt_status status = mdmt_py_backend_open(&self->backend, isa, count, winograd);
+    mdmt_status status = mdmt_py_backend_open_on(&self->backend, device, isa, count, winograd);
     if (status == MDMT_OK) {
         status = open_program(self, ((mdmt_py_graph *)graph)->graph, kernel);
     }
@@ -79,8 +79,11 @@ static void program_dealloc(PyObject *object)
     py_program *self = (py_program *)object;
     PyTypeObject *type = Py_TYPE(object);
     mdmt_program_close(self->program);
-    mdmt_slab_close(&self->held);
-    mdmt_slab_close(&self->values);
+    mdmt_backend *backend = self->backend.backend;
+    if (backend) {
+        backend->slab_close(backend, &self->held);
+        backend->slab_close(backend, &self->values);
+    }
     mdmt_py_backend_close(&self->backend);
     type->tp_free(object);
     Py_DECREF(type);

@@ -1,0 +1,93 @@
+"""The CUDA backend without a GPU: csrc/cuda compiled by a C++ compiler, so that the same kernels,
+index arithmetic, layouts and launch sizes run on the processor (csrc/cuda/target.cuh).
+
+    from tests import cudahost
+    device = cudahost.device("fp32")        # for _core.Program(graph, device=device)
+"""
+
+import functools
+import hashlib
+import importlib.machinery
+import importlib.util
+import os
+import shlex
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+from pathlib import Path
+
+import pytest
+
+TOP = Path(__file__).parent.parent
+CUDA, MODULE = TOP / "csrc" / "cuda", TOP / "csrc" / "py" / "cuda" / "module.c"
+FLAGS = "-O2 -fPIC -fvisibility=hidden -fno-strict-aliasing -ffp-contract=off -Wall -Wextra -Werror"
+
+
+def compilers():
+    """Commands of the C++ and the C compiler, or None."""
+    found = []
+    for variable, names in (("CXX", ("c++", "g++", "clang++")), ("CC", ("cc", "gcc", "clang"))):
+        wish = shlex.split(os.environ.get(variable, ""))
+        for command in ([wish] if wish else []) + [[n] for n in names]:
+            if shutil.which(command[0]):
+                found.append(command)
+                break
+    return found if len(found) == 2 else None
+
+
+def sources():
+    return [*sorted(CUDA.glob("*.cu")), MODULE]
+
+
+def fingerprint():
+    digest = hashlib.sha256(FLAGS.encode())
+    inside = [p for p in (TOP / "csrc").rglob("*") if p.suffix in (".h", ".cuh", ".cu")]
+    for path in sorted([*inside, MODULE]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def compile_into(folder):
+    """folder/_cuda<suffix>; raises CalledProcessError."""
+    cxx, cc = compilers()
+    include = [f"-I{sysconfig.get_paths()['include']}"]
+    objects = []
+    for source in sources():
+        made = folder / f"{source.stem}.o"
+        how = [*cc, "-std=c11", *include] if source == MODULE else [*cxx, "-x", "c++", "-std=c++17"]
+        command = [*how, *FLAGS.split(), "-c", str(source), "-o", str(made)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, f"{shlex.join(command)}\n{done.stderr}"
+        objects.append(str(made))
+    target = folder / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
+    subprocess.run([*cxx, "-shared", *objects, "-o", str(target)], check=True)
+    return target
+
+
+@functools.cache
+def module():
+    """The module `_cuda` that runs on the processor; built once for these sources."""
+    if compilers() is None:
+        pytest.skip("no C++ compiler is here: the CUDA kernels cannot be run on the processor")
+    place = Path(tempfile.gettempdir()) / f"mdmt-cuda-on-cpu-{os.getuid()}-{fingerprint()}"
+    name = f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
+    if not (place / name).exists():
+        work = Path(tempfile.mkdtemp(prefix="mdmt-cuda-"))
+        try:
+            made = compile_into(work)
+            place.mkdir(exist_ok=True)
+            shutil.copy2(made, place / f"{name}.{os.getpid()}")
+            (place / f"{name}.{os.getpid()}").replace(place / name)
+        finally:
+            shutil.rmtree(work)
+    loader = importlib.machinery.ExtensionFileLoader("_cuda", str(place / name))
+    spec = importlib.util.spec_from_file_location("_cuda", place / name, loader=loader)
+    made = importlib.util.module_from_spec(spec)
+    loader.exec_module(made)
+    assert made.emulated == 1
+    return made
+
+
+def device(precision="fp32", ordinal=0):
+    return (module().module, ordinal, precision)

@@ -1,0 +1,96 @@
+"""Every kernel of the CUDA backend over the op table, run on the processor (tests/cudahost.py)
+with the arithmetic, indices and launch sizes that a GPU would run."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mdmt import _core
+from tests import cudahost
+from tests.opcase import check
+from tests.optable import CASES
+
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
+BF16 = 2.0**-8  # twice the rounding of a number to bfloat16
+
+
+def run(case, precision, kernel=None, arrays=None):
+    """Outputs, the kernel's name, and the program."""
+    graph, made = case.graph(_core)
+    program = _core.Program(graph, kernel=kernel, device=cudahost.device(precision))
+    got = {k: np.array(v) for k, v in program.run(arrays or made, seed=5, step=3).items()}
+    got |= {name: np.array(program.read(name)) for name in case.reads}
+    return got, next(kernel for op, kernel in program.kernels() if op == case.op)
+
+
+def to_bf16(a):
+    """Rounded to nearest even, as float32."""
+    bits = np.ascontiguousarray(a, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
+
+
+@every_case
+def test_fp32_means_what_is_stated(case):
+    check(case, *run(case, "fp32"))
+
+
+@every_case
+def test_bf16_means_what_is_stated_of_rounded_maps(case):
+    arrays = case.arrays()
+    for name, feed in case.feeds.items():
+        if feed.startswith("map") and arrays[name].dtype == np.float32:
+            arrays[name] = to_bf16(arrays[name])
+    got, _ = run(case, "bf16", arrays=arrays)
+    outputs, bounds = case.expected(arrays)
+    exact = {k: v.astype(np.float64) if v.dtype == np.float32 else v for k, v in arrays.items()}
+    sizes = case.magnitude(exact) if case.magnitude else {}
+    assert set(got) == set(outputs)
+    for name, value in outputs.items():
+        size = np.maximum(np.abs(sizes.get(name, value)), np.abs(value))
+        error = np.abs(got[name].astype(np.float64) - value)
+        allowed = bounds[name] + BF16 * size
+        worst = (error / allowed).max(initial=0.0)
+        assert worst <= 1, f"{case.id} {name}: off by {worst:.3g} times what rounding explains"
+
+
+@every_case
+def test_same_bits_twice(case):
+    if case.length > 2000 and case.macs > 1e7:
+        pytest.skip("large: the order of its sums is that of the small cases")
+    first, second = run(case, "fp32")[0], run(case, "fp32")[0]
+    assert all(first[k].tobytes() == second[k].tobytes() for k in first)
+
+
+def declared():
+    """(op, kernel) of every list in csrc/cuda."""
+    found = []
+    for path in Path(cudahost.CUDA).glob("*.cu"):
+        found += re.findall(r'\{"(\w+)", "(cuda_\w+)",', path.read_text())
+    return found
+
+
+def test_every_kernel_is_reached():
+    reached = {"cuda_images", "cuda_dropout"}  # test_cuda_net.py
+    for op, kernel in declared():
+        for case in (c for c in CASES if c.op == op):
+            graph, _ = case.graph(_core)
+            try:
+                program = _core.Program(graph, kernel=kernel, device=cudahost.device())
+            except NotImplementedError:
+                continue  # a kernel may refuse a shape
+            if (op, kernel) in program.kernels():
+                reached.add(kernel)
+                break
+    assert {kernel for _, kernel in declared()} == reached
+
+
+ANY = [c for c in CASES if c.op.startswith("conv2d") and c.macs < 2e6]
+
+
+@pytest.mark.parametrize("case", ANY, ids=lambda c: c.id)
+def test_the_definition_of_convolution_agrees(case):
+    """The kernel for any convolution, where a faster one would have been chosen."""
+    kernel = {"conv2d": "cuda_conv2d_any"}.get(case.op, f"cuda_{case.op}_any")
+    check(case, *run(case, "fp32", kernel))
