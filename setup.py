@@ -294,9 +294,7 @@ class BuildEngine(build_ext):
 setup(
     ext_modules=[
         Extension("mdmt._core", sources()),
-        Extension(
-            "mdmt._cuda", cuda_sources(), optional=os.environ.get("MDMT_CUDA") != "require"
-        ),
+        Extension("mdmt._cuda", cuda_sources(), optional=os.environ.get("MDMT_CUDA") != "require"),
     ],
     cmdclass={"build_ext": BuildEngine},
 )

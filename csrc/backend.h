@@ -89,6 +89,8 @@ struct mdmt_backend {
     /* Adam over flat slabs of `count` floats. */
     mdmt_status (*adam)(mdmt_backend *backend, const mdmt_adam *adam, float *weights,
                         const float *gradients, float *first, float *second, int64_t count);
+    /* Frees copies of image sources, whose arrays may change or go; NULL: it has none. */
+    void (*forget_images)(mdmt_backend *backend);
     void (*close)(mdmt_backend *backend);
 };
 

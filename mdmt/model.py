@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from mdmt import _core, nets
+from mdmt import _core, nets, system
 from mdmt.augmentation import complete
 from mdmt.nets import heads as heads_
 from mdmt.nets.builder import Builder
@@ -19,6 +19,7 @@ from mdmt.weights.catalogue import normalisation
 
 MAX_SIDE = 1 << 14  # pixels
 PRECISIONS = {"fp32": 2, "fp32-direct": 0}  # largest Winograd tile: F(4x4), none
+GPU_PRECISIONS = {"fp32": "fp32", "fp32-direct": "fp32", "tf32": "tf32", "bf16": "bf16"}
 
 
 def _whole(name, value, low, high):
@@ -60,8 +61,9 @@ class Model:
     heads : {task: class count or {"classes", "hidden", "dropout", "loss"}}; task k is the k-th
     image_size : side, or (height, width), of resident images; forward takes any size
     channels : of the input, 1 to 4
-    device : "cpu"
-    precision : "fp32", or "fp32-direct": without Winograd convolution
+    device : "cpu", "cuda" or "cuda:i"
+    precision : "fp32", or "fp32-direct": without Winograd convolution; on a GPU also "tf32" and
+        "bf16" (feature maps in bfloat16; weights, statistics and sums in float32)
     seed : of the initial weights, dropout and augmentation
     weights : None, "imagenet" (the published file, fetched once into the user's cache), or a file
         whose keys are those of torchvision, timm, the EfficientNet-PyTorch family or state_dict();
@@ -83,10 +85,13 @@ class Model:
     ):
         if heads is None:
             heads = {"prognosis": 2, "severity": 4}
-        if device != "cpu":
-            raise NotImplementedError(f"the device {device!r} is not available here; use 'cpu'")
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+        self._on = system.open_device(device)
+        allowed = PRECISIONS if self._on is None else GPU_PRECISIONS
+        if precision not in allowed:
+            where = "the CPU" if self._on is None else "a GPU"
+            raise ValueError(
+                f"precision on {where} must be one of {', '.join(allowed)}, not {precision!r}"
+            )
         self.backbone = backbone
         self.heads = heads_.normalise(heads)
         self.image_size = _sides(image_size)
@@ -129,7 +134,10 @@ class Model:
 
     def _build(self, b, given):
         """The network in the engine; given: arrays to start from, the others are drawn."""
-        self._network = _core.Network(b.graph, winograd=PRECISIONS[self.precision], seed=self.seed)
+        how = {"winograd": PRECISIONS.get(self.precision, 2), "seed": self.seed}
+        if self._on is not None:
+            how["device"] = (*self._on, GPU_PRECISIONS[self.precision])
+        self._network = _core.Network(b.graph, **how)
         for key, role, init, shape in b.entries:
             if role == "counter":
                 self._counters[key] = int(given.get(key, 0))
@@ -276,7 +284,8 @@ class Model:
         """Makes data sets resident for fit_step and predict.
 
         datasets: mappings or objects with images (M, H, W) uint8 C-ordered (a memory map will do),
-        task (int: the k-th head) and target (M) or (M, k) float32.
+        task (int: the k-th head) and target (M) or (M, k) float32. On a GPU the images are copied
+        when they are first used, and later changes of the arrays are not seen.
         """
         sources, labels = [], []
         for i, entry in enumerate(datasets):
@@ -292,6 +301,7 @@ class Model:
             sources.append(images)
             labels.append((int(get("task")), target))
         self._sources, self._labels = sources, labels
+        self._network.forget_images()
 
     def _samples(self, dataset, index):
         dataset = np.ascontiguousarray(dataset, np.int32)
@@ -544,6 +554,8 @@ class Model:
         """The model that save wrote."""
         description, state = read_description(path), load_weights(path)
         scaling = {k: tuple(description.pop(k)) for k in ("mean", "std") if k in description}
+        if device == "cpu" and description["precision"] not in PRECISIONS:
+            description["precision"] = "fp32"  # trained on a GPU
         model = cls(**description, device=device)
         model.mean, model.std = scaling.get("mean", model.mean), scaling.get("std", model.std)
         model.load_state_dict(state)

@@ -1,5 +1,6 @@
 """What the engine runs on: threads, processor, build."""
 
+import importlib
 import os
 import platform
 
@@ -25,6 +26,33 @@ def cpu_path():
     return order[min(order.index(wish), order.index(_core.cpu_info()["isa"]))]
 
 
+def cuda_devices():
+    """(number of GPUs that can be used, their names or why there is none)."""
+    try:
+        module = importlib.import_module("mdmt._cuda")
+    except ModuleNotFoundError:
+        return 0, "not in this build (nvcc was not found when it was made)"
+    except ImportError as error:
+        return 0, f"its module cannot be loaded ({error})"
+    return module.devices()
+
+
+def open_device(name):
+    """None for "cpu", else (capsule of mdmt._cuda, ordinal) for "cuda" or "cuda:i"."""
+    kind, colon, number = str(name).partition(":")
+    if name == "cpu":
+        return None
+    if kind != "cuda" or (colon and not (number.isascii() and number.isdigit())):
+        raise ValueError(f"{name!r} is not a device; use cpu, cuda or cuda:i")
+    count, text = cuda_devices()
+    if not count:
+        raise NotImplementedError(f"the device {name!r} is not available here: {text}; use 'cpu'")
+    ordinal = int(number or 0)
+    if ordinal >= count:
+        raise ValueError(f"there is no device {name!r}: the GPUs here are {text}")
+    return importlib.import_module("mdmt._cuda").module, ordinal
+
+
 def show_config():
     """Prints version, build, processor, CPU path and what is known of CUDA; returns it too."""
     import numpy
@@ -40,7 +68,7 @@ def show_config():
         "CPU path": f"{cpu_path()} (the processor has {cpu['isa']})",
         "threads": get_num_threads(),
         "Winograd": os.environ.get("MDMT_WINOGRAD") or "on",
-        "CUDA": "not in this build",
+        "CUDA": cuda_devices()[1],
     }
     for key, value in lines.items():
         print(f"{key:10} {value}")

@@ -55,7 +55,10 @@ ADAM = (1e-3, 0.9, 0.999, 1e-8, 1e-4, True)
 def batch():
     """Feeds, and what the step reads: two data sets of different sizes, one sample unlabelled."""
     rng = np.random.default_rng(7)
-    sources = [rng.integers(0, 256, (5, 40, 36), np.uint8), rng.integers(0, 256, (4, 32, 32), np.uint8)]
+    sources = [
+        rng.integers(0, 256, (5, 40, 36), np.uint8),
+        rng.integers(0, 256, (4, 32, 32), np.uint8),
+    ]
     dataset = np.array([0, 1] * 6, np.int32)
     index = rng.integers(0, 4, 12).astype(np.int64)
     task = np.array([0, 1, 0, 1, -1, 1, 0, 1, 0, 1, 0, 1], np.int32)

@@ -23,9 +23,9 @@ static size_t gpu_view_bytes(const mdmt_backend *backend, const mdmt_tensor *vie
 
 /* ---- kernels ---- */
 
-static const mdmt_cuda_impl *const lists[] = {
-    mdmt_cuda_norm, mdmt_cuda_elements, mdmt_cuda_pool, mdmt_cuda_depth,
-    mdmt_cuda_conv, mdmt_cuda_rows,     mdmt_cuda_loss, mdmt_cuda_images};
+static const mdmt_cuda_impl *const lists[] = {mdmt_cuda_norm,  mdmt_cuda_elements, mdmt_cuda_pool,
+                                              mdmt_cuda_depth, mdmt_cuda_conv,     mdmt_cuda_rows,
+                                              mdmt_cuda_loss,  mdmt_cuda_images};
 
 static mdmt_cuda_site site_of(mdmt_gpu *gpu, const mdmt_graph *graph, const mdmt_op *op)
 {
@@ -72,8 +72,7 @@ static mdmt_status choose(const mdmt_cuda_site *site, const char *force,
                                    "the kernel %s cannot do this %s; leave the choice open or "
                                    "name another",
                                    force, site->op->record->name)
-                 : mdmt_lent->fail(MDMT_BAD_ARGUMENT,
-                                   "the op %s has no kernel named %s on the GPU",
+                 : mdmt_lent->fail(MDMT_BAD_ARGUMENT, "the op %s has no kernel named %s on the GPU",
                                    site->op->record->name, force);
 }
 
@@ -153,8 +152,7 @@ static mdmt_status gpu_upload(mdmt_backend *backend, const mdmt_tensor *tensor, 
             memcpy(to, from, bytes);
         }
     }
-    mdmt_status status =
-        mdmt_device_write(gpu->stream, data, staged, stored_bytes(gpu, tensor));
+    mdmt_status status = mdmt_device_write(gpu->stream, data, staged, stored_bytes(gpu, tensor));
     mdmt_lent->release(staged);
     return status;
 }
@@ -242,8 +240,7 @@ static mdmt_status gpu_adam(mdmt_backend *backend, const mdmt_adam *adam, float 
     mdmt_gpu *gpu = gpu_of(backend);
     if (!((float)adam->eps > 0)) {
         /* 0 / 0 would put NaN into the padding. */
-        return mdmt_lent->fail(MDMT_BAD_ARGUMENT, "eps of Adam must be above 0, not %g",
-                               adam->eps);
+        return mdmt_lent->fail(MDMT_BAD_ARGUMENT, "eps of Adam must be above 0, not %g", adam->eps);
     }
     MDMT_TRY(mdmt_device_use(gpu->options.device));
     double correction1 = 1 - pow(adam->beta1, (double)adam->step);
@@ -283,6 +280,12 @@ static void gpu_close(mdmt_backend *backend)
     mdmt_lent->release(gpu);
 }
 
+static void gpu_forget_images(mdmt_backend *backend)
+{
+    mdmt_device_use(gpu_of(backend)->options.device);
+    mdmt_gpu_forget_images(gpu_of(backend));
+}
+
 static mdmt_status open_device(mdmt_gpu *gpu)
 {
     void *step, *fault;
@@ -316,6 +319,7 @@ mdmt_status mdmt_cuda_open(mdmt_backend **backend, const mdmt_cuda_services *ser
     base->slab_open = gpu_slab_open;
     base->slab_close = gpu_slab_close;
     base->adam = gpu_adam;
+    base->forget_images = gpu_forget_images;
     base->close = gpu_close;
     mdmt_status status = open_device(gpu);
     if (status != MDMT_OK) {

@@ -34,7 +34,7 @@ struct mdmt_gpu {
     mdmt_cuda_options options;
     int opened; /* whether the device was found fit */
     mdmt_stream_handle stream;
-    mdmt_gpu_step *step; /* in the GPU's memory, as the next two and fault */
+    mdmt_gpu_step *step;   /* in the GPU's memory, as the next two and fault */
     mdmt_gpu_step written; /* what stands there */
     int32_t *sample_source;
     int64_t *sample_index;

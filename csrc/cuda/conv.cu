@@ -175,17 +175,17 @@ static size_t lazy_bytes(const mdmt_cuda_site *site)
 {
     mdmt_tensor dense = *site->in[0];
     dense.pitch = 0;
-    return dense.lazy_source < 0 ? 0
-                                 : mdmt_stored_elements(&dense) *
-                                       mdmt_element(&dense, site->precision);
+    return dense.lazy_source < 0
+               ? 0
+               : mdmt_stored_elements(&dense) * mdmt_element(&dense, site->precision);
 }
 
 static mdmt_status finish_stats(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
 {
     float *stats = (float *)call->output(site, 1);
-    return stats ? mdmt_cuda_map_stats(site, site->out[0], call->out[0], stats,
-                                       site->out[1]->dim[0])
-                 : MDMT_OK;
+    return stats
+               ? mdmt_cuda_map_stats(site, site->out[0], call->out[0], stats, site->out[1]->dim[0])
+               : MDMT_OK;
 }
 
 template <class T>
@@ -398,7 +398,8 @@ template <class X, class T> struct any_weight : any_conv<X, T> {
     MDMT_HD void at(uint32_t index, int c) const
     {
         const mdmt_window_geometry &g = this->g;
-        int taps = g.kh * g.kw, k = (int)(index / (uint32_t)taps), tap = (int)(index % (uint32_t)taps);
+        int taps = g.kh * g.kw, k = (int)(index / (uint32_t)taps),
+            tap = (int)(index % (uint32_t)taps);
         double sum = 0;
         int live = k < this->wv.o && c < this->wv.i;
         int from = live ? k / this->per_group * this->wv.i + c : 0;
@@ -443,8 +444,7 @@ static mdmt_value stored_value(void *data)
 template <class X, class T>
 static mdmt_status any_forward_of(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
 {
-    any_forward<X, T> f =
-        any_of<X, T, any_forward>(site, call->in[0], stored_value(call->out[0]));
+    any_forward<X, T> f = any_of<X, T, any_forward>(site, call->in[0], stored_value(call->out[0]));
     f.w = (const float *)call->in[1].data;
     f.extra = (const float *)call->input(site, 2);
     size_t pixels = (size_t)f.y.n * (size_t)f.y.h * (size_t)f.y.w;
@@ -473,10 +473,9 @@ static mdmt_status any_weight_of(const mdmt_cuda_site *site, const mdmt_cuda_cal
 
 /* The element types of x (float for an IMAGE) and of the other maps. */
 #define BY_TYPES(body, site, call)                                                                 \
-    ((site)->precision != MDMT_CUDA_BF16 ? body<float, float>(site, call)                          \
-     : tensors_of(site).x->kind == MDMT_MAP                                                        \
-         ? body<mdmt_bf16, mdmt_bf16>(site, call)                                                  \
-         : body<float, mdmt_bf16>(site, call))
+    ((site)->precision != MDMT_CUDA_BF16    ? body<float, float>(site, call)                       \
+     : tensors_of(site).x->kind == MDMT_MAP ? body<mdmt_bf16, mdmt_bf16>(site, call)               \
+                                            : body<float, mdmt_bf16>(site, call))
 
 static mdmt_status any_conv2d(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
 {
@@ -502,8 +501,7 @@ static mdmt_status any_needs(const mdmt_cuda_site *site, mdmt_cuda_needs *needs)
 const mdmt_cuda_impl mdmt_cuda_conv[] = {
     {"conv2d", "cuda_conv2d_dense", is_dense, forward_needs, dense_conv2d},
     {"conv2d_bwd_data", "cuda_conv2d_bwd_data_dense", is_dense, data_needs, dense_bwd_data},
-    {"conv2d_bwd_weight", "cuda_conv2d_bwd_weight_dense", is_dense, weight_needs,
-     dense_bwd_weight},
+    {"conv2d_bwd_weight", "cuda_conv2d_bwd_weight_dense", is_dense, weight_needs, dense_bwd_weight},
     {"conv2d", "cuda_conv2d_any", NULL, any_needs, any_conv2d},
     {"conv2d_bwd_data", "cuda_conv2d_bwd_data_any", NULL, data_needs, any_bwd_data},
     {"conv2d_bwd_weight", "cuda_conv2d_bwd_weight_any", NULL, NULL, any_bwd_weight},

@@ -117,12 +117,13 @@ static mdmt_status forward(const mdmt_cuda_site *site, const mdmt_cuda_call *cal
                            window_of(site)};
     MDMT_TRY(mdmt_walk_over(site->stream, f.y.pixels(), f.y.packs, f));
     float *stats = (float *)call->output(site, 1);
-    return stats ? mdmt_cuda_map_stats(site, site->out[0], call->out[0], stats,
-                                       site->out[1]->dim[0])
-                 : MDMT_OK;
+    return stats
+               ? mdmt_cuda_map_stats(site, site->out[0], call->out[0], stats, site->out[1]->dim[0])
+               : MDMT_OK;
 }
 
-template <class T> static depth_x<T> depth_of(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
+template <class T>
+static depth_x<T> depth_of(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
 {
     depth_x<T> x = {mdmt_source_of<T>(site->in[0], call->in[0])};
     return x;
@@ -144,9 +145,8 @@ static mdmt_status depth_conv2d(const mdmt_cuda_site *site, const mdmt_cuda_call
 
 static mdmt_status stem_conv2d(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
 {
-    return site->precision == MDMT_CUDA_BF16
-               ? forward<mdmt_bf16>(site, call, image_of(site, call))
-               : forward<float>(site, call, image_of(site, call));
+    return site->precision == MDMT_CUDA_BF16 ? forward<mdmt_bf16>(site, call, image_of(site, call))
+                                             : forward<float>(site, call, image_of(site, call));
 }
 
 static mdmt_status forward_needs(const mdmt_cuda_site *site, mdmt_cuda_needs *needs)
@@ -292,8 +292,8 @@ static mdmt_status weight(const mdmt_cuda_site *site, const mdmt_cuda_call *call
                         w->dim[1] * w->dim[2] * w->dim[3], window_of(site)};
     MDMT_TRY(mdmt_reduce_over<TAPS_AT_ONCE>(site->stream, f.dy.pixels(), f.dy.packs, parts,
                                             weight_jobs(site), f));
-    tap_totals totals = {f.partial, (float *)call->out[0], parts, w->dim[0], mdmt_up(w->dim[0]),
-                         mdmt_stored_elements(w)};
+    tap_totals totals = {f.partial, (float *)call->out[0], parts,
+                         w->dim[0], mdmt_up(w->dim[0]),    mdmt_stored_elements(w)};
     return mdmt_count_over(site->stream, totals.weights, totals);
 }
 

@@ -56,10 +56,11 @@ static mdmt_status check_driver(void)
                                                  "the device 'cpu'");
     }
     if (driver / 1000 < CUDART_VERSION / 1000) {
-        return mdmt_lent->fail(MDMT_UNSUPPORTED,
-                               "the NVIDIA driver supports CUDA %d.%d, but this build needs %d.0 or "
-                               "newer: update the driver, or use the device 'cpu'",
-                               driver / 1000, driver % 1000 / 10, CUDART_VERSION / 1000);
+        return mdmt_lent->fail(
+            MDMT_UNSUPPORTED,
+            "the NVIDIA driver supports CUDA %d.%d, but this build needs %d.0 or "
+            "newer: update the driver, or use the device 'cpu'",
+            driver / 1000, driver % 1000 / 10, CUDART_VERSION / 1000);
     }
     return MDMT_OK;
 }
@@ -89,8 +90,7 @@ mdmt_status mdmt_device_open(int ordinal)
         return mdmt_lent->fail(MDMT_UNSUPPORTED,
                                "this build has no code for the GPU %s (compute capability %d.%d): "
                                "build with MDMT_CUDA_ARCHS=%d%d, or use the device 'cpu'",
-                               device.name, device.major, device.minor, device.major,
-                               device.minor);
+                               device.name, device.major, device.minor, device.major, device.minor);
     }
     return MDMT_OK;
 }
@@ -167,7 +167,7 @@ int mdmt_cuda_emulated(void)
     return 0;
 }
 
-#define TEXT_OF(number) #number
+#define TEXT_OF(number)            #number
 #define VERSION_TEXT(major, minor) "CUDA " TEXT_OF(major) "." TEXT_OF(minor)
 
 const char *mdmt_cuda_build(void)
@@ -188,8 +188,7 @@ int mdmt_cuda_probe(char *text, size_t room)
     cudaError_t error = cudaGetDeviceCount(&count);
     if (error != cudaSuccess || count == 0) {
         cudaGetLastError();
-        snprintf(text, room, "%s",
-                 error == cudaSuccess ? "no GPU" : cudaGetErrorString(error));
+        snprintf(text, room, "%s", error == cudaSuccess ? "no GPU" : cudaGetErrorString(error));
         return 0;
     }
     for (int i = 0; i < count && used < room; i++) {
@@ -230,10 +229,10 @@ mdmt_status mdmt_device_check(const char *what)
 
 mdmt_status mdmt_device_open(int ordinal)
 {
-    return ordinal == 0 ? MDMT_OK
-                        : mdmt_lent->fail(MDMT_BAD_ARGUMENT,
-                                          "there is no device 'cuda:%d': only cuda:0 here",
-                                          ordinal);
+    return ordinal == 0
+               ? MDMT_OK
+               : mdmt_lent->fail(MDMT_BAD_ARGUMENT,
+                                 "there is no device 'cuda:%d': only cuda:0 here", ordinal);
 }
 
 mdmt_status mdmt_device_use(int ordinal)

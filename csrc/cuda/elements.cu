@@ -78,8 +78,8 @@ static mdmt_status elements(const mdmt_cuda_site *site, const mdmt_cuda_call *ca
     return mdmt_walk_over(site->stream, f.out.pixels(), f.out.packs, f);
 }
 
-template <class R> static mdmt_status with_rule(const mdmt_cuda_site *site,
-                                                const mdmt_cuda_call *call)
+template <class R>
+static mdmt_status with_rule(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
 {
     R rule = {0};
     if (site->op->record->attr_bytes == sizeof(mdmt_act_attrs)) {

@@ -42,8 +42,8 @@ MDMT_HD mdmt_place mdmt_place_of(uint32_t pixel, int h, int w)
 
 static inline mdmt_window_geometry mdmt_conv_window(const mdmt_conv_attrs *a, const mdmt_tensor *w)
 {
-    mdmt_window_geometry g = {w->dim[2],   w->dim[3],   a->stride[0],   a->stride[1],
-                              a->pad[0],   a->pad[1],   a->pad[2],      a->pad[3],
+    mdmt_window_geometry g = {w->dim[2],      w->dim[3],      a->stride[0], a->stride[1],
+                              a->pad[0],      a->pad[1],      a->pad[2],    a->pad[3],
                               a->dilation[0], a->dilation[1], a->groups};
     return g;
 }

@@ -8,9 +8,9 @@ enum { TAPS_MAX = 40 }; /* 2 * ceil(3 * 6) + 1 = 37: sigma / step is below 6 */
 /* What was drawn for a sample, and what follows from it. */
 struct image_plan {
     const uint8_t *pixels;
-    int sh, sw; /* of the source */
-    int flip, elastic, plain; /* plain: pixels are copied, perhaps flipped */
-    float xx, xy, yx, yy, x0, y0; /* source position = linear (q + u) + offset */
+    int sh, sw;                      /* of the source */
+    int flip, elastic, plain;        /* plain: pixels are copied, perhaps flipped */
+    float xx, xy, yx, yy, x0, y0;    /* source position = linear (q + u) + offset */
     int step, rows, columns, radius; /* of the grid of nodes; its kernel */
     float noise_unit;
     uint64_t noise_key;
@@ -126,7 +126,8 @@ struct make_plans {
         p->plain = !p->elastic && p->sh == height && p->sw == width && zoom == 1 && angle == 0 &&
                    shift[0] == 0 && shift[1] == 0;
         double turn = (double)angle * 3.14159265358979323846 / 180, c = cos(turn), s = sin(turn);
-        double sx = (double)p->sw / width / (double)zoom, sy = (double)p->sh / height / (double)zoom;
+        double sx = (double)p->sw / width / (double)zoom,
+               sy = (double)p->sh / height / (double)zoom;
         double f = p->flip ? -1 : 1;
         p->xx = (float)(f * sx * c);
         p->xy = (float)(f * sx * s);
@@ -279,15 +280,14 @@ static mdmt_status images(const mdmt_cuda_site *site, const mdmt_cuda_call *call
     const mdmt_images_attrs *a = MDMT_ATTRS(mdmt_images_attrs, site->op);
     mdmt_gpu *gpu = site->gpu;
     if (!call->step || !call->step->sources) {
-        return mdmt_lent->fail(MDMT_BAD_ARGUMENT,
-                               "no images are attached: attach data sets first");
+        return mdmt_lent->fail(MDMT_BAD_ARGUMENT, "no images are attached: attach data sets first");
     }
     MDMT_TRY(mdmt_gpu_take_step(gpu, call->step, a->batch, a->augment));
     image_room room = room_of(a->size[0], a->size[1]);
     image_plan *plan = (image_plan *)(void *)call->workspace;
     size_t planes = 2 * (size_t)a->batch;
-    make_plans plans = {gpu->step, gpu->sample_source, gpu->sample_index, plan,
-                        room.height, room.width, a->augment};
+    make_plans plans = {gpu->step,   gpu->sample_source, gpu->sample_index, plan,
+                        room.height, room.width,         a->augment};
     MDMT_TRY(mdmt_count_over(site->stream, (size_t)a->batch, plans));
     sample_images f;
     memset((void *)&f, 0, sizeof f);
@@ -306,8 +306,8 @@ static mdmt_status images(const mdmt_cuda_site *site, const mdmt_cuda_call *call
         smooth_columns columns;
         (elastic &)noise = (elastic &)rows = (elastic &)columns = f;
         MDMT_TRY(mdmt_walk_over(site->stream, planes, (int)(room.noise / 8), noise));
-        MDMT_TRY(mdmt_walk_over(site->stream, planes * (size_t)room.nodes_high(),
-                                room.nodes_wide(), rows));
+        MDMT_TRY(mdmt_walk_over(site->stream, planes * (size_t)room.nodes_high(), room.nodes_wide(),
+                                rows));
         MDMT_TRY(mdmt_walk_over(site->stream, planes * (size_t)(room.height + 1), room.width + 1,
                                 columns));
     }
@@ -393,9 +393,8 @@ static mdmt_status check_samples(const mdmt_step *step, int samples)
         }
         if (index < 0 || index >= step->sources[data_set].count) {
             return mdmt_lent->fail(
-                MDMT_BAD_ARGUMENT,
-                "sample %d is image %lld of data set %d, which has %lld images", i,
-                (long long)index, data_set, (long long)step->sources[data_set].count);
+                MDMT_BAD_ARGUMENT, "sample %d is image %lld of data set %d, which has %lld images",
+                i, (long long)index, data_set, (long long)step->sources[data_set].count);
         }
     }
     return MDMT_OK;

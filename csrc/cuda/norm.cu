@@ -118,8 +118,12 @@ static mdmt_status stats_moments(const mdmt_cuda_site *site, const mdmt_cuda_cal
 {
     const mdmt_tensor *s = site->in[0];
     size_t row = (size_t)mdmt_up(s->dim[2]);
-    moments f = {(const float *)call->in[0].data, (float *)call->out[0], (float *)call->out[1],
-                 s->dim[0], s->dim[2], row};
+    moments f = {(const float *)call->in[0].data,
+                 (float *)call->out[0],
+                 (float *)call->out[1],
+                 s->dim[0],
+                 s->dim[2],
+                 row};
     return mdmt_count_over(site->stream, row, f);
 }
 
@@ -416,8 +420,9 @@ static mdmt_status bn_bwd_of(const mdmt_cuda_site *site, const mdmt_cuda_call *c
     float *sum = (float *)call->workspace, *dot = sum + stored, *partial = dot + stored;
     bn_sums<T> sums = {in, partial, stored};
     MDMT_TRY(mdmt_reduce_over<2>(site->stream, in.x.pixels(), in.x.packs, parts, 1, sums));
-    bn_totals totals = {partial, dot, sum, (float *)call->output(site, 1),
-                        (float *)call->output(site, 2), parts, in.x.c, stored};
+    bn_totals totals = {
+        partial, dot,    sum,   (float *)call->output(site, 1), (float *)call->output(site, 2),
+        parts,   in.x.c, stored};
     MDMT_TRY(mdmt_count_over(site->stream, (size_t)stored, totals));
     bn_apply<T> f;
     memset((void *)&f, 0, sizeof f);

@@ -33,9 +33,12 @@ struct linear_forward {
 
 static mdmt_status linear(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
 {
-    linear_forward f = {(const float *)call->in[0].data, (const float *)call->in[1].data,
-                        (const float *)call->input(site, 2), (float *)call->out[0],
-                        site->in[1]->dim[1], site->in[1]->dim[0]};
+    linear_forward f = {(const float *)call->in[0].data,
+                        (const float *)call->in[1].data,
+                        (const float *)call->input(site, 2),
+                        (float *)call->out[0],
+                        site->in[1]->dim[1],
+                        site->in[1]->dim[0]};
     return mdmt_launch(site->stream, (size_t)site->in[0]->dim[0] * (size_t)f.outputs, f);
 }
 
@@ -84,9 +87,12 @@ struct linear_weight {
 
 static mdmt_status linear_bwd_weight(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
 {
-    linear_weight f = {(const float *)call->in[0].data, (const float *)call->in[1].data,
-                       (float *)call->out[0],           site->in[0]->dim[0],
-                       site->in[0]->dim[1],             site->in[1]->dim[1]};
+    linear_weight f = {(const float *)call->in[0].data,
+                       (const float *)call->in[1].data,
+                       (float *)call->out[0],
+                       site->in[0]->dim[0],
+                       site->in[0]->dim[1],
+                       site->in[1]->dim[1]};
     return mdmt_count_over(site->stream, mdmt_stored_elements(site->out[0]), f);
 }
 
@@ -209,8 +215,8 @@ struct drop_rule {
 
     MDMT_HD float of(uint64_t element, float v) const
     {
-        mdmt_philox4 block = mdmt_philox(step->dropout_key,
-                                         element / 4 | (uint64_t)stream << 40, step->step);
+        mdmt_philox4 block =
+            mdmt_philox(step->dropout_key, element / 4 | (uint64_t)stream << 40, step->step);
         return mdmt_uniform(block.v[element % 4]) >= rate ? v * scale : 0.0f;
     }
 };

@@ -35,8 +35,8 @@ struct mdmt_nothing {
 mdmt_status mdmt_device_check(const char *what);
 
 #ifdef __CUDACC__
-template <class K> __global__ void __launch_bounds__(K::THREADS)
-    mdmt_kernel_entry(const __grid_constant__ K kernel)
+template <class K>
+__global__ void __launch_bounds__(K::THREADS) mdmt_kernel_entry(const __grid_constant__ K kernel)
 {
     __shared__ typename K::shared_type shared;
 #pragma unroll
@@ -48,7 +48,8 @@ template <class K> __global__ void __launch_bounds__(K::THREADS)
     }
 }
 
-template <class K> mdmt_status mdmt_launch(mdmt_stream_handle stream, size_t blocks, const K &kernel)
+template <class K>
+mdmt_status mdmt_launch(mdmt_stream_handle stream, size_t blocks, const K &kernel)
 {
     if (blocks == 0) {
         return MDMT_OK;
@@ -60,7 +61,8 @@ template <class K> mdmt_status mdmt_launch(mdmt_stream_handle stream, size_t blo
     return mdmt_device_check("the start of a kernel");
 }
 #else
-template <class K> mdmt_status mdmt_launch(mdmt_stream_handle stream, size_t blocks, const K &kernel)
+template <class K>
+mdmt_status mdmt_launch(mdmt_stream_handle stream, size_t blocks, const K &kernel)
 {
     (void)stream;
     typename K::shared_type shared;
@@ -123,7 +125,8 @@ struct mdmt_pack {
     float v[MDMT_PACK];
 };
 
-template <class T> struct alignas(sizeof(T) * MDMT_PACK < 16 ? sizeof(T) * MDMT_PACK : 16) mdmt_raw {
+template <class T>
+struct alignas(sizeof(T) * MDMT_PACK < 16 ? sizeof(T) * MDMT_PACK : 16) mdmt_raw {
     T v[MDMT_PACK];
 };
 

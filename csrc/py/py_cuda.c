@@ -53,8 +53,8 @@ mdmt_status mdmt_py_backend_open_on(mdmt_py_backend *b, PyObject *device, const 
     }
     memset(b, 0, sizeof *b);
     if (!PyTuple_Check(device) ||
-        !PyArg_ParseTuple(device, "Ois|pp", &capsule, &options.device, &precision,
-                          &options.library, &options.deterministic)) {
+        !PyArg_ParseTuple(device, "Ois|pp", &capsule, &options.device, &precision, &options.library,
+                          &options.deterministic)) {
         PyErr_Clear();
         return mdmt_fail(MDMT_BAD_ARGUMENT,
                          "a device is None or (capsule, ordinal, precision, libraries, "

@@ -365,6 +365,16 @@ static PyObject *network_memory(PyObject *object, PyObject *dict)
                          "workspace", (long long)m.workspace);
 }
 
+static PyObject *network_forget_images(PyObject *object, PyObject *unused)
+{
+    (void)unused;
+    mdmt_backend *backend = ((py_network *)object)->backend.backend;
+    if (backend->forget_images) {
+        backend->forget_images(backend);
+    }
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef network_methods[] = {
     {"get", network_get, METH_VARARGS, "get(name, what='weight') -> array"},
     {"set", network_set, METH_VARARGS, "set(name, array, what='weight')"},
@@ -374,6 +384,8 @@ static PyMethodDef network_methods[] = {
     {"profile", (PyCFunction)(void (*)(void))network_profile, METH_VARARGS | METH_KEYWORDS,
      "profile(mode, feeds, **step) -> [(op, kernel, seconds)]"},
     {"describe", network_describe, METH_O, "describe(mode) -> list of dicts, one per op"},
+    {"forget_images", network_forget_images, METH_NOARGS,
+     "forget_images(): frees the backend's copies of the attached images"},
     {"memory", network_memory, METH_O, "memory(mode) -> planned bytes"},
     {NULL, NULL, 0, NULL}};
 

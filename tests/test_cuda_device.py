@@ -1,0 +1,125 @@
+"""Which device a model runs on, and what is said where it cannot; a model on the backend that runs
+on the processor (tests/cudahost.py)."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import mdmt
+from mdmt import _core, nets, system
+from mdmt.nets.builder import Builder
+from tests import cudahost
+
+
+@pytest.fixture
+def emulated(monkeypatch):
+    """mdmt._cuda is the build that runs its kernels on the processor."""
+    module = cudahost.module()
+    monkeypatch.setitem(sys.modules, "mdmt._cuda", module)
+    return module
+
+
+def without_gpu():
+    count, text = system.cuda_devices()
+    if count:
+        pytest.skip(f"a GPU is here: {text}")
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:3"])
+def test_no_gpu_is_one_sentence(name):
+    without_gpu()
+    with pytest.raises(NotImplementedError, match=f"the device '{name}' is not available here: "):
+        mdmt.Model("resnet18", device=name)
+
+
+@pytest.mark.parametrize("name", ["tpu", "cuda:", "cuda:x", "cuda:-1", "CPU", "cuda:\u0663"])
+def test_what_is_no_device(name):
+    with pytest.raises(ValueError, match="is not a device; use cpu, cuda or cuda:i"):
+        mdmt.Model("resnet18", device=name)
+
+
+def test_show_config_tells_of_cuda(capsys):
+    assert system.show_config()["CUDA"] == system.cuda_devices()[1]
+    assert "CUDA" in capsys.readouterr().out
+
+
+def test_import_needs_neither_driver_nor_module():
+    for missing in ("", "sys.modules['mdmt._cuda'] = None; "):
+        code = f"import sys; {missing}import mdmt; mdmt.show_config()"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert not missing or "not in this build" in done.stdout
+
+
+def test_beyond_the_last_gpu(emulated):
+    with pytest.raises(ValueError, match="there is no device 'cuda:1': the GPUs here are cuda:0"):
+        mdmt.Model("resnet18", device="cuda:1")
+
+
+def test_precisions_by_device(emulated):
+    with pytest.raises(ValueError, match="precision on the CPU must be one of fp32, fp32-direct"):
+        mdmt.Model("resnet18", precision="bf16")
+    with pytest.raises(ValueError, match=r"precision on a GPU must be one of fp32, .*, not 'fp64'"):
+        mdmt.Model("resnet18", device="cuda", precision="fp64")
+
+
+def make(device, precision="fp32"):
+    model = mdmt.Model("shufflenet_v2_x0_5", {"a": 2, "b": 3}, image_size=32, device=device,
+                       precision=precision, seed=4)  # fmt: skip
+    rng = np.random.default_rng(2)
+    model.attach([
+        {"images": rng.integers(0, 256, (6, 32, 32), np.uint8), "task": k,
+         "target": np.arange(6, dtype=np.float32) % 2} for k in range(2)
+    ])  # fmt: skip
+    return model
+
+
+def test_a_model_on_the_device_predicts_trains_and_moves(emulated, tmp_path):
+    here, there = make("cpu"), make("cuda:0")
+    dataset, index = np.array([0, 1, 1, 0, 0, 1]), np.array([0, 1, 2, 3, 4, 5])
+    for name, value in here.predict(dataset, index).items():
+        assert there.predict(dataset, index)[name] == pytest.approx(value, rel=1e-3, abs=1e-4)
+    losses = [m.fit_step(dataset, index, lr=1e-3)[0] for m in (here, there)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    there.save(tmp_path / "model.safetensors")
+    back = mdmt.Model.load(tmp_path / "model.safetensors")
+    for name, value in there.state_dict().items():
+        assert np.array_equal(back.state_dict()[name], value), name
+
+
+def test_a_bf16_model_comes_back_on_the_cpu(emulated, tmp_path):
+    model = make("cuda", "bf16")
+    model.save(tmp_path / "model.safetensors")
+    assert mdmt.Model.load(tmp_path / "model.safetensors").precision == "fp32"
+    assert mdmt.Model.load(tmp_path / "model.safetensors", device="cuda").precision == "bf16"
+
+
+def test_attached_images_are_copied_anew(emulated):
+    model, (dataset, index) = make("cuda"), np.zeros((2, 2), np.int64)
+    first = model.predict(dataset, index)["a"]
+    images = model._sources[0]
+    images[:] = 255 - images
+    model.attach([{"images": images, "task": 0, "target": np.zeros(6, np.float32)}])
+    assert not np.array_equal(model.predict(dataset, index)["a"], first)
+
+
+def network(backbone, precision):
+    """The backbone with one head; its weights are not set."""
+    b = Builder(64, 64, 3)
+    features = nets.family(backbone).build(b, backbone)
+    b.graph.output(b.linear(features, "head", 2), "head")
+    return _core.Network(b.graph, device=cudahost.device(precision))
+
+
+@pytest.mark.parametrize("backbone", mdmt.backbones())
+def test_every_backbone_has_a_plan(backbone):
+    """Kernels for every op of the training step and the evaluation, and a plan of the memory: in
+    bfloat16 the activations take about half of what they take in float32."""
+    step = {"batch": 8, "height": 64, "width": 64}
+    training = step | {"training": 1, "gradients": 1, "target_width": 1, "reduction": "mean",
+                       "tasks": [("head", "ce", 1.0)]}  # fmt: skip
+    planned = {p: network(backbone, p).memory(training)["activations"] for p in ("fp32", "bf16")}
+    assert 0.45 < planned["bf16"] / planned["fp32"] < 0.75
+    assert network(backbone, "bf16").memory(step)["activations"] < planned["bf16"]
