@@ -39,7 +39,13 @@ typedef struct {
     const float *init; /* BIAS: (16 per block); LOAD: strides of y      */
     float *y;
     ptrdiff_t y_row, y_pixel, y_out;
-    const float *ahead; /* x of the tile that comes next, to be fetched; or NULL */
+    int past;     /* y is stored past the caches; not where init is y     */
+    float *stats; /* rows of the part's statistics for the first block, or NULL: SUM and
+                     SQUARE are added to, PIVOT is read                   */
+    ptrdiff_t stats_row;
+    int stats_start;    /* the part's first tile: its first pixel becomes the pivot */
+    const float *ahead; /* pixels that will be needed, to be fetched; or NULL */
+    ptrdiff_t ahead_row, ahead_block;
 } mdmt_conv_tile;
 
 typedef void (*mdmt_conv_tile_fn)(const mdmt_conv_tile *tile);
@@ -90,9 +96,8 @@ typedef struct {
     /* The same for every activation, and with a gate. */
     void (*stage_any)(float *dst, const float *src, int count, ptrdiff_t step, ptrdiff_t fetch,
                       const mdmt_conv_load *load);
-    /* Adds sum(y - pivot) and sum((y - pivot)^2) of (count) pixels of 16
-     * channels to sums (16) and squares (16). */
-    void (*stats)(const float *y, int count, const float *pivot, float *sums, float *squares);
+    /* Ends the stores past the caches. */
+    void (*fence)(void);
     /* (16, 16) to its transpose. */
     void (*transpose)(float *dst, const float *src);
     /* dst += src, (count) floats, a multiple of 16. */
@@ -120,6 +125,9 @@ void mdmt_f32_conv_load__avx2(float *dst, const float *src, int count, ptrdiff_t
                               ptrdiff_t fetch, const mdmt_conv_load *load);
 void mdmt_f32_conv_load__avx512(float *dst, const float *src, int count, ptrdiff_t step,
                                 ptrdiff_t fetch, const mdmt_conv_load *load);
+/* Whether y, written once and as a whole, is better stored past the caches: too large to be found
+ * there when it is read. */
+int mdmt_conv_is_past(const mdmt_tensor *y, const float *data);
 /* Whether some tap k < kernel reads positions that are `phase` modulo s. */
 int mdmt_conv_phase_is_read(int phase, int first, int kernel, int d, int s);
 

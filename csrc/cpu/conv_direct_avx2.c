@@ -15,6 +15,7 @@ typedef int mdmt_conv_direct_avx2_unit; /* a unit is never empty */
 #define VZERO()       _mm256_setzero_ps()
 #define VLOAD(p)      _mm256_loadu_ps(p)
 #define VSTORE(p, v)  _mm256_storeu_ps(p, v)
+#define VSTREAM(p, v) _mm256_stream_ps(p, v)
 #define VSET1(f)      _mm256_set1_ps(f)
 #define VFMA(a, b, c) _mm256_fmadd_ps(a, b, c)
 #define VADD(a, b)    _mm256_add_ps(a, b)
@@ -88,7 +89,7 @@ static const mdmt_conv_micro micro = {
     .weight = {{0, weight_1, weight_2, weight_3, weight_4, weight_5, weight_6}},
     .stage = stage_pixels,
     .stage_any = mdmt_f32_conv_load__avx2,
-    .stats = stats_pixels,
+    .fence = end_stores,
     .transpose = transpose_block,
     .accumulate = accumulate_floats,
 };

@@ -14,6 +14,7 @@ typedef int mdmt_conv_direct_avx512_unit; /* a unit is never empty */
 #define VZERO()       _mm512_setzero_ps()
 #define VLOAD(p)      _mm512_loadu_ps(p)
 #define VSTORE(p, v)  _mm512_storeu_ps(p, v)
+#define VSTREAM(p, v) _mm512_stream_ps(p, v)
 #define VSET1(f)      _mm512_set1_ps(f)
 #define VFMA(a, b, c) _mm512_fmadd_ps(a, b, c)
 #define VADD(a, b)    _mm512_add_ps(a, b)
@@ -132,7 +133,7 @@ static const mdmt_conv_micro micro = {
                 weight_2_7, weight_2_8}},
     .stage = stage_pixels,
     .stage_any = mdmt_f32_conv_load__avx512,
-    .stats = stats_pixels,
+    .fence = end_stores,
     .transpose = transpose_block,
     .accumulate = accumulate_floats,
 };

@@ -57,6 +57,7 @@ typedef struct {
     const float *weights;
     const float *init; /* bias or addend */
     mdmt_conv_init start;
+    int past; /* y is stored past the caches */
     float *y, *stats;
     char *scratch;
 } job;
@@ -334,12 +335,14 @@ static const float *stage_input(const job *j, int image, int images, int row0, i
 typedef struct {
     const job *job;
     const phase *phase;
-    const float *x;    /* staged input of the task                   */
-    int image, images; /* of the task                                */
-    int row0, row;     /* first coarse row of the task; current row  */
-    int block, blocks; /* output blocks of the current tiles         */
-    int block0;        /* first output block of the task             */
-    int first, count;  /* input blocks of the current chunk          */
+    const float *x;     /* staged input of the task                   */
+    int image, images;  /* of the task                                */
+    int row0, row;      /* first coarse row of the task; current row  */
+    int block, blocks;  /* output blocks of the current tiles         */
+    int block0;         /* first output block of the task             */
+    const float *ahead; /* staged 1x1: input of the task that comes next, or NULL */
+    int part;           /* of the statistics                          */
+    int first, count;   /* input blocks of the current chunk          */
     int tap[MDMT_CONV_TAPS];
 } pass;
 
@@ -365,16 +368,25 @@ static void row_tiles(const pass *s, int image, int rows, mdmt_conv_tile *t, int
     t->x_row = (ptrdiff_t)p->image_floats;
     t->y_row = (ptrdiff_t)p->y_sample;
     t->tap = s->tap + a0 * f->columns;
+    t->ahead_row = (ptrdiff_t)p->x_sample;
+    t->ahead_block = (ptrdiff_t)p->h * p->w * MDMT_BLOCK;
+    const size_t ahead = image * p->x_sample + s->first * t->ahead_block +
+                         (size_t)(s->row - s->row0) * p->w * MDMT_BLOCK;
     for (int i = 0, column = 0; i < tiles; i++) {
         int columns = (f->count_columns - column + tiles - i - 1) / (tiles - i);
         t->x = x + column * MDMT_BLOCK;
-        t->ahead = !p->staged && s->block == s->block0 ? t->x + columns * MDMT_BLOCK : NULL;
+        if (s->block == s->block0) {
+            t->ahead = !p->staged ? t->x + columns * MDMT_BLOCK
+                       : s->ahead ? s->ahead + ahead + column * MDMT_BLOCK
+                                  : NULL;
+        }
         size_t at = offset + (size_t)column * p->ow_step * MDMT_BLOCK;
         t->y = j->y + at;
         if (t->start == MDMT_INIT_LOAD) {
             t->init = (s->first ? j->y : j->init) + at;
         }
         fn[columns](t);
+        t->stats_start = 0;
         column += columns;
     }
 }
@@ -401,6 +413,7 @@ static void one_row(pass *s)
                                     ? MDMT_BLOCK
                                     : p->cin - (p->blocks - 1) * MDMT_BLOCK,
                         .start = s->first ? MDMT_INIT_LOAD : j->start,
+                        .past = j->past && s->count == p->blocks,
                         .y_pixel = (ptrdiff_t)p->ow_step * MDMT_BLOCK,
                         .y_out = (ptrdiff_t)p->oh * p->ow * MDMT_BLOCK,
                         .x_block = (ptrdiff_t)p->block_floats};
@@ -408,6 +421,12 @@ static void one_row(pass *s)
           a0 * f->columns * tap_floats;
     if (t.start == MDMT_INIT_BIAS) {
         t.init = j->init + s->block * MDMT_BLOCK;
+    }
+    if (j->stats && s->first + s->count == p->blocks) {
+        t.stats_row = (ptrdiff_t)p->out_blocks * MDMT_BLOCK;
+        t.stats =
+            j->stats + (ptrdiff_t)s->part * MDMT_STATS_ROWS * t.stats_row + s->block * MDMT_BLOCK;
+        t.stats_start = s->row == s->row0;
     }
     for (int image = 0; image < s->images;) {
         int left = s->images - image, rows = 1;
@@ -418,30 +437,6 @@ static void one_row(pass *s)
         }
         row_tiles(s, image, rows, &t, a0);
         image += rows;
-    }
-}
-
-/* Adds the row just computed to the part's statistics. */
-static void row_stats(const pass *s, int part, int first_row)
-{
-    const job *j = s->job;
-    const plan *p = j->plan;
-    const size_t lanes = (size_t)p->out_blocks * MDMT_BLOCK;
-    const size_t plane = (size_t)p->oh * p->ow * MDMT_BLOCK;
-    float *stats = j->stats + (size_t)part * MDMT_STATS_ROWS * lanes;
-    for (int k = s->block; k < s->block + s->blocks; k++) {
-        float *at = stats + k * MDMT_BLOCK;
-        const float *y =
-            j->y + (size_t)s->image * p->y_sample + k * plane + (size_t)s->row * p->ow * MDMT_BLOCK;
-        if (s->row == first_row) {
-            memcpy(at + MDMT_STATS_PIVOT * lanes, y, MDMT_BLOCK * sizeof(float));
-            memset(at + MDMT_STATS_SUM * lanes, 0, MDMT_BLOCK * sizeof(float));
-            memset(at + MDMT_STATS_SQUARE * lanes, 0, MDMT_BLOCK * sizeof(float));
-        }
-        for (int i = 0; i < s->images; i++, y += p->y_sample) {
-            j->micro->stats(y, p->ow, at + MDMT_STATS_PIVOT * lanes, at + MDMT_STATS_SUM * lanes,
-                            at + MDMT_STATS_SQUARE * lanes);
-        }
     }
 }
 
@@ -492,7 +487,7 @@ static void fill_rows(const pass *s, int row0, int row1)
 
 /* Coarse rows of one phase and the current output blocks. Where their weights
  * are large, the input blocks are taken in several turns. */
-static void phase_rows(pass *s, int row0, int row1, int part)
+static void phase_rows(pass *s, int row0, int row1)
 {
     const job *j = s->job;
     const plan *p = j->plan;
@@ -504,11 +499,25 @@ static void phase_rows(pass *s, int row0, int row1, int part)
         s->count = mdmt_min(step, p->blocks - s->first);
         for (s->row = row0; s->row < row1; s->row++) {
             one_row(s);
-            if (j->stats && s->first + s->count == p->blocks) {
-                row_stats(s, part, row0);
-            }
         }
     }
+}
+
+/* The input of the task that this thread is likely to run next. Fetched while this one computes, so
+ * that staging does not wait for memory; for one tap and unit strides, where a tile stands for as
+ * many pixels of the input. */
+static const float *next_input(const job *j, int task)
+{
+    const plan *p = j->plan;
+    const phase *f = &p->phase[0];
+    int parts = p->groups * p->bands, next = task + mdmt_max(1, j->site->threads);
+    if (!p->staged || p->phases * f->rows * f->columns * p->sh * p->sw != 1 ||
+        next >= parts * p->chunks) {
+        return NULL;
+    }
+    next %= parts;
+    return (const float *)j->x.data + (size_t)(next / p->bands * p->group) * p->x_sample +
+           (size_t)(next % p->bands * p->band) * p->w * MDMT_BLOCK;
 }
 
 static void run_task(void *context, int task, int thread)
@@ -519,7 +528,12 @@ static void run_task(void *context, int task, int thread)
     int band = part % p->bands;
     int row0 = band * p->band, row1 = mdmt_min(p->grid_h, row0 + p->band);
     int block0 = chunk * p->chunk, block1 = mdmt_min(p->out_blocks, block0 + p->chunk);
-    pass s = {.job = j, .image = part / p->bands * p->group, .row0 = row0, .block0 = block0};
+    pass s = {.job = j,
+              .ahead = next_input(j, task),
+              .part = part,
+              .image = part / p->bands * p->group,
+              .row0 = row0,
+              .block0 = block0};
     s.images = mdmt_min(p->group, p->n - s.image);
     s.x = stage_input(j, s.image, s.images, row0 * p->sh + p->row_min,
                       (row1 - row0 - 1) * p->sh + p->row_span, thread);
@@ -531,12 +545,15 @@ static void run_task(void *context, int task, int thread)
         for (int i = 0; i < p->phases; i++) {
             s.phase = &p->phase[i];
             if (s.phase->rows || !p->gaps) {
-                phase_rows(&s, row0, mdmt_min(row1, s.phase->count_rows), part);
+                phase_rows(&s, row0, mdmt_min(row1, s.phase->count_rows));
             }
         }
     }
     if (j->stats) {
         part_count(&s, part, block0, block1, row1 - row0);
+    }
+    if (j->past) {
+        j->micro->fence();
     }
 }
 
@@ -602,6 +619,7 @@ mdmt_status mdmt_conv_forward_run(const mdmt_site *site, const mdmt_conv_micro *
              .weights = call->in[1].data,
              .init = bias,
              .start = bias ? MDMT_INIT_BIAS : MDMT_INIT_ZERO,
+             .past = mdmt_conv_is_past(site->out[0], call->out[0]),
              .y = call->out[0],
              .stats = site->op->outputs > 1 && site->out[1] ? call->out[1] : NULL,
              .scratch = call->workspace};
@@ -692,6 +710,8 @@ mdmt_status mdmt_conv_data_run(const mdmt_site *site, const mdmt_conv_micro *mic
              .weights = call->workspace,
              .init = addend,
              .start = addend ? MDMT_INIT_LOAD : MDMT_INIT_ZERO,
+             .past =
+                 !p.gaps && addend != call->out[0] && mdmt_conv_is_past(site->out[0], call->out[0]),
              .y = call->out[0],
              .scratch = (char *)call->workspace + turned_bytes(&p)};
     mdmt_parallel(site->pool, tasks_of(&p), run_task, &j);

@@ -4,7 +4,15 @@
 
 #include <string.h>
 
-enum { SEGMENT = 8, FETCH_COLUMNS = 24 };
+#include "../base/memory.h"
+
+enum { SEGMENT = 8, FETCH_COLUMNS = 64, PAST_BYTES = 4 << 20 };
+
+int mdmt_conv_is_past(const mdmt_tensor *y, const float *data)
+{
+    size_t floats = (size_t)y->dim[0] * (size_t)mdmt_blocks(y->dim[1]) * mdmt_map_block(y);
+    return floats * sizeof(float) >= PAST_BYTES && (uintptr_t)data % MDMT_ALIGN == 0;
+}
 
 int mdmt_conv_phase_is_read(int phase, int first, int kernel, int d, int s)
 {

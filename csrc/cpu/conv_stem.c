@@ -29,6 +29,7 @@ typedef struct {
     const plan *plan;
     const float *x, *w, *bias, *dy;
     float *y, *stats, *dw, *partial;
+    int past; /* y is stored past the caches */
     char *scratch;
 } job;
 
@@ -84,9 +85,10 @@ static const float *stage_band(const job *j, int n, int row0, int rows, int phas
 
 /* ---- forward ---- */
 
-/* One output row of one or two output blocks. `x`: the row's first input row. */
+/* One output row of one or two output blocks. `x`: the row's first input row;
+ * `start`: it is the first of the part of the statistics. */
 static void forward_row(const job *j, const float *x, const int *tap, int n, int row, int block,
-                        int blocks)
+                        int blocks, int part, int start)
 {
     const plan *p = j->plan;
     const mdmt_geometry *g = &p->g;
@@ -105,8 +107,14 @@ static void forward_row(const job *j, const float *x, const int *tap, int n, int
                         .last = 1,
                         .start = j->bias ? MDMT_INIT_BIAS : MDMT_INIT_ZERO,
                         .init = j->bias ? j->bias + block * MDMT_BLOCK : NULL,
+                        .past = j->past,
                         .y_pixel = MDMT_BLOCK,
                         .y_out = (ptrdiff_t)plane};
+    if (j->stats) {
+        t.stats_row = (ptrdiff_t)p->out_blocks * MDMT_BLOCK;
+        t.stats = j->stats + (ptrdiff_t)part * MDMT_STATS_ROWS * t.stats_row + block * MDMT_BLOCK;
+        t.stats_start = start;
+    }
     t.w = j->w + block * t.w_out + a0 * g->kw * MDMT_BLOCK;
     float *y = j->y + n * p->sample + block * plane + (size_t)row * g->ow * MDMT_BLOCK;
     int tiles = mdmt_ceil_div(g->ow, j->micro->columns);
@@ -115,26 +123,8 @@ static void forward_row(const job *j, const float *x, const int *tap, int n, int
         t.x = x + column;
         t.y = y + column * MDMT_BLOCK;
         j->micro->stem[blocks - 1][columns](&t);
+        t.stats_start = 0;
         column += columns;
-    }
-}
-
-static void row_stats(const job *j, int n, int row, int block, int blocks, int part, int start)
-{
-    const plan *p = j->plan;
-    const mdmt_geometry *g = &p->g;
-    const size_t lanes = (size_t)p->out_blocks * MDMT_BLOCK;
-    float *stats = j->stats + (size_t)part * MDMT_STATS_ROWS * lanes;
-    for (int k = block; k < block + blocks; k++) {
-        float *at = stats + k * MDMT_BLOCK;
-        const float *y = j->y + n * p->sample + ((size_t)k * g->oh + row) * g->ow * MDMT_BLOCK;
-        if (start) {
-            memcpy(at + MDMT_STATS_PIVOT * lanes, y, MDMT_BLOCK * sizeof(float));
-            memset(at + MDMT_STATS_SUM * lanes, 0, MDMT_BLOCK * sizeof(float));
-            memset(at + MDMT_STATS_SQUARE * lanes, 0, MDMT_BLOCK * sizeof(float));
-        }
-        j->micro->stats(y, g->ow, at + MDMT_STATS_PIVOT * lanes, at + MDMT_STATS_SUM * lanes,
-                        at + MDMT_STATS_SQUARE * lanes);
     }
 }
 
@@ -159,10 +149,7 @@ static void forward_task(void *context, int task, int thread)
         blocks = mdmt_min(j->micro->tile_blocks, p->out_blocks - block);
         for (int row = row0; row < row1; row++) {
             forward_row(j, x + (size_t)(row - row0) * g->sh * p->row_floats, tap, n, row, block,
-                        blocks);
-            if (j->stats) {
-                row_stats(j, n, row, block, blocks, task, row == row0);
-            }
+                        blocks, task, row == row0);
         }
     }
     if (j->stats) {
@@ -171,6 +158,9 @@ static void forward_task(void *context, int task, int thread)
         for (size_t i = 0; i < lanes; i++) {
             count[i] = (float)(row1 - row0) * (float)g->ow;
         }
+    }
+    if (j->past) {
+        j->micro->fence();
     }
 }
 
@@ -221,6 +211,7 @@ mdmt_status mdmt_conv_stem_run(const mdmt_site *site, const mdmt_conv_micro *mic
              .w = call->in[1].data,
              .bias = site->op->inputs > 2 && site->in[2] ? call->in[2].data : NULL,
              .y = call->out[0],
+             .past = mdmt_conv_is_past(site->out[0], call->out[0]),
              .stats = site->op->outputs > 1 && site->out[1] ? call->out[1] : NULL,
              .scratch = call->workspace};
     mdmt_parallel(site->pool, p.g.n * p.bands, forward_task, &j);

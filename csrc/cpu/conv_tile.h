@@ -1,6 +1,6 @@
 /* Template: the inner kernels of direct convolution for one vector type. The
  * including file defines
- *   VEC, VL (floats of a vector), VZERO(), VLOAD(p), VSTORE(p, v), VSET1(f),
+ *   VEC, VL (floats of a vector), VZERO(), VLOAD(p), VSTORE(p, v), VSTREAM(p, v), VSET1(f),
  *   VFMA(a, b, c) = a b + c, VADD, VSUB, VMUL, VMAX.
  * Everything here is inlined with constant sizes, so that accumulators stay in
  * registers. */
@@ -53,6 +53,57 @@ INLINE void tile_fetch(const float *x, ptrdiff_t row, const int rows, const int 
     }
 }
 
+/* Adds a tile's outputs to the statistics of its part. */
+INLINE void tile_stats(const VEC *acc, const mdmt_conv_tile *t, const int pixels, const int blocks)
+{
+    UNROLL
+    for (int v = 0; v < blocks * PARTS; v++) {
+        float *at = t->stats + v * VL;
+        if (t->stats_start) {
+            VSTORE(at + MDMT_STATS_PIVOT * t->stats_row, acc[v]);
+            VSTORE(at + MDMT_STATS_SUM * t->stats_row, VZERO());
+            VSTORE(at + MDMT_STATS_SQUARE * t->stats_row, VZERO());
+        }
+        const VEC pivot = VLOAD(at + MDMT_STATS_PIVOT * t->stats_row);
+        VEC sum = VZERO(), square = VZERO();
+        UNROLL
+        for (int i = 0; i < pixels; i++) {
+            VEC d = VSUB(acc[i * blocks * PARTS + v], pivot);
+            sum = VADD(sum, d);
+            square = VFMA(d, d, square);
+        }
+        at += MDMT_STATS_SUM * t->stats_row;
+        VSTORE(at, VADD(VLOAD(at), sum));
+        at += (MDMT_STATS_SQUARE - MDMT_STATS_SUM) * t->stats_row;
+        VSTORE(at, VADD(VLOAD(at), square));
+    }
+}
+
+/* Half lines are stored one after the other, so that they leave as whole ones. */
+INLINE void tile_store(const VEC *acc, const mdmt_conv_tile *t, const int rows, const int columns,
+                       const int blocks, const int past)
+{
+    UNROLL
+    for (int b = 0; b < blocks; b++) {
+        UNROLL
+        for (int r = 0; r < rows; r++) {
+            UNROLL
+            for (int q = 0; q < columns; q++) {
+                UNROLL
+                for (int p = 0; p < PARTS; p++) {
+                    float *y = t->y + r * t->y_row + q * t->y_pixel + b * t->y_out + p * VL;
+                    const VEC value = acc[(r * columns + q) * blocks * PARTS + b * PARTS + p];
+                    if (past) {
+                        VSTREAM(y, value);
+                    } else {
+                        VSTORE(y, value);
+                    }
+                }
+            }
+        }
+    }
+}
+
 /* pixel: distance of pixels in x, 16 or (stem) 1. */
 INLINE void tile_body(const mdmt_conv_tile *tile, const int rows, const int columns,
                       const int blocks, const int pixel)
@@ -90,7 +141,7 @@ INLINE void tile_body(const mdmt_conv_tile *tile, const int rows, const int colu
                 }
             }
         }
-    } else {
+    } else if (!t.past) {
         for (int v = 0; v < blocks; v++) {
             for (int r = 0; r < rows; r++) {
                 for (int q = 0; q < columns; q++) {
@@ -120,19 +171,16 @@ INLINE void tile_body(const mdmt_conv_tile *tile, const int rows, const int colu
             }
         }
         if (t.ahead) {
-            tile_fetch(t.ahead + b * t.x_block, t.x_row, rows, columns, pixel, 0);
+            tile_fetch(t.ahead + b * t.ahead_block, t.ahead_row, rows, columns, pixel, 0);
         }
     }
-    UNROLL
-    for (int v = 0; v < blocks * PARTS; v++) {
-        UNROLL
-        for (int r = 0; r < rows; r++) {
-            UNROLL
-            for (int q = 0; q < columns; q++) {
-                VSTORE(t.y + r * t.y_row + q * t.y_pixel + (v / PARTS) * t.y_out + (v % PARTS) * VL,
-                       acc[(r * columns + q) * blocks * PARTS + v]);
-            }
-        }
+    if (t.stats) {
+        tile_stats(acc, &t, rows * columns, blocks);
+    }
+    if (t.past) {
+        tile_store(acc, &t, rows, columns, blocks, 1);
+    } else {
+        tile_store(acc, &t, rows, columns, blocks, 0);
     }
 }
 
@@ -248,32 +296,9 @@ static void stage_pixels(float *dst, const float *src, int count, ptrdiff_t step
     }
 }
 
-static void stats_pixels(const float *y, int count, const float *pivot, float *sums, float *squares)
+static void end_stores(void)
 {
-    for (int p = 0; p < PARTS; p++) {
-        const VEC centre = VLOAD(pivot + p * VL);
-        VEC sum[4] = {VZERO(), VZERO(), VZERO(), VZERO()};
-        VEC square[4] = {VZERO(), VZERO(), VZERO(), VZERO()};
-        const float *at = y + p * VL;
-        int i = 0;
-        for (; i + 4 <= count; i += 4, at += 4 * MDMT_BLOCK) {
-            UNROLL
-            for (int k = 0; k < 4; k++) {
-                VEC d = VSUB(VLOAD(at + k * MDMT_BLOCK), centre);
-                sum[k] = VADD(sum[k], d);
-                square[k] = VFMA(d, d, square[k]);
-            }
-        }
-        for (; i < count; i++, at += MDMT_BLOCK) {
-            VEC d = VSUB(VLOAD(at), centre);
-            sum[0] = VADD(sum[0], d);
-            square[0] = VFMA(d, d, square[0]);
-        }
-        VEC s = VADD(VADD(sum[0], sum[1]), VADD(sum[2], sum[3]));
-        VEC q = VADD(VADD(square[0], square[1]), VADD(square[2], square[3]));
-        VSTORE(sums + p * VL, VADD(VLOAD(sums + p * VL), s));
-        VSTORE(squares + p * VL, VADD(VLOAD(squares + p * VL), q));
-    }
+    _mm_sfence();
 }
 
 static void accumulate_floats(float *dst, const float *src, size_t count)

@@ -165,6 +165,14 @@ static const float *stage_band(const job *j, int image, int images, int in0, int
 
 /* ---- compute ---- */
 
+/* A way through the input of a band, block by block, image by image; for one tap and unit strides,
+ * where it has as many pixels as dy. Fetched while the band before it is summed up, so that staging
+ * does not wait for memory. */
+typedef struct {
+    const float *x; /* first pixel, of input block in0; NULL: nothing to fetch */
+    int image, images, block, blocks, at, pixels; /* pixels of a block, one image */
+} walk;
+
 typedef struct {
     const job *job;
     const float *x; /* of the band: row row0 * sh - pt, first block of the task */
@@ -176,6 +184,7 @@ typedef struct {
     int out0, out1;                                  /* of the task                             */
     const float *ahead;                              /* dy to be fetched, or NULL ...          */
     int fetched;                                     /* ... and how many of its output blocks  */
+    walk next;                                       /* input of the next band, to be fetched   */
     float *dw;                                       /* the whole, of the slice                 */
     int column[MDMT_CONV_TAPS];                      /* (kw) offset of a tap's column  */
     int first[MDMT_CONV_TAPS], rows[MDMT_CONV_TAPS]; /* (kh) rows of the strip's dy whose row of
@@ -218,8 +227,46 @@ static const float *next_strip(const pass *s, const mdmt_conv_weight_tile *t)
                : NULL;
 }
 
+static walk next_band(const job *j, int band, int end, int in0, int in1)
+{
+    const plan *p = j->plan;
+    const mdmt_geometry *g = &p->g;
+    walk next = {.blocks = in1 - in0};
+    if (band + 1 >= end || !p->staged || g->kh * g->kw * g->sh * g->sw != 1) {
+        return next;
+    }
+    int row0 = (band + 1) % p->bands * p->band, image = (band + 1) / p->bands * p->group;
+    next.x = (const float *)j->x.data + (size_t)image * p->x_sample +
+             ((size_t)in0 * g->h + row0) * g->w * MDMT_BLOCK;
+    next.images = mdmt_min(p->group, g->n - image);
+    next.pixels = mdmt_min(p->band, g->oh - row0) * g->w;
+    return next;
+}
+
+/* The next `pixels` of the walk. */
+static const float *walk_on(walk *next, const plan *p, int pixels)
+{
+    const mdmt_geometry *g = &p->g;
+    const float *x = next->x + (size_t)next->image * p->x_sample +
+                     ((size_t)next->block * g->h * g->w + next->at) * MDMT_BLOCK;
+    next->at += pixels;
+    if (next->at >= next->pixels) {
+        next->at = 0;
+        next->block++;
+    }
+    if (next->block == next->blocks) {
+        next->block = 0;
+        next->image++;
+    }
+    if (next->image == next->images) {
+        next->x = NULL;
+    }
+    return x;
+}
+
 /* All taps of one input block and one or two output blocks over a strip. The
- * first tile meanwhile fetches the next input block, later ones the next dy. */
+ * first tile meanwhile fetches the next input block, later ones the next dy, and
+ * then the input of the next band. */
 static void block_sum(pass *s, int in, mdmt_conv_weight_tile *t)
 {
     const job *j = s->job;
@@ -250,6 +297,8 @@ static void block_sum(pass *s, int in, mdmt_conv_weight_tile *t)
                     next = NULL;
                 } else if (s->ahead && s->fetched < s->outs) {
                     t->ahead = s->ahead + s->fetched++ * t->dy_out;
+                } else if (s->next.x) {
+                    t->ahead = walk_on(&s->next, p, t->images * t->rows * t->columns);
                 }
                 j->micro->weight[s->outs - 1][mdmt_min(piece, channels - c)](t);
             }
@@ -317,6 +366,7 @@ static void run_task(void *context, int task, int thread)
         s.row1 = mdmt_min(g->oh, s.row0 + p->band);
         s.x = stage_band(j, s.image, s.images, in0, in1, s.row0 * g->sh - g->pt,
                          (s.row1 - s.row0 - 1) * g->sh + (g->kh - 1) * g->dh + 1, thread);
+        s.next = next_band(j, band, end, in0, in1);
         for (s.out = out0; s.out < out1; s.out += s.outs) {
             s.outs = mdmt_min(j->micro->weight_blocks, out1 - s.out);
             for (s.row = s.row0; s.row < s.row1; s.row = s.row_end) {
