@@ -59,7 +59,10 @@ typedef struct {
     ptrdiff_t dy_row, dy_image, dy_out;
     float *dw; /* [channels][16 out] */
     ptrdiff_t dw_out;
-    const float *ahead; /* what to fetch meanwhile, a line a pixel; or NULL */
+    const float *ahead; /* to be fetched from the second-level cache, a line a pixel; or NULL */
+    const float *far;   /* to be fetched from memory, far_step floats a pixel: slowly, so that
+                           other loads find room; or NULL */
+    ptrdiff_t far_step;
     int images, rows, columns;
 } mdmt_conv_weight_tile;
 

@@ -37,6 +37,7 @@ typedef int mdmt_conv_direct_avx512_unit; /* a unit is never empty */
 #define WEIGHTS(channels)                                                                          \
     DEFINE_WEIGHT(weight_1_##channels, channels, 1)                                                \
     DEFINE_WEIGHT(weight_2_##channels, channels, 2)
+#define LONG_WEIGHTS(channels) DEFINE_WEIGHT(weight_1_##channels, channels, 1)
 
 TILES(1)
 TILES(2)
@@ -70,6 +71,14 @@ WEIGHTS(5)
 WEIGHTS(6)
 WEIGHTS(7)
 WEIGHTS(8)
+LONG_WEIGHTS(9)
+LONG_WEIGHTS(10)
+LONG_WEIGHTS(11)
+LONG_WEIGHTS(12)
+LONG_WEIGHTS(13)
+LONG_WEIGHTS(14)
+LONG_WEIGHTS(15)
+LONG_WEIGHTS(16)
 
 /* 16 x 16: pairs, quads, then 128-bit lanes are interleaved. */
 static void transpose_block(float *dst, const float *src)
@@ -122,13 +131,14 @@ static const mdmt_conv_micro micro = {
     .quad_widest = 3,
     .tile_blocks = 2,
     .weight_blocks = 2,
-    .channels = {8, 8},
+    .channels = {16, 8},
     .tile = {ROW14(tile_1_), ROW14(tile_2_)},
     .pair = {ROW7(pair_1_), ROW7(pair_2_)},
     .quad = {{0, quad_1_1, quad_1_2, quad_1_3}, {0, quad_2_1, quad_2_2, quad_2_3}},
     .stem = {ROW14(stem_1_), ROW14(stem_2_)},
     .weight = {{0, weight_1_1, weight_1_2, weight_1_3, weight_1_4, weight_1_5, weight_1_6,
-                weight_1_7, weight_1_8},
+                weight_1_7, weight_1_8, weight_1_9, weight_1_10, weight_1_11, weight_1_12,
+                weight_1_13, weight_1_14, weight_1_15, weight_1_16},
                {0, weight_2_1, weight_2_2, weight_2_3, weight_2_4, weight_2_5, weight_2_6,
                 weight_2_7, weight_2_8}},
     .stage = stage_pixels,

@@ -190,11 +190,11 @@ INLINE void tile_body(const mdmt_conv_tile *tile, const int rows, const int colu
         tile_body(tile, rows, columns, blocks, pixel);                                             \
     }
 
-/* Pixels of a weight tile; `fetch`: brings a line of `ahead` with each. */
+/* Pixels of a weight tile; `near`, `far`: whether to fetch t->ahead, t->far. */
 INLINE void weight_pixels(const mdmt_conv_weight_tile *t, VEC *acc, const int channels,
-                          const int blocks, const int fetch)
+                          const int blocks, const int near, const int far)
 {
-    const float *ahead = t->ahead;
+    const float *ahead = t->ahead, *away = t->far;
     for (int n = 0; n < t->images; n++) {
         for (int r = 0; r < t->rows; r++) {
             const float *x = t->x + n * t->x_image + r * t->x_row;
@@ -202,9 +202,13 @@ INLINE void weight_pixels(const mdmt_conv_weight_tile *t, VEC *acc, const int ch
             const float *const end = dy + t->columns * MDMT_BLOCK;
             for (; dy < end; dy += MDMT_BLOCK, x += t->x_pixel) {
                 VEC grad[2 * PARTS];
-                if (fetch) {
+                if (near) {
                     __builtin_prefetch(ahead);
                     ahead += MDMT_BLOCK;
+                }
+                if (far) {
+                    __builtin_prefetch(away);
+                    away += t->far_step;
                 }
                 UNROLL
                 for (int v = 0; v < blocks * PARTS; v++) {
@@ -237,10 +241,14 @@ INLINE void weight_body(const mdmt_conv_weight_tile *tile, const int channels, c
             __builtin_prefetch(t.dw + v * t.dw_out + c * MDMT_BLOCK, 1, 3);
         }
     }
-    if (t.ahead) {
-        weight_pixels(&t, acc, channels, blocks, 1);
+    if (t.ahead && t.far) {
+        weight_pixels(&t, acc, channels, blocks, 1, 1);
+    } else if (t.ahead) {
+        weight_pixels(&t, acc, channels, blocks, 1, 0);
+    } else if (t.far) {
+        weight_pixels(&t, acc, channels, blocks, 0, 1);
     } else {
-        weight_pixels(&t, acc, channels, blocks, 0);
+        weight_pixels(&t, acc, channels, blocks, 0, 0);
     }
     UNROLL
     for (int c = 0; c < channels; c++) {

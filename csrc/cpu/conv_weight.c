@@ -24,6 +24,7 @@ typedef struct {
     int slices;
     int stage_columns;
     size_t x_sample, dy_sample; /* floats between images */
+    int far_step;               /* see mdmt_conv_weight_tile */
     size_t row_floats, block_floats, image_floats;
     size_t weight_floats, partial_bytes, thread_bytes;
 } plan;
@@ -118,6 +119,10 @@ static void plan_weight(const mdmt_site *site, plan *p)
     p->strip = mdmt_min(g.oh, mdmt_max(1, STRIP_PIXELS / g.ow));
     plan_window(p);
     p->total = mdmt_ceil_div(g.n, p->group) * p->bands;
+    /* Lines from memory for each pixel of a tile: a strip's pass over the input blocks needs the
+     * next dy, and its share of the next input. */
+    double lines = 0.5 / p->in_step / (g.kh * g.kw) * 2 + 1.0 / p->out_step;
+    p->far_step = lines <= 0.25 ? MDMT_BLOCK / 4 : lines <= 0.5 ? MDMT_BLOCK / 2 : MDMT_BLOCK;
     p->slices = mdmt_min(p->slices, p->total);
     size_t bytes = p->weight_floats * sizeof(float);
     p->partial_bytes = p->slices > 1 ? mdmt_round_up(bytes * p->slices, 4096) : 0;
@@ -165,11 +170,10 @@ static const float *stage_band(const job *j, int image, int images, int in0, int
 
 /* ---- compute ---- */
 
-/* A way through the input of a band, block by block, image by image; for one tap and unit strides,
- * where it has as many pixels as dy. Fetched while the band before it is summed up, so that staging
- * does not wait for memory. */
+/* A way through pixels that will be needed: blocks of images. */
 typedef struct {
-    const float *x; /* first pixel, of input block in0; NULL: nothing to fetch */
+    const float *x; /* the first; NULL: nothing to fetch */
+    ptrdiff_t x_image, x_block;
     int image, images, block, blocks, at, pixels; /* pixels of a block, one image */
 } walk;
 
@@ -182,9 +186,8 @@ typedef struct {
     int in0, in1;                                    /* input blocks of the task                */
     int out, outs;                                   /* output blocks                           */
     int out0, out1;                                  /* of the task                             */
-    const float *ahead;                              /* dy to be fetched, or NULL ...          */
-    int fetched;                                     /* ... and how many of its output blocks  */
-    walk next;                                       /* input of the next band, to be fetched   */
+    int next;                                        /* the band after this one, or -1          */
+    walk dy_ahead, x_ahead;                          /* of the next strip, the next band        */
     float *dw;                                       /* the whole, of the slice                 */
     int column[MDMT_CONV_TAPS];                      /* (kw) offset of a tap's column  */
     int first[MDMT_CONV_TAPS], rows[MDMT_CONV_TAPS]; /* (kh) rows of the strip's dy whose row of
@@ -213,59 +216,81 @@ static void start_strip(pass *s)
     }
 }
 
-/* Where the dy lies that comes after this strip's; NULL: nowhere near. */
-static const float *next_strip(const pass *s, const mdmt_conv_weight_tile *t)
+/* The next `pixels` of a walk. */
+static const float *walk_on(walk *way, int pixels)
 {
-    if (s->row_end < s->row1) {
-        return t->dy + s->row_end * t->dy_row;
+    const float *x = way->x + way->image * way->x_image + way->block * way->x_block +
+                     (ptrdiff_t)way->at * MDMT_BLOCK;
+    way->at += pixels;
+    if (way->at >= way->pixels) {
+        way->at = 0;
+        way->block++;
     }
-    if (s->out + s->outs < s->out1) {
-        return t->dy + s->outs * t->dy_out + s->row0 * t->dy_row;
+    if (way->block == way->blocks) {
+        way->block = 0;
+        way->image++;
     }
-    return s->row1 < s->job->plan->g.oh
-               ? t->dy - (s->out - s->out0) * t->dy_out + s->row1 * t->dy_row
-               : NULL;
-}
-
-static walk next_band(const job *j, int band, int end, int in0, int in1)
-{
-    const plan *p = j->plan;
-    const mdmt_geometry *g = &p->g;
-    walk next = {.blocks = in1 - in0};
-    if (band + 1 >= end || !p->staged || g->kh * g->kw * g->sh * g->sw != 1) {
-        return next;
-    }
-    int row0 = (band + 1) % p->bands * p->band, image = (band + 1) / p->bands * p->group;
-    next.x = (const float *)j->x.data + (size_t)image * p->x_sample +
-             ((size_t)in0 * g->h + row0) * g->w * MDMT_BLOCK;
-    next.images = mdmt_min(p->group, g->n - image);
-    next.pixels = mdmt_min(p->band, g->oh - row0) * g->w;
-    return next;
-}
-
-/* The next `pixels` of the walk. */
-static const float *walk_on(walk *next, const plan *p, int pixels)
-{
-    const mdmt_geometry *g = &p->g;
-    const float *x = next->x + (size_t)next->image * p->x_sample +
-                     ((size_t)next->block * g->h * g->w + next->at) * MDMT_BLOCK;
-    next->at += pixels;
-    if (next->at >= next->pixels) {
-        next->at = 0;
-        next->block++;
-    }
-    if (next->block == next->blocks) {
-        next->block = 0;
-        next->image++;
-    }
-    if (next->image == next->images) {
-        next->x = NULL;
+    if (way->image == way->images) {
+        way->x = NULL;
     }
     return x;
 }
 
+/* The dy that comes after this strip's. */
+static walk next_strip(const pass *s, const mdmt_conv_weight_tile *t)
+{
+    const plan *p = s->job->plan;
+    walk way = {.x_image = t->dy_image, .x_block = t->dy_out, .images = s->images};
+    int rows = p->strip;
+    way.blocks = s->outs;
+    if (s->row_end < s->row1) {
+        way.x = t->dy + s->row_end * t->dy_row;
+        rows = mdmt_min(rows, s->row1 - s->row_end);
+    } else if (s->out + s->outs < s->out1) {
+        way.x = t->dy + s->outs * t->dy_out + s->row0 * t->dy_row;
+        way.blocks = mdmt_min(s->outs, s->out1 - s->out - s->outs);
+    } else if (s->next >= 0) {
+        way.x = s->job->dy + (ptrdiff_t)(s->next / p->bands * p->group) * t->dy_image +
+                s->out0 * t->dy_out + s->next % p->bands * p->band * t->dy_row;
+    }
+    way.pixels = rows * p->g.ow;
+    return way;
+}
+
+/* The input of the next band, so that staging does not wait for memory: for one tap and unit
+ * strides, where it has as many pixels as dy. */
+static walk next_band(const pass *s)
+{
+    const job *j = s->job;
+    const plan *p = j->plan;
+    const mdmt_geometry *g = &p->g;
+    walk way = {.x_image = (ptrdiff_t)p->x_sample,
+                .x_block = (ptrdiff_t)g->h * g->w * MDMT_BLOCK,
+                .blocks = s->in1 - s->in0};
+    if (s->next >= 0 && p->staged && g->kh * g->kw * g->sh * g->sw == 1) {
+        int image = s->next / p->bands * p->group, row0 = s->next % p->bands * p->band;
+        way.x = (const float *)j->x.data + image * way.x_image + s->in0 * way.x_block +
+                (ptrdiff_t)row0 * g->w * MDMT_BLOCK;
+        way.images = mdmt_min(p->group, g->n - image);
+        way.pixels = mdmt_min(p->band, g->oh - row0) * g->w;
+    }
+    return way;
+}
+
+/* Sets what a tile fetches from memory. */
+static void fetch_far(pass *s, mdmt_conv_weight_tile *t)
+{
+    int pixels = (int)(t->images * t->rows * t->columns * t->far_step / MDMT_BLOCK);
+    t->far = NULL;
+    if (s->dy_ahead.x) {
+        t->far = walk_on(&s->dy_ahead, pixels);
+    } else if (s->x_ahead.x) {
+        t->far = walk_on(&s->x_ahead, pixels);
+    }
+}
+
 /* All taps of one input block and one or two output blocks over a strip. The
- * first tile meanwhile fetches the next input block, later ones the next dy, and
+ * first tile meanwhile fetches the next input block; all fetch the next dy, and
  * then the input of the next band. */
 static void block_sum(pass *s, int in, mdmt_conv_weight_tile *t)
 {
@@ -295,11 +320,8 @@ static void block_sum(pass *s, int in, mdmt_conv_weight_tile *t)
                 if (next) {
                     t->ahead = next + (t->x - x);
                     next = NULL;
-                } else if (s->ahead && s->fetched < s->outs) {
-                    t->ahead = s->ahead + s->fetched++ * t->dy_out;
-                } else if (s->next.x) {
-                    t->ahead = walk_on(&s->next, p, t->images * t->rows * t->columns);
                 }
+                fetch_far(s, t);
                 j->micro->weight[s->outs - 1][mdmt_min(piece, channels - c)](t);
             }
         }
@@ -323,14 +345,14 @@ static void strip_sum(pass *s)
                                .dy_out = (ptrdiff_t)plane,
                                .dw_out =
                                    (ptrdiff_t)p->blocks * g->kh * g->kw * MDMT_BLOCK * MDMT_BLOCK,
+                               .far_step = p->far_step,
                                .images = s->images,
                                .columns = g->ow};
     if (t.x_row == t.dy_row && g->kh == 1) {
         t.columns *= s->row_end - s->row;
         s->rows[0] = 1;
     }
-    s->ahead = next_strip(s, &t);
-    s->fetched = 0;
+    s->dy_ahead = next_strip(s, &t);
     for (int in = s->in0; in < s->in1; in++) {
         block_sum(s, in, &t);
     }
@@ -366,7 +388,8 @@ static void run_task(void *context, int task, int thread)
         s.row1 = mdmt_min(g->oh, s.row0 + p->band);
         s.x = stage_band(j, s.image, s.images, in0, in1, s.row0 * g->sh - g->pt,
                          (s.row1 - s.row0 - 1) * g->sh + (g->kh - 1) * g->dh + 1, thread);
-        s.next = next_band(j, band, end, in0, in1);
+        s.next = band + 1 < end ? band + 1 : -1;
+        s.x_ahead = next_band(&s);
         for (s.out = out0; s.out < out1; s.out += s.outs) {
             s.outs = mdmt_min(j->micro->weight_blocks, out1 - s.out);
             for (s.row = s.row0; s.row < s.row1; s.row = s.row_end) {
