@@ -46,6 +46,7 @@ typedef struct {
     int stats_start;    /* the part's first tile: its first pixel becomes the pivot */
     const float *ahead; /* pixels that will be needed, to be fetched; or NULL */
     ptrdiff_t ahead_row, ahead_block;
+    int ahead_first, ahead_step; /* of which input blocks: first, first + step, ... */
 } mdmt_conv_tile;
 
 typedef void (*mdmt_conv_tile_fn)(const mdmt_conv_tile *tile);
@@ -129,8 +130,9 @@ void mdmt_f32_conv_load__avx2(float *dst, const float *src, int count, ptrdiff_t
 void mdmt_f32_conv_load__avx512(float *dst, const float *src, int count, ptrdiff_t step,
                                 ptrdiff_t fetch, const mdmt_conv_load *load);
 /* Whether y, written once and as a whole, is better stored past the caches: too large to be found
- * there when it is read. */
-int mdmt_conv_is_past(const mdmt_tensor *y, const float *data);
+ * there when it is read, and made of so few products (`terms` of an element) that memory is what it
+ * waits for. */
+int mdmt_conv_is_past(const mdmt_tensor *y, const float *data, int terms);
 /* Whether some tap k < kernel reads positions that are `phase` modulo s. */
 int mdmt_conv_phase_is_read(int phase, int first, int kernel, int d, int s);
 

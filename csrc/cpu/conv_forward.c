@@ -340,6 +340,7 @@ typedef struct {
     int row0, row;      /* first coarse row of the task; current row  */
     int block, blocks;  /* output blocks of the current tiles         */
     int block0;         /* first output block of the task             */
+    int shares;         /* passes over the output blocks of the task */
     const float *ahead; /* staged 1x1: input of the task that comes next, or NULL */
     int part;           /* of the statistics                          */
     int first, count;   /* input blocks of the current chunk          */
@@ -368,6 +369,13 @@ static void row_tiles(const pass *s, int image, int rows, mdmt_conv_tile *t, int
     t->x_row = (ptrdiff_t)p->image_floats;
     t->y_row = (ptrdiff_t)p->y_sample;
     t->tap = s->tap + a0 * f->columns;
+    if (p->staged) { /* each pair of output blocks fetches its share */
+        t->ahead_first = (s->block - s->block0) / micro->tile_blocks;
+        t->ahead_step = s->shares;
+    } else {
+        t->ahead_first = 0;
+        t->ahead_step = 1;
+    }
     t->ahead_row = (ptrdiff_t)p->x_sample;
     t->ahead_block = (ptrdiff_t)p->h * p->w * MDMT_BLOCK;
     const size_t ahead = image * p->x_sample + s->first * t->ahead_block +
@@ -375,10 +383,10 @@ static void row_tiles(const pass *s, int image, int rows, mdmt_conv_tile *t, int
     for (int i = 0, column = 0; i < tiles; i++) {
         int columns = (f->count_columns - column + tiles - i - 1) / (tiles - i);
         t->x = x + column * MDMT_BLOCK;
-        if (s->block == s->block0) {
-            t->ahead = !p->staged ? t->x + columns * MDMT_BLOCK
-                       : s->ahead ? s->ahead + ahead + column * MDMT_BLOCK
-                                  : NULL;
+        if (!p->staged) {
+            t->ahead = s->block == s->block0 ? t->x + columns * MDMT_BLOCK : NULL;
+        } else if (s->ahead) {
+            t->ahead = s->ahead + ahead + column * MDMT_BLOCK;
         }
         size_t at = offset + (size_t)column * p->ow_step * MDMT_BLOCK;
         t->y = j->y + at;
@@ -535,6 +543,7 @@ static void run_task(void *context, int task, int thread)
               .row0 = row0,
               .block0 = block0};
     s.images = mdmt_min(p->group, p->n - s.image);
+    s.shares = mdmt_ceil_div(block1 - block0, j->micro->tile_blocks);
     s.x = stage_input(j, s.image, s.images, row0 * p->sh + p->row_min,
                       (row1 - row0 - 1) * p->sh + p->row_span, thread);
     for (s.block = block0; s.block < block1; s.block += s.blocks) {
@@ -619,7 +628,8 @@ mdmt_status mdmt_conv_forward_run(const mdmt_site *site, const mdmt_conv_micro *
              .weights = call->in[1].data,
              .init = bias,
              .start = bias ? MDMT_INIT_BIAS : MDMT_INIT_ZERO,
-             .past = mdmt_conv_is_past(site->out[0], call->out[0]),
+             .past = mdmt_conv_is_past(site->out[0], call->out[0],
+                                       p.cin * p.phase[0].rows * p.phase[0].columns),
              .y = call->out[0],
              .stats = site->op->outputs > 1 && site->out[1] ? call->out[1] : NULL,
              .scratch = call->workspace};
@@ -710,8 +720,9 @@ mdmt_status mdmt_conv_data_run(const mdmt_site *site, const mdmt_conv_micro *mic
              .weights = call->workspace,
              .init = addend,
              .start = addend ? MDMT_INIT_LOAD : MDMT_INIT_ZERO,
-             .past =
-                 !p.gaps && addend != call->out[0] && mdmt_conv_is_past(site->out[0], call->out[0]),
+             .past = !p.gaps && addend != call->out[0] &&
+                     mdmt_conv_is_past(site->out[0], call->out[0],
+                                       p.cin * p.phase[0].rows * p.phase[0].columns),
              .y = call->out[0],
              .scratch = (char *)call->workspace + turned_bytes(&p)};
     mdmt_parallel(site->pool, tasks_of(&p), run_task, &j);

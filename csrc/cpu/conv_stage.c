@@ -6,12 +6,13 @@
 
 #include "../base/memory.h"
 
-enum { SEGMENT = 8, FETCH_COLUMNS = 64, PAST_BYTES = 4 << 20 };
+enum { SEGMENT = 8, FETCH_COLUMNS = 64, PAST_BYTES = 4 << 20, PAST_TERMS = 48 };
 
-int mdmt_conv_is_past(const mdmt_tensor *y, const float *data)
+int mdmt_conv_is_past(const mdmt_tensor *y, const float *data, int terms)
 {
     size_t floats = (size_t)y->dim[0] * (size_t)mdmt_blocks(y->dim[1]) * mdmt_map_block(y);
-    return floats * sizeof(float) >= PAST_BYTES && (uintptr_t)data % MDMT_ALIGN == 0;
+    return terms <= PAST_TERMS && floats * sizeof(float) >= PAST_BYTES &&
+           (uintptr_t)data % MDMT_ALIGN == 0;
 }
 
 int mdmt_conv_phase_is_read(int phase, int first, int kernel, int d, int s)

@@ -150,6 +150,7 @@ INLINE void tile_body(const mdmt_conv_tile *tile, const int rows, const int colu
             }
         }
     }
+    int fetch = t.ahead ? t.ahead_first : -1;
     for (int b = 0; b < t.blocks; b++) {
         const float *w = t.w + b * t.w_block;
         const int channels = pixel == 1 ? 1 : b + 1 < t.blocks ? MDMT_BLOCK : t.last;
@@ -170,7 +171,8 @@ INLINE void tile_body(const mdmt_conv_tile *tile, const int rows, const int colu
                 w += MDMT_BLOCK * MDMT_BLOCK;
             }
         }
-        if (t.ahead) {
+        if (b == fetch) {
+            fetch += t.ahead_step;
             tile_fetch(t.ahead + b * t.ahead_block, t.ahead_row, rows, columns, pixel, 0);
         }
     }
