@@ -123,6 +123,9 @@ static void plan_weight(const mdmt_site *site, plan *p)
      * next dy, and its share of the next input. */
     double lines = 0.5 / p->in_step / (g.kh * g.kw) * 2 + 1.0 / p->out_step;
     p->far_step = lines <= 0.25 ? MDMT_BLOCK / 4 : lines <= 0.5 ? MDMT_BLOCK / 2 : MDMT_BLOCK;
+    if (p->group > 1) { /* small maps are in a cache */
+        p->far_step = MDMT_BLOCK;
+    }
     p->slices = mdmt_min(p->slices, p->total);
     size_t bytes = p->weight_floats * sizeof(float);
     p->partial_bytes = p->slices > 1 ? mdmt_round_up(bytes * p->slices, 4096) : 0;
