@@ -1,4 +1,5 @@
-"""The console script `mdmt` (also `python -m mdmt`): run, prepare, check, splits, show, weights."""
+"""The console script `mdmt` (also `python -m mdmt`): run, report, prepare, check, splits,
+show, weights."""
 
 from __future__ import annotations
 
@@ -21,6 +22,17 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run.add_arguments(
         commands.add_parser("run", help="train and compare the configurations over the folds")
+    )
+    report = commands.add_parser(
+        "report", help="tables, statistics, figures and report.html from predictions.csv"
+    )
+    report.add_argument("out", metavar="OUT", help="out folder of a run")
+    report.add_argument(
+        "--resamples", type=int, default=10000, metavar="N", help="of the bootstrap (10000)"
+    )
+    report.add_argument("--seed", type=int, default=0, help="of the bootstrap (0)")
+    report.add_argument(
+        "--no-images", action="store_true", help="leave the best and worst predicted images out"
     )
     prepare = commands.add_parser("prepare", help="preprocess the images once, into the store")
     check = commands.add_parser("check", help="check data, labels and splits before any training")
@@ -218,6 +230,20 @@ def _show_results(out: Path) -> None:
     print(run.final_table(rows, values), end="")
 
 
+def report(arguments) -> None:
+    """Compute everything after the training again; say what was found and written."""
+    from .report import make
+
+    run.tell(
+        make(
+            arguments.out,
+            resamples=arguments.resamples,
+            seed=arguments.seed,
+            samples=not arguments.no_images,
+        )
+    )
+
+
 def weights(arguments) -> None:
     """List, fetch or check weight files, or print where they are."""
     from .weights import commands
@@ -230,6 +256,7 @@ def main(argv=None) -> int:
     arguments = _parser().parse_args(argv)
     actions = {
         "run": run.start,
+        "report": report,
         "prepare": prepare,
         "check": check,
         "splits": splits,

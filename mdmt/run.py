@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import __version__, config
+from .analysis import cohort
 from .errors import BadConfig, BadInput, JobsFailed, MdmtError, debugging
 from .paths import folder_lock, make_folder, read_json, write_atomic, write_json
 from .results import RESULT_COLUMNS, collect, final_table
@@ -45,6 +46,7 @@ class Options:
     only_collect: bool = False
     emit_slurm: bool = False
     tensorboard: bool = False
+    report: bool = True
     quiet: bool = False
 
 
@@ -120,6 +122,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--tensorboard", action="store_true", help="also write the histories for TensorBoard"
+    )
+    parser.add_argument(
+        "--no-report", action="store_true", help="end with the results, without tables and figures"
     )
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
@@ -227,6 +232,7 @@ def _run_in(out: Path, values: dict, options: Options) -> list[dict]:
         write_json(out / "splits.json", record)
         if not (out / "environment.json").exists():
             write_json(out / "environment.json", environment())
+        write_json(out / cohort.COHORT, cohort.record(study.releases))
         write_atomic(out / "config.yaml", config.dump(stored_form(values)))
         if options.emit_slurm:
             from .runner import slurm
@@ -238,6 +244,10 @@ def _run_in(out: Path, values: dict, options: Options) -> list[dict]:
         _note_paths(study, out, outcome.done)
         if results and not options.quiet:
             _conclude(study, out, results)
+        if results and options.report:
+            made = make_report(out)
+            if made and not options.quiet:
+                tell(made)
     if outcome.failed:
         labels = {j.id: j.label for j in study.jobs}
         first = next(iter(outcome.failed))
@@ -301,6 +311,40 @@ def _conclude(study: Study, out: Path, results: list[dict]) -> None:
     )
 
 
+def make_report(out: Path) -> dict | None:
+    """Tables, figures and report.html; a failure of these is a sentence and loses no result."""
+    from .report import make
+
+    try:
+        return make(out, locked=True)
+    except BadInput as error:
+        print(f"mdmt: report: {error}", file=sys.stderr)
+    except Exception as error:  # the trainings are done: nothing may spoil them now
+        if debugging():
+            raise
+        print(
+            f"mdmt: report: {type(error).__name__}: {error}; the results are complete, `mdmt "
+            f"report {out}` tries again",
+            file=sys.stderr,
+        )
+    return None
+
+
+def tell(made: dict) -> None:
+    """Print what a report found and where it is."""
+    for note in made["notes"]:
+        print(f"note: {note}", file=sys.stderr)
+    for sentence in made["headlines"]:
+        print(sentence)
+    shown = [str(p) for p in made["written"] if p.name.startswith("table") and p.suffix == ".csv"]
+    print("tables       " + ", ".join(shown))
+    names = {"comparisons.csv": "comparisons", "figures": "figures", "report.html": "report"}
+    for path in made["written"]:
+        if path.name in names:
+            print(f"{names[path.name]:<13}{path}")
+    sys.stdout.flush()
+
+
 def guarded(action) -> int:
     """Call `action`; print an error as one sentence to stderr and return the exit code."""
     try:
@@ -335,6 +379,7 @@ def start(arguments) -> None:
         only_collect=arguments.collect,
         emit_slurm=arguments.emit_slurm,
         tensorboard=arguments.tensorboard,
+        report=not arguments.no_report,
         quiet=arguments.quiet,
     )
 

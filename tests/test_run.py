@@ -59,8 +59,9 @@ def tiny(tmp_path, data):
     return path
 
 
-def command(*arguments):
-    return [sys.executable, "-m", "mdmt.run", *map(str, arguments)]
+def command(*arguments, report=False):
+    more = [] if report else ["--no-report"]
+    return [sys.executable, "-m", "mdmt.run", *map(str, arguments), *more]
 
 
 def environment(**more):
@@ -68,9 +69,9 @@ def environment(**more):
     return dict(os.environ, PYTHONPATH=path, MDMT_NUM_THREADS="1", **more)
 
 
-def call(*arguments, **more):
-    return subprocess.run(command(*arguments), env=environment(**more), capture_output=True,
-                          text=True, timeout=300)  # fmt: skip
+def call(*arguments, report=False, **more):
+    return subprocess.run(command(*arguments, report=report), env=environment(**more),
+                          capture_output=True, text=True, timeout=300)  # fmt: skip
 
 
 def rows(path):
@@ -94,7 +95,7 @@ def reference(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("reference")
     config = folder / "tiny.yaml"
     config.write_text(TINY.format(root=data, store=data.parent / "store"))
-    done = call(config, "--out", folder / "out")
+    done = call(config, "--out", folder / "out", report=True)
     assert done.returncode == 0, done.stderr
     return folder / "out", done, config
 
@@ -143,6 +144,21 @@ def test_out_folder_holds_what_the_contract_says(reference):
         assert text in done.stdout
     assert "img/s" in done.stderr
     assert "left" in done.stderr
+
+
+def test_run_ends_in_tables_figures_and_report(reference):
+    out, done, _ = reference
+    for name in ("table1", "table2", "tableS1"):
+        assert all((out / f"{name}.{kind}").stat().st_size for kind in ("csv", "tex", "html"))
+    assert len(list((out / "figures").glob("*.png"))) == len(list((out / "figures").glob("*.svg")))
+    text = (out / "report.html").read_text()
+    assert "img" in text
+    assert f"report       {out / 'report.html'}" in done.stdout
+    before = (out / "results.csv").read_bytes()
+    from mdmt import report
+
+    assert report.make(out, resamples=100, samples=False)["notes"] == []
+    assert (out / "results.csv").read_bytes() == before
 
 
 def test_results_can_be_computed_again_from_the_predictions(reference):

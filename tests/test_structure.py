@@ -20,7 +20,7 @@ FOLDERS = ["base", "ir", "ops", "backend.h", "cpu", "cuda", "exec", "train", "py
 MAX_LINES, MAX_FUNCTION = 800, 80
 
 # The order of the data's way: a module may import only from its own stage or an earlier one. The
-# stages of a line are level with each other; `plots` and `report` follow `stats`.
+# stages of a line are level with each other.
 STAGES = [
     ["__init__", "_core", "errors", "schema", "config", "paths", "system", "py"],
     ["ops", "sampler", "loss", "augmentation", "schedule", "metrics"],
@@ -33,9 +33,12 @@ STAGES = [
     ["splits"],
     ["experiments"],
     ["runner"],
-    ["stats"],
-    ["plots", "report"],
     ["study", "results"],
+    ["stats"],
+    ["analysis"],
+    ["tables"],
+    ["plots"],
+    ["report"],
     ["cli", "run", "__main__"],
 ]
 # heavy module -> the only place that may import it

@@ -3,7 +3,8 @@
 Which one for what: a difference of two models on the same cases: `paired_bootstrap` by patient
 (any metric), `delong` (AUC), `mcnemar` (right or wrong); over the folds of one backbone:
 `nadeau_bengio`, `wilcoxon`; over backbones: `hierarchical_bootstrap`, and as description
-`friedman` and `nemenyi`; several tests at once: `holm`. `paper_t_tests` repeats the paper's
+`friedman` and `nemenyi`; several tests at once: `holm`; many metrics of
+many networks on the same resamples: `resample`. `paper_t_tests` repeats the paper's
 Table 2, `false_positive_rate_of_paper_test` says what to think of it.
 
 SciPy is imported when a function needs it.
@@ -42,6 +43,7 @@ from .paired import holm, mcnemar, nadeau_bengio, paired_t, wilcoxon
 from .paper import PAPER_TEST_WARNING, false_positive_rate_of_paper_test, paper_t_tests, stars
 from .ranks import critical_difference, friedman, mean_ranks, nemenyi
 from .roc import auc_interval, delong
+from .shared import resample
 
 __all__ = [
     "PAPER_TEST_WARNING",
@@ -76,6 +78,7 @@ __all__ = [
     "recalibration",
     "recalls",
     "reliability_curve",
+    "resample",
     "sensitivity",
     "specificity",
     "stars",

@@ -1,0 +1,28 @@
+"""From predictions.csv to numbers: reading an out folder, metrics, comparisons, subgroups.
+
+`read(OUT)` reads and checks an out folder (an `Outcome`); `results`, `compare` and `subgroups`
+compute everything else from it. Nothing here draws, writes or trains.
+"""
+
+from __future__ import annotations
+
+from .compare import Analysis, Comparison, Matrix, compare, f1_name
+from .describe import Calibration, Subgroup, calibration, operating, subgroups
+from .folder import Outcome, Part, read, results
+
+__all__ = [
+    "Analysis",
+    "Calibration",
+    "Comparison",
+    "Matrix",
+    "Outcome",
+    "Part",
+    "Subgroup",
+    "calibration",
+    "compare",
+    "f1_name",
+    "operating",
+    "read",
+    "results",
+    "subgroups",
+]

@@ -1,0 +1,123 @@
+"""What the data of a run were: counts, exclusions and the columns that make subgroups.
+
+`record` makes the content of cohort.json when a run has read its data, so that a report needs the
+out folder alone.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+COHORT = "cohort.json"
+# subgroup variable -> names that its column may have, in lower case
+VARIABLES = {
+    "sex": ("sex", "gender"),
+    "age": ("age",),
+    "view": ("view", "projection", "viewposition", "view_position"),
+    "manufacturer": ("manufacturer",),
+}
+BANDS = ((50, "under 50"), (65, "50 to 64"), (80, "65 to 79"), (float("inf"), "80 and over"))
+UNKNOWN = "not recorded"
+
+
+def record(releases) -> dict:
+    """The content of cohort.json: what each data set was in each release (`study.Release`).
+
+    A data set that several releases share has one entry that names them all.
+    """
+    entries: dict = {}
+    for release in releases:
+        for cases, store in zip(release.cases, release.stores, strict=True):
+            entry = entries.setdefault(id(cases), {"releases": [], **_described(cases, store)})
+            entry["releases"].append(release.name)
+    return {"format": 1, "datasets": list(entries.values())}
+
+
+def _described(cases, store) -> dict:
+    """One data set."""
+    counts = np.bincount(cases.labels, minlength=len(cases.classes))
+    excluded = [w for w in cases.warnings if w.startswith("excluded: ")]
+    return {
+        "name": cases.name,
+        "task": cases.task,
+        "rows": len(cases) + cases.missing_labels + len(excluded),
+        "missing_labels": cases.missing_labels,
+        "excluded": [w.removeprefix("excluded: ") for w in excluded],
+        "warnings": [w for w in cases.warnings if w not in excluded],
+        "images": len(cases),
+        "patients": len(set(cases.patients)),
+        "counts": dict(zip(cases.classes, counts.tolist(), strict=True)),
+        "store": str(store.folder.resolve()),
+        "cases": {
+            "image": list(cases.images),
+            "patient": list(cases.patients),
+            "center": list(cases.centers),
+            "label": [cases.classes[k] for k in cases.labels],
+            **_columns(cases.columns),
+        },
+    }
+
+
+def _columns(columns: dict) -> dict:
+    """The columns that make subgroups, by their variable."""
+    found = {}
+    for variable, names in VARIABLES.items():
+        for column, values in columns.items():
+            if column.strip().lower() in names and variable not in found:
+                found[variable] = list(values)
+    return found
+
+
+def findings(cohort: dict | None, record: dict | None) -> list[str]:
+    """What `mdmt.splits.audit` finds in splits.json, as sentences; needs both files."""
+    from .. import splits
+
+    found = []
+    for source in (cohort or {}).get("datasets", []):
+        row = {image: i for i, image in enumerate(source["cases"]["image"])}
+        for validation, entries in (record or {"validation": {}})["validation"].items():
+            folds: dict = {}
+            for entry in entries:
+                part = entry["datasets"].get(source["name"])
+                if part is not None and entry.get("release") in (None, *source["releases"]):
+                    rows = {p: [row.get(i, -1) for i in part[p]] for p in ("train", "val", "test")}
+                    center = {"center": part["center"]} if "center" in part else {}
+                    folds[part["fold"]] = {"fold": part["fold"], **center, **rows}
+            for f in splits.audit(list(folds.values()), source["cases"]):
+                found.append(
+                    f"{validation}, {source['name']}: {f.count} {f.message} "
+                    f"({', '.join(f.examples)})"
+                )
+    return found
+
+
+def age_band(text: str) -> str:
+    """The band of an age in years, given as text."""
+    try:
+        age = float(text)
+    except ValueError:
+        return UNKNOWN
+    if not 0 <= age < 130:
+        return UNKNOWN
+    return next(name for limit, name in BANDS if age < limit)
+
+
+def groups_of(cohort: dict | None, task: str, image, center) -> dict:
+    """{variable: level of each case (n,)} for cases named by image and center (n,).
+
+    Variables that hold one level only are left out.
+    """
+    found = {"center": [c or UNKNOWN for c in center]}
+    sources = [d for d in (cohort or {}).get("datasets", []) if d["task"] == task]
+    for variable in VARIABLES:
+        levels: dict = {}
+        for source in sources:
+            values = source["cases"].get(variable)
+            if values is not None:
+                levels.update(zip(source["cases"]["image"], values, strict=True))
+        if levels:
+            texts = [levels.get(i, "").strip() for i in image]
+            if variable == "age":
+                texts = [age_band(t) for t in texts]
+            found[variable] = [t or UNKNOWN for t in texts]
+    return {k: np.array(v, dtype=object) for k, v in found.items() if len(set(v) - {UNKNOWN}) > 1}

@@ -1,0 +1,382 @@
+"""The primary analysis: differences between configurations with intervals, by patient.
+
+At each place (release, validation, task) every network of every configuration has predicted the
+same cases. All patients are resampled once for all networks (`mdmt.stats.resample`, which gives
+what `mdmt.stats.paired_bootstrap` gives); a metric is computed within each test fold and averaged
+over folds, as in the tables. Differences are those of MDMT minus another configuration, per
+backbone and on average over the backbones.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from .. import metrics, stats
+from .folder import Outcome
+
+METHOD = "MDMT"
+# name -> what it is, in a heading; `brier` is the only one of which less is better
+TITLES = {
+    "accuracy": "Accuracy",
+    "f1": "F1",
+    "gmean": "G-mean",
+    "auc": "AUC",
+    "brier": "Brier",
+}
+METRICS = tuple(TITLES)
+FEW_BACKBONES = 5  # below, backbones are taken as given: too few to say how others would do
+
+
+class Comparison(NamedTuple):
+    """METHOD minus `against` in `metric`, fractions (not percent).
+
+    backbone "" is the mean over backbones (and seeds). low, high, pvalue: bootstrap by patient;
+    holm: pvalue corrected over the place's means, NaN for single backbones; corrected_t: p-value of
+    Nadeau & Bengio's test over folds, NaN with fewer than two folds.
+    """
+
+    backbone: str
+    against: str
+    metric: str
+    difference: float
+    low: float
+    high: float
+    pvalue: float
+    holm: float
+    corrected_t: float
+
+    @property
+    def better(self) -> float:
+        """The difference with the sign that makes positive good."""
+        return -self.difference if self.metric == "brier" else self.difference
+
+
+class Ranks(NamedTuple):
+    """Mean ranks of configurations over backbones in one metric (1 is best), for description."""
+
+    metric: str
+    configurations: list
+    ranks: np.ndarray
+    critical_difference: float
+    groups: list
+    friedman: float
+    n: int
+
+
+@dataclass
+class Matrix:
+    """The predictions of all networks at a place for the same cases.
+
+    y, fold, patient, image, center (cases,); p {(backbone, seed, configuration): (cases, K)}.
+    """
+
+    release: str
+    validation: str
+    task: str
+    classes: list
+    positive: int
+    configurations: list
+    nets: list
+    y: np.ndarray
+    fold: np.ndarray
+    patient: np.ndarray
+    image: np.ndarray
+    center: np.ndarray
+    p: dict
+    notes: list = field(default_factory=list)
+
+    @property
+    def place(self) -> tuple[str, str, str]:
+        """(release, validation, task)."""
+        return self.release, self.validation, self.task
+
+    @property
+    def folds(self) -> list[int]:
+        """Numbers of the folds."""
+        return sorted(set(self.fold.tolist()))
+
+    @property
+    def backbones(self) -> list[str]:
+        """Backbones of the networks, in order."""
+        return list(dict.fromkeys(b for b, _ in self.nets))
+
+    def score(self, p: np.ndarray) -> np.ndarray:
+        """What the AUC and calibration are computed from: p of the positive class, or all."""
+        return p[:, self.positive] if len(self.classes) == 2 else p
+
+    def target(self) -> np.ndarray:
+        """y, as 0/1 of the positive class for two classes."""
+        if len(self.classes) == 2:
+            return (self.y == self.positive).astype(np.int64)
+        return self.y
+
+    def predicted(self, p: np.ndarray) -> np.ndarray:
+        """The class of the largest probability, on the scale of `target`."""
+        called = p.argmax(1)
+        if len(self.classes) == 2:
+            return (called == self.positive).astype(np.int64)
+        return called
+
+
+@dataclass
+class Analysis:
+    """What `compare` finds at a place; estimates {(configuration, metric): BootstrapInterval}."""
+
+    matrix: Matrix
+    n: int
+    random_backbones: bool
+    estimates: dict
+    comparisons: list[Comparison]
+    ranks: list[Ranks]
+    notes: list[str]
+
+    def find(self, against: str, metric: str, backbone: str = "") -> Comparison | None:
+        """The comparison with `against` in `metric`, or None."""
+        for c in self.comparisons:
+            if (c.backbone, c.against, c.metric) == (backbone, against, metric):
+                return c
+        return None
+
+
+def f1_name(classes: list, positive: int) -> str:
+    """Which F1 the tables give: of the positive class for two classes, macro for more."""
+    return f"F1 of {classes[positive]}" if len(classes) == 2 else "macro F1"
+
+
+def matrix(outcome: Outcome, release: str, validation: str, task: str) -> Matrix | None:
+    """Bring the predictions at a place into one order; None when no fold is shared by all."""
+    parts = outcome.select(release=release, validation=validation, task=task)
+    names = outcome.configurations(release=release, validation=validation, task=task)
+    cells: dict = {}
+    for part in parts:
+        cell = cells.setdefault((part.backbone, part.seed, part.configuration), {})
+        cell[part.fold] = part
+    every = sorted({f for cell in cells.values() for f in cell})
+    order = outcome.backbones(release=release, validation=validation, task=task)
+    nets = sorted({k[:2] for k in cells}, key=lambda k: (order.index(k[0]), k[1]))
+    complete = [
+        net for net in nets if all(set(cells.get((*net, c), {})) == set(every) for c in names)
+    ]
+    notes = []
+    where = f"{task}, {validation}"
+    if complete:
+        if len(complete) < len(nets):
+            notes.append(
+                f"{where}: {len(nets) - len(complete)} of {len(nets)} networks have not all folds "
+                "and configurations yet and are left out of the comparisons."
+            )
+        nets, folds = complete, every
+    else:
+        folds = [f for f in every if all(f in cell for cell in cells.values())]
+        nets = [n for n in nets if all((*n, c) in cells for c in names)]
+        if not folds or not nets:
+            return None
+        notes.append(
+            f"{where}: only {len(folds)} of {len(every)} folds are finished for every network; "
+            "the comparisons are of these."
+        )
+    first = [cells[(*nets[0], names[0])][f] for f in folds]
+    p = {}
+    for net in nets:
+        for name in names:
+            rows = []
+            for f, reference in zip(folds, first, strict=True):
+                part = cells[(*net, name)][f]
+                rows.append(part.p[_aligned(reference.image, part.image)])
+            p[(*net, name)] = np.concatenate(rows)
+    return Matrix(
+        release,
+        validation,
+        task,
+        outcome.classes(task),
+        outcome.positive(task),
+        names,
+        nets,
+        np.concatenate([q.y for q in first]),
+        np.concatenate([np.full(len(q.y), q.fold) for q in first]),
+        np.concatenate([q.patient for q in first]),
+        np.concatenate([q.image for q in first]),
+        np.concatenate([q.center for q in first]),
+        p,
+        notes,
+    )
+
+
+def _aligned(wanted: np.ndarray, have: np.ndarray) -> np.ndarray:
+    """Rows of `have` in the order of `wanted` (the same images)."""
+    if np.array_equal(wanted, have):
+        return np.arange(len(have))
+    order, back = np.argsort(have, kind="stable"), np.argsort(wanted, kind="stable")
+    rows = np.empty(len(have), np.int64)
+    rows[back] = order
+    return rows
+
+
+def _prediction(m: Matrix, metric: str, p: np.ndarray) -> np.ndarray:
+    return m.score(p) if metric in ("auc", "brier") else m.predicted(p)
+
+
+def _metric(m: Matrix, metric: str) -> str:
+    return "f1_macro" if metric == "f1" and len(m.classes) > 2 else metric
+
+
+def compare(outcome: Outcome, n: int = 10000, seed: int = 0) -> list[Analysis]:
+    """Compare METHOD with every other configuration at every place, n resamples."""
+    found = []
+    for place in outcome.places:
+        m = matrix(outcome, *place)
+        if m is not None:
+            found.append(_compare(outcome, m, n, seed))
+    return found
+
+
+def _compare(outcome: Outcome, m: Matrix, n: int, seed: int) -> Analysis:
+    keys = [(net, c, metric) for net in m.nets for c in m.configurations for metric in METRICS]
+    wanted = [(_metric(m, k), _prediction(m, k, m.p[(*net, c)])) for net, c, k in keys]
+    at = {key: i for i, key in enumerate(keys)}
+    drawn = stats.resample(m.target(), wanted, m.patient, n, seed, folds=m.fold)
+    # Backbones are a sample only where there are several, each trained once.
+    many = len(m.backbones) >= FEW_BACKBONES and len(m.nets) == len(m.backbones)
+    notes = list(m.notes)
+    estimates, comparisons = {}, []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for c in m.configurations:
+            for k in METRICS:
+                which = [at[net, c, k] for net in m.nets]
+                estimates[c, k] = _or_nan(lambda w=which: drawn.mean(w), 3)
+        others = [c for c in m.configurations if c != METHOD]
+        for other in others if METHOD in m.configurations else []:
+            for k in METRICS:
+                pairs = [(at[net, METHOD, k], at[net, other, k]) for net in m.nets]
+                mode = "random" if many else "fixed"
+                whole = _or_nan(lambda p=pairs, w=mode: drawn.mean_difference(p, w), 4)
+                comparisons.append(_one(outcome, m, "", other, k, whole))
+                if len(m.backbones) < 2:
+                    continue
+                for b in m.backbones:
+                    some = [pair for net, pair in zip(m.nets, pairs, strict=True) if net[0] == b]
+                    part = _or_nan(lambda p=some: drawn.mean_difference(p), 4)
+                    comparisons.append(_one(outcome, m, b, other, k, part))
+    for text in dict.fromkeys(str(w.message) for w in caught):
+        notes.append(f"{m.task}, {m.validation}: {text}.")
+    comparisons = _corrected(comparisons)
+    return Analysis(m, n, many, estimates, comparisons, _ranks(m), notes)
+
+
+def _or_nan(function, width: int):
+    """function(), or NaNs where the metric is not defined for these cases."""
+    try:
+        return tuple(function())
+    except ValueError:
+        return (float("nan"),) * width
+
+
+def _one(outcome, m: Matrix, backbone: str, other: str, metric: str, found) -> Comparison:
+    t = _corrected_t(outcome, m, backbone, other, metric)
+    return Comparison(backbone, other, metric, *found, float("nan"), t)
+
+
+def _corrected(comparisons: list[Comparison]) -> list[Comparison]:
+    """Fill in Holm's p-values over the means (all metrics, all opponents)."""
+    chosen = [i for i, c in enumerate(comparisons) if c.backbone == "" and c.pvalue == c.pvalue]
+    if not chosen:
+        return comparisons
+    adjusted = stats.holm([comparisons[i].pvalue for i in chosen])
+    for i, p in zip(chosen, adjusted, strict=True):
+        comparisons[i] = comparisons[i]._replace(holm=float(p))
+    return comparisons
+
+
+def value(m: Matrix, metric: str, rows, p: np.ndarray) -> float:
+    """`metric` of the cases `rows` (indices or mask), NaN where it is undefined."""
+    y, p = m.target()[rows], p[rows]
+    if len(y) == 0:
+        return float("nan")
+    if metric == "auc":
+        return metrics.auc(y, m.score(p))
+    if metric == "brier":
+        return stats.brier(y, m.score(p))
+    called = m.predicted(p)
+    if metric == "f1":
+        return metrics.f1(y, called, "binary" if len(m.classes) == 2 else "macro")
+    if metric in ("f1_macro", "f1_weighted"):
+        return metrics.f1(y, called, metric[3:])
+    return getattr(metrics, metric)(y, called)
+
+
+def by_fold(m: Matrix, metric: str, configuration: str, backbone: str = "") -> np.ndarray:
+    """Mean over networks of `metric` in each fold (folds,)."""
+    nets = [net for net in m.nets if backbone in ("", net[0])]
+    return np.array(
+        [
+            np.mean([value(m, metric, m.fold == f, m.p[(*n, configuration)]) for n in nets])
+            for f in m.folds
+        ]
+    )
+
+
+def _corrected_t(outcome, m: Matrix, backbone: str, other: str, metric: str) -> float:
+    """Two-sided p-value of Nadeau & Bengio's t-test over the folds."""
+    sizes = _sizes(outcome, m)
+    d = by_fold(m, metric, METHOD, backbone) - by_fold(m, metric, other, backbone)
+    kept = np.flatnonzero(np.isfinite(d))
+    if sizes is None or len(kept) < 2 or m.validation != "cv":
+        return float("nan")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        found = stats.nadeau_bengio(d[kept], sizes[0][kept], sizes[1][kept])
+    return found.pvalue if found.standard_error > 0 else float("nan")
+
+
+def _sizes(outcome: Outcome, m: Matrix):
+    """(training cases, test cases) of each fold, of the task's data sets; None without splits."""
+    if outcome.splits is None:
+        return None
+    names = {d["name"] for d in outcome.values["data"]["datasets"] if d["task"] == m.task}
+    train, test = [], []
+    entries = outcome.splits["validation"].get(m.validation, [])
+    folds = {e["fold"]: e for e in entries if e.get("release", m.release) == m.release}
+    for f in m.folds:
+        parts = [p for name, p in folds[f]["datasets"].items() if name in names]
+        train.append(sum(len(p["train"]) for p in parts))
+        test.append(sum(len(p["test"]) for p in parts))
+    return np.array(train), np.array(test)
+
+
+def scores(m: Matrix, metric: str) -> np.ndarray:
+    """Mean over folds and seeds (backbones, configurations); higher is better for `brier` too."""
+    table = np.array(
+        [[np.nanmean(by_fold(m, metric, c, b)) for c in m.configurations] for b in m.backbones]
+    )
+    return -table if metric == "brier" else table
+
+
+def _ranks(m: Matrix) -> list[Ranks]:
+    """Mean ranks where there are at least two backbones and three configurations."""
+    if len(m.backbones) < 2 or len(m.configurations) < 3:
+        return []
+    found = []
+    for k in METRICS:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            table = scores(m, k)
+        if not np.isfinite(table).all():
+            continue
+        nemenyi = stats.nemenyi(table)
+        found.append(
+            Ranks(
+                k,
+                m.configurations,
+                nemenyi.ranks,
+                nemenyi.critical_difference,
+                nemenyi.groups,
+                stats.friedman(table).pvalue,
+                len(m.backbones),
+            )
+        )
+    return found

@@ -1,0 +1,226 @@
+"""Figures, drawn with Matplotlib, which is imported only when one is drawn.
+
+`draw` makes all figures of an out folder as PNG and SVG and says what each shows.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from typing import NamedTuple
+
+import numpy as np
+
+from ..analysis.compare import METHOD, TITLES, Analysis, Matrix
+from ..analysis.folder import Outcome
+from ..errors import BadInput
+from ..paths import make_folder, read_csv, write_atomic
+from . import cases, comparisons, curves, style
+
+ENOUGH = 5  # backbones from which on a critical-difference diagram says anything
+SCHEMES = {"cv": "cross-validation", "loco": "leave one center out"}
+
+
+class Figure(NamedTuple):
+    """A figure that was drawn: file name without ending, title, what a reader who cannot see it
+    should know, what it shows; place is (release, validation, task), or None for the whole run."""
+
+    name: str
+    title: str
+    alt: str
+    caption: str
+    place: tuple | None
+
+
+def available() -> str | None:
+    """None when figures can be drawn, else one sentence that says why not."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        return (
+            f"figures: Matplotlib is not usable here ({error}), so none were drawn; "
+            "`pip install matplotlib` and `mdmt report OUT` draws them"
+        )
+    return None
+
+
+def describe(m: Matrix) -> str:
+    """The cases and networks of a place, in words."""
+    nets = len(m.nets)
+    return (
+        f"{m.task}, {SCHEMES.get(m.validation, m.validation)}: n = {len(set(m.image))} images of "
+        f"{len(set(m.patient))} patients, {len(m.folds)} fold{'s' if len(m.folds) > 1 else ''}, "
+        f"{nets} network{'s' if nets > 1 else ''} per fold and configuration"
+    )
+
+
+class _Saver:
+    """Writes figures to OUT/figures and keeps the list of them."""
+
+    def __init__(self, outcome: Outcome):
+        self.folder = make_folder(outcome.out / "figures")
+        self.outcome = outcome
+        self.releases = len({p.release for p in outcome.parts})
+        self.figures: list[Figure] = []
+
+    def __call__(self, fig, kind: str, title: str, alt: str, caption: str, m=None) -> None:
+        """Write `fig` as <kind>_<place>.png and .svg; None is passed over."""
+        if fig is None:
+            return
+        place = m.place if m is not None else None
+        name = kind
+        if m is not None:
+            shown = place if self.releases > 1 else place[1:]
+            name = "_".join([kind, *("".join(c if c.isalnum() else "-" for c in x) for x in shown)])
+        heading = [title] + ([describe(m)] if m is not None else [])
+        if self.outcome.synthetic:
+            heading.append("SYNTHETIC data")
+        elif self.releases > 1 and m is not None:
+            heading.append(f"release {place[0]}")
+        width = int(13 * fig.get_figwidth())  # characters of 9 points
+        heading = [line for text in heading for line in textwrap.wrap(text, width)]
+        fig.suptitle("\n".join(heading), fontsize=9, x=0.01, ha="left")
+        for kind_, content in style.render(fig).items():
+            write_atomic(self.folder / f"{name}.{kind_}", content)
+        self.figures.append(Figure(name, title, alt, caption, place))
+
+
+def draw(outcome: Outcome, analyses: list[Analysis], groups: dict, samples: bool = True):
+    """Draw every figure to OUT/figures; return the list of `Figure`.
+
+    groups: {place: [Subgroup]}; samples: also the sheet of best and worst cases.
+    """
+    with style.drawing():
+        save = _Saver(outcome)
+        stages = learning_curves(outcome)
+        if stages:
+            save(
+                curves.learning(stages),
+                "learning_curves",
+                "Learning curves by stage",
+                "Training and validation loss over epochs, a panel per stage and task.",
+                "Thin lines are single trainings, thick ones their mean. The weights of the epoch "
+                "with the lowest validation loss are the ones that are tested.",
+            )
+        for a in analyses:
+            _place(save, a, groups.get(a.matrix.place, []), samples)
+    return save.figures
+
+
+def _words(a: Analysis, metric: str) -> str:
+    """Estimates of a metric in words, for the alternative text."""
+    return ", ".join(
+        f"{c} {a.estimates[c, metric][0]:.2f}"
+        for c in a.matrix.configurations
+        if a.estimates[c, metric][0] == a.estimates[c, metric][0]
+    )
+
+
+def _place(save: _Saver, a: Analysis, groups: list, samples: bool) -> None:
+    """The figures of one place."""
+    m = a.matrix
+    aucs = {c: a.estimates[c, "auc"] for c in m.configurations}
+    save(curves.discrimination(m, aucs), "roc_pr", "ROC and precision-recall",
+         f"ROC and precision-recall curves of {', '.join(m.configurations)}. AUC: "
+         f"{_words(a, 'auc')}.",
+         "Curves are means over the folds' (and networks') own curves; bands and intervals are "
+         "95 % by patient.", m)  # fmt: skip
+    save(curves.reliability(m), "reliability", "Reliability",
+         f"Observed share against predicted probability. Brier score: {_words(a, 'brier')}.",
+         "On the diagonal probabilities can be taken at their word. Bins of equal count with 95 % "
+         "Wilson intervals; grey: how often each probability occurs.", m)  # fmt: skip
+    save(curves.confusions(m), "confusion", "Confusion matrices",
+         f"True against predicted class. Accuracy: {_words(a, 'accuracy')}.",
+         "Cases of all test folds (mean over networks); percent of the true class.", m)  # fmt: skip
+    if METHOD in m.configurations and len(m.configurations) > 1:
+        save(comparisons.forest(a), "forest", f"{METHOD} minus the others, in points",
+             _forest_words(a),
+             f"95 % intervals from {a.n:,} resamples of the patients; right of 0 {METHOD} is "
+             "better. An interval that covers 0 leaves the direction open.", m)  # fmt: skip
+        known = [c for c in m.configurations if c in style.KNOWN]
+        if len(known) > 1:
+            save(comparisons.slope(m), "slope", "From single-task to MDMT, by backbone",
+                 f"A line per backbone over {' to '.join(known)}.",
+                 "Full green lines end higher than they begin, broken orange ones lower.",
+                 m)  # fmt: skip
+    if len(m.folds) > 1:
+        save(comparisons.fold_values(m), "folds", "Every fold's value",
+             f"Metrics of each of {len(m.folds)} folds by configuration.",
+             "A mark per fold (mean over networks); the bar is their mean.", m)  # fmt: skip
+    ranks = [r for r in a.ranks if r.metric in comparisons.SHOWN]
+    if ranks and len(m.backbones) >= ENOUGH:
+        save(comparisons.critical_difference(ranks), "critical_difference",
+             "Mean ranks over backbones",
+             "; ".join(f"{TITLES[r.metric]}: " + ", ".join(
+                 f"{c} {v:.2f}" for c, v in zip(r.configurations, r.ranks, strict=True))
+                 for r in ranks) + ".",
+             "Bars join configurations whose mean ranks differ by less than Nemenyi's critical "
+             "difference. A description: backbones that share patients are not independent.",
+             m)  # fmt: skip
+    center = [g for g in groups if g.variable == "center"]
+    if m.validation == "loco" and center:
+        save(comparisons.centers(m, center), "centers", "Each center, left out",
+             "Accuracy and AUC of every center when it was left out of training.",
+             "95 % intervals by patient within the center.", m)  # fmt: skip
+        groups = [g for g in groups if g.variable != "center"]
+    if groups:
+        save(comparisons.subgroups(m, groups), "subgroups", "Subgroups",
+             ("Accuracy and AUC by " if len(m.classes) == 2 else "Accuracy by ")
+             + ", ".join(dict.fromkeys(g.variable for g in groups)) + ".",
+             "Cases of all folds pooled; 95 % intervals by patient. Subgroups are small: read the "
+             "intervals, not the points.", m)  # fmt: skip
+    if samples:
+        sheet = cases.sheet(m, cases.find_images(save.outcome.cohort, m.task))
+        save(sheet, "cases", "Best and worst predicted cases",
+             "Images of the cases whose true class got the highest and the lowest probability.",
+             f"{METHOD if METHOD in m.configurations else m.configurations[-1]}, mean over "
+             "networks, as preprocessed; one image per patient.", m)  # fmt: skip
+
+
+def _forest_words(a: Analysis) -> str:
+    found = []
+    for c in a.comparisons:
+        if c.backbone == "" and c.metric in ("accuracy", "auc") and c.low == c.low:
+            found.append(
+                f"{TITLES[c.metric]} against {c.against} {100 * c.difference:+.1f} "
+                f"({100 * c.low:+.1f} to {100 * c.high:+.1f})"
+            )
+    return f"Differences {METHOD} minus the others in points: " + "; ".join(found) + "."
+
+
+def learning_curves(outcome: Outcome) -> list[dict]:
+    """What `curves.learning` draws, from the runs' histories; runs without one are passed over."""
+    order = list(outcome.values["configurations"])
+    stages: dict = {}
+    for number, job in outcome.jobs.items():
+        path = outcome.out / "runs" / number / "history.csv"
+        names = [c for c in job.get("configurations") or [] if c in order]
+        if not path.is_file():
+            continue
+        try:
+            rows = read_csv(path)
+            tasks = [t["name"] for t in job["description"]["tasks"]]
+            losses = {
+                t: {
+                    "training": np.array([float(r[f"loss_{t}"]) for r in rows]),
+                    "validation": np.array([float(r[f"val_loss_{t}"]) for r in rows]),
+                }
+                for t in tasks
+            }
+        except (OSError, KeyError, ValueError, TypeError) as error:
+            raise BadInput(
+                f"{path}: is not a history that mdmt wrote ({error}); delete that folder and "
+                "`mdmt run --resume` trains it again"
+            ) from error
+        if not rows:
+            continue
+        title = " = ".join(names) or " + ".join(tasks) + " (first stage)"
+        stage = stages.setdefault(title, {t: {"training": [], "validation": []} for t in tasks})
+        for t in tasks:
+            for kind in ("training", "validation"):
+                stage[t][kind].append(losses[t][kind])
+
+    def position(title: str) -> int:
+        return min((order.index(n) for n in title.split(" = ") if n in order), default=-1)
+
+    titles = sorted(stages, key=position)
+    return [{"title": t, "tasks": stages[t]} for t in titles]

@@ -1,0 +1,56 @@
+"""The sample sheet: the cases that were predicted best and worst, as the network saw them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ..analysis.compare import METHOD, Matrix
+from ..analysis.describe import mean_truth
+from . import style
+
+
+def find_images(cohort: dict | None, task: str) -> dict:
+    """{image: (memory map (M, S, S) uint8, row)} of the task's image stores that are here."""
+    from ..data.store import Store
+
+    found: dict = {}
+    for source in (cohort or {}).get("datasets", []):
+        if source["task"] != task or not Path(source["store"]).is_dir():
+            continue
+        try:
+            store = Store(source["store"])
+        except (OSError, ValueError, KeyError):
+            continue
+        names = source["cases"]["image"]
+        if len(names) == len(store.images):
+            found.update({name: (store.images, row) for row, name in enumerate(names)})
+    return found
+
+
+def sheet(m: Matrix, images: dict, each: int = 6):
+    """The `each` best and worst predicted cases of MDMT (or the last configuration); None when
+    the images are not here. One image per patient."""
+    name = METHOD if METHOD in m.configurations else m.configurations[-1]
+    truth = mean_truth(m, name)
+    order = np.argsort(-truth, kind="stable")
+    rows = []
+    for ranked in (order, order[::-1]):
+        chosen, patients = [], set()
+        for i in ranked:
+            if m.patient[i] not in patients and m.image[i] in images and len(chosen) < each:
+                chosen.append(i)
+                patients.add(m.patient[i])
+        rows.append(chosen)
+    if not rows[0]:
+        return None
+    fig, axes = style.figure(1.55 * each, 4.5, 2, each)
+    for line, chosen, what in zip(axes, rows, ("best", "worst"), strict=True):
+        for ax in line:
+            ax.set_axis_off()
+        for ax, i in zip(line, chosen, strict=False):
+            pixels, row = images[m.image[i]]
+            ax.imshow(pixels[row], cmap="gray", vmin=0, vmax=255)
+            ax.set_title(f"{what}: {m.classes[m.y[i]]}\np(true) = {truth[i]:.2f}", fontsize=8)
+    return fig

@@ -1,0 +1,175 @@
+"""Slope plot, forest plot, critical-difference diagram, centers, subgroups."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..analysis.compare import METHOD, TITLES, Analysis, Matrix, Ranks, by_fold, scores
+from ..tables.grid import pvalue
+from . import style
+
+SHOWN = ("accuracy", "f1", "gmean", "auc")
+
+
+def slope(m: Matrix):
+    """Each backbone's way from single-task over fine-tuned to MDMT, a panel per metric."""
+    names = [c for c in m.configurations if c in style.KNOWN]
+    at = [m.configurations.index(c) for c in names]
+    fig, axes = style.figure(9.4, 3.6, 1, len(SHOWN))
+    for ax, k in zip(axes[0], SHOWN, strict=True):
+        table = 100 * scores(m, k)[:, at]
+        x = np.arange(len(names))
+        for row, b in zip(table, m.backbones, strict=True):
+            better = row[-1] >= row[0]
+            ax.plot(x, row, color=style.GREEN if better else style.ORANGE,
+                    ls="-" if better else (0, (3, 2)), lw=1, marker=".", alpha=0.8)  # fmt: skip
+            if len(m.backbones) <= 4:
+                ax.annotate(b, (x[-1], row[-1]), xytext=(4, 0), textcoords="offset points",
+                            fontsize=7, va="center")  # fmt: skip
+        if len(m.backbones) > 1:
+            ax.plot(x, table.mean(0), color="black", lw=2.4, marker="o", label="mean")
+            ax.legend()
+        ax.set_xticks(x, names)
+        ax.set_xlim(-0.3, len(names) - 1 + (0.9 if len(m.backbones) <= 4 else 0.3))
+        ax.set_title(TITLES[k])
+    axes[0, 0].set_ylabel("percent")
+    return fig
+
+
+def forest(a: Analysis):
+    """Differences MDMT minus the others with 95 % intervals, a panel per metric."""
+    m = a.matrix
+    others = [c for c in m.configurations if c != METHOD]
+    backbones = m.backbones if len(m.backbones) > 1 else []
+    rows = [(c, b) for c in others for b in (*backbones, "")]
+    height = 0.2 * len(rows) + 0.15 * len(others) + 1.3
+    fig, axes = style.figure(9.4, max(2.2, height), 1, len(SHOWN), sharey=True)
+    for ax, k in zip(axes[0], SHOWN, strict=True):
+        y = 0.0
+        ticks, labels = [], []
+        for c in others:
+            for b in (*backbones, ""):
+                found = a.find(c, k, b)
+                ticks.append(y)
+                mean = b == ""
+                labels.append((b or ("mean" if backbones else "")) + f" vs {c}")
+                if found is not None and found.low == found.low:
+                    look = style.of(c, m.configurations)
+                    ax.plot([100 * found.low, 100 * found.high], [y, y], color=look["color"],
+                            lw=2.6 if mean else 1.1, solid_capstyle="butt")  # fmt: skip
+                    ax.plot([100 * found.difference], [y], color=look["color"], ls="",
+                            marker="D" if mean else "o", ms=7 if mean else 4)  # fmt: skip
+                y += 1
+            y += 0.7
+        ax.axvline(0, color="black", lw=0.9)
+        ax.set_title(TITLES[k])
+        ax.set_xlabel("points")
+    axes[0, 0].set_yticks(ticks, labels, fontsize=7.5 if len(rows) < 30 else 6)
+    axes[0, 0].set_ylim(y - 0.3, -0.9)
+    fig.supxlabel("\u2190 the other is better      MDMT is better \u2192", fontsize=9)
+    return fig
+
+
+def critical_difference(ranks: list[Ranks]):
+    """Mean ranks over backbones; bars join configurations closer than the critical difference."""
+    fig, axes = style.figure(7.4, 1.5 * len(ranks) + 0.3, len(ranks), 1)
+    for ax, r in zip(axes[:, 0], ranks, strict=True):
+        k = len(r.configurations)
+        ax.set(xlim=(0.8, k + 0.2), ylim=(-1.6, 1.5), yticks=[])
+        ax.set_xticks(range(1, k + 1))
+        for side in ("left", "bottom"):
+            ax.spines[side].set_visible(False)
+        ax.xaxis.tick_top()
+        ax.axhline(1.2, color="black", lw=0.8)
+        ax.grid(False)
+        order = np.argsort(r.ranks, kind="stable")
+        for position, i in enumerate(order):
+            look = style.of(r.configurations[i], r.configurations)
+            level = -0.2 - 0.75 * (position % 2)
+            ax.plot([r.ranks[i]] * 2, [1.2, level + 0.35], color="#888888", lw=0.7)
+            ax.plot([r.ranks[i]], [1.2], color=look["color"], marker=look["marker"], ms=7)
+            ax.text(r.ranks[i], level, f"{r.configurations[i]} {r.ranks[i]:.2f}", ha="center",
+                    va="center", fontsize=8)  # fmt: skip
+        for number, group in enumerate(r.groups):
+            ends = [r.ranks[i] for i in group]
+            ax.plot([min(ends) - 0.03, max(ends) + 0.03], [0.8 - 0.22 * number] * 2, color="black",
+                    lw=3, solid_capstyle="butt")  # fmt: skip
+        ax.set_title(
+            f"{TITLES[r.metric]}: mean rank over {r.n} backbones, 1 is best; critical difference "
+            f"{r.critical_difference:.2f}, Friedman p {pvalue(r.friedman)}",
+            fontsize=8, loc="left",
+        )  # fmt: skip
+    return fig
+
+
+def centers(m: Matrix, found: list):
+    """Leave one center out: accuracy and AUC of each center, with intervals by patient.
+
+    found: the Subgroups of the variable center.
+    """
+    return _dots(m, found, "center left out")
+
+
+def subgroups(m: Matrix, found: list):
+    """Accuracy and AUC within the levels of every variable, with intervals by patient."""
+    return _dots(m, found, None)
+
+
+def _dots(m: Matrix, found: list, title: str | None):
+    names = next((list(s.found) for s in found if s.found), m.configurations)
+    two = len(m.classes) == 2
+    kinds = ["accuracy", "auc"] if two else ["accuracy"]
+    fig, axes = style.figure(
+        3.1 * len(kinds) + 2.4, 0.17 * len(names) * len(found) + 0.12 * len(found) + 1.5,
+        1, len(kinds), sharey=True,
+    )  # fmt: skip
+    for ax, k in zip(axes[0], kinds, strict=True):
+        y, ticks, labels, previous = 0.0, [], [], None
+        for s in found:
+            if previous not in (None, s.variable):
+                ax.axhline(y - 0.4, color="#aaaaaa", lw=0.8)
+                y += 0.5
+            previous = s.variable
+            middle = y + (len(names) - 1) / 2
+            ticks.append(middle)
+            n = f"n = {s.n}" + (f", {s.positive} {m.classes[m.positive]}" if two else "")
+            labels.append(f"{s.variable}: {s.level}\n{n}" if title is None else f"{s.level}\n{n}")
+            scored = 0
+            for c in names:
+                interval = s.found.get(c, {}).get(k)
+                if interval is not None and interval.low == interval.low:
+                    look = style.of(c, names)
+                    ax.plot([100 * interval.low, 100 * interval.high], [y, y], lw=1.2,
+                            color=look["color"])  # fmt: skip
+                    ax.plot([100 * interval.estimate], [y], ls="", color=look["color"],
+                            marker=look["marker"], label=c)  # fmt: skip
+                    scored += 1
+                y += 1
+            if not scored:
+                ax.text(50, middle, "too few cases", ha="center", va="center", fontsize=7.5,
+                        color="#666666")  # fmt: skip
+            y += 0.8
+        ax.set(xlim=(0, 100), xlabel="percent", title=TITLES[k])
+    axes[0, 0].set_yticks(ticks, labels, fontsize=7.5)
+    axes[0, 0].set_ylim(y, -1)
+    handles = dict(zip(*reversed(axes[0, 0].get_legend_handles_labels()), strict=False))
+    fig.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(names))
+    return fig
+
+
+def fold_values(m: Matrix):
+    """Every fold's values, a panel per metric: how much the folds differ."""
+    fig, axes = style.figure(9.4, 2.9, 1, len(SHOWN))
+    for ax, k in zip(axes[0], SHOWN, strict=True):
+        for x, c in enumerate(m.configurations):
+            values = 100 * by_fold(m, k, c)
+            look = style.of(c, m.configurations)
+            spread = np.linspace(-0.18, 0.18, len(values)) if len(values) > 1 else [0]
+            ax.plot(x + np.array(spread), values, ls="", color=look["color"],
+                    marker=look["marker"], alpha=0.75)  # fmt: skip
+            ax.plot([x - 0.3, x + 0.3], [np.nanmean(values)] * 2, color="black", lw=1.4)
+        ax.set_xticks(range(len(m.configurations)), m.configurations, rotation=30, ha="right",
+                      fontsize=7.5)  # fmt: skip
+        ax.set_title(TITLES[k])
+    axes[0, 0].set_ylabel("percent")
+    return fig

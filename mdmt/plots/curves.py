@@ -1,0 +1,207 @@
+"""Learning curves, ROC, precision-recall, reliability, confusion."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .. import stats
+from ..analysis.compare import Matrix
+from ..analysis.describe import calibration, confusion
+from ..stats import _resample
+from . import style
+
+GRID = np.linspace(0, 1, 101)
+BANDS = 200  # resamples of a band
+
+
+def learning(stages: list[dict]):
+    """Loss over epochs: a panel per stage and task.
+
+    stages: [{"title", "tasks": {task: {"training": [curve per network], "validation": [...]}}}],
+    a curve is an array of losses per epoch. Thin: every network; thick: their mean.
+    """
+    panels = [(s["title"], t, c) for s in stages for t, c in s["tasks"].items()]
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    fig, axes = style.figure(3.3 * columns, 2.5 * rows + 0.3, rows, columns)
+    for ax, (title, task, curves) in zip(axes.flat, panels, strict=False):
+        for kind, color, dash in (
+            ("training", style.BLUE, (0, (4, 2))),
+            ("validation", style.RED, "-"),
+        ):
+            some = curves[kind]
+            thin = max(0.08, min(0.35, 3 / max(1, len(some))))
+            for curve in some if len(some) > 1 else []:
+                ax.plot(np.arange(1, len(curve) + 1), curve, color=color, lw=0.6, alpha=thin)
+            longest = max(map(len, some))
+            table = np.full((len(some), longest), np.nan)
+            for row, curve in zip(table, some, strict=True):
+                row[: len(curve)] = curve
+            mean = np.nanmean(table, 0)
+            ax.plot(np.arange(1, longest + 1), mean, color=color, ls=dash, label=kind)
+        n = len(curves["training"])
+        ax.set_title(f"{title}: {task}\n{n} training{'s' if n > 1 else ''}")
+        ax.set_xlabel("epoch")
+        ax.set_ylabel("loss (nats per case)")
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.legend()
+    for ax in list(axes.flat)[len(panels) :]:
+        ax.set_visible(False)
+    return fig
+
+
+def _steps(y: np.ndarray, score: np.ndarray, weights: np.ndarray):
+    """Cumulated weight of positive and of negative cases (R, thresholds) from the highest score
+    down, ties taken together; weights (R, cases)."""
+    order = np.argsort(-score, kind="stable")
+    last = np.flatnonzero(np.append(np.diff(score[order]) != 0, True))
+    sorted_ = weights[:, order]
+    yes = np.cumsum(sorted_ * y[order], 1)[:, last]
+    no = np.cumsum(sorted_ * (1 - y[order]), 1)[:, last]
+    return yes, no
+
+
+def _roc(yes: np.ndarray, no: np.ndarray) -> np.ndarray:
+    """Sensitivity on GRID of 1 - specificity (101,), NaN where a class is missing."""
+    if yes[-1] == 0 or no[-1] == 0:
+        return np.full(len(GRID), np.nan)
+    x, y = np.append(0, no / no[-1]), np.append(0, yes / yes[-1])
+    return np.interp(GRID, x, y)
+
+
+def _pr(yes: np.ndarray, no: np.ndarray) -> np.ndarray:
+    """Precision on GRID of sensitivity (101,)."""
+    if yes[-1] == 0:
+        return np.full(len(GRID), np.nan)
+    both = yes + no
+    precision = np.divide(yes, both, out=np.ones_like(yes), where=both > 0)
+    first = np.searchsorted(yes / yes[-1], np.maximum(GRID, 1e-9) - 1e-12, "left")
+    return precision[np.minimum(first, len(precision) - 1)]
+
+
+def _bands(m: Matrix, configuration: str, weights: np.ndarray, make):
+    """Curves (R, 101), averaged over folds, networks and classes; row 0 is of the cases."""
+    total, count = np.zeros((len(weights), len(GRID))), np.zeros((len(weights), 1))
+    classes = [m.positive] if len(m.classes) == 2 else range(len(m.classes))
+    for net in m.nets:
+        p = m.p[(*net, configuration)]
+        for f in m.folds:
+            rows = np.flatnonzero(m.fold == f)
+            for k in classes:
+                target = (m.y[rows] == k).astype(np.float64)
+                yes, no = _steps(target, p[rows, k], weights[:, rows])
+                for r in range(len(weights)):
+                    curve = make(yes[r], no[r])
+                    if np.isfinite(curve).all():
+                        total[r] += curve
+                        count[r] += 1
+    return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
+
+
+def _weights(m: Matrix, n: int) -> np.ndarray:
+    """Ones, then n resamples of the patients (n + 1, cases)."""
+    codes = np.unique(m.patient.astype(str), return_inverse=True)[1]
+    drawn = _resample.weights(0, n, int(codes.max()) + 1, 0)[:, codes]
+    return np.vstack([np.ones((1, len(m.y))), drawn])
+
+
+def discrimination(m: Matrix, aucs: dict):
+    """ROC and precision-recall curves with 95 % bands by patient.
+
+    aucs: {configuration: (estimate, low, high)}.
+    """
+    # The bands' cost grows with the networks: a band needs no more than its eye can see.
+    n = max(40, min(BANDS, 4000 // (len(m.nets) * len(m.folds) * len(m.configurations))))
+    weights = _weights(m, n)
+    fig, axes = style.figure(7.4, 3.9, 1, 2)
+    two = len(m.classes) == 2
+    for ax, make in zip(axes[0], (_roc, _pr), strict=True):
+        for c in m.configurations:
+            curves = _bands(m, c, weights, make)
+            low, high = np.nanquantile(curves[1:], [0.025, 0.975], axis=0)
+            look = style.line(c, m.configurations)
+            ax.fill_between(GRID, low, high, color=look["color"], alpha=0.13, lw=0)
+            estimate, least, most = aucs[c]
+            text = f"{c}: AUC {estimate:.2f} ({least:.2f} to {most:.2f})" if make is _roc else c
+            ax.plot(GRID, curves[0], **look, label=text)
+        ax.set_xlim(0, 1)
+        ax.set_ylim(0, 1.02)
+        ax.set_aspect("equal")
+    roc, pr = axes[0]
+    roc.plot([0, 1], [0, 1], color="#888888", lw=0.8)
+    of = m.classes[m.positive] if two else "each class, averaged"
+    roc.set(xlabel="1 - specificity", ylabel="sensitivity", title=f"ROC, {of}")
+    pr.set(xlabel="sensitivity (recall)", ylabel="precision", title=f"Precision-recall, {of}")
+    if two:
+        share = float(np.mean(m.y == m.positive))
+        pr.axhline(share, color="#888888", lw=0.8)
+        pr.text(0.02, share + 0.015, f"prevalence {share:.2f}", fontsize=7.5, color="#555555")
+    roc.legend(loc="lower right", fontsize=7)
+    return fig
+
+
+def _wilson(share: np.ndarray, n: np.ndarray):
+    """95 % interval of a share."""
+    z = 1.96
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return middle - half, middle + half
+
+
+def reliability(m: Matrix):
+    """Reliability diagrams, a panel per configuration, with the histogram of the probabilities."""
+    names = m.configurations
+    columns = min(4, len(names))
+    rows = -(-len(names) // columns)
+    fig, axes = style.figure(2.6 * columns + 0.2, 2.95 * rows + 0.2, rows, columns, sharey=True)
+    two = len(m.classes) == 2
+    bins = int(np.clip(len(m.y) // 20, 4, 10))
+    for ax, c in zip(axes.flat, names, strict=False):
+        look = style.of(c, names)
+        y = np.concatenate([m.target()] * len(m.nets))
+        p = np.concatenate([m.score(m.p[(*net, c)]) for net in m.nets])
+        curve = stats.reliability_curve(y, p, bins)
+        low, high = _wilson(curve.observed, curve.count / len(m.nets))
+        ax.plot([0, 1], [0, 1], color="#888888", lw=0.8)
+        error = [np.maximum(0, curve.observed - low), np.maximum(0, high - curve.observed)]
+        ax.errorbar(curve.predicted, curve.observed, error, **look, elinewidth=0.8, lw=1.2)
+        shown = p if p.ndim == 1 else p.max(1)
+        counts, edges = np.histogram(shown, 20, (0, 1))
+        ax.bar(edges[:-1], 0.18 * counts / counts.max(), 0.05, align="edge", color="#bbbbbb")
+        found = calibration(m, c)
+        text = f"ECE {found.ece:.2f}, Brier {found.brier:.2f}"
+        if two:
+            text += f"\nslope {found.slope:.2f}, intercept {found.intercept:+.2f}"
+        ax.set_title(f"{c}\n{text}", fontsize=8)
+        ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+        ax.set_xlabel("predicted probability" if two else "probability of the called class")
+    axes[0, 0].set_ylabel("observed share")
+    for ax in list(axes.flat)[len(names) :]:
+        ax.set_visible(False)
+    return fig
+
+
+def confusions(m: Matrix):
+    """Confusion matrices, a panel per configuration; colour and percent are of the true class."""
+    names = m.configurations
+    columns = min(4, len(names))
+    rows = -(-len(names) // columns)
+    fig, axes = style.figure(2.35 * columns + 0.4, 2.5 * rows + 0.3, rows, columns)
+    small = 7.5 if len(m.classes) > 2 else 9
+    for ax, c in zip(axes.flat, names, strict=False):
+        table = confusion(m, c)
+        share = table / np.maximum(table.sum(1, keepdims=True), 1)
+        ax.imshow(share, cmap="cividis", vmin=0, vmax=1)
+        for i in range(len(table)):
+            for j in range(len(table)):
+                count = f"{table[i, j]:.0f}"
+                ax.text(j, i, f"{count}\n{100 * share[i, j]:.0f} %", ha="center", va="center",
+                        fontsize=small,
+                        color="black" if share[i, j] > 0.55 else "white")  # fmt: skip
+        ax.set_xticks(range(len(table)), m.classes)
+        ax.set_yticks(range(len(table)), m.classes, rotation=90, va="center")
+        ax.grid(False)
+        ax.set(title=c, xlabel="predicted", ylabel="true")
+    for ax in list(axes.flat)[len(names) :]:
+        ax.set_visible(False)
+    return fig

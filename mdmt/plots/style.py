@@ -1,0 +1,96 @@
+"""How figures look: colours of Okabe & Ito that colour-blind readers can tell apart, each with a
+marker and a line style of its own, so that they hold in grey print too."""
+
+from __future__ import annotations
+
+import io
+from contextlib import contextmanager
+
+BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
+    "#000000", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7",
+)  # fmt: skip
+
+# configuration -> colour, marker, line style; further ones take the rest in turn
+KNOWN = {
+    "STL-tau1": (BLUE, "o", (0, (4, 2))),
+    "STL-tau2": (SKY, "s", (0, (4, 2))),
+    "FT": (ORANGE, "^", (0, (1, 1))),
+    "MDMT": (RED, "D", "-"),
+}
+REST = (
+    (GREEN, "v", (0, (6, 2, 1, 2))),
+    (PURPLE, "P", (0, (3, 1, 1, 1))),
+    (BLACK, "X", (0, (5, 1))),
+    ("#7f7f7f", "*", (0, (2, 2))),
+)
+
+SETTINGS = {
+    "figure.dpi": 150,
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.labelsize": 9,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "mdmt",
+    "figure.facecolor": "white",
+    "axes.facecolor": "white",
+    "savefig.facecolor": "white",
+}
+
+
+def of(configuration: str, names: list[str]) -> dict:
+    """Keyword arguments color, marker, linestyle for `configuration` among `names`."""
+    if configuration in KNOWN:
+        color, marker, line = KNOWN[configuration]
+    else:
+        others = [n for n in names if n not in KNOWN]
+        color, marker, line = REST[others.index(configuration) % len(REST)]
+    return {"color": color, "marker": marker, "linestyle": line}
+
+
+def line(configuration: str, names: list[str]) -> dict:
+    """As `of`, without the marker."""
+    found = of(configuration, names)
+    return {k: v for k, v in found.items() if k != "marker"}
+
+
+@contextmanager
+def drawing():
+    """Matplotlib's figure module without a display, with our settings, restored afterwards."""
+    import matplotlib
+
+    with matplotlib.rc_context(SETTINGS):
+        yield
+
+
+def figure(width: float, height: float, rows: int = 1, columns: int = 1, **more):
+    """(figure, array of axes) of `width` x `height` inches; no window system is needed."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    made = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(made)
+    return made, made.subplots(rows, columns, squeeze=False, **more)
+
+
+def render(made) -> dict[str, bytes]:
+    """The figure as {"png": bytes, "svg": bytes}, laid out once for both."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    for _ in range(2):  # tick labels have their final size from the second time on
+        made.get_layout_engine().execute(made)
+    made.set_layout_engine("none")
+    png, svg = io.BytesIO(), io.BytesIO()
+    made.canvas.print_png(png, metadata={"Software": "mdmt"})
+    FigureCanvasSVG(made).print_svg(svg, metadata={"Date": None, "Creator": "mdmt"})
+    return {"png": png.getvalue(), "svg": svg.getvalue()}

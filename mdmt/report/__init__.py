@@ -1,0 +1,302 @@
+"""Tables, figures and one page from an out folder: `mdmt report OUT`.
+
+Everything is computed again from predictions.csv; splits.json, cohort.json and the trainings'
+histories add what they know. An incomplete run gives a report of what is there, and says so.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from pathlib import Path
+
+from .. import analysis, plots, tables
+from ..analysis.cohort import findings
+from ..analysis.compare import METHOD
+from ..analysis.folder import Outcome
+from ..errors import BadInput
+from ..paths import folder_lock, read_csv, write_atomic, write_csv
+from ..results import MORE_COLUMNS, RESULT_COLUMNS
+from . import checklists, sections, words
+from .page import escape, listing, page, paragraph, picture, text_table
+
+RESAMPLES = 10000
+LIMIT = 14 * 2**20  # bytes of report.html; figures beyond are left in figures/
+COMPARED = ["release", "validation", "task", "backbone", "method", "against", "metric",
+            "difference", "low", "high", "pvalue", "pvalue_holm", "pvalue_nadeau_bengio",
+            "resamples", "images", "patients"]  # fmt: skip
+
+
+def make(
+    out,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    samples: bool = True,
+    verify: bool = True,
+    locked: bool = False,
+) -> dict:
+    """Write results.csv, tables, comparisons.csv, figures/ and report.html of the out folder.
+
+    resamples of the bootstrap; samples: show the best and worst predicted images; verify: compare
+    the predictions with the trainings' own; locked: the caller holds the folder's lock.
+    Returns {"headlines": sentences, "notes": sentences, "written": paths}. Raises BadInput.
+    """
+    out = Path(out)
+    if resamples < 100:
+        raise BadInput(f"--resamples {resamples}: must be at least 100")
+    if not out.is_dir():
+        analysis.read(out)  # says what is wrong
+    if locked:
+        return _make(out, resamples, seed, samples, verify)
+    with folder_lock(out, "out folder"):
+        return _make(out, resamples, seed, samples, verify)
+
+
+def _make(out: Path, resamples: int, seed: int, samples: bool, verify: bool) -> dict:
+    outcome = analysis.read(out, verify)
+    rows = analysis.results(outcome)
+    notes = list(outcome.notes) + _replace_results(out, rows)
+    made = tables.paper_tables(outcome, rows)
+    written = [out / "results.csv", *tables.write(out, made)]
+    analyses = analysis.compare(outcome, resamples, seed)
+    written.append(_write_comparisons(out, analyses))
+    for a in analyses:
+        notes += a.notes
+    groups = {
+        a.matrix.place: analysis.subgroups(a.matrix, outcome.cohort, max(100, resamples // 10))
+        for a in analyses
+    }
+    problem = plots.available()
+    figures = [] if problem else plots.draw(outcome, analyses, groups, samples)
+    if problem:
+        notes.append(problem)
+    text = _page(outcome, made, analyses, groups, figures, notes, (resamples, seed))
+    write_atomic(out / "report.html", text)
+    written += [out / "figures"] if figures else []
+    said = [h for h in map(words.headline, analyses) if h]
+    return {"headlines": said, "notes": notes, "written": [*written, out / "report.html"]}
+
+
+def _replace_results(out: Path, rows: list[dict]) -> list[str]:
+    """Write results.csv; one that says something else is kept under another name."""
+    path = out / "results.csv"
+    columns = RESULT_COLUMNS + MORE_COLUMNS
+    notes = []
+    if path.is_file():
+        old = _text(path)
+        new = [{c: "" if r.get(c) is None else str(r[c]) for c in columns} for r in rows]
+        key = RESULT_COLUMNS[:7]
+        before = {tuple(r.get(c) for c in key): r for r in old}
+        changed = [
+            (r, c)
+            for r in new
+            for c in RESULT_COLUMNS[7:]
+            if tuple(r[k] for k in key) in before
+            and not _equal(before[tuple(r[k] for k in key)].get(c), r[c])
+        ]
+        if changed:
+            row, column = changed[0]
+            kept = out / "results.changed.csv"
+            write_atomic(kept, path.read_bytes())
+            notes.append(
+                f"results.csv said something else than predictions.csv in {len(changed)} cells "
+                f"(the first: {column} of {row['backbone']} {row['configuration']} {row['task']} "
+                f"fold {row['fold']}); it was computed again, the changed file is kept as "
+                f"{kept.name}."
+            )
+    write_csv(path, columns, rows)
+    return notes
+
+
+def _text(path: Path) -> list[dict]:
+    try:
+        return read_csv(path)
+    except (OSError, UnicodeDecodeError, ValueError):
+        return []
+
+
+def _equal(a, b) -> bool:
+    if a == b:
+        return True
+    try:
+        return abs(float(a) - float(b)) < 1e-12
+    except (TypeError, ValueError):
+        return False
+
+
+def _write_comparisons(out: Path, analyses: list) -> Path:
+    rows = []
+    for a in analyses:
+        m = a.matrix
+        for c in a.comparisons:
+            numbers = [c.difference, c.low, c.high, c.pvalue, c.holm, c.corrected_t]
+            numbers = [None if v != v else v for v in numbers]
+            values = [*m.place, c.backbone or "mean", METHOD, c.against, c.metric,
+                      *numbers, a.n, len(set(m.image)), len(set(m.patient))]  # fmt: skip
+            rows.append(dict(zip(COMPARED, values, strict=True)))
+    path = out / "comparisons.csv"
+    write_csv(path, COMPARED, rows)
+    return path
+
+
+class _Pictures:
+    """Puts figures into the page, each once, up to LIMIT bytes in all."""
+
+    def __init__(self, folder: Path, figures: list):
+        self.folder, self.left = folder, list(figures)
+        self.room, self.dropped = LIMIT, []
+
+    def __call__(self, place, *kinds: str) -> str:
+        found = []
+        for kind in kinds:
+            for figure in list(self.left):
+                if figure.place != place or not figure.name.startswith(kind):
+                    continue
+                self.left.remove(figure)
+                text = picture(self.folder, figure)
+                if len(text) > self.room:
+                    self.dropped.append(figure)
+                    found.append(paragraph(
+                        f"{figure.title}: figures/{figure.name}.png (left out of this page, which "
+                        "would become too large)", "note"))  # fmt: skip
+                    continue
+                self.room -= len(text)
+                found.append(text)
+        return "\n".join(found)
+
+
+def _page(outcome: Outcome, made, analyses, groups, figures, notes, drawn) -> str:
+    """The content of report.html."""
+    show = _Pictures(outcome.out / "figures", figures)
+    said = [h for h in map(words.headline, analyses) if h]
+    name = outcome.values["name"]
+    lead = ""
+    if outcome.synthetic:
+        lead += (
+            '<p class="banner" role="note">SYNTHETIC data: these figures show that the software '
+            "works, nothing else.</p>"
+        )
+    for note in notes:
+        if note.startswith("INCOMPLETE"):
+            lead += f'<p class="banner" role="note">{escape(note)}</p>'
+    answer = said[0] if said else "This run holds no comparison of MDMT with other configurations."
+    lead += f'<p class="answer"><strong>Result.</strong> {escape(answer)}</p>'
+    parts = [
+        ("question", "Question", sections.question(outcome)),
+        ("data", "Data", sections.data(outcome)),
+        ("results", "Results", _results(made, analyses, show)),
+        ("calibration", "Operating point and calibration", _calibration(analyses, show)),
+        ("subgroups", "Subgroups and centers", _subgroups(analyses, groups, show)),
+        ("paper", "The paper's statistics", _paper(outcome, made, analyses)),
+        ("training", "Training", show(None, "learning") or paragraph("No learning curves here.")),
+        ("cases", "Single cases", _cases(analyses, show)),
+        ("audit", "Audit", sections.audit(
+            outcome, findings(outcome.cohort, outcome.splits), notes)),
+        ("limits", "Limits", listing(words.limits(outcome, analyses))),
+        ("reproduction", "Reproduction", sections.reproduction(outcome, *drawn)),
+        ("checklists", "Reporting checklists", _checklists(outcome, analyses)),
+    ]  # fmt: skip
+    now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    foot = paragraph(
+        f"Made by mdmt on {now} from predictions.csv. Not a medical device: nothing here is meant "
+        "for the diagnosis or treatment of patients."
+    )
+    return page(f"{name}: multi-data-set multi-task training compared", lead, parts, foot)
+
+
+def _title(a) -> str:
+    m = a.matrix
+    release = f", release {m.release}" if m.release not in ("1", "synthetic") else ""
+    return f"{m.task}, {words.scheme(m.validation, len(m.folds))}{release}"
+
+
+def _results(made, analyses, show) -> str:
+    out = [
+        paragraph(
+            "Ranking (AUC) says whether sicker cases get higher scores; accuracy, F1 and G-mean "
+            "say how good the calls are at the threshold that the network itself sets. The two "
+            "can differ, so both are given."
+        ),
+        *map(tables.to_html, made["table1"]),
+        "<h3>Differences (primary analysis)</h3>",
+    ]
+    for a in analyses:
+        out.append(f"<h4>{escape(_title(a))}</h4>")
+        out.append(listing(words.others(a)))
+        table = sections.differences(a)
+        if table.rows:
+            out.append(tables.to_html(table))
+        ranks = sections.ranking(a)
+        if ranks is not None:
+            out.append(tables.to_html(ranks))
+        out.append(show(a.matrix.place, "forest", "slope", "critical", "folds", "roc_pr"))
+    return "\n".join(out)
+
+
+def _calibration(analyses, show) -> str:
+    out = []
+    for a in analyses:
+        m = a.matrix
+        out.append(f"<h3>{escape(_title(a))}</h3>")
+        said = words.calibration([analysis.calibration(m, c) for c in m.configurations])
+        if said:
+            out.append(paragraph(said))
+        out.append(tables.to_html(sections.all_metrics(a)))
+        out.append(show(m.place, "reliability", "confusion"))
+    return "\n".join(out)
+
+
+def _subgroups(analyses, groups, show) -> str:
+    out = []
+    for a in analyses:
+        found = groups.get(a.matrix.place, [])
+        if not found:
+            continue
+        out.append(f"<h3>{escape(_title(a))}</h3>")
+        said = words.subgroup(found, METHOD)
+        if said:
+            out.append(paragraph(said))
+        out.append(tables.to_html(sections.subgroup_table(a, found)))
+        out.append(show(a.matrix.place, "centers", "subgroups"))
+    return "\n".join(out) or paragraph(
+        "The tables of this run record no center, sex, age, view or manufacturer."
+    )
+
+
+def _paper(outcome, made, analyses) -> str:
+    out = [paragraph("Repeated here as the paper has them, beside our own analysis above.")]
+    if made["table2"]:
+        out += map(tables.to_html, made["table2"])
+        first = next((a for a in analyses if a.estimates), None)
+        if first is not None:
+            out.append(sections.false_positives(outcome, first))
+    else:
+        out.append(paragraph("Table 2 needs MDMT and another configuration."))
+    out += map(tables.to_html, made["tableS1"])
+    return "\n".join(out)
+
+
+def _cases(analyses, show) -> str:
+    out = [
+        f"<h3>{escape(_title(a))}</h3>{text}"
+        for a in analyses
+        if (text := show(a.matrix.place, "cases"))
+    ]
+    return "\n".join(out) or paragraph("The preprocessed images are not here, or were not wanted.")
+
+
+def _checklists(outcome, analyses) -> str:
+    known = checklists.answers(outcome, analyses)
+    heads = ["Item", "What it asks", "From this run"]
+    return (
+        paragraph(
+            "Filled in from what the run knows, in our own short words; the originals decide. "
+            f"“{checklists.YOURS}” marks what no software can know."
+        )
+        + "<h3>CLAIM 2024</h3>"
+        + paragraph("Source: " + checklists.CLAIM_SOURCE + ".", "note")
+        + text_table("CLAIM 2024", heads, checklists.filled(checklists.CLAIM, known))
+        + "<h3>TRIPOD+AI</h3>"
+        + paragraph("Source: " + checklists.TRIPOD_SOURCE + ".", "note")
+        + text_table("TRIPOD+AI", heads, checklists.filled(checklists.TRIPOD, known))
+    )

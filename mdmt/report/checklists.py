@@ -1,0 +1,252 @@
+"""CLAIM 2024 and TRIPOD+AI, filled in as far as a run knows.
+
+The numbers are those of the checklists; the words are ours, short reminders of what an item asks:
+read the originals before submitting. An entry of an item is the name of an answer that `answers`
+gives, or "" for what only the authors can say.
+"""
+
+from __future__ import annotations
+
+CLAIM_SOURCE = (
+    "Tejani et al., Checklist for Artificial Intelligence in Medical Imaging (CLAIM): 2024 Update, "
+    "Radiology: Artificial Intelligence 6(4), 2024, e240300"
+)
+TRIPOD_SOURCE = (
+    "Collins et al., TRIPOD+AI statement: updated guidance for reporting clinical prediction "
+    "models that use regression or machine learning methods, BMJ 385, 2024, e078378"
+)
+YOURS = "To be written by the authors."
+
+CLAIM = [
+    ("1", "Title names the kind of AI method", "title"),
+    ("2", "Structured summary", ""),
+    ("3", "Background and clinical role", ""),
+    ("4", "Aims and hypotheses", "question"),
+    ("5", "Prospective or retrospective", "retrospective"),
+    ("6", "Goal of the study", "question"),
+    ("7", "Where the data come from", "sources"),
+    ("8", "Who is in and who is out", "exclusions"),
+    ("9", "Preprocessing", "preprocessing"),
+    ("10", "Choice of parts of the data", "selection"),
+    ("11", "De-identification", ""),
+    ("12", "Missing data", "missing"),
+    ("13", "How images were acquired", ""),
+    ("14", "Definition of the reference standard", "outcome"),
+    ("15", "Why this reference standard", ""),
+    ("16", "Who made the reference labels", ""),
+    ("17", "How test labels were made", ""),
+    ("18", "Agreement between and within readers", ""),
+    ("19", "How cases were put into parts", "splits"),
+    ("20", "Level at which parts are disjoint", "disjoint"),
+    ("21", "Intended sample size", "size"),
+    ("22", "The model in detail", "model"),
+    ("23", "Software and versions", "software"),
+    ("24", "Initial weights", "initial"),
+    ("25", "Training in detail", "training"),
+    ("26", "How the final model was selected", "selected"),
+    ("27", "Ensembles", "ensemble"),
+    ("28", "Metrics", "metrics"),
+    ("29", "Statistical measures and uncertainty", "statistics"),
+    ("30", "Robustness and sensitivity analysis", "robustness"),
+    ("31", "Explainability", "explain"),
+    ("32", "Evaluation on internal data", "internal"),
+    ("33", "Evaluation on external data", "external"),
+    ("34", "Registration of a clinical trial", ""),
+    ("35", "Numbers of included and excluded cases", "flow"),
+    ("36", "Characteristics of the cases in each part", "characteristics"),
+    ("37", "Performance on every part", "performance"),
+    ("38", "Estimates with their precision", "precision"),
+    ("39", "Analysis of failures", "failures"),
+    ("40", "Limitations", "limits"),
+    ("41", "What it means for practice", ""),
+    ("42", "Where the full protocol is", "protocol"),
+    ("43", "Availability of software, models, data", "availability"),
+    ("44", "Funding", ""),
+]
+
+TRIPOD = [
+    ("1", "Title: model, population, outcome", "title"),
+    ("2", "Abstract (own checklist)", ""),
+    ("3a", "Clinical context and reason", ""),
+    ("3b", "Target population and use", ""),
+    ("3c", "Known inequalities in health", ""),
+    ("4", "Objectives: development or evaluation", "question"),
+    ("5a", "Data sources", "sources"),
+    ("5b", "Dates of the data", ""),
+    ("6a", "Setting and centers", "centers"),
+    ("6b", "Eligibility", "exclusions"),
+    ("6c", "Treatments received", ""),
+    ("7", "Data preparation and quality checks", "preprocessing"),
+    ("8a", "Outcome and its time horizon", "outcome"),
+    ("8b", "Who assessed the outcome", ""),
+    ("8c", "Blinding of that assessment", ""),
+    ("9a", "Choice of predictors", "predictors"),
+    ("9b", "Definition of predictors", "predictors"),
+    ("9c", "Who assessed subjective predictors", "predictors"),
+    ("10", "Sample size", "size"),
+    ("11", "Missing data", "missing"),
+    ("12a", "How the data were used", "splits"),
+    ("12b", "How predictors were handled", "preprocessing"),
+    ("12c", "Kind of model, building, validation", "model"),
+    ("12d", "Differences between clusters", "centers"),
+    ("12e", "Measures of performance", "metrics"),
+    ("12f", "Updating after evaluation", "updating"),
+    ("12g", "How predictions were computed", "predictions"),
+    ("13", "Class imbalance", "imbalance"),
+    ("14", "Fairness", "fairness"),
+    ("15", "Output of the model, thresholds", "output"),
+    ("16", "Development against evaluation data", "internal"),
+    ("17", "Ethical approval", ""),
+    ("18a", "Funding", ""),
+    ("18b", "Conflicts of interest", ""),
+    ("18c", "Protocol", "protocol"),
+    ("18d", "Registration", ""),
+    ("18e", "Availability of data", "availability"),
+    ("18f", "Availability of code", "availability"),
+    ("19", "Involvement of patients and the public", ""),
+    ("20a", "Flow of participants", "flow"),
+    ("20b", "Characteristics of participants", "characteristics"),
+    ("20c", "Development and evaluation data compared", "characteristics"),
+    ("21", "Participants and events in each analysis", "events"),
+    ("22", "The full model", "weights"),
+    ("23a", "Performance with intervals, subgroups", "precision"),
+    ("23b", "Performance across clusters", "clusters"),
+    ("24", "Results of updating", "updating"),
+    ("25", "Interpretation", ""),
+    ("26", "Limitations", "limits"),
+    ("27a", "Poor or missing input in use", ""),
+    ("27b", "Interaction with the user", ""),
+    ("27c", "Next steps", ""),
+]
+
+
+def _parts(outcome) -> str:
+    if outcome.splits is None:
+        return "splits.json is missing."
+    said = []
+    for validation, folds in outcome.splits["validation"].items():
+        said.append(f"{validation}: {len(folds)} folds")
+    share = outcome.values["cv"]["validation"]
+    return (
+        f"{', '.join(said)}; stratified by class, by patient; {100 * share:.0f} % of each training "
+        "part is kept for validation. Who is where: splits.json."
+    )
+
+
+def _data(outcome, known: dict) -> None:
+    """Answers about the data."""
+    values = outcome.values
+    sets = (outcome.cohort or {}).get("datasets", [])
+    known["sources"] = "; ".join(
+        f"{d['name']}: {d['images']} images of {d['patients']} patients, task {d['task']}"
+        for d in sets
+    ) or ", ".join(d["name"] for d in values["data"]["datasets"])
+    known["sources"] += ". Origin and dates: " + YOURS.lower()
+    excluded = sum(len(d["excluded"]) for d in sets)
+    missing = sum(d["missing_labels"] for d in sets)
+    known["exclusions"] = known["flow"] = (
+        f"{missing} rows without a label left out, {excluded} unreadable images excluded; see Data."
+        " Eligibility before that: " + YOURS.lower()
+        if sets
+        else YOURS
+    )
+    known["missing"] = (
+        "A missing label leaves the row out of that task; labels are never filled in. The only "
+        "input is the image."
+    )
+    known["characteristics"] = "Counts by class and center: Data. More: " + YOURS.lower()
+    centers = sorted({c for p in outcome.parts for c in p.center.tolist() if c})
+    known["centers"] = (
+        f"{len(centers)} centers: {', '.join(centers[:12])}{', ...' if len(centers) > 12 else ''}."
+        if centers
+        else "Centers are not recorded."
+    )
+    known["outcome"] = (
+        "; ".join(
+            f"{name}: {', '.join(t['classes'])}"
+            + (f" from a score cut at {t['thresholds']}" if t["thresholds"] else "")
+            for name, t in values["tasks"].items()
+        )
+        + ". How and by whom it was determined: "
+        + YOURS.lower()
+    )
+    data = values["data"]
+    known["preprocessing"] = (
+        f"Grey levels clipped at percentiles {data['clip'][0]} and {data['clip'][1]}, "
+        f"{'padded' if data['square'] == 'pad' else 'cropped'} to a square, resized to "
+        f"{values['image_size']} pixels; unreadable images: {data['on_bad_image']}."
+    )
+
+
+def answers(outcome, analyses: list) -> dict:
+    """{name: what the run knows}, for the entries of CLAIM and TRIPOD."""
+    values, train = outcome.values, outcome.values["train"]
+    names, nets = ", ".join(values["configurations"]), ", ".join(values["backbones"])
+    resamples = analyses[0].n if analyses else 0
+    loco = any(a.matrix.validation == "loco" for a in analyses)
+    augment = "none" if train["augment"] is None else "shift, zoom, flip, rotation, elastic"
+    known = {
+        "title": "Convolutional networks, multi-data-set multi-task learning on chest radiographs.",
+        "question": "Does joint training on a second data set and task improve the first? "
+        "Comparison of " + names + ".",
+        "retrospective": "Retrospective use of existing images."
+        if not outcome.synthetic
+        else "Neither: the images were drawn by software.",
+        "selection": "Preprocessing uses the whole image; no region was chosen by hand.",
+        "splits": _parts(outcome),
+        "disjoint": "Patient: no patient is in two parts of a fold (checked).",
+        "size": "Not computed in advance; all labelled cases were used.",
+        "model": f"Backbones {nets}; one head per task; input {values['image_size']} pixels. "
+        f"Configurations: {names}.",
+        "software": "mdmt "
+        + str(outcome.environment.get("mdmt", "?"))
+        + ", Python "
+        + str(outcome.environment.get("python", "?"))
+        + "; see Reproduction.",
+        "initial": f"Weights: {values['weights']}; FT and MDMT start from the single-task networks "
+        "of the same fold.",
+        "training": f"Adam, learning rate {train['lr']}, batch {train['batch_size']}, at most "
+        f"{train['epochs']} epochs, weight decay {train['weight_decay']}, augmentation: {augment}; "
+        f"seeds {', '.join(map(str, values['seeds']))}. All of it: config.yaml.",
+        "selected": "Epoch with the lowest validation loss of the first task, after "
+        f"{train['warmup_epochs']} epochs; patience {train['patience']}.",
+        "ensemble": "None: every network is tested by itself.",
+        "metrics": "Accuracy, F1 (three averages), G-mean, AUC, Brier score, calibration.",
+        "statistics": f"Paired bootstrap by patient, {resamples:,} resamples, 95 % intervals, "
+        "Holm's correction; see Results.",
+        "robustness": "Subgroups, spread over folds and backbones"
+        + (", leave one center out." if loco else "."),
+        "explain": "Not part of this report.",
+        "internal": "Cross-validation inside the data sets; test cases come from the same sources.",
+        "external": "Leave one center out; no data set of another origin."
+        if loco
+        else "None in this run.",
+        "performance": "Test parts: Results. Training and validation: learning curves.",
+        "precision": "Tables and figures of Results and Subgroups, with 95 % intervals.",
+        "failures": "Confusion matrices, worst predicted cases.",
+        "limits": "See Limits.",
+        "protocol": "config.yaml in the out folder is the full configuration.",
+        "availability": "Software: mdmt (Apache-2.0). Weights and predictions: out folder. Data: "
+        + YOURS.lower(),
+        "predictors": "The image alone.",
+        "updating": "None.",
+        "predictions": "Softmax of the head; the class of the largest probability is called.",
+        "imbalance": "No resampling by class, no class weights; metrics beside accuracy are given.",
+        "fairness": "Performance by center and by what the tables record of sex and age: "
+        "Subgroups.",
+        "output": "A probability per class; no threshold was tuned.",
+        "events": "; ".join(
+            f"{a.matrix.task}, {a.matrix.validation}: {len(set(a.matrix.image))} images of "
+            f"{len(set(a.matrix.patient))} patients"
+            for a in analyses
+        ),
+        "weights": "runs/<job>/model.safetensors, one per training.",
+        "clusters": "By center: Subgroups." if loco else "Subgroups by center, pooled folds.",
+    }
+    _data(outcome, known)
+    return known
+
+
+def filled(items: list, known: dict) -> list[list[str]]:
+    """Rows [number, item, answer] of a checklist."""
+    return [[number, words, known.get(key, "") or YOURS] for number, words, key in items]

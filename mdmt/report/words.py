@@ -1,0 +1,219 @@
+"""Sentences about results: what is established, what is not, and what the limits are."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..analysis.compare import METHOD, TITLES, Analysis, f1_name
+from ..analysis.folder import Outcome
+from ..tables.grid import number, percent
+
+ALPHA = 0.05
+SCHEMES = {"cv": "cross-validation", "loco": "leave one center out"}
+
+
+def scheme(validation: str, folds: int) -> str:
+    """5-fold cross-validation, leave one center out (6 centers)."""
+    if validation == "cv":
+        return f"{folds}-fold cross-validation"
+    return f"{SCHEMES.get(validation, validation)} ({folds} folds)"
+
+
+def joined(items) -> str:
+    """a, b and c."""
+    items = list(items)
+    return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1]
+
+
+def interval(low: float, high: float, metric: str = "") -> str:
+    """Ends of an interval of a difference, signed; points, or the Brier score's own unit."""
+    if metric == "brier":
+        return f"{number(low, 3, True)} to {number(high, 3, True)}"
+    return f"{percent(low, 1, True)} to {percent(high, 1, True)}"
+
+
+def headline(a: Analysis) -> str | None:
+    """The result at a place in one sentence, against the first single-task configuration."""
+    m = a.matrix
+    others = [c for c in m.configurations if c != METHOD]
+    if METHOD not in m.configurations or not others:
+        return None
+    against = others[0]
+    parts = []
+    for k, what in (("auc", "ranking (AUC)"), ("accuracy", "accuracy")):
+        c = a.find(against, k)
+        if c is not None and c.low == c.low:
+            parts.append(
+                f"{what} by {percent(c.difference, 1, True)} points (95 % interval "
+                f"{interval(c.low, c.high)})"
+            )
+    if not parts:
+        return None
+    n = len(set(m.patient))
+    return (
+        f"For {m.task} in {scheme(m.validation, len(m.folds))} on {n} patients, {METHOD} differed "
+        f"from {against} in {' and in '.join(parts)}: {verdict(a, against)}."
+    )
+
+
+def verdict(a: Analysis, against: str) -> str:
+    """What is established against a configuration after Holm's correction."""
+    tested = [c for c in a.comparisons if c.backbone == "" and c.against == against]
+    up = [_name(c.metric) for c in tested if c.holm < ALPHA and c.better > 0]
+    down = [_name(c.metric) for c in tested if c.holm < ALPHA and c.better < 0]
+    m = len([c for c in a.comparisons if c.backbone == "" and c.holm == c.holm])
+    after = f"after correction for {m} comparisons"
+    if not up and not down:
+        return f"no difference is established {after}"
+    said = []
+    if up:
+        said.append(f"better {joined(up)}")
+    if down:
+        said.append(f"worse {joined(down)}")
+    return f"{' but '.join(said)} {'are' if len(up + down) > 1 else 'is'} established {after}"
+
+
+def _name(metric: str) -> str:
+    return {"accuracy": "accuracy", "brier": "Brier score"}.get(metric, TITLES[metric])
+
+
+def others(a: Analysis) -> list[str]:
+    """A sentence for each configuration that MDMT was compared with."""
+    m = a.matrix
+    found = []
+    for against in m.configurations:
+        tested = [c for c in a.comparisons if c.backbone == "" and c.against == against]
+        if tested:
+            shown = [
+                f"{TITLES[c.metric]} {percent(c.difference, 1, True)} ({interval(c.low, c.high)})"
+                for c in tested
+                if c.metric != "brier" and c.low == c.low
+            ]
+            found.append(
+                f"{METHOD} against {against}, points (95 % interval): {', '.join(shown)}; "
+                f"{verdict(a, against)}."
+            )
+    return found
+
+
+def method(a: Analysis) -> str:
+    """How the intervals were made."""
+    m = a.matrix
+    over = ""
+    if len(m.nets) > 1:
+        which = f"{len(m.backbones)} backbones" if len(m.backbones) > 1 else "the seeds"
+        how = (
+            "which are resampled too (percentile interval)"
+            if a.random_backbones
+            else "which are taken as given (BCa interval)"
+        )
+        over = f" Means over {which}, {how}."
+    bca = " BCa interval." if len(m.nets) == 1 else ""
+    return (
+        f"Paired bootstrap by patient, {a.n:,} resamples: all images of a patient are drawn "
+        f"together, for every network the same. Metrics are means over the folds.{bca}{over} "
+        f"Holm's correction runs over all comparisons and metrics of this table. F1 is the "
+        f"{f1_name(m.classes, m.positive)}. Nadeau & Bengio's corrected t-test over folds stands "
+        "beside for cross-validation."
+    )
+
+
+def calibration(found: list) -> str | None:
+    """What the calibration of the configurations is, two classes only."""
+    known = [c for c in found if np.isfinite(c.slope)]
+    if not known:
+        return None
+    said = []
+    for c in known:
+        if c.slope < 0.8:
+            what = "too extreme"
+        elif c.slope > 1.25:
+            what = "too timid"
+        else:
+            what = "about right in spread"
+        bias = ""
+        if abs(c.intercept) > 0.25:
+            bias = ", risk underestimated" if c.intercept > 0 else ", risk overestimated"
+        said.append(f"{c.configuration}: {what}{bias} (slope {number(c.slope, 2)}, intercept "
+                    f"{number(c.intercept, 2, True)}, ECE {percent(c.ece)} %)")  # fmt: skip
+    return "Probabilities: " + "; ".join(said) + "."
+
+
+def subgroup(groups: list, name: str) -> str | None:
+    """Where a configuration's accuracy is lowest and highest, with the intervals."""
+    scored = [
+        (g, g.found[name]["accuracy"])
+        for g in groups
+        if g.found.get(name, {}).get("accuracy") is not None
+    ]
+    if len(scored) < 2:
+        return None
+    low = min(scored, key=lambda s: s[1].estimate)
+    high = max(scored, key=lambda s: s[1].estimate)
+
+    def told(g, i):
+        return (
+            f"{g.variable} {g.level}: {percent(i.estimate)} % ({percent(i.low)} to "
+            f"{percent(i.high)} %; n = {g.n})"
+        )
+
+    return (
+        f"{name} is least accurate in {told(*low)} and most in {told(*high)}. "
+        "These are the extremes of many small groups and would differ by chance alone."
+    )
+
+
+def limits(outcome: Outcome, analyses: list[Analysis]) -> list[str]:
+    """What the results cannot show, from what the run knows."""
+    values = outcome.values
+    found = []
+    if outcome.synthetic:
+        found.append(
+            "The radiographs were drawn by the software itself. Nothing here says anything about "
+            "patients, or about which method is better on real images."
+        )
+    weights = values["weights"]
+    if weights == "random":
+        found.append(
+            "Networks started from random weights; published studies start from ImageNet, so that "
+            "figures are not comparable with theirs."
+        )
+    if len(values["seeds"]) < 3:
+        found.append(
+            f"{len(values['seeds'])} seed{'s' if len(values['seeds']) > 1 else ''} per training: "
+            "the spread between repeated trainings is not measured (at least three are advised)."
+        )
+    if len(values["backbones"]) < 5:
+        n = len(values["backbones"])
+        found.append(f"{n} backbone{'s' if n > 1 else ''}: others may behave differently.")
+    found.append(
+        "FT and MDMT start from networks that are trained already: part of their gain may be "
+        "longer training. Only a control with as many steps tells them apart"
+        + ("." if not any(c not in ("STL-tau1", "STL-tau2", "FT", METHOD)
+                          for c in values["configurations"])
+           else "; see the rows marked (control).")
+    )  # fmt: skip
+    if not any(a.matrix.validation == "loco" for a in analyses):
+        found.append(
+            "No leave-one-center-out validation was run: how the networks do in a hospital that "
+            "they have not seen is unknown."
+        )
+    for a in analyses:
+        m = a.matrix
+        if len(set(m.patient)) < 200:
+            found.append(
+                f"{m.task}, {m.validation}: {len(set(m.patient))} patients: intervals are wide, "
+                "and small true differences cannot be seen."
+            )
+        if len(m.y) > len(set(m.image)):
+            found.append(
+                f"{m.task}, {m.validation}: this data set has no (or fewer) centers, so that its "
+                f"folds are gone through again: its {len(set(m.image))} images are tested "
+                f"{len(m.y)} times. These figures are not leave-one-center-out."
+            )
+    found.append(
+        "The bootstrap resamples tested patients, not trainings: that other training sets would "
+        "give other networks is only in the spread over folds. All data come from the same sources "
+        "as the training data; nothing was tested prospectively or outside them."
+    )
+    return found

@@ -1,0 +1,505 @@
+"""The report: everything again from predictions.csv, and what it says of folders that are wrong."""
+
+import csv
+import html.parser
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from scipy.stats import ttest_rel
+
+from mdmt import analysis, cli, metrics, plots, report, stats, tables
+from mdmt.errors import BadInput
+from mdmt.report import checklists, words
+from mdmt.report.page import STYLE
+from tests import outfolder
+
+BACKBONES = ["resnet18", "resnet34", "resnet50", "resnet101", "wide_resnet50_2"]
+NAMES = ["STL-tau1", "STL-tau2", "FT", "MDMT", outfolder.CONTROL]
+
+
+@pytest.fixture(scope="session")
+def study(tmp_path_factory):
+    """An out folder of five backbones with a control, and what its report returned."""
+    out = tmp_path_factory.mktemp("study") / "out"
+    outfolder.make(out, n=60, backbones=BACKBONES, configurations=NAMES, cv={"folds": 2},
+                   validation=["cv", "loco"])  # fmt: skip
+    return out, report.make(out, resamples=200)
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A small out folder of its own."""
+    return outfolder.make(tmp_path / "out", n=40, cv={"folds": 2})
+
+
+def rows(path):
+    with open(path, newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def contents(folder):
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
+
+
+def test_resampling_many_at_once_gives_the_paired_bootstrap():
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 80)
+    a, b = (np.clip(y * 0.2 + rng.random(80) * 0.8, 0, 1) for _ in range(2))
+    groups, folds = rng.integers(0, 40, 80), rng.integers(0, 3, 80)
+    wanted = [("auc", a), ("auc", b), ("gmean", a > 0.5), ("gmean", b > 0.5)]
+    drawn = stats.resample(y, wanted, groups, 500, 3, folds=folds)
+    for i, (metric, first, second) in {0: ("auc", a, b), 2: ("gmean", a > 0.5, b > 0.5)}.items():
+        one = stats.paired_bootstrap(y, first, second, metric, groups, 500, 3, folds=folds)
+        assert drawn.difference(i, i + 1) == pytest.approx(one, abs=1e-12)
+        alone = stats.bootstrap_interval(y, first, metric, groups, 500, 3, folds=folds)
+        assert drawn.interval(i) == pytest.approx(alone, abs=1e-12)
+    many = stats.hierarchical_bootstrap(y, [a, b], [b, a], "auc", groups, 500, 3, folds=folds)
+    again = drawn.mean_difference([(0, 1), (1, 0)], "random")
+    assert again == pytest.approx(many, abs=1e-12)
+    with pytest.raises(ValueError, match="pairs is empty"):
+        drawn.mean_difference([])
+
+
+def test_everything_is_written(study):
+    out, made = study
+    names = {p.name for p in out.iterdir()}
+    for name in ("table1", "table2", "tableS1"):
+        assert {f"{name}.csv", f"{name}.tex", f"{name}.html"} <= names
+    assert {"results.csv", "comparisons.csv", "report.html", "figures"} <= names
+    kinds = {p.name.split("_cv_")[0].split("_loco_")[0] for p in (out / "figures").glob("*.svg")}
+    assert {k.removesuffix(".svg") for k in kinds} == {
+        "learning_curves", "roc_pr", "reliability", "confusion", "forest", "slope", "folds",
+        "critical_difference", "centers", "subgroups", "cases",
+    }  # fmt: skip
+    assert len(made["headlines"]) == 4
+    pictures = list((out / "figures").glob("*.png"))
+    assert all(p.with_suffix(".svg").stat().st_size > 1000 for p in pictures)
+
+
+def test_results_are_the_metrics_of_the_predictions(study):
+    out, _ = study
+    predictions = rows(out / "predictions.csv")
+    classes = {"prognosis": ["MILD", "SEVERE"], "severity": ["0", "1", "2", "3"]}
+    results = rows(out / "results.csv")
+    assert len(results) == 5 * (2 + 3) * 6  # backbones, folds, tested networks
+    for result in results[::17]:
+        mine = [p for p in predictions if all(p[k] == result[k] for k in list(result)[:7])]
+        names = classes[result["task"]]
+        y = np.array([names.index(p["label"]) for p in mine])
+        p = np.array([[float(m[f"p_{c}"]) for c in names] for m in mine])
+        for name, value in metrics.summary(y, p).items():
+            assert float(result[name] or "nan") == pytest.approx(value, nan_ok=True)
+
+
+def mean_of(results, **place):
+    return [r for r in results if all(r[k] == v for k, v in place.items())]
+
+
+def test_table_1_is_the_mean_over_folds_and_backbones(study):
+    out, _ = study
+    results = rows(out / "results.csv")
+    own = [r for r in rows(out / "table1.csv") if r["source"] == "this run"]
+    assert [r["experiment"] for r in own if r["task"] == "prognosis"] == [
+        "STL-tau1", "FT", "MDMT", outfolder.CONTROL,
+    ]  # fmt: skip
+    for record in own:
+        for validation in ("cv", "loco"):
+            means = []
+            for backbone in BACKBONES:
+                some = mean_of(results, backbone=backbone, validation=validation,
+                               task=record["task"], configuration=record["experiment"])  # fmt: skip
+                means.append(np.mean([float(r["f1"]) for r in some if r["f1"]]))
+            assert float(record[f"{validation}_f1"]) == pytest.approx(
+                100 * np.mean(means), abs=1e-3
+            )
+    best = [r["experiment"] for r in own if r["cv_accuracy_mark"] == "best"]
+    for task, name in zip(("prognosis", "severity"), best, strict=True):
+        values = {r["experiment"]: float(r["cv_accuracy"]) for r in own if r["task"] == task}
+        assert values[name] == max(values.values())
+    paper = [r for r in rows(out / "table1.csv") if r["source"] != "this run"]
+    assert [(r["experiment"], r["loco_gmean"]) for r in paper] == [
+        ("STL-tau1", "60.1"), ("FT", "63.8"), ("MDMT", "66.0"),
+    ]  # fmt: skip
+    assert {r["f1_average"] for r in own} == {"positive class", "macro"}
+
+
+def test_table_2_has_the_papers_tests(study):
+    out, _ = study
+    results = rows(out / "results.csv")
+    records = [r for r in rows(out / "table2.csv") if r["source"] == "this run"]
+    pick = {"task": "prognosis", "statistic": "mu", "test": "MDMT vs FT"}
+    record = next(r for r in records if all(r[k] == v for k, v in pick.items()))
+    means = {
+        c: [np.mean([float(r["gmean"]) for r in mean_of(
+            results, backbone=b, validation="cv", task="prognosis", configuration=c)])
+            for b in BACKBONES]
+        for c in ("MDMT", "FT")
+    }  # fmt: skip
+    p = ttest_rel(means["MDMT"], means["FT"], alternative="greater").pvalue
+    assert float(record["cv_gmean_p"]) == pytest.approx(p)
+    assert record["cv_gmean"] == (stats.stars(p) or "ns")
+    assert any(r["test"] == f"MDMT vs {outfolder.CONTROL}" for r in records)
+    assert "far more often" in (out / "table2.html").read_text()
+
+
+def test_comparisons_are_the_paired_bootstrap_by_patient(small):
+    report.make(small, resamples=300, samples=False)
+    outcome = analysis.read(small)
+    found = {(r["task"], r["against"], r["metric"]): r for r in rows(small / "comparisons.csv")}
+    a, b = ([p for p in outcome.parts if (p.configuration, p.task) == (c, "prognosis")]
+            for c in ("MDMT", "FT"))  # fmt: skip
+    y = np.concatenate([p.y for p in a])
+    groups = np.concatenate([p.patient for p in a]).astype(str)
+    folds = np.concatenate([np.full(len(p.y), p.fold) for p in a])
+    scores = [np.concatenate([p.p[:, 1] for p in s]) for s in (a, b)]
+    one = stats.paired_bootstrap(y, *scores, "auc", groups, 300, 0, folds=folds)
+    row = found["prognosis", "FT", "auc"]
+    values = [float(row[k]) for k in ("difference", "low", "high", "pvalue")]
+    assert values == pytest.approx(list(one), abs=1e-9)
+    family = [r for k, r in found.items() if k[0] == "prognosis"]
+    assert len(family) == 10
+    adjusted = stats.holm([float(r["pvalue"]) for r in family])
+    assert [float(r["pvalue_holm"]) for r in family] == pytest.approx(adjusted)
+
+
+def test_the_same_report_twice(small):
+    report.make(small, resamples=100, samples=False)
+    kept = [*small.glob("table*"), small / "comparisons.csv", *small.glob("figures/*.svg")]
+    before = {p: p.read_bytes() for p in kept}
+    assert len(before) > 12
+    report.make(small, resamples=100, samples=False)
+    assert {p: p.read_bytes() for p in kept} == before
+
+
+def test_latex_is_balanced(study):
+    out, _ = study
+    for name in ("table1", "table2", "tableS1"):
+        text = (out / f"{name}.tex").read_text()
+        depth = 0
+        for mark in re.findall(r"(?<!\\)[{}]", text):
+            depth += 1 if mark == "{" else -1
+            assert depth >= 0
+        assert depth == 0
+        for kind in ("table", "tabular"):
+            opened = text.count(f"\\begin{{{kind}}}")
+            assert opened == text.count(f"\\end{{{kind}}}") == 2
+        for body in re.findall(r"\\begin\{tabular\}\{(l+r+)\}(.*?)\\end\{tabular\}", text, re.S):
+            lines = [x for x in body[1].split("\\\\") if "&" in x and "multicolumn" not in x]
+            assert {len(re.findall(r"(?<!\\)&", x)) + 1 for x in lines} == {len(body[0])}
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_latex_compiles_alone_and_as_input(study, tmp_path):
+    out, _ = study
+    names = ("table1", "table2", "tableS1")
+    for name in names:
+        shutil.copy(out / f"{name}.tex", tmp_path)
+    whole = "".join(f"\\input{{{n}}}\n" for n in names)
+    (tmp_path / "paper.tex").write_text(
+        "\\documentclass{article}\\begin{document}\n" + whole + "The end.\\end{document}\n"
+    )
+    for name in ("table1", "tableS1", "paper"):
+        done = subprocess.run(["pdflatex", "-interaction=nonstopmode", "-halt-on-error", name],
+                              cwd=tmp_path, capture_output=True, text=True)  # fmt: skip
+        assert done.returncode == 0, done.stdout[-2000:]
+        assert (tmp_path / f"{name}.pdf").stat().st_size > 5000
+
+
+class _Page(html.parser.HTMLParser):
+    """What a page is made of."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.ids, self.headings, self.open = [], [], [], []
+        self.void = {"meta", "img", "br", "link", "input", "hr"}
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        self.tags.append((tag, found))
+        if "id" in found:
+            self.ids.append(found["id"])
+        if re.fullmatch("h[1-6]", tag):
+            self.headings.append(int(tag[1]))
+        if tag not in self.void:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"</{tag}> closes something else"
+
+
+def test_report_is_one_accessible_file(study):
+    text = (study[0] / "report.html").read_text()
+    assert len(text.encode()) < 15e6
+    found = _Page(text)
+    assert found.open == []
+    assert len(found.ids) == len(set(found.ids))
+    assert found.headings.count(1) == 1 and found.headings[0] == 1
+    assert all(b - a <= 1 for a, b in zip(found.headings, found.headings[1:], strict=False))
+    names = [t for t, _ in found.tags]
+    assert all(names.count(t) == 1 for t in ("main", "header", "footer", "nav", "title"))
+    assert ("html", {"lang": "en"}) in found.tags
+    for tag, attributes in found.tags:
+        for key in ("src", "href"):
+            value = attributes.get(key)
+            assert value is None or value.startswith(("data:", "#")), value
+            if value and value.startswith("#"):
+                assert value[1:] in found.ids
+        if tag == "img":
+            assert len(attributes["alt"]) > 20
+        if tag == "th":
+            assert attributes["scope"] in ("col", "row", "colgroup")
+        if "aria-labelledby" in attributes:
+            assert attributes["aria-labelledby"] in found.ids
+    assert names.count("caption") == names.count("table")
+    assert not re.search(r"<script|@import|url\(", text)
+    assert names.count("img") == len(list((study[0] / "figures").glob("*.png")))
+
+
+def test_report_says_what_it_must(study):
+    text = (study[0] / "report.html").read_text()
+    for wanted in (
+        "Result.</strong> For prognosis in 2-fold cross-validation",
+        "95 % interval",
+        "(control)",
+        "unreadable: excluded",
+        "without a label: left out",
+        "Paired bootstrap by patient",
+        "false_positive_rate_of_paper_test(",
+        "one-tailed t-tests paired over backbones",
+        "calibration slope",
+        "Nadeau",
+        "longer training",
+        "Findings in the splits",
+        checklists.CLAIM_SOURCE,
+        checklists.TRIPOD_SOURCE,
+    ):
+        assert wanted in text, wanted
+    assert len(checklists.CLAIM) == 44 and len(checklists.TRIPOD) == 52
+    outcome = analysis.read(study[0])
+    known = checklists.answers(outcome, analysis.compare(outcome, 100))
+    used = {key for _, _, key in checklists.CLAIM + checklists.TRIPOD if key}
+    assert used == set(known)
+
+
+def luminance(colour):
+    value = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    return np.dot([0.2126, 0.7152, 0.0722],
+                  [v / 12.92 if v <= 0.03928 else ((v + 0.055) / 1.055) ** 2.4
+                   for v in value])  # fmt: skip
+
+
+def test_colours_have_contrast():
+    themes = re.findall(r":root\{(--ground.*?)\}", STYLE, re.S)
+    assert len(themes) == 3  # light, dark, print
+    for theme in themes:
+        colours = {
+            k: v if len(v) == 7 else "#" + "".join(2 * c for c in v[1:])
+            for k, v in re.findall(r"--(\w+):(#[0-9a-f]+)", theme)
+        }
+        for ink in ("ink", "quiet", "link"):
+            for ground in ("ground", "soft"):
+                pair = sorted(luminance(colours[c]) + 0.05 for c in (ink, ground))
+                assert pair[1] / pair[0] >= 4.5, (ink, ground)
+        pair = sorted(luminance(colours[c]) + 0.05 for c in ("warn", "warnsoft"))
+        assert pair[1] / pair[0] >= 4.5
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser",
+                                                "google-chrome"))), None)  # fmt: skip
+PROBE = """<script>addEventListener("load",()=>{const d=document.documentElement;
+const i=[...document.images];document.body.setAttribute("data-probe",JSON.stringify({
+wide:d.scrollWidth-d.clientWidth,images:i.length,loaded:i.filter(x=>x.naturalWidth>0).length,
+tiny:[...document.querySelectorAll("p,td,th,li")].filter(
+x=>x.offsetParent&&parseFloat(getComputedStyle(x).fontSize)<12).length}))})</script>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+@pytest.mark.parametrize("width", [390, 820, 1280])
+def test_report_in_a_browser(study, tmp_path, width):
+    import json
+    from html import unescape
+
+    copy = tmp_path / "report.html"
+    copy.write_text((study[0] / "report.html").read_text().replace("</body>", PROBE + "</body>"))
+    # Chromium's own window is at least 500 wide: narrower pages are laid out in a frame.
+    frame = tmp_path / "frame.html"
+    frame.write_text(
+        f'<iframe src="report.html" style="width:{width}px;height:900px;border:0"></iframe>'
+        "<script>addEventListener('load',()=>setTimeout(()=>document.body.setAttribute("
+        "'data-found',frames[0].document.body.getAttribute('data-probe')),50))</script>"
+    )
+    done = subprocess.run(
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files",
+         f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=4000", "--dump-dom",
+         f"--window-size={max(width, 500)},900", frame.as_uri()],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    told = json.loads(unescape(re.search(r'data-found="([^"]*)"', done.stdout)[1]))
+    assert told["images"] == told["loaded"] > 20
+    assert told["wide"] <= 0, "the page is wider than the window"
+    assert told["tiny"] == 0
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+def test_report_prints(study, tmp_path):
+    target = tmp_path / "report.pdf"
+    subprocess.run(
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu",
+         f"--user-data-dir={tmp_path / 'profile'}", f"--print-to-pdf={target}",
+         (study[0] / "report.html").as_uri()],
+        capture_output=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert target.read_bytes().startswith(b"%PDF")
+
+
+def refused(out, match):
+    """The report is refused with one sentence, and every file is as it was."""
+    before = contents(out)
+    with pytest.raises(BadInput, match=match) as caught:
+        report.make(out, resamples=100)
+    assert "\n" not in str(caught.value)
+    assert contents(out) == before
+
+
+def change(path, old, new, count=1):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, count))
+
+
+def test_no_folder_and_no_out_folder(tmp_path):
+    with pytest.raises(BadInput, match="there is no such folder"):
+        report.make(tmp_path / "none")
+    refused(tmp_path, "is no out folder of mdmt")
+
+
+def test_deleted_predictions(small):
+    (small / "predictions.csv").unlink()
+    refused(small, r"predictions.csv: is missing.*mdmt run --resume")
+
+
+def test_edited_predictions(small):
+    path = small / "predictions.csv"
+    text = path.read_text()
+    lines = text.splitlines()
+    cells = lines[1].split(",")
+    for column, value, match in (
+        (10, "SEVERE" if cells[10] == "MILD" else "MILD", "not those of the training"),
+        (11, "SEVERE" if cells[11] == "MILD" else "MILD", "line 2 predicts another class"),
+        (12, "0.9999", "line 2 has probabilities that do not add up"),
+        (12, "x", "near line 2 a probability is not a number"),
+        (8, "two_1", "not the test part of that fold"),
+        (10, "DEAD", "has the class 'DEAD'"),
+        (2, "one", "fold 'one'"),
+    ):
+        changed = [*cells[:column], value, *cells[column + 1 :]]
+        path.write_text("\n".join([lines[0], ",".join(changed), *lines[2:]]) + "\n")
+        refused(small, match)
+    for some, match in (
+        (lines[:1] + lines[2:], "not the test part"),
+        (lines[:1], "holds no prediction"),
+        ([lines[0].replace("patient", "person"), *lines[1:]], "has no column 'patient'"),
+        ([*lines, lines[1]], "not together or are there twice"),
+        ([*lines, "a,b"], "has 2 cells"),
+    ):
+        path.write_text("\n".join(some) + "\n")
+        refused(small, match)
+    kept = [x for x in lines[1:] if x.split(",")[4] != "FT"]
+    path.write_text("\n".join([lines[0], *kept]) + "\n")
+    refused(small, "lacks the rows of 2 finished trainings")
+    path.write_bytes(b"\xff\xfe")
+    refused(small, "is not valid CSV")
+
+
+def test_predictions_of_another_study(small, tmp_path):
+    other = outfolder.make(tmp_path / "other", n=40, seed=5, cv={"folds": 2})
+    shutil.copy(other / "predictions.csv", small)
+    refused(small, "not the test part of that fold")
+    far = outfolder.make(tmp_path / "far", n=40, backbones=["resnet34"], cv={"folds": 2})
+    shutil.copy(far / "predictions.csv", small)
+    refused(small, "backbone 'resnet34'.*another study")
+
+
+def test_edited_splits(small):
+    change(small / "splits.json", '"one_0"', '"one_1"')
+    refused(small, "was changed after it was written")
+
+
+def test_edited_results_are_kept_and_computed_again(small):
+    report.make(small, resamples=100, samples=False)
+    good = (small / "results.csv").read_bytes()
+    line = good.decode().splitlines()[1].split(",")
+    line[8] = "0.999"
+    changed = good.decode().splitlines()
+    changed[1] = ",".join(line)
+    (small / "results.csv").write_text("\n".join(changed) + "\n")
+    made = report.make(small, resamples=100, samples=False)
+    assert any("results.changed.csv" in n for n in made["notes"])
+    assert (small / "results.csv").read_bytes() == good
+    assert "0.999" in (small / "results.changed.csv").read_text()
+
+
+def test_predictions_alone_give_a_report(small):
+    for name in ("runs", "store"):
+        shutil.rmtree(small / name)
+    for name in ("splits.json", "cohort.json", "environment.json"):
+        (small / name).unlink()
+    made = report.make(small, resamples=100)
+    text = (small / "report.html").read_text()
+    assert any("could not be compared" in n for n in made["notes"])
+    assert "splits.json is missing" in text and "No learning curves" in text
+
+
+def test_unfinished_run(small):
+    for number in list((small / "runs").iterdir()):
+        if "-cv1-" in number.name and number.name.endswith(f"{outfolder.hash_of('FT'):012x}"):
+            shutil.rmtree(number)
+    path = small / "predictions.csv"
+    lines = path.read_text().splitlines()
+    kept = [x for x in lines if not (x.split(",")[4] == "FT" and x.split(",")[2] == "1")]
+    path.write_text("\n".join(kept) + "\n")
+    made = report.make(small, resamples=100, samples=False)
+    assert any(n.startswith("INCOMPLETE: 1 of 8") for n in made["notes"])
+    assert any("only 1 of 2 folds" in n for n in made["notes"])
+    assert 'class="banner"' in (small / "report.html").read_text()
+
+
+def test_without_matplotlib_all_but_the_figures_is_there(small, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    sentence = plots.available()
+    assert sentence.startswith("figures: Matplotlib") and "\n" not in sentence
+    made = report.make(small, resamples=100)
+    assert sentence in made["notes"]
+    assert (small / "report.html").is_file() and (small / "table1.tex").is_file()
+    assert not (small / "figures").exists()
+
+
+def test_command_line(small, capsys):
+    assert cli.main(["report", str(small), "--resamples", "100", "--no-images"]) == 0
+    said = capsys.readouterr()
+    assert "report.html" in said.out and "95 % interval" in said.out
+    assert cli.main(["report", str(small / "none")]) == 2
+    assert "there is no such folder" in capsys.readouterr().err
+    assert cli.main(["report", str(small), "--resamples", "5"]) == 2
+
+
+def test_marks_and_numbers():
+    assert tables.grid.marks([1.04, 3, 1.0, None, 2]) == ["", "best", "", "", "second"]
+    assert tables.grid.marks([2.01, 2.04, 1]) == ["best", "best", "second"]
+    assert tables.grid.marks([5, None]) == ["", ""]
+    assert tables.grid.number(-0.04) == "0.0" and tables.grid.number(-1.25, 1, True) == "−1.2"
+    assert tables.grid.tex("a_b 5 % ± <τ") == r"a\_b 5 \% $\pm$ $<$$\tau$".replace("$$", "")
+    assert words.joined(["a", "b", "c"]) == "a, b and c"
+
+
+def test_age_bands():
+    from mdmt.analysis.cohort import age_band
+
+    assert [age_band(a) for a in ("49.9", "50", "80", "", "x", "-1")] == [
+        "under 50", "50 to 64", "80 and over", "not recorded", "not recorded", "not recorded",
+    ]  # fmt: skip
