@@ -20,6 +20,7 @@ _EXPORTS = {
     "show_config": "mdmt.system",
 }
 _SUBMODULES = (
+    "analysis",
     "config",
     "data",
     "engine",
@@ -28,10 +29,13 @@ _SUBMODULES = (
     "metrics",
     "nets",
     "ops",
+    "plots",
+    "report",
     "run",
     "schedule",
     "splits",
     "stats",
+    "tables",
 )
 
 __all__ = [

@@ -31,6 +31,7 @@ def _parser() -> argparse.ArgumentParser:
         "--resamples", type=int, default=10000, metavar="N", help="of the bootstrap (10000)"
     )
     report.add_argument("--seed", type=int, default=0, help="of the bootstrap (0)")
+    report.add_argument("--no-figures", action="store_true", help="tables and page alone")
     report.add_argument(
         "--no-images", action="store_true", help="leave the best and worst predicted images out"
     )
@@ -239,6 +240,7 @@ def report(arguments) -> None:
             arguments.out,
             resamples=arguments.resamples,
             seed=arguments.seed,
+            figures=not arguments.no_figures,
             samples=not arguments.no_images,
         )
     )

@@ -147,7 +147,7 @@ def test_table_2_has_the_papers_tests(study):
 
 
 def test_comparisons_are_the_paired_bootstrap_by_patient(small):
-    report.make(small, resamples=300, samples=False)
+    report.make(small, resamples=300, figures=False)
     outcome = analysis.read(small)
     found = {(r["task"], r["against"], r["metric"]): r for r in rows(small / "comparisons.csv")}
     a, b = ([p for p in outcome.parts if (p.configuration, p.task) == (c, "prognosis")]
@@ -167,12 +167,18 @@ def test_comparisons_are_the_paired_bootstrap_by_patient(small):
 
 
 def test_the_same_report_twice(small):
-    report.make(small, resamples=100, samples=False)
-    kept = [*small.glob("table*"), small / "comparisons.csv", *small.glob("figures/*.svg")]
+    from mdmt.plots import curves, style
+
+    report.make(small, resamples=100, figures=False)
+    kept = [*small.glob("table*"), small / "comparisons.csv", small / "results.csv"]
     before = {p: p.read_bytes() for p in kept}
-    assert len(before) > 12
-    report.make(small, resamples=100, samples=False)
+    assert len(before) == 11
+    report.make(small, resamples=100, figures=False)
     assert {p: p.read_bytes() for p in kept} == before
+    m = analysis.compare(analysis.read(small), 100)[0].matrix
+    with style.drawing():
+        first, second = (style.render(curves.confusions(m)) for _ in range(2))
+    assert first == second
 
 
 def test_latex_is_balanced(study):
@@ -431,14 +437,14 @@ def test_edited_splits(small):
 
 
 def test_edited_results_are_kept_and_computed_again(small):
-    report.make(small, resamples=100, samples=False)
+    report.make(small, resamples=100, figures=False)
     good = (small / "results.csv").read_bytes()
     line = good.decode().splitlines()[1].split(",")
     line[8] = "0.999"
     changed = good.decode().splitlines()
     changed[1] = ",".join(line)
     (small / "results.csv").write_text("\n".join(changed) + "\n")
-    made = report.make(small, resamples=100, samples=False)
+    made = report.make(small, resamples=100, figures=False)
     assert any("results.changed.csv" in n for n in made["notes"])
     assert (small / "results.csv").read_bytes() == good
     assert "0.999" in (small / "results.changed.csv").read_text()
@@ -449,7 +455,7 @@ def test_predictions_alone_give_a_report(small):
         shutil.rmtree(small / name)
     for name in ("splits.json", "cohort.json", "environment.json"):
         (small / name).unlink()
-    made = report.make(small, resamples=100)
+    made = report.make(small, resamples=100, figures=False)
     text = (small / "report.html").read_text()
     assert any("could not be compared" in n for n in made["notes"])
     assert "splits.json is missing" in text and "No learning curves" in text
@@ -463,7 +469,7 @@ def test_unfinished_run(small):
     lines = path.read_text().splitlines()
     kept = [x for x in lines if not (x.split(",")[4] == "FT" and x.split(",")[2] == "1")]
     path.write_text("\n".join(kept) + "\n")
-    made = report.make(small, resamples=100, samples=False)
+    made = report.make(small, resamples=100, figures=False)
     assert any(n.startswith("INCOMPLETE: 1 of 8") for n in made["notes"])
     assert any("only 1 of 2 folds" in n for n in made["notes"])
     assert 'class="banner"' in (small / "report.html").read_text()
@@ -480,7 +486,7 @@ def test_without_matplotlib_all_but_the_figures_is_there(small, monkeypatch):
 
 
 def test_command_line(small, capsys):
-    assert cli.main(["report", str(small), "--resamples", "100", "--no-images"]) == 0
+    assert cli.main(["report", str(small), "--resamples", "100", "--no-figures"]) == 0
     said = capsys.readouterr()
     assert "report.html" in said.out and "95 % interval" in said.out
     assert cli.main(["report", str(small / "none")]) == 2

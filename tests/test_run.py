@@ -157,7 +157,7 @@ def test_run_ends_in_tables_figures_and_report(reference):
     before = (out / "results.csv").read_bytes()
     from mdmt import report
 
-    assert report.make(out, resamples=100, samples=False)["notes"] == []
+    assert report.make(out, resamples=100, figures=False)["notes"] == []
     assert (out / "results.csv").read_bytes() == before
 
 

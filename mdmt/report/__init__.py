@@ -20,6 +20,7 @@ from . import checklists, sections, words
 from .page import escape, listing, page, paragraph, picture, text_table
 
 RESAMPLES = 10000
+NO_CURVES = "No learning curves: no histories are here, or no figures were drawn."
 LIMIT = 14 * 2**20  # bytes of report.html; figures beyond are left in figures/
 COMPARED = ["release", "validation", "task", "backbone", "method", "against", "metric",
             "difference", "low", "high", "pvalue", "pvalue_holm", "pvalue_nadeau_bengio",
@@ -31,28 +32,30 @@ def make(
     *,
     resamples: int = RESAMPLES,
     seed: int = 0,
+    figures: bool = True,
     samples: bool = True,
     verify: bool = True,
     locked: bool = False,
 ) -> dict:
     """Write results.csv, tables, comparisons.csv, figures/ and report.html of the out folder.
 
-    resamples of the bootstrap; samples: show the best and worst predicted images; verify: compare
-    the predictions with the trainings' own; locked: the caller holds the folder's lock.
+    resamples of the bootstrap; figures: draw them; samples: show the best and worst predicted
+    images; verify: compare the predictions with the trainings' own; locked: the caller holds the
+    folder's lock.
     Returns {"headlines": sentences, "notes": sentences, "written": paths}. Raises BadInput.
     """
     out = Path(out)
     if resamples < 100:
         raise BadInput(f"--resamples {resamples}: must be at least 100")
-    if not out.is_dir():
+    if not (out / "config.yaml").is_file():
         analysis.read(out)  # says what is wrong
     if locked:
-        return _make(out, resamples, seed, samples, verify)
+        return _make(out, resamples, seed, (figures, samples), verify)
     with folder_lock(out, "out folder"):
-        return _make(out, resamples, seed, samples, verify)
+        return _make(out, resamples, seed, (figures, samples), verify)
 
 
-def _make(out: Path, resamples: int, seed: int, samples: bool, verify: bool) -> dict:
+def _make(out: Path, resamples: int, seed: int, wanted: tuple, verify: bool) -> dict:
     outcome = analysis.read(out, verify)
     rows = analysis.results(outcome)
     notes = list(outcome.notes) + _replace_results(out, rows)
@@ -66,8 +69,9 @@ def _make(out: Path, resamples: int, seed: int, samples: bool, verify: bool) -> 
         a.matrix.place: analysis.subgroups(a.matrix, outcome.cohort, max(100, resamples // 10))
         for a in analyses
     }
-    problem = plots.available()
-    figures = [] if problem else plots.draw(outcome, analyses, groups, samples)
+    problem = plots.available() if wanted[0] else None
+    draw = wanted[0] and not problem
+    figures = plots.draw(outcome, analyses, groups, wanted[1]) if draw else []
     if problem:
         notes.append(problem)
     text = _page(outcome, made, analyses, groups, figures, notes, (resamples, seed))
@@ -188,7 +192,7 @@ def _page(outcome: Outcome, made, analyses, groups, figures, notes, drawn) -> st
         ("calibration", "Operating point and calibration", _calibration(analyses, show)),
         ("subgroups", "Subgroups and centers", _subgroups(analyses, groups, show)),
         ("paper", "The paper's statistics", _paper(outcome, made, analyses)),
-        ("training", "Training", show(None, "learning") or paragraph("No learning curves here.")),
+        ("training", "Training", show(None, "learning") or paragraph(NO_CURVES)),
         ("cases", "Single cases", _cases(analyses, show)),
         ("audit", "Audit", sections.audit(
             outcome, findings(outcome.cohort, outcome.splits), notes)),

@@ -104,7 +104,9 @@ def _flow(outcome: Outcome, d: dict) -> str:
         f"<li>{d['images']} images of {d['patients']} patients{place}<br>{escape(d['task'])}: "
         f"{escape(counts)}</li>"
     )
-    folds = "".join(f"<li>{escape(text)}</li>" for text in _folds(outcome, d["name"], d["releases"]))
+    folds = "".join(
+        f"<li>{escape(text)}</li>" for text in _folds(outcome, d["name"], d["releases"])
+    )
     if folds:
         boxes.append(f'<li>Training / validation / test<ul class="folds">{folds}</ul></li>')
     name = d["name"]
