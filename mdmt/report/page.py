@@ -40,7 +40,7 @@ padding:.6rem .9rem;margin:1rem 0;font-weight:600;max-width:none}
 font-size:1.12rem;max-width:none}
 nav.contents{margin-top:1rem}
 nav.contents ol{columns:2;column-gap:2rem;padding-left:1.3rem;max-width:none}
-.wide{overflow-x:auto;margin:.8rem 0}
+.wide{overflow-x:auto;margin:.8rem 0;position:relative}
 table{border-collapse:collapse;font-size:.92rem;font-variant-numeric:tabular-nums}
 caption{text-align:left;font-weight:600;padding:.2rem 0 .5rem}
 caption>span{display:inline-block;position:sticky;left:0;max-width:min(60rem,calc(100vw - 2.6rem))}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 # What a table needs to look like one; report.html adds its own colours.
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;margin:1rem;color-scheme:light dark}
-.wide{overflow-x:auto}
+.wide{overflow-x:auto;position:relative}
 table{border-collapse:collapse;margin:1rem 0;font-variant-numeric:tabular-nums}
 caption{text-align:left;font-weight:600;padding-bottom:.4rem}
 th,td{padding:.25rem .6rem;text-align:right}
