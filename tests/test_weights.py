@@ -1,6 +1,7 @@
 """Weight files: what PyTorch writes is read exactly; everything else is refused by name."""
 
 import collections
+import functools
 import os
 import pickle
 import struct
@@ -265,3 +266,37 @@ def test_average_is_the_mean_of_weights_and_statistics():
 def test_average_refuses_different_networks(a, b, words):
     with pytest.raises(ValueError, match=words):
         mdmt.average_weights(a, b)
+
+
+@functools.cache
+def shapes_of(name):
+    from mdmt.weights.fit import entries
+
+    return {key: (role, shape) for key, role, shape in entries(name)}
+
+
+def random_state(name, seed):
+    rng, state = np.random.default_rng(seed), {}
+    for key, (role, shape) in shapes_of(name).items():
+        counter = role == "counter"
+        state[key] = np.array(rng.integers(9)) if counter else rng.random(shape, np.float32)
+    return state
+
+
+@pytest.mark.parametrize("name", mdmt.backbones())
+def test_average_of_every_backbone(name):
+    a, b = random_state(name, 0), random_state(name, 1)
+    mean = mdmt.average_weights(a, b, 0.25)
+    assert list(mean) == list(a)
+    for key, value in mean.items():
+        exact = 0.25 * a[key].astype(np.float64) + 0.75 * b[key].astype(np.float64)
+        if key.endswith("num_batches_tracked"):
+            assert value == np.floor(exact) and value.dtype == np.int64
+        else:
+            np.testing.assert_array_equal(value, exact.astype(np.float32), strict=True)
+    for other in mdmt.backbones():
+        if shapes_of(other) == shapes_of(name):
+            continue
+        theirs = {k: np.broadcast_to(np.float32(0), s) for k, (_, s) in shapes_of(other).items()}
+        with pytest.raises(ValueError, match="weights of different networks cannot be averaged"):
+            mdmt.average_weights(a, theirs)
