@@ -15,7 +15,7 @@ from mdmt.nets import heads as heads_
 from mdmt.nets.builder import Builder
 from mdmt.nets.init import initial_value
 from mdmt.weights import foreign, load_weights, names, read_description
-from mdmt.weights.catalogue import normalisation
+from mdmt.weights.catalogue import default_size, normalisation
 
 MAX_SIDE = 1 << 14  # pixels
 PRECISIONS = {"fp32": 2, "fp32-direct": 0}  # largest Winograd tile: F(4x4), none
@@ -59,7 +59,8 @@ class Model:
     ----------
     backbone : one of mdmt.backbones()
     heads : {task: class count or {"classes", "hidden", "dropout", "loss"}}; task k is the k-th
-    image_size : side, or (height, width), of resident images; forward takes any size
+    image_size : side, or (height, width), of resident images; forward takes any size. By default
+        that of the backbone's ImageNet weights, 224 (240 for efficientnet_b1_pruned)
     channels : of the input, 1 to 4
     device : "cpu", "cuda" or "cuda:i"
     precision : "fp32", or "fp32-direct": without Winograd convolution; on a GPU also "tf32" and
@@ -76,7 +77,7 @@ class Model:
         self,
         backbone,
         heads=None,
-        image_size=224,
+        image_size=None,
         channels=3,
         device="cpu",
         precision="fp32",
@@ -94,7 +95,7 @@ class Model:
             )
         self.backbone = backbone
         self.heads = heads_.normalise(heads)
-        self.image_size = _sides(image_size)
+        self.image_size = _sides(default_size(backbone) if image_size is None else image_size)
         self.channels = _whole("channels", channels, 1, 4)
         self.device, self.precision = device, precision
         self.seed = _whole("seed", seed, 0, (1 << 63) - 1)

@@ -69,7 +69,7 @@ def build(backbone: str, heads=None, size=None, channels: int = 3) -> Network:
     """Describe a backbone with heads, without weights. size: side or (height, width); by default
     that of the images its ImageNet weights were trained with. ValueError in one sentence."""
     family = nets.family(backbone)
-    size = pair(size or catalogue.SOURCES[backbone].size)
+    size = pair(size or catalogue.default_size(backbone))
     heads = heads_.normalise(HEADS if heads is None else heads)
     b = Builder(*size, channels)
     features = family.build(b, backbone)

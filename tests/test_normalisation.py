@@ -78,3 +78,16 @@ def test_a_model_saved_without_one_takes_that_of_its_backbone(tmp_path):
     path = str(tmp_path / "m.safetensors")
     _core.write_safetensors(path, model.state_dict(), {"mdmt": json.dumps(plain)})
     assert mdmt.Model.load(path).description() == model.description()
+
+
+def test_default_sizes_are_those_of_the_weights():
+    assert catalogue.default_size("efficientnet_b1_pruned") == 240
+    for name in sorted(catalogue.SOURCES):
+        if name.startswith("efficientnet"):
+            wanted = oracle.need("timm").get_pretrained_cfg(name).input_size[1:]
+        else:
+            weights = oracle.need("torchvision").models.get_model_weights(name)
+            wanted = weights.IMAGENET1K_V1.transforms().crop_size * 2
+        assert list(wanted) == [catalogue.default_size(name)] * 2
+    assert mdmt.Model("shufflenet_v2_x0_5", HEADS).image_size == (224, 224)
+    assert mdmt.Model("efficientnet_b1_pruned", HEADS).image_size == (240, 240)

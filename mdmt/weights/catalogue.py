@@ -86,11 +86,21 @@ def source(backbone: str) -> Source:
     return SOURCES[backbone]
 
 
+def _known(backbone) -> Source | None:
+    return SOURCES.get(backbone) if isinstance(backbone, str) else None
+
+
+def default_size(backbone: str) -> int:
+    """Side of the images in pixels that the backbone's weights were made for."""
+    one = _known(backbone)
+    return one.size if one else 224
+
+
 def normalisation(backbone: str, channels: int = 3) -> tuple[tuple, tuple]:
     """(mean, std) of each of `channels` channels as the backbone's weights expect them.
 
     A fourth channel takes the average of the three.
     """
-    one = SOURCES.get(backbone)
+    one = _known(backbone)
     both = (one.mean, one.std) if one else (IMAGENET_MEAN, IMAGENET_STD)
     return tuple((*values, sum(values) / 3)[:channels] for values in both)
