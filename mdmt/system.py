@@ -3,6 +3,8 @@
 import importlib
 import os
 import platform
+import sys
+import sysconfig
 
 from mdmt import _core
 
@@ -24,6 +26,36 @@ def cpu_path():
     if wish not in order:
         raise ValueError(f"the environment variable MDMT_CPU is '{wish}'; use ref, avx2 or avx512")
     return order[min(order.index(wish), order.index(_core.cpu_info()["isa"]))]
+
+
+def site_folders():
+    """Folders in which packages of pip lie."""
+    return list(dict.fromkeys(p for p in (*sys.path, sysconfig.get_paths()["purelib"]) if p))
+
+
+def cudnn_candidates():
+    """Files to try as cuDNN: MDMT_CUDNN alone where it is set; else pip's packages, those that a
+    PyTorch brought, CUDA_HOME, and what the system's loader finds."""
+    wish = os.environ.get("MDMT_CUDNN")
+    if wish:
+        return [wish]
+    places = [os.path.join(s, "nvidia", "cudnn", "lib") for s in site_folders()]
+    places += [os.path.join(s, "torch", "lib") for s in site_folders()]
+    for home in filter(None, (os.environ.get(v) for v in ("CUDA_HOME", "CUDA_PATH"))):
+        places += [os.path.join(home, "lib64"), os.path.join(home, "lib")]
+    files = [os.path.join(p, "libcudnn.so.9") for p in places]
+    return [*filter(os.path.exists, files), "libcudnn.so.9"]
+
+
+def load_cudnn(module):
+    """What was found, or why the backend's own convolutions are used. `module`: mdmt._cuda."""
+    said = ""
+    for path in cudnn_candidates():
+        version, text = module.load_cudnn(path)
+        if version:
+            return f"{text} ({path})"
+        said = said or text
+    return f"no cuDNN ({said}): slower convolutions of its own"
 
 
 def cuda_devices():
@@ -50,7 +82,15 @@ def open_device(name):
     ordinal = int(number or 0)
     if ordinal >= count:
         raise ValueError(f"there is no device {name!r}: the GPUs here are {text}")
-    return importlib.import_module("mdmt._cuda").module, ordinal
+    module = importlib.import_module("mdmt._cuda")
+    load_cudnn(module)
+    return module.module, ordinal
+
+
+def cuda_text():
+    """One line on GPUs and libraries."""
+    count, text = cuda_devices()
+    return f"{text}; {load_cudnn(importlib.import_module('mdmt._cuda'))}" if count else text
 
 
 def show_config():
@@ -68,7 +108,7 @@ def show_config():
         "CPU path": f"{cpu_path()} (the processor has {cpu['isa']})",
         "threads": get_num_threads(),
         "Winograd": os.environ.get("MDMT_WINOGRAD") or "on",
-        "CUDA": cuda_devices()[1],
+        "CUDA": cuda_text(),
     }
     for key, value in lines.items():
         print(f"{key:10} {value}")

@@ -61,7 +61,7 @@ def compile_into(folder):
         assert done.returncode == 0, f"{shlex.join(command)}\n{done.stderr}"
         objects.append(str(made))
     target = folder / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
-    subprocess.run([*cxx, "-shared", *objects, "-o", str(target)], check=True)
+    subprocess.run([*cxx, "-shared", *objects, "-ldl", "-o", str(target)], check=True)
     return target
 
 
@@ -81,13 +81,19 @@ def module():
             (place / f"{name}.{os.getpid()}").replace(place / name)
         finally:
             shutil.rmtree(work)
-    loader = importlib.machinery.ExtensionFileLoader("_cuda", str(place / name))
-    spec = importlib.util.spec_from_file_location("_cuda", place / name, loader=loader)
-    made = importlib.util.module_from_spec(spec)
-    loader.exec_module(made)
+    made = load(place / name)
     assert made.emulated == 1
     return made
 
 
+def load(path):
+    loader = importlib.machinery.ExtensionFileLoader("_cuda", str(path))
+    spec = importlib.util.spec_from_file_location("_cuda", path, loader=loader)
+    made = importlib.util.module_from_spec(spec)
+    loader.exec_module(made)
+    return made
+
+
 def device(precision="fp32", ordinal=0):
-    return (module().module, ordinal, precision)
+    """Own kernels only."""
+    return (module().module, ordinal, precision, False)

@@ -1,5 +1,5 @@
 /* Fills mdmt_backend: storage, conversion, the choice of kernels, Adam. */
-#include "backend.cuh"
+#include "cudnn.cuh"
 
 static mdmt_gpu *gpu_of(const mdmt_backend *backend)
 {
@@ -23,9 +23,9 @@ static size_t gpu_view_bytes(const mdmt_backend *backend, const mdmt_tensor *vie
 
 /* ---- kernels ---- */
 
-static const mdmt_cuda_impl *const lists[] = {mdmt_cuda_norm,  mdmt_cuda_elements, mdmt_cuda_pool,
-                                              mdmt_cuda_depth, mdmt_cuda_conv,     mdmt_cuda_rows,
-                                              mdmt_cuda_loss,  mdmt_cuda_images};
+static const mdmt_cuda_impl *const lists[] = {
+    mdmt_cuda_norm, mdmt_cuda_elements, mdmt_cuda_pool, mdmt_cuda_library, mdmt_cuda_depth,
+    mdmt_cuda_conv, mdmt_cuda_rows,     mdmt_cuda_loss, mdmt_cuda_images};
 
 static mdmt_cuda_site site_of(mdmt_gpu *gpu, const mdmt_graph *graph, const mdmt_op *op)
 {
@@ -271,6 +271,7 @@ static void gpu_close(mdmt_backend *backend)
         return;
     }
     mdmt_device_use(gpu->options.device);
+    mdmt_cudnn_close(gpu);
     mdmt_stream_close(gpu->stream);
     mdmt_gpu_forget_images(gpu);
     mdmt_device_free(gpu->step);

@@ -29,6 +29,8 @@ struct mdmt_gpu_fault {
 };
 enum { MDMT_FAULT_NONE, MDMT_FAULT_TASK, MDMT_FAULT_BCE, MDMT_FAULT_MSE, MDMT_FAULT_CLASS };
 
+struct mdmt_conv_plan; /* cudnn.cu */
+
 struct mdmt_gpu {
     mdmt_backend base;
     mdmt_cuda_options options;
@@ -46,6 +48,9 @@ struct mdmt_gpu {
         uint8_t *pixels;
     } resident[MDMT_GPU_RESIDENT];
     int residents;
+    void *cudnn;       /* its handle, or NULL */
+    int cudnn_refused; /* it could not be made */
+    mdmt_conv_plan *plans;
 };
 
 /* ---- device.cu: the CUDA runtime, or the processor's memory in its place ---- */

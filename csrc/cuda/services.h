@@ -68,6 +68,9 @@ mdmt_status mdmt_cuda_open(mdmt_backend **backend, const mdmt_cuda_services *ser
 /* device.cu: whether this build runs its kernels on the processor; "CUDA 13.0, ..." */
 int mdmt_cuda_emulated(void);
 const char *mdmt_cuda_build(void);
+/* cudnn.cu: loads cuDNN from the file; its version (91002: 9.10.2), or 0; what was found, or
+ * why not, in `text`. Once one is loaded, it stays. */
+int mdmt_cuda_load_library(const char *path, char *text, size_t room);
 /* The number of usable GPUs; their names, or why there is none, in `text`. */
 int mdmt_cuda_probe(char *text, size_t room);
 #ifdef __cplusplus

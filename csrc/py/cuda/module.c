@@ -29,7 +29,18 @@ static PyObject *devices(PyObject *self, PyObject *unused)
     return Py_BuildValue("(is)", count, text);
 }
 
+static PyObject *load_cudnn(PyObject *self, PyObject *path)
+{
+    (void)self;
+    char text[512] = "";
+    const char *name = PyUnicode_AsUTF8(path);
+    return name ? Py_BuildValue("(is)", mdmt_cuda_load_library(name, text, sizeof text), text)
+                : NULL;
+}
+
 static PyMethodDef functions[] = {
+    {"load_cudnn", load_cudnn, METH_O,
+     "load_cudnn(path) -> (version, text): loads cuDNN; version 0: text says why not."},
     {"devices", devices, METH_NOARGS,
      "devices() -> (count, text): the GPUs that can be used, or 0 and why there is none."},
     {NULL, NULL, 0, NULL}};

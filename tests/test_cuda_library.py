@@ -1,0 +1,217 @@
+"""Finding cuDNN, refusing what is none, and what the backend tells it: against a library that
+carries out the descriptions by their definition (tests/c/fake_cudnn.c)."""
+
+import re
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mdmt import _core, system
+from tests import cudahost
+from tests.opcase import check
+from tests.optable import CASES
+from tests.test_cuda_ops import BF16, to_bf16
+
+FAKE = Path(__file__).parent / "c" / "fake_cudnn.c"
+PASSES = ("conv2d", "conv2d_bwd_data", "conv2d_bwd_weight")
+
+
+def fake(folder, version=91002, source=FAKE):
+    if cudahost.compilers() is None:
+        pytest.skip("no C compiler is here")
+    target = folder / f"libcudnn-{version}.so"
+    flags = ["-std=c11", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror"]
+    flags.append(f"-DMDMT_FAKE_VERSION={version}")
+    command = [*cudahost.compilers()[1], *flags, str(source), "-o", str(target)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return target
+
+
+def fresh(folder):
+    """A module of its own: a library that was loaded stays in it."""
+    cudahost.module()
+    path = folder / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
+    shutil.copy2(cudahost.module().__file__, path)
+    return cudahost.load(path)
+
+
+@pytest.fixture(scope="module")
+def with_library(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cudnn")
+    module = fresh(folder)
+    assert module.load_cudnn(str(fake(folder))) == (91002, "cuDNN 9.10.2")
+    return module
+
+
+def small(case):
+    attrs_fit = case.op in PASSES and case.macs < 4e5 and "groups" not in case.name
+    return attrs_fit and "image" not in case.name
+
+
+TABLE = [c for c in CASES if small(c)]
+
+
+def run(case, module, precision, arrays=None):
+    graph, made = case.graph(_core)
+    program = _core.Program(graph, device=(module.module, 0, precision))
+    got = {k: np.array(v) for k, v in program.run(arrays or made).items()}
+    got |= {name: np.array(program.read(name)) for name in case.reads}
+    return got, next(kernel for op, kernel in program.kernels() if op == case.op)
+
+
+def test_the_table_has_every_pass_with_addend_and_lazy_input():
+    names = {c.op for c in TABLE}
+    assert names == set(PASSES)
+    assert any("lazy" in c.name for c in TABLE) and any("addend" in c.name for c in TABLE)
+
+
+@pytest.mark.parametrize("case", TABLE, ids=lambda c: c.id)
+def test_what_is_described_is_the_convolution(case, with_library):
+    got, kernel = run(case, with_library, "fp32")
+    assert kernel == f"cuda_{case.op}_cudnn"
+    check(case, got, kernel)
+
+
+@pytest.mark.parametrize("case", TABLE[::3], ids=lambda c: c.id)
+def test_in_bfloat16_too(case, with_library):
+    arrays = case.arrays()
+    for name, feed in case.feeds.items():
+        if feed.startswith(("map", "w_dense")):
+            arrays[name] = to_bf16(arrays[name])
+    got, kernel = run(case, with_library, "bf16", arrays)
+    assert kernel == f"cuda_{case.op}_cudnn"
+    outputs, bounds = case.expected(arrays)
+    exact = {k: v.astype(np.float64) for k, v in arrays.items()}
+    sizes = case.magnitude(exact)
+    for name, value in outputs.items():
+        size = np.maximum(np.abs(sizes.get(name, value)), np.abs(value))
+        error = np.abs(got[name].astype(np.float64) - value)
+        assert (error <= bounds[name] + BF16 * size).all(), name
+
+
+def test_own_kernels_where_the_library_is_not_wanted(with_library):
+    case = next(c for c in TABLE if c.op == "conv2d")
+    graph, _ = case.graph(_core)
+    program = _core.Program(graph, device=(with_library.module, 0, "fp32", False))
+    assert ("conv2d", "cuda_conv2d_dense") in program.kernels()
+
+
+@pytest.mark.parametrize("version", [8907, 90001, 100000])
+def test_other_versions_are_refused(version, tmp_path):
+    found, text = fresh(tmp_path).load_cudnn(str(fake(tmp_path, version)))
+    assert found == 0
+    assert f"is cuDNN {version}, but 9.1 or a later 9 is needed" in text
+
+
+def test_what_is_no_library_is_refused(tmp_path):
+    module = fresh(tmp_path)
+    text = tmp_path / "libcudnn.so.9"
+    text.write_text("not a library")
+    assert module.load_cudnn(str(text))[0] == 0
+    assert module.load_cudnn(str(tmp_path / "missing.so")) == (
+        0, f"{tmp_path}/missing.so: cannot open shared object file: No such file or directory",
+    )  # fmt: skip
+    other = tmp_path / "other.c"
+    other.write_text("int nothing(void);\nint nothing(void)\n{\n    return 0;\n}\n")
+    found, why = module.load_cudnn(str(fake(tmp_path, 1, other)))
+    assert found == 0 and "is no cuDNN with a graph API" in why
+
+
+def test_where_libraries_are_looked_for(tmp_path, monkeypatch):
+    wheel = tmp_path / "site" / "nvidia" / "cudnn" / "lib" / "libcudnn.so.9"
+    wheel.parent.mkdir(parents=True)
+    wheel.touch()
+    torch = tmp_path / "site" / "torch" / "lib" / "libcudnn.so.9"
+    torch.parent.mkdir(parents=True)
+    torch.touch()
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "home"))
+    found = system.cudnn_candidates()
+    assert found[-1] == "libcudnn.so.9"
+    assert found.index(str(wheel)) < found.index(str(torch))
+    monkeypatch.setenv("MDMT_CUDNN", "/some/libcudnn.so")
+    assert system.cudnn_candidates() == ["/some/libcudnn.so"]
+
+
+def number_in(text, name):
+    """Of an enumerator that is given by a number; None where it is not there."""
+    found = re.search(rf"\b{name}\b(?:\s+CUDNN_DEPRECATED_ENUM)?\s*=\s*(\d+)", text)
+    return int(found[1]) if found else None
+
+
+HEADER = ("cudnn_graph.h", "cudnn_graph_v9.h")
+
+
+def test_numbers_are_those_of_the_header(tmp_path):
+    """Where cuDNN's header is installed, every number of cudnn_api.h is compared with it."""
+    headers = [p for s in system.site_folders() for n in HEADER
+               for p in Path(s).glob(f"nvidia/cudnn/include/{n}")]  # fmt: skip
+    if not headers:
+        pytest.skip("cuDNN's headers are not installed (nvidia-cudnn-cu13)")
+    text = headers[0].read_text()
+    for ours, theirs in NUMBERS.items():
+        number = number_in((cudahost.CUDA / "cudnn_api.h").read_text(), ours)
+        assert number is not None, ours
+        assert number_in(text, theirs) == number, f"{theirs} is not {number}"
+
+
+NUMBERS = {
+    "CUDNN_BF16": "CUDNN_DATA_BFLOAT16", "CUDNN_FLOAT": "CUDNN_DATA_FLOAT",
+    "CUDNN_HEUR_A": "CUDNN_HEUR_MODE_A", "CUDNN_HEUR_FALLBACK": "CUDNN_HEUR_MODE_FALLBACK",
+    "CUDNN_AS_HANDLE": "CUDNN_TYPE_HANDLE", "CUDNN_AS_DATA_TYPE": "CUDNN_TYPE_DATA_TYPE",
+    "CUDNN_AS_INT64": "CUDNN_TYPE_INT64", "CUDNN_AS_FLOAT": "CUDNN_TYPE_FLOAT",
+    "CUDNN_AS_POINTER": "CUDNN_TYPE_VOID_PTR", "CUDNN_AS_CONV_MODE": "CUDNN_TYPE_CONVOLUTION_MODE",
+    "CUDNN_AS_HEUR_MODE": "CUDNN_TYPE_HEUR_MODE",
+    "CUDNN_AS_NUMERICAL_NOTE": "CUDNN_TYPE_NUMERICAL_NOTE",
+    "CUDNN_AS_DESCRIPTOR": "CUDNN_TYPE_BACKEND_DESCRIPTOR",
+    "CUDNN_IS_CONVOLUTION": "CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR",
+    "CUDNN_IS_ENGINE": "CUDNN_BACKEND_ENGINE_DESCRIPTOR",
+    "CUDNN_IS_ENGINECFG": "CUDNN_BACKEND_ENGINECFG_DESCRIPTOR",
+    "CUDNN_IS_HEURISTIC": "CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR",
+    "CUDNN_IS_PLAN": "CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR",
+    "CUDNN_IS_CONV_FORWARD": "CUDNN_BACKEND_OPERATION_CONVOLUTION_FORWARD_DESCRIPTOR",
+    "CUDNN_IS_CONV_WEIGHT": "CUDNN_BACKEND_OPERATION_CONVOLUTION_BACKWARD_FILTER_DESCRIPTOR",
+    "CUDNN_IS_CONV_DATA": "CUDNN_BACKEND_OPERATION_CONVOLUTION_BACKWARD_DATA_DESCRIPTOR",
+    "CUDNN_IS_GRAPH": "CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR",
+    "CUDNN_IS_VARIANTS": "CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR",
+    "CUDNN_IS_TENSOR": "CUDNN_BACKEND_TENSOR_DESCRIPTOR",
+    "CUDNN_CONV_COMPUTE_TYPE": "CUDNN_ATTR_CONVOLUTION_COMP_TYPE",
+    "CUDNN_CONV_MODE": "CUDNN_ATTR_CONVOLUTION_CONV_MODE",
+    "CUDNN_CONV_DILATIONS": "CUDNN_ATTR_CONVOLUTION_DILATIONS",
+    "CUDNN_CONV_STRIDES": "CUDNN_ATTR_CONVOLUTION_FILTER_STRIDES",
+    "CUDNN_CONV_POST_PADDINGS": "CUDNN_ATTR_CONVOLUTION_POST_PADDINGS",
+    "CUDNN_CONV_PRE_PADDINGS": "CUDNN_ATTR_CONVOLUTION_PRE_PADDINGS",
+    "CUDNN_CONV_SPATIAL_DIMS": "CUDNN_ATTR_CONVOLUTION_SPATIAL_DIMS",
+    "CUDNN_HEUR_MODE": "CUDNN_ATTR_ENGINEHEUR_MODE",
+    "CUDNN_HEUR_GRAPH": "CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH",
+    "CUDNN_HEUR_RESULTS": "CUDNN_ATTR_ENGINEHEUR_RESULTS",
+    "CUDNN_CFG_ENGINE": "CUDNN_ATTR_ENGINECFG_ENGINE",
+    "CUDNN_PLAN_HANDLE": "CUDNN_ATTR_EXECUTION_PLAN_HANDLE",
+    "CUDNN_PLAN_CFG": "CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG",
+    "CUDNN_PLAN_WORKSPACE": "CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE",
+    "CUDNN_FORWARD_FIRST": "CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_ALPHA",
+    "CUDNN_DATA_FIRST": "CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_ALPHA",
+    "CUDNN_WEIGHT_FIRST": "CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_ALPHA",
+    "CUDNN_GRAPH_HANDLE": "CUDNN_ATTR_OPERATIONGRAPH_HANDLE",
+    "CUDNN_GRAPH_OPS": "CUDNN_ATTR_OPERATIONGRAPH_OPS",
+    "CUDNN_TENSOR_ALIGNMENT": "CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT",
+    "CUDNN_TENSOR_TYPE": "CUDNN_ATTR_TENSOR_DATA_TYPE",
+    "CUDNN_TENSOR_DIMENSIONS": "CUDNN_ATTR_TENSOR_DIMENSIONS",
+    "CUDNN_TENSOR_STRIDES": "CUDNN_ATTR_TENSOR_STRIDES",
+    "CUDNN_TENSOR_ID": "CUDNN_ATTR_TENSOR_UNIQUE_ID",
+    "CUDNN_VARIANT_IDS": "CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS",
+    "CUDNN_VARIANT_POINTERS": "CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS",
+    "CUDNN_VARIANT_WORKSPACE": "CUDNN_ATTR_VARIANT_PACK_WORKSPACE",
+    "CUDNN_ENGINE_NUMERICAL_NOTE": "CUDNN_ATTR_ENGINE_NUMERICAL_NOTE",
+    "CUDNN_NOTE_TENSOR_CORE": "CUDNN_NUMERICAL_NOTE_TENSOR_CORE",
+    "CUDNN_NOTE_DOWN_CONVERT": "CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS",
+    "CUDNN_NOTE_REDUCED_REDUCTION": "CUDNN_NUMERICAL_NOTE_REDUCED_PRECISION_REDUCTION",
+    "CUDNN_NOTE_FFT": "CUDNN_NUMERICAL_NOTE_FFT",
+    "CUDNN_NOTE_NONDETERMINISTIC": "CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC",
+    "CUDNN_NOTE_WINOGRAD": "CUDNN_NUMERICAL_NOTE_WINOGRAD",
+}  # fmt: skip
