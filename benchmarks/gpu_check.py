@@ -134,7 +134,7 @@ def train(model, steps, batch):
 
 
 def nets(run):
-    size, batch, steps = (32, 4, 2) if run.options.emulate else (96, 8, 10)
+    size, batch, steps = (64, 8, 2) if run.options.emulate else (96, 8, 10)
     dataset, index = np.arange(batch) % len(HEADS), np.arange(batch)
     for name in run.options.backbones:
         here = model_of(name, "cpu", "fp32", size)
