@@ -8,6 +8,11 @@ from tests import cudahost
 from tests.optable import CASES
 
 
+@pytest.fixture(autouse=True)
+def results_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_check.machine, "RESULTS", tmp_path)
+
+
 def test_the_list_names_every_case(capsys):
     assert gpu_check.main(["--list"]) == 0
     lines = [line.split(" ", 1) for line in capsys.readouterr().out.splitlines()]
