@@ -61,6 +61,8 @@ def backbone(name):
         return net, net.num_features
     more = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
     net = getattr(need("torchvision").models, name)(weights=None, **more)
+    if name == "googlenet":
+        net.dropout = torch.nn.Identity()  # a part of the classifier
     last = "classifier" if hasattr(net, "classifier") else "fc"
     layer = getattr(net, last)
     width = (layer if hasattr(layer, "in_features") else layer[-1]).in_features
@@ -132,11 +134,12 @@ def masked_loss(outputs, task, target):
 
 
 def randomize(model, seed=0, smooth=False):
-    """Batch norms away from 1 and 0, so that an exchange of two of them would show.
+    """Batch norms away from 1 and 0, so that an exchange of two of them would show; biases of
+    convolutions away from 0.
 
     smooth: with shifts of +-3 deviations, so that a channel's ReLUs are nearly all on or nearly all
-    off (on where a residual is added). Near a ReLU's zero the gradient jumps, and rounding decides
-    on which side a value falls: two right programs then differ by 1e-2.
+    off (on where a residual is added). Near a ReLU's zero (and a ReLU6's six) the gradient jumps,
+    and rounding decides on which side a value falls: two right programs then differ by 1e-2.
     """
     torch = need("torch")
     generator = torch.Generator().manual_seed(seed)
@@ -145,19 +148,46 @@ def randomize(model, seed=0, smooth=False):
         return low + (high - low) * torch.rand(tensor.shape, generator=generator)
 
     with torch.no_grad():
-        for name, norm in model.named_modules():
-            if not isinstance(norm, torch.nn.BatchNorm2d):
+        for name, module in model.named_modules():
+            if isinstance(module, torch.nn.Conv2d) and module.bias is not None:
+                module.bias.copy_(uniform(module.bias, -0.2, 0.2))
+            if not isinstance(module, torch.nn.BatchNorm2d):
                 continue
-            norm.weight.copy_(uniform(norm.weight, 0.5, 1.5))
-            norm.bias.copy_(uniform(norm.bias, -0.2, 0.2))
-            norm.running_mean.copy_(uniform(norm.running_mean, -0.2, 0.2))
-            norm.running_var.copy_(uniform(norm.running_var, 0.5, 1.5))
-            if smooth:
-                inner = name.endswith(("bn1", "bn2")) and hasattr(parent(model, name), "conv3")
-                inner = inner or (name.endswith("bn1") and ".layer" in name)
-                side = torch.where(uniform(norm.bias, -1, 1) < (0 if inner else -2), -3.0, 3.0)
-                norm.bias.add_(side * norm.weight)
+            follows, ceiling = rectifier(model, name, module)
+            high = 0.9 if smooth and ceiling else 1.5
+            module.weight.copy_(uniform(module.weight, 0.5, high))
+            module.bias.copy_(uniform(module.bias, -0.2, 0.2))
+            module.running_mean.copy_(uniform(module.running_mean, -0.2, 0.2))
+            module.running_var.copy_(uniform(module.running_var, 0.5, 1.5))
+            if smooth and follows:
+                off = uniform(module.bias, 0, 1) < (0.25 if follows == "own" else 0)
+                side = torch.where(off, -3.0, 3.0)
+                module.bias.add_(side * (1.0 if ceiling else module.weight))
     return model
+
+
+def rectifier(model, name, norm):
+    """What rectifies a batch norm's output, and whether at six, too: ("own", ...) right after it,
+    ("sum", ...) after a residual was added, or (None, False)."""
+    nn = need("torch").nn
+    holder, last = parent(model, name), name.rpartition(".")[2]
+    after = getattr(norm, "act", None)  # timm's norms have their activation
+    if isinstance(holder, nn.Sequential):
+        children = list(holder.children())
+        place = children.index(norm) + 1
+        after = children[place] if place < len(children) else None
+    elif after is None:
+        after = nn.ReLU()
+    if type(holder).__name__ in ("BasicBlock", "Bottleneck"):
+        is_last = last == ("bn3" if hasattr(holder, "conv3") else "bn2")
+        return "sum" if is_last else "own", False
+    if ".downsample." in name:
+        return "sum", False
+    if last == "norm5":
+        return "own", False
+    if isinstance(after, nn.ReLU | nn.ReLU6):
+        return "own", isinstance(after, nn.ReLU6)
+    return None, False
 
 
 def parent(model, name):
@@ -166,9 +196,11 @@ def parent(model, name):
 
 
 def batch(n, size, seed=0, classes=(2, 4)):
-    """x (n,3,size,size) float32, task (n) int64, target (n) int64; both tasks are present."""
+    """x (n,3,H,W) float32, task (n) int64, target (n) int64; both tasks are present. size: of a
+    square or (H, W)."""
     rng = np.random.default_rng(seed)
-    x = rng.standard_normal((n, 3, size, size)).astype(np.float32)
+    height, width = (size, size) if isinstance(size, int) else size
+    x = rng.standard_normal((n, 3, height, width)).astype(np.float32)
     task = np.arange(n) % len(classes)
     target = np.array([rng.integers(classes[k]) for k in task])
     return x, task, target

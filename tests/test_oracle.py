@@ -1,4 +1,5 @@
-"""Live comparison of mdmt.Model with torchvision: names, features, gradients, training."""
+"""Live comparison of residual networks with torchvision's: both ways of convolution, batch sizes,
+heads without samples. tests/test_backbones.py compares all backbones."""
 
 import copy
 
@@ -7,12 +8,12 @@ import pytest
 
 import mdmt
 from tests import oracle
+from tests.exactness import PLAIN, gradient_errors, torch_step
 
 torch = oracle.need("torch")
 oracle.need("torchvision")
 pytestmark = pytest.mark.oracle
 
-PLAIN = {k: {"classes": c, "dropout": 0.0} for k, c in oracle.HEADS.items()}
 # backbone, image size, batch
 PLACES = [("resnet18", 64, 8), ("resnet34", 64, 8), ("resnet50", 96, 6), ("resnet18", 224, 4)]
 PRECISIONS = ("fp32", "fp32-direct")
@@ -26,25 +27,6 @@ def pair(name, size, precision="fp32", seed=0, smooth=False):
     ours = mdmt.Model(name, heads=PLAIN, image_size=size, precision=precision)
     ours.load_state_dict(oracle.state(theirs))
     return ours, theirs
-
-
-def torch_step(model, x, task, target):
-    model.zero_grad()
-    dtype = next(model.parameters()).dtype
-    outputs = model(torch.from_numpy(x).to(dtype))
-    loss = oracle.masked_loss(outputs, torch.from_numpy(task), torch.from_numpy(target))
-    loss.backward()
-    return loss.item()
-
-
-@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
-def test_state_dict_has_torchvisions_names_and_shapes(name):
-    ours = mdmt.Model(name, image_size=64).state_dict()
-    theirs = oracle.state(oracle.two_heads(name))
-    assert list(ours) == list(theirs)
-    for key, value in theirs.items():
-        assert ours[key].shape == value.shape, key
-        assert ours[key].dtype == (np.int64 if value.dtype == np.int64 else np.float32), key
 
 
 def test_loading_ignores_the_original_classifier_and_says_so():
@@ -109,20 +91,6 @@ def test_grey_images_are_three_equal_channels():
     assert all(oracle.relative(grey[k], colour[k]) <= LOGITS for k in grey)
 
 
-def by_module(found, wanted):
-    """Relative error of every gradient tensor; the scale is the larger one of a layer's weight and
-    bias, for a shift that the next batch norm takes away has a gradient of exactly zero."""
-    largest = {}
-    for key, value in wanted.items():
-        layer = key.rpartition(".")[0]
-        largest[layer] = max(largest.get(layer, 0.0), float(np.linalg.norm(value)))
-    return {
-        key: float(np.linalg.norm(found[key].astype(np.float64) - value))
-        / largest[key.rpartition(".")[0]]
-        for key, value in wanted.items()
-    }
-
-
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("place", PLACES, ids=str)
 def test_every_gradient(place, precision, record_property):
@@ -135,7 +103,7 @@ def test_every_gradient(place, precision, record_property):
     assert loss == pytest.approx(torch_step(theirs, x, task, target), rel=LOGITS)
     wanted = oracle.gradients(theirs)
     assert set(found) == set(wanted)
-    errors = by_module(found, wanted)
+    errors = gradient_errors(found, wanted)
     worst = max(errors, key=errors.get)
     record_property("worst_gradient_error", errors[worst])
     assert errors[worst] <= GRADIENT, (worst, errors[worst])
