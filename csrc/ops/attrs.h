@@ -15,9 +15,11 @@
  *   norm_act           x, scale, shift, [~residual]             z
  *   bn_bwd             [dz], x, scale, shift, mean, invstd, [z],
  *                      [gate ROWS], [pooled ROWS], [addend]     dx (+ addend), dgamma, dbeta,
- * [dpre] act                x                                        y act_bwd            dy, x if
- * mdmt_act_needs_input, else y    dx add                a, b                                     a
- * + b gate               ~x MAP, s ROWS (N,C)                     y = x s, broadcast over H, W
+ *                                                               [dpre]
+ *   act                x                                        y
+ *   act_bwd            dy, x if mdmt_act_needs_input, else y    dx
+ *   add                a, b                                     a + b
+ *   gate               ~x MAP, s ROWS (N,C)                     y = x s, broadcast over H, W
  *   gate_bwd           dy MAP, ~x MAP                           ds ROWS: sum over H, W of dy x
  *   channel_gather     ~x... MAPs                               y (see mdmt_gather_attrs)
  *   zeros              like MAP                                 zeros of the shape of `like`
@@ -37,8 +39,8 @@
  *   batch_norm         x, gamma, beta, rmean, rvar              y
  *   concat             MAPs of one N, H, W                      y, channels one after another
  *   channel_slice      x                                        y (channels from .. from + count)
- *   channel_shuffle    x                                        y (channel i = g (C / groups) + k
- * of x becomes k groups + g)
+ *   channel_shuffle    x                                        y (channel g (C / groups) + k of x
+ *                                                               becomes k groups + g)
  */
 #ifndef MDMT_OPS_ATTRS_H
 #define MDMT_OPS_ATTRS_H
