@@ -173,9 +173,11 @@ def _introduce(study: Study, out: Path) -> None:
         for warning in cases.warnings:
             print(f"  note: {warning}", file=sys.stderr)
     plural = "s" if len(study.jobs) > 1 else ""
+    names = [release.name for release in study.releases]
+    releases = f"; releases {', '.join(names)}" if len(names) > 1 else ""
     print(
         f"  {len(study.jobs)} training{plural}: {', '.join(values['backbones'])}; "
-        f"{', '.join(values['configurations'])}; weights: {values['weights']}",
+        f"{', '.join(values['configurations'])}; weights: {values['weights']}{releases}",
         file=sys.stderr,
     )
 

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import subprocess
 import time
 import types
 
@@ -288,3 +289,33 @@ def test_the_papers_backbones_must_be_known(paper):
     else:
         check_names(values)
     assert len(values["backbones"]) == 18
+
+
+def test_several_releases_of_the_papers_data_are_one_study(tmp_path):
+    """Replicas of both data sets as downloaded, two releases, one fold, the smallest network."""
+    from tests import replicas, sweeps
+
+    replicas.make_aiforcovid(tmp_path / "AIforCOVID", counts=(48, 24, 24), size=48)
+    replicas.make_brixia(tmp_path / "BRIXIA", count=60, size=48)
+    wanted = {
+        "data.root": tmp_path, "data.store": tmp_path / "store", "data.releases": "['1', '3']",
+        "weights": "random", "image_size": 32, "train.epochs": 1, "train.batch_size": 8,
+        "backbones": "[shufflenet_v2_x0_5]", "configurations": "[STL-tau2, FT]",
+        "validation": "[cv]", "folds": "[0]",
+    }  # fmt: skip
+    line = sweeps.command("paper", "--out", tmp_path / "out")
+    line += [a for k, v in wanted.items() for a in ("--set", f"{k}={v}")]
+    done = subprocess.run(line, env=sweeps.environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "releases 1, 3" in done.stderr
+    assert "prognosis, release 1, cv" in done.stdout
+    found = sweeps.rows(tmp_path / "out" / "results.csv")
+    assert [(r["release"], r["configuration"]) for r in found] == [
+        ("1", "STL-tau2"), ("1", "FT"), ("3", "STL-tau2"), ("3", "FT"),
+    ]  # fmt: skip
+    assert int(found[3]["n"]) > int(found[1]["n"])
+    jobs = {(r["release"], r["configuration"]): r["job"] for r in found}
+    for release in "13":
+        text = (tmp_path / "out" / "runs" / jobs[release, "FT"] / "job.json").read_text()
+        init = json.loads(text)["description"]["init"]
+        assert init == {"jobs": [[jobs[release, "STL-tau2"], 1.0]]}
