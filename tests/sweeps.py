@@ -75,6 +75,8 @@ def trained_once(out) -> bool:
     """Every training has one result, and its own."""
     for folder in (Path(out) / "runs").iterdir():
         result = json.loads((folder / "result.json").read_text())
-        if result["images"] < 8 or (folder / "checkpoint.safetensors").exists():
+        if (result["images"] > 0) != (result["epochs"] > 0):
+            return False
+        if (folder / "checkpoint.safetensors").exists():
             return False
     return True
