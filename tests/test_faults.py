@@ -102,7 +102,7 @@ def test_a_full_disk_in_the_middle_is_a_sentence_and_nothing_is_lost(study, tmp_
     config, _ = study
     place = tmp_path / "small"
     place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=120m", "tmpfs", str(place)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=120m", "tmpfs", str(place)]  # two of four fit
     if subprocess.run(mount, capture_output=True).returncode != 0:
         pytest.skip("a small file system needs the right to mount one")
     out = place / "out"
@@ -110,7 +110,8 @@ def test_a_full_disk_in_the_middle_is_a_sentence_and_nothing_is_lost(study, tmp_
     try:
         done = subprocess.run(line, env=sweeps.environment(), capture_output=True, text=True)
         assert done.returncode == 2, done.stderr
-        assert "disk is full" in done.stderr
+        assert "No space left on device; free some space" in done.stderr
+        assert len(list(out.glob("runs/*/processes.jsonl"))) == 3, "nothing starts on a full disk"
         assert "Traceback" not in done.stderr
         finished = {p.parent.name for p in out.glob("runs/*/result.json")}
         assert 1 <= len(finished) < 4

@@ -298,6 +298,13 @@ def _sentence(error: BaseException) -> tuple[str, int]:
     return f"{type(error).__name__}: {error}", 1
 
 
+def _is_full(error: BaseException) -> bool:
+    """Whether an error says that a file could not grow; the engine's OSError has no number."""
+    if not isinstance(error, OSError):
+        return False
+    return error.errno in FULL or any(os.strerror(n) in str(error) for n in FULL)
+
+
 def main(arguments=None) -> int:
     """Entry of the child process."""
     folder = Path((arguments or sys.argv[1:])[0])
@@ -326,7 +333,7 @@ def main(arguments=None) -> int:
 
             traceback.print_exc()
         message, code = _sentence(error)
-        full = isinstance(error, NoSpace) or getattr(error, "errno", None) in FULL
+        full = isinstance(error, NoSpace) or _is_full(error)
         emit(event="error", message=message, exit_code=code, full=full)
         return code
     emit(event="done")
