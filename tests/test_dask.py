@@ -64,7 +64,9 @@ def study(tmp_path_factory):
 def children_of(process):
     """Trainings that a worker has under way."""
     listed = subprocess.run(
-        ["ps", "--ppid", str(process.pid), "-o", "pid=,args="], capture_output=True, text=True
+        ["ps", "-ww", "--ppid", str(process.pid), "-o", "pid=,args="],
+        capture_output=True,
+        text=True,
     )
     return [int(line.split()[0]) for line in listed.stdout.splitlines() if "runner.job" in line]
 

@@ -32,7 +32,7 @@ def study(tmp_path_factory):
 def trainings_of(pid):
     """{process id: job's folder} of a coordinator's children."""
     listed = subprocess.run(
-        ["ps", "--ppid", str(pid), "-o", "pid=,args="], capture_output=True, text=True
+        ["ps", "-ww", "--ppid", str(pid), "-o", "pid=,args="], capture_output=True, text=True
     ).stdout.splitlines()
     split = [line.split() for line in listed if "mdmt.runner.job" in line]
     return {int(words[0]): words[-1] for words in split}
@@ -43,21 +43,24 @@ def test_a_fifth_of_the_jobs_and_the_coordinator_killed(study, tmp_path):
     out, rng = tmp_path / "out", random.Random(4)
     line = sweeps.command(config, "--out", out, *GROW, "--workers", "2")
     jobs = len([k for k in want if k.endswith("/history")])
-    victims, seen, killed = max(jobs // 5, 2), set(), 0
+    chosen = set(rng.sample(range(jobs - 1), max(jobs // 5, 2)))  # by the order of their starts
+    victims, seen, killed = len(chosen), [], 0
     for attempt in range(3):
         with open(tmp_path / f"said{attempt}", "wb") as said:
             run = subprocess.Popen(line, env=sweeps.environment(), stdout=said, stderr=said,
                                    start_new_session=True)  # fmt: skip
         while run.poll() is None:
             for pid, folder in trainings_of(run.pid).items():
-                if folder not in seen and killed < victims and rng.random() < 0.5:
-                    time.sleep(rng.uniform(0, 1.5))
+                if folder in seen:
+                    continue
+                seen.append(folder)
+                if len(seen) - 1 in chosen:
+                    time.sleep(rng.uniform(0, 1.0))
                     try:
                         os.kill(pid, signal.SIGKILL)
                         killed += 1
                     except ProcessLookupError:
-                        pass
-                seen.add(folder)
+                        chosen.add(min(set(range(len(seen), jobs)) - chosen))  # it had ended
             if attempt == 0 and len(list(out.glob("runs/*/result.json"))) >= jobs // 2:
                 os.kill(run.pid, signal.SIGKILL)
             time.sleep(0.05)
