@@ -319,3 +319,18 @@ def test_several_releases_of_the_papers_data_are_one_study(tmp_path):
         text = (tmp_path / "out" / "runs" / jobs[release, "FT"] / "job.json").read_text()
         init = json.loads(text)["description"]["init"]
         assert init == {"jobs": [[jobs[release, "STL-tau2"], 1.0]]}
+
+
+def test_results_are_in_the_order_of_the_configuration(jobs, paper):
+    values, releases = paper
+    turned = {**values, "backbones": values["backbones"][::-1]}
+    some = [j for j in jobs if j.description["release"] == "2" and j.description["fold"] == 0]
+    entries = results._entries(study_of(turned, releases, some), {j.id for j in some})
+    assert len(entries) == len(some) * 5 // 4
+    assert list(dict.fromkeys(p["backbone"] for p, _, _ in entries)) == turned["backbones"]
+    assert list(dict.fromkeys(p["validation"] for p, _, _ in entries)) == ["cv", "loco"]
+    one = [(p["configuration"], t["name"]) for p, t, _ in entries[:5]]
+    assert one == [
+        ("STL-tau1", "prognosis"), ("STL-tau2", "severity"), ("FT", "prognosis"),
+        ("MDMT", "prognosis"), ("MDMT", "severity"),
+    ]  # fmt: skip
