@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from mdmt import metrics, run
+from mdmt import metrics
 from mdmt.data import synthetic
 
 ROOT = Path(__file__).parents[1]
