@@ -92,6 +92,7 @@ def main():
     options = parser.parse_args()
     import mdmt
     from tests import oracle
+    from tests.exactness import default_size
 
     torch = oracle.load("torch")
     if torch is None or oracle.load("torchvision") is None or oracle.load("timm") is None:
@@ -108,7 +109,8 @@ def main():
         equal = "equal" if keys else "DIFFER"
         spent = time.perf_counter() - start
         print(f"| {name} | {equal} | {' | '.join(cells)} | {spent:.0f} |", flush=True)
-        line = {"backbone": name, "keys": equal, "batch": options.batch}
+        size = 64 if options.quick else default_size(name)
+        line = {"backbone": name, "keys": equal, "batch": options.batch, "image_size": size}
         for column in COLUMNS:
             for side, value in zip(("ours", "torch"), found[column]):
                 line[f"{column}_{side}"] = f"{value:.2e}"
