@@ -23,9 +23,10 @@ typedef struct {
     int32_t lane[REG_FLOATS];
 } gather_pick;
 
+/* Aligned like the picks, which follow the parts in the workspace. */
 typedef struct {
-    int first, picks;
-    int lazy;
+    _Alignas(gather_pick) int first;
+    int picks, lazy;
     float scale[REG_FLOATS], shift[REG_FLOATS];
     float least[REG_FLOATS]; /* 0 where ReLU applies, else -infinity */
 } gather_part;
