@@ -9,12 +9,31 @@ from pathlib import Path
 
 import numpy as np
 
+from tests import tinynets
+
 FOLDER = Path(__file__).parent / "golden"
-# Residual networks of one block per layer. `seed` of the images is one for which no value stands so
-# near a ReLU's zero that rounding decides its sign: there the gradient jumps, and no two programs
-# agree (resnet18 on random images at this size: relative errors of 1e-2 between any two).
-# name: (bottleneck, image size, batch, seed)
-RUNS = {"basic": (False, 64, 4, 0), "bottleneck": (True, 64, 4, 10)}
+# Networks of few layers: residual ones (of a bottleneck or not) and one of each other construct.
+# `seed` of the images is one for which no value stands so near a kink of an activation that
+# rounding decides its side: there the gradient jumps, and no two programs agree (resnet18 on random
+# images at this size: relative errors of 1e-2 between any two).
+# name: (image size, batch, seed)
+RUNS = {
+    "basic": (64, 4, 0),
+    "bottleneck": (64, 4, 10),
+    "dense": (24, 6, 3),
+    "inception": (24, 6, 1),
+    "shuffle": (24, 6, 1),
+    "inverted": (24, 6, 0),
+    "excited": (24, 6, 0),
+}
+RESIDUAL = {"basic": False, "bottleneck": True}  # name: whether its blocks are bottlenecks
+TINY = {
+    "dense": lambda: tinynets.dense(3),
+    "inception": tinynets.inception,
+    "shuffle": lambda: tinynets.shuffle(20, 3),
+    "inverted": lambda: tinynets.inverted("relu6", False, kernel=3),
+    "excited": lambda: tinynets.inverted("silu", True),
+}
 HEADS = {"prognosis": 2, "severity": 4}
 STEPS, SAMPLE = 10, 192
 ADAM = {"lr": 1e-5, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-4}
@@ -51,7 +70,7 @@ def weights(shapes):
 
 def batch(name, step):
     """x (N,3,H,W) float32, task (N) int64, target (N) int64 of a step."""
-    _, size, n, seed = RUNS[name]
+    size, n, seed = RUNS[name]
     x = 2 * uniform(1000 + 50 * seed + step, (n, 3, size, size))
     task = np.arange(n) % len(HEADS)
     classes = np.array(list(HEADS.values()))[task]

@@ -6,9 +6,13 @@ from tests import golden, oracle
 
 
 def network(name):
-    """torchvision's residual network of one block per layer, and the width of its features."""
+    """The network, and the width of its features."""
     torch, resnet = oracle.load("torch"), oracle.load("torchvision").models.resnet
-    block = resnet.Bottleneck if golden.RUNS[name][0] else resnet.BasicBlock
+    if name in golden.TINY:
+        net = golden.TINY[name]()[1]()
+        size = golden.RUNS[name][0]
+        return net, net.eval()(torch.zeros(1, 3, size, size)).shape[1]
+    block = resnet.Bottleneck if golden.RESIDUAL[name] else resnet.BasicBlock
     net = resnet.ResNet(block, [1, 1, 1, 1])
     width, net.fc = net.fc.in_features, torch.nn.Identity()
     return net, width

@@ -2,6 +2,8 @@
 on machines that have no PyTorch, for every instruction set."""
 
 import functools
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from tests import golden
 from tests.opcase import ISAS, available
 
 PLAIN = {k: {"classes": c, "dropout": 0.0} for k, c in golden.HEADS.items()}
-GRADIENT, LOSS = 1e-4, 1e-4  # relative errors
+GRADIENT, LOSS, CANCELLED = 1e-4, 1e-4, 1e-3  # relative errors; of the largest gradient's norm
 
 
 @functools.cache
@@ -25,13 +27,18 @@ def recorded(name):
 @pytest.fixture(autouse=True)
 def small_networks(monkeypatch):
     """The golden networks are variants that no user needs."""
-    for name, (bottleneck, *_) in golden.RUNS.items():
+    for name, bottleneck in golden.RESIDUAL.items():
         monkeypatch.setitem(resnet.VARIANTS, name, (bottleneck, (1, 1, 1, 1), 1))
         monkeypatch.setitem(nets.FAMILIES, name, "resnet")
+    family = types.ModuleType("mdmt.nets.tiny")
+    family.build = lambda b, name: golden.TINY[name]()[0](b)
+    monkeypatch.setitem(sys.modules, "mdmt.nets.tiny", family)
+    for name in golden.TINY:
+        monkeypatch.setitem(nets.FAMILIES, name, "tiny")
 
 
 def model(name, precision="fp32"):
-    size = golden.RUNS[name][1]
+    size = golden.RUNS[name][0]
     made = mdmt.Model(name, heads=PLAIN, image_size=size, precision=precision)
     shapes = {k: v.shape for k, v in made.state_dict().items()}
     made.load_state_dict(golden.weights(shapes))
@@ -56,14 +63,16 @@ def test_golden_run(name, isa, precision, monkeypatch, record_property):
     assert loss == pytest.approx(wanted["losses"][0], rel=1e-5)
     keys = {k.removesuffix(":norm") for k in wanted if k.endswith(":norm")}
     assert set(gradients) == keys
-    errors = {}
+    errors, largest = {}, max(float(wanted[f"{key}:norm"]) for key in keys)
     for key, value in gradients.items():
         value, sample = value.ravel(), wanted[f"{key}:sample"]
         norm = float(wanted[f"{key}:norm"])
         # The error of the sample, scaled up to the whole tensor.
         off = np.linalg.norm(value[golden.positions(value.size)] - sample)
         off *= np.sqrt(value.size / sample.size)
-        errors[key] = max(off, abs(np.linalg.norm(value.astype(np.float64)) - norm)) / norm
+        off = max(off, abs(np.linalg.norm(value.astype(np.float64)) - norm))
+        # A scale or shift before another batch norm has a gradient that cancels down to rounding.
+        errors[key] = off / max(norm, CANCELLED * largest)
     worst = max(errors, key=errors.get)
     record_property("worst_gradient_error", errors[worst])
     assert errors[worst] <= GRADIENT, (worst, errors[worst])

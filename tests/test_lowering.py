@@ -34,7 +34,8 @@ SIZE, BATCH, GRADIENT = 24, 6, 1e-4  # the promised relative error
 def both(request, monkeypatch):
     """Our model of a tiny network and PyTorch's in float64, with the same weights."""
     torch.manual_seed(1)
-    build, module = NETS[request.param]()
+    build, make = NETS[request.param]()
+    module = make()
     family = types.ModuleType("mdmt.nets.tiny")
     family.build = lambda b, _: build(b)
     monkeypatch.setitem(sys.modules, "mdmt.nets.tiny", family)

@@ -1,7 +1,8 @@
 """Small networks with one construct each: described for mdmt and, with the same keys, for PyTorch.
 
-Each maker gives (build, module): build(builder) appends the network and returns pooled features,
-module is a torch.nn.Module with those features.
+Each maker gives (build, make): build(builder) appends the network and returns pooled features,
+make() a torch.nn.Module with those features and its layers in the same order. Only make() needs
+PyTorch.
 """
 
 from tests import oracle
@@ -63,7 +64,6 @@ def module(fill, forward):
 
 def dense(layers=4, growth=16, first=32):
     """Dense blocks (Huang et al. 2017) with a transition, average pooling and a second block."""
-    torch, nn, f = _layers()
 
     def build(b):
         x = b.max_pool(unit(b, b.image, "0", first, 3), 3, 2, 1)
@@ -76,20 +76,21 @@ def dense(layers=4, growth=16, first=32):
         return b.global_avg_pool(b.relu(b.batch_norm(b.concat([x, y]), "nz")))
 
     def fill(parts, m):
+        _, nn, _ = _layers()
         parts.add("0", 3, first, 3)
         c = first
         for i in range(layers):
-            pairs = {f"na{i}": c, f"nb{i}": 48}
+            setattr(m, f"na{i}", nn.BatchNorm2d(c))
             setattr(m, f"ca{i}", nn.Conv2d(c, 48, 1, bias=False))
+            setattr(m, f"nb{i}", nn.BatchNorm2d(48))
             setattr(m, f"cb{i}", nn.Conv2d(48, growth, 3, padding=1, bias=False))
-            for name, channels in pairs.items():
-                setattr(m, name, nn.BatchNorm2d(channels))
             c += growth
         m.nt, m.ct = nn.BatchNorm2d(c), nn.Conv2d(c, 32, 1, bias=False)
         m.ny, m.cy = nn.BatchNorm2d(32), nn.Conv2d(32, 16, 3, padding=1, bias=False)
         m.nz = nn.BatchNorm2d(48)
 
     def forward(m, parts, x):
+        torch, _, f = _layers()
         x = f.max_pool2d(parts.run(x, "0"), 3, 2, 1)
         for i in range(layers):
             y = getattr(m, f"ca{i}")(f.relu(getattr(m, f"na{i}")(x)))
@@ -99,12 +100,11 @@ def dense(layers=4, growth=16, first=32):
         x = torch.cat([x, m.cy(f.relu(m.ny(x)))], 1)
         return f.relu(m.nz(x)).mean((2, 3))
 
-    return build, module(fill, forward)
+    return build, lambda: module(fill, forward)
 
 
 def inception():
     """Branches joined (Szegedy et al. 2015): aligned, then with a part of 24 channels."""
-    torch, _, f = _layers()
 
     def build(b):
         x = b.max_pool(unit(b, b.image, "s", 32, 3), 3, 2, ceil_mode=True)
@@ -114,23 +114,23 @@ def inception():
 
     def fill(parts, _):
         for name, channels, out, kernel in (
-            ("s", 3, 32, 3), ("a", 32, 16, 1), ("b", 32, 32, 1), ("d", 32, 48, 3),
+            ("s", 3, 32, 3), ("b", 32, 32, 1), ("d", 32, 48, 3), ("a", 32, 16, 1),
             ("p", 32, 20, 1), ("z", 84, 24, 3), ("w", 84, 40, 1),
         ):  # fmt: skip
             parts.add(name, channels, out, kernel)
 
     def forward(_, parts, x):
+        torch, _, f = _layers()
         x = f.max_pool2d(parts.run(x, "s"), 3, 2, ceil_mode=True)
         c = parts.run(parts.run(x, "b"), "d")
         x = torch.cat([parts.run(x, "a"), c, parts.run(f.max_pool2d(x, 3, 1, 1), "p")], 1)
         return torch.cat([parts.run(x, "z"), parts.run(x, "w"), x], 1).mean((2, 3))
 
-    return build, module(fill, forward)
+    return build, lambda: module(fill, forward)
 
 
 def shuffle(half=20, units=4):
     """Units of ShuffleNet V2 (Ma et al. 2018)."""
-    torch, _, _ = _layers()
 
     def build(b):
         x = unit(b, b.image, "0", 2 * half, 3)
@@ -150,6 +150,7 @@ def shuffle(half=20, units=4):
         parts.add("z", 2 * half, 32)
 
     def forward(_, parts, x):
+        torch, _, _ = _layers()
         x = parts.run(x, "0")
         for i in range(units):
             kept, y = x.chunk(2, 1)
@@ -157,12 +158,11 @@ def shuffle(half=20, units=4):
             x = torch.nn.functional.channel_shuffle(torch.cat([kept, y], 1), 2)
         return parts.run(x, "z").mean((2, 3))
 
-    return build, module(fill, forward)
+    return build, lambda: module(fill, forward)
 
 
 def inverted(act, excite, width=24, kernel=5):
     """Inverted residuals (Sandler et al. 2018), with squeeze-excite or without."""
-    torch, nn, _ = _layers()
 
     def build(b):
         x = unit(b, b.image, "0", width, 3, act, stride=2)
@@ -176,6 +176,7 @@ def inverted(act, excite, width=24, kernel=5):
         return b.global_avg_pool(unit(b, x, "z", 40, 1, act))
 
     def fill(parts, m):
+        _, nn, _ = _layers()
         parts.add("0", 3, width, 3, 2)
         for i in range(2):
             parts.add(f"a{i}", width, 3 * width)
@@ -187,6 +188,7 @@ def inverted(act, excite, width=24, kernel=5):
         parts.add("z", width, 40)
 
     def forward(m, parts, x):
+        torch, _, _ = _layers()
         x = parts.run(x, "0", act)
         for i in range(2):
             y = parts.run(parts.run(x, f"a{i}", act), f"d{i}", act)
@@ -196,4 +198,4 @@ def inverted(act, excite, width=24, kernel=5):
             x = x + parts.run(y, f"p{i}", None)
         return parts.run(x, "z", act).mean((2, 3))
 
-    return build, module(fill, forward)
+    return build, lambda: module(fill, forward)
