@@ -317,7 +317,7 @@ def _cross_check(values: dict, source: str) -> None:
             where = f"experiments.{name}.{i}.task_weights"
             _check_task_weights(stage["task_weights"], where, values, source)
     clip = values["data"]["clip"]
-    if len(clip) != 2 or clip[0] >= clip[1]:
+    if clip is not None and (len(clip) != 2 or clip[0] >= clip[1]):
         raise BadConfig(f"{source}: data.clip is {clip}; it must be two percentiles, low < high")
     if len(values["train"]["betas"]) != 2:
         raise BadConfig(f"{source}: train.betas must be two numbers")

@@ -78,6 +78,19 @@ DATASET = _map(
         optional=True,
     ),
     leave_out=Key("list", [], "names of images that are not used", item=Key("text")),
+    accept=Key(
+        "list",
+        [],
+        "names of images whose lungs are right as found, although they are doubted",
+        item=Key("text"),
+    ),
+    corrections=Key(
+        "text",
+        None,
+        "table in the folder with the columns image and box: accept, whole, exclude, or left top "
+        "right bottom in pixels of the image; overrides what the software found",
+        optional=True,
+    ),
     published=Key(
         "text",
         None,
@@ -310,23 +323,41 @@ SCHEMA = _map(
             "folder of the preprocessed images (default: the user's cache)",
             optional=True,
         ),
-        square=Key(
-            "text",
-            "pad",
-            "how an image becomes square, never by stretching",
-            choices=("pad", "crop"),
-        ),
+        voi=Key("bool", True, "apply the window or lookup table that a DICOM file carries"),
         clip=Key(
             "list",
             [2, 98],
-            "percentiles that become black and white",
+            "percentiles of the whole image that become black and white (null: its extremes)",
+            optional=True,
             item=Key("float", low=0, high=100),
         ),
-        voi=Key("bool", True, "apply the window or lookup table that a DICOM file carries"),
+        crop=Key(
+            "text",
+            "whole",
+            "what the network sees: the whole image, the box around the lungs, or the box with all "
+            "but the lungs masked black",
+            choices=("whole", "box", "masked"),
+        ),
+        border=Key(
+            "float",
+            0.05,
+            "what is added on each side of the lungs' box, in shares of its width and height",
+            low=0,
+            high=1,
+        ),
+        square=Key(
+            "text",
+            "pad",
+            "how image or box become square, never by stretching: a box takes more of the image; "
+            "where that ends, black is padded, or the square is cropped to the image",
+            choices=("pad", "crop"),
+        ),
+        minmax=Key("bool", False, "spread the grey values to the full range after resizing"),
         on_bad_image=Key(
             "text",
             "error",
-            "an unreadable image stops the run, or is excluded and listed",
+            "an image that is unreadable or shows no plausible lungs stops the run, or is excluded "
+            "and listed",
             choices=("error", "exclude"),
         ),
     ),

@@ -82,7 +82,7 @@ def manifest(cases, store) -> str:
 
 def prepare(values: dict, out: Path | None = None, quiet: bool = False) -> Study:
     """Read the data, build the stores, make the splits and plan the jobs."""
-    from .data import store
+    from .preprocess.build import build
 
     check_names(values)
     releases, jobs = [], []
@@ -93,7 +93,7 @@ def prepare(values: dict, out: Path | None = None, quiet: bool = False) -> Study
         for one in read_cases(values, out, name):
             key = digest([one.name, [str(p) for p in one.paths], one.labels.tolist()])
             if key not in built:
-                built[key] = store.build(one, values, progress=not quiet)
+                built[key] = build(one, values, progress=not quiet)
             stores.append(built[key][0])
             cases.append(built[key][1])
         made = splits.make(cases, values, memo)

@@ -67,11 +67,9 @@ class _Store:
         y, x = np.mgrid[:size, :size]
         images = np.stack([(x * (i % 7) + y * (i % 5)) % 256 for i in range(n)]).astype(np.uint8)
         (folder / "images.u8").write_bytes(images.tobytes())
-        sources = [f"{i:064x}" for i in range(n)]
-        settings = {"size": size}
+        entries = [{"source": f"{i:064x}", "file": f"{i}.png"} for i in range(n)]
         write_json(
-            folder / "index.json",
-            {"key": "k", "settings": settings, "sources": sources, "bad": []},
+            folder / "index.json", {"key": "k", "settings": {"size": size}, "entries": entries}
         )
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mdmt.data import dicom, isolated, store
+from mdmt import config
+from mdmt.data import dicom, images, isolated
 from mdmt.errors import BadData
+from mdmt.preprocess import picture
 from tests import dicomfiles
 from tests.dicomfiles import write_dicom
 
@@ -529,13 +531,13 @@ def test_found_by_name_or_preamble(tmp_path):
     named = write_dicom(tmp_path / "a.dcm", values, bits=12)
     bare = tmp_path / "1637535280864081316"
     bare.write_bytes(named.read_bytes())
-    assert np.array_equal(store.read_grey(bare), values)
-    assert np.array_equal(store.read_grey(named), values)
+    assert np.array_equal(images.read_grey(bare), values)
+    assert np.array_equal(images.read_grey(named), values)
     (tmp_path / "b.dcm").write_text("text")
     with pytest.raises(BadData, match="not a DICOM image"):
-        store.read_grey(tmp_path / "b.dcm")
+        images.read_grey(tmp_path / "b.dcm")
     with pytest.raises(BadData, match="image is missing"):
-        store.read_grey(tmp_path / "c.dcm")
+        images.read_grey(tmp_path / "c.dcm")
 
 
 def test_the_store_is_the_same_from_dicom_and_png(tmp_path):
@@ -543,15 +545,15 @@ def test_the_store_is_the_same_from_dicom_and_png(tmp_path):
 
     values = (np.add.outer(np.arange(40), np.arange(50)) * 2).astype(np.uint8)
     Image.fromarray(values).save(tmp_path / "a.png")
-    settings = {"size": 32, "square": "pad", "clip": [2, 98], "voi": True}
-    wanted = store.preprocess(tmp_path / "a.png", settings)
+    settings = picture.settings_of(config.load("demo", ["image_size=32"]))
+    wanted = picture.preprocess(tmp_path / "a.png", settings)
     for syntax in dicomfiles.SYNTAXES:
         for photometric in ("MONOCHROME1", "MONOCHROME2"):
             shown = 255 - values if photometric == "MONOCHROME1" else values
             path = write_dicom(
                 tmp_path / "a.dcm", shown, bits=8, syntax=syntax, photometric=photometric
             )
-            assert np.array_equal(store.preprocess(path, settings), wanted)
+            assert np.array_equal(picture.preprocess(path, settings), wanted)
 
 
 def test_pydicom_is_imported_lazily():

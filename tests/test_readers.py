@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 from mdmt import config
-from mdmt.data import brixia, readers, store, table, xlsx
+from mdmt.data import brixia, images, readers, table, xlsx
 from mdmt.errors import BadConfig, BadData
+from mdmt.preprocess import build, crop, normalise, picture
 from tests import replicas
 from tests.dicomfiles import SYNTAXES, write_dicom
 from tests.realdata import COVID_CXR, PUBLISHED, needs_covid_cxr, needs_published
@@ -305,12 +306,13 @@ def test_images_in_subfolders_and_as_dicom(tmp_path):
 def test_the_store_of_a_replica_shows_the_pictures(bx):
     root, truth = bx
     cases = readers.read_cases(spec("brixia"), SEVERITY, root)
-    settings = {"size": 32, "square": "pad", "clip": [2, 98], "voi": True}
+    settings = picture.settings_of(config.load("demo", ["image_size=32"]))
     grey = list(replicas.pictures(len(truth), 40, 250))
     for i in range(0, len(cases), 3):
-        side = store.squared(store.normalise(grey[i].astype(np.float32)), "pad")
+        square = crop.squared(crop.whole(grey[i].shape), grey[i].shape, "pad")
+        side = crop.cut(normalise.normalise(grey[i]), square)
         wanted = np.asarray(Image.fromarray(side).resize((32, 32), Image.Resampling.BILINEAR))
-        found = store.preprocess(cases.paths[i], settings)
+        found = picture.preprocess(cases.paths[i], settings)
         assert np.abs(found - wanted).max() <= 0.5 + 1e-3
 
 
@@ -322,11 +324,11 @@ def test_covid_cxr_from_jpeg_and_from_dicom_gives_the_same_store(tmp_path):
     (tmp_path / "images").mkdir()
     for i, (name, path) in enumerate(zip(jpeg.images, jpeg.paths)):
         replicas.store_picture(tmp_path / "images" / f"{name}.dcm",
-                               store.read_grey(path).astype(np.uint8), i)  # fmt: skip
+                               images.read_grey(path).astype(np.uint8), i)  # fmt: skip
     dicom = jpeg.take(range(len(jpeg)))
     dicom.paths = [tmp_path / "images" / f"{name}.dcm" for name in jpeg.images]
-    first, _ = store.build(jpeg, raw, progress=False)
-    second, _ = store.build(dicom, raw, progress=False)
+    first, _ = build.build(jpeg, raw, progress=False)
+    second, _ = build.build(dicom, raw, progress=False)
     assert first.key != second.key
     assert len({i % len(SYNTAXES) for i in range(len(jpeg))}) == len(SYNTAXES)
     assert np.array_equal(first.images, second.images)

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import BadData
+from .levels import Levels, count
 
 SUFFIXES = (".dcm", ".dicom", ".dic")
 MAX_BYTES = 512 * 2**20  # of a file
@@ -98,11 +99,19 @@ def read_dicom(path, voi: bool = True, frame: int | None = None) -> np.ndarray:
     when there are several. Colour becomes ITU-R 601 luma. Units: the modality's, or with a VOI
     transform its output range. Raises BadData with one sentence.
     """
+    return read_levels(path, voi, frame).grey
+
+
+def read_levels(path, voi: bool = True, frame: int | None = None, alone: bool = False) -> Levels:
+    """`read_dicom` as codes and a table.
+
+    alone: this process may be ended by a decoder, so that compressed files are decoded in it.
+    """
     from . import isolated
 
     path = Path(path)
     try:
-        return read_here(path, voi, frame, alone=False)
+        return read_here(path, voi, frame, alone)
     except _Compressed:
         try:
             return isolated.read(path, voi, frame)
@@ -112,8 +121,8 @@ def read_dicom(path, voi: bool = True, frame: int | None = None) -> np.ndarray:
         raise BadData(f"{path}: {reason}") from None
 
 
-def read_here(path, voi: bool, frame: int | None, alone: bool = True) -> np.ndarray:
-    """`read_dicom` in this process; Refused without the file's name.
+def read_here(path, voi: bool, frame: int | None, alone: bool = True) -> Levels:
+    """`read_levels` in this process; Refused without the file's name.
 
     alone: this process may be ended by a decoder; otherwise _Compressed is raised before it.
     """
@@ -148,7 +157,7 @@ def _first(error: BaseException) -> str:
     return text[:160].rstrip(".") or type(error).__name__
 
 
-def _read(path: Path, stream, voi: bool, frame: int | None, alone: bool) -> np.ndarray:
+def _read(path: Path, stream, voi: bool, frame: int | None, alone: bool) -> Levels:
     size = stream.seek(0, 2)
     stream.seek(0)
     if size > MAX_BYTES:
@@ -167,11 +176,10 @@ def _read(path: Path, stream, voi: bool, frame: int | None, alone: bool) -> np.n
         raise Refused(f"has {frames} frames, there is no frame {frame}")
     stored, colour = _pixels(stream, header, bare, frame, alone)
     if colour:
-        return _luma(stored, header)
-    _check_bits(stored, header)
+        return Levels(_luma(stored))
     if samples != 1:
         raise Refused("was decoded to another number of samples than it declares")
-    return _grey(stored, header, voi)
+    return _levels(stored, header, voi)
 
 
 def _header(stream, bare: bool):
@@ -423,14 +431,30 @@ def _check_bits(stored: np.ndarray, header) -> None:
         )
 
 
-def _luma(rgb: np.ndarray, header) -> np.ndarray:
+def _luma(rgb: np.ndarray) -> np.ndarray:
     """ITU-R 601 luma of RGB (rows, columns, 3): float32."""
     red, green, blue = (rgb[..., i].astype(np.float32) for i in range(3))
     return np.float32(0.299) * red + np.float32(0.587) * green + np.float32(0.114) * blue
 
 
+def _levels(stored: np.ndarray, header, voi: bool) -> Levels:
+    """Grey of stored values (rows, columns), computed once for each value that occurs."""
+    size = 8 * stored.dtype.itemsize
+    kind = np.dtype(f"u{stored.dtype.itemsize}")
+    codes = np.ascontiguousarray(stored, stored.dtype.newbyteorder("=")).view(kind)
+    base = 0
+    if stored.dtype.kind == "i":  # two's complement to offset binary: codes in order of value
+        codes, base = codes ^ kind.type(1 << (size - 1)), -(1 << (size - 1))
+    present = np.flatnonzero(count(codes))
+    values = (present + base).astype(stored.dtype.newbyteorder("="))
+    _check_bits(values, header)
+    table = np.zeros(1 << size, np.float32)
+    table[present] = _grey(values, header, voi)
+    return Levels(codes, table)
+
+
 def _grey(stored: np.ndarray, header, voi: bool) -> np.ndarray:
-    """Modality, VOI, inversion and padding on stored values (rows, columns): float32."""
+    """Modality, VOI, inversion and padding on the values that occur (n,): float32."""
     padding = _padding(stored, header)
     if padding is not None and padding.all():
         raise Refused("holds nothing but padding; replace the file")
@@ -456,7 +480,7 @@ def _grey(stored: np.ndarray, header, voi: bool) -> np.ndarray:
 
 
 def _padding(stored: np.ndarray, header) -> np.ndarray | None:
-    """Pixels (rows, columns) between PixelPaddingValue and its limit, or None."""
+    """Which of the values (n,) lie between PixelPaddingValue and its limit, or None."""
     value = header.get("PixelPaddingValue")
     if value is None or value == "":
         return None

@@ -3,7 +3,7 @@
 The compiled JPEG decoders end the process on some damaged streams (GDCM throws through its C
 interface). So compressed files are read by helper processes, started when the first one is needed
 and kept; each has a limit of memory and of time per file. The protocol: a JSON line in; out, the
-length of a JSON text (8 bytes), the text, the pixels as float32.
+length of a JSON text (8 bytes), the text, then the codes and the table of `Levels`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import threading
 import time
 
 import numpy as np
+
+from .levels import Levels
 
 SECONDS = 120.0  # for one file
 MEMORY = 4 * 2**30  # address space of a helper
@@ -48,7 +50,7 @@ class _Helper:
             start_new_session=True,  # Ctrl-C is the run's; a helper ends when its input closes
         )
 
-    def ask(self, request: dict) -> np.ndarray:
+    def ask(self, request: dict) -> Levels:
         """Send a request; return the picture. Raises Failed."""
         deadline = time.monotonic() + SECONDS
         try:
@@ -58,9 +60,13 @@ class _Helper:
             answer = json.loads(self._take(size, deadline))
             if "refused" in answer:
                 raise Failed(answer["refused"])
-            rows, columns = answer["shape"]
-            raw = self._take(4 * rows * columns, deadline)
-            return np.frombuffer(raw, np.float32).reshape(rows, columns)
+            (rows, columns), kind = answer["shape"], np.dtype(answer["kind"])
+            raw = self._take(kind.itemsize * rows * columns, deadline)
+            codes = np.frombuffer(raw, kind).reshape(rows, columns)
+            if not answer["table"]:
+                return Levels(codes)
+            raw = self._take(4 * answer["table"], deadline)
+            return Levels(codes, np.frombuffer(raw, np.float32))
         except (BrokenPipeError, EOFError):
             self.close()
             raise Failed("crashes its decoder; replace the file") from None
@@ -94,8 +100,8 @@ class _Helper:
         return self.process.poll() is None
 
 
-def read(path, voi: bool, frame: int | None) -> np.ndarray:
-    """`mdmt.data.dicom.read_dicom` in a helper: float32 (rows, columns). Raises Failed."""
+def read(path, voi: bool, frame: int | None) -> Levels:
+    """`mdmt.data.dicom.read_levels` in a helper. Raises Failed."""
     global _owner
     with _lock:
         if _owner != os.getpid():  # helpers of a process that forked this one are not ours
@@ -138,14 +144,17 @@ def serve() -> None:
     with os.fdopen(answers, "wb") as out:
         for line in sys.stdin.buffer:
             request = json.loads(line)
-            grey, answer = None, {}
+            found, answer = None, {}
             try:
-                grey = dicom.read_here(request["path"], request["voi"], request["frame"])
-                answer["shape"] = grey.shape
+                found = dicom.read_here(request["path"], request["voi"], request["frame"])
+                answer["shape"], answer["kind"] = found.shape, found.codes.dtype.str
+                answer["table"] = 0 if found.table is None else len(found.table)
             except dicom.Refused as reason:
                 answer["refused"] = str(reason)
             text = json.dumps(answer).encode()
             out.write(len(text).to_bytes(8, "little") + text)
-            if grey is not None:
-                out.write(np.ascontiguousarray(grey, np.float32).tobytes())
+            if found is not None:
+                out.write(np.ascontiguousarray(found.codes).tobytes())
+            if answer.get("table"):
+                out.write(found.table.tobytes())
             out.flush()

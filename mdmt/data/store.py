@@ -1,8 +1,17 @@
-"""Store of preprocessed images: one memory-mapped uint8 file and a JSON index.
+"""Store of preprocessed images: one memory-mapped uint8 file, small looks, and a JSON index.
 
-A store is a folder named by the content hash of its sources and settings: `images.u8` holds
-(M, S, S) uint8 in C order, `index.json` the settings and the SHA-256 of every source. It is built
-in a temporary folder and renamed, so that a store that exists is whole.
+A store is a folder `<settings>-<content>` of two content hashes: of what its pixels depend on
+besides the sources, and of its sources in order, each by the SHA-256 of its bytes and what a person
+decided about it. In it are
+
+- `images.u8`: (M, S, S) uint8 in C order, the images that can be used;
+- `looks.bin`: for each image a small JPEG of the whole picture and a PNG of the lung mask;
+- `index.json`: the settings and an entry per image, refused ones included, with the reason.
+
+It grows in a hidden folder `.building-<key>` beside a journal of one line per image and is renamed
+when it is whole. A journal's line follows the pixels it speaks of and holds their checksum, so that
+whatever was cut off is found and made again, and the rest is not. Entries of other stores with the
+same settings are copied, not computed: a changed file costs one image.
 """
 
 from __future__ import annotations
@@ -12,133 +21,72 @@ import json
 import os
 import shutil
 import sys
-import tempfile
-from concurrent.futures import ThreadPoolExecutor
+import time
+import zlib
 from pathlib import Path
 
 import numpy as np
 
-from ..errors import BadData, write_failure
-from ..paths import cache_folder, digest, digest_file, make_folder, sync_folder
-from . import dicom, isolated
-from .table import Cases
+from ..errors import NoSpace, write_failure
+from ..paths import cache_folder, digest, make_folder, sync_folder
 
-FORMAT = 1
-MAX_PIXELS = 200_000_000
-
-
-def settings_of(values: dict) -> dict:
-    """Return what the pixels of a store depend on besides the sources."""
-    return {
-        "format": FORMAT,
-        "size": values["image_size"],
-        "square": values["data"]["square"],
-        "clip": [float(c) for c in values["data"]["clip"]],
-        "voi": values["data"]["voi"],
-    }
-
-
-def read_grey(path, voi: bool = True) -> np.ndarray:
-    """Decode an image file to grey float32 (H, W) in its own units (0..255 or 0..65535).
-
-    voi: apply the VOI window or lookup table of a DICOM file.
-    """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    if dicom.is_dicom(path):
-        return dicom.read_dicom(path, voi)
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise BadData(
-                    f"{path}: has {image.width} x {image.height} pixels, more than "
-                    f"{MAX_PIXELS // 10**6} million; scale the image down"
-                )
-            image.load()
-            image = ImageOps.exif_transpose(image)
-            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                image = image.convert("RGBA")
-                ground = Image.new("RGBA", image.size, (0, 0, 0, 255))
-                image = Image.alpha_composite(ground, image).convert("L")
-            elif image.mode not in ("L", "F", "I") and not image.mode.startswith("I;16"):
-                image = image.convert("L")  # ITU-R 601: 0.299 R + 0.587 G + 0.114 B
-            grey = np.asarray(image).astype(np.float32)
-    except BadData:
-        raise
-    except UnidentifiedImageError:
-        raise BadData(f"{path}: is not an image that can be read; replace the file") from None
-    except FileNotFoundError:
-        raise BadData(f"{path}: image is missing; add the file or remove the row") from None
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        EOFError,
-        MemoryError,
-        Image.DecompressionBombError,
-    ) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BadData(
-            f"{path}: image is damaged or truncated ({reason}); replace the file"
-        ) from error
-    if grey.ndim != 2 or grey.size == 0:
-        raise BadData(f"{path}: is not a two-dimensional image; replace the file")
-    return grey
-
-
-def normalise(grey: np.ndarray, clip=(2, 98)) -> np.ndarray:
-    """Clip to two percentiles and scale to 0..255: float32 (H, W)."""
-    low, high = np.percentile(grey, clip)
-    if high <= low:  # flat but for a few pixels
-        low, high = float(grey.min()), float(grey.max())
-    if high <= low:
-        return np.zeros_like(grey, np.float32)
-    return ((np.clip(grey, low, high) - low) * np.float32(255.0 / (high - low))).astype(np.float32)
-
-
-def squared(grey: np.ndarray, how: str = "pad") -> np.ndarray:
-    """Make (H, W) square without stretching: black borders (`pad`) or the middle (`crop`)."""
-    height, width = grey.shape
-    if how == "crop":
-        side = min(height, width)
-        top, left = (height - side) // 2, (width - side) // 2
-        return grey[top : top + side, left : left + side]
-    side = max(height, width)
-    top, left = (side - height) // 2, (side - width) // 2
-    out = np.zeros((side, side), np.float32)
-    out[top : top + height, left : left + width] = grey
-    return out
-
-
-def preprocess(path, settings: dict) -> np.ndarray:
-    """Return one image as the network's input pixels: uint8 (S, S)."""
-    from PIL import Image
-
-    grey = squared(
-        normalise(read_grey(path, settings["voi"]), settings["clip"]), settings["square"]
-    )
-    size = settings["size"]
-    if grey.shape[0] != size:
-        grey = np.asarray(
-            Image.fromarray(grey, mode=None).resize((size, size), Image.Resampling.BILINEAR)
-        )  # with antialiasing when scaling down
-    return np.clip(np.rint(grey), 0, 255).astype(np.uint8)
+FORMAT = 2
+IMAGES, LOOKS, INDEX, JOURNAL = "images.u8", "looks.bin", "index.json", "entries.jsonl"
+BUILDING = ".building-"
+LOOK_BYTES = 8192  # of an image, about, for the estimate of a store's size
+RETIRED = "-retired"
+STALE = 14 * 86400.0  # seconds after which a preparation that nobody went on with is removed
 
 
 class Store:
-    """A finished store: `images` (M, S, S) uint8 memory map, `key`, `folder`, `sources`."""
+    """A finished store.
+
+    images (M, S, S) uint8 memory map; key, folder; settings; entries: a dictionary per image,
+    refused ones included; sources: SHA-256 of each usable image's file; bad: the refused entries.
+    """
 
     def __init__(self, folder):
         self.folder = Path(folder)
-        index = json.loads((self.folder / "index.json").read_text(encoding="utf-8"))
+        index = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
         self.key: str = index["key"]
-        self.sources: list[str] = index["sources"]
-        self.bad: list[dict] = index["bad"]
-        shape = (len(self.sources), index["settings"]["size"], index["settings"]["size"])
-        path = self.folder / "images.u8"
-        if path.stat().st_size != shape[0] * shape[1] * shape[2]:
-            raise ValueError("images.u8 has the wrong size")
-        self.images = np.memmap(path, np.uint8, "r", shape=shape)
+        self.settings: dict = index["settings"]
+        self.entries: list[dict] = index["entries"]
+        self.sources: list[str] = [e["source"] for e in self.entries if "reason" not in e]
+        self.bad: list[dict] = [e for e in self.entries if "reason" in e]
+        size = self.settings["size"]
+        shape = (len(self.sources), size, size)
+        path = self.folder / IMAGES
+        if path.stat().st_size != shape[0] * size * size:
+            raise ValueError(f"{IMAGES} has the wrong size")
+        self.images = (
+            np.memmap(path, np.uint8, "r", shape=shape) if shape[0] else np.empty(shape, np.uint8)
+        )
+
+    def look(self, entry: dict) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """The whole picture of an entry, small (h, w) uint8, and its lung mask (h, w) bool.
+
+        None for what there is not.
+        """
+        start, picture, mask = entry.get("look") or (0, 0, 0)
+        if not picture:
+            return None, None
+        with open(self.folder / LOOKS, "rb") as stream:
+            stream.seek(start)
+            raw = stream.read(picture + mask)
+        return _decoded(raw[:picture]), _decoded(raw[picture:], bool) if mask else None
+
+    def nbytes(self) -> int:
+        """Bytes on the disk."""
+        return sum(p.stat().st_size for p in self.folder.iterdir())
+
+
+def _decoded(raw: bytes, kind=np.uint8) -> np.ndarray:
+    import io
+
+    from PIL import Image
+
+    with Image.open(io.BytesIO(raw)) as image:
+        return np.asarray(image).astype(kind)
 
 
 def store_folder(values: dict) -> Path:
@@ -146,133 +94,266 @@ def store_folder(values: dict) -> Path:
     return Path(values["data"]["store"] or cache_folder() / "store")
 
 
-def build(cases: Cases, values: dict, progress: bool = True) -> tuple[Store, Cases]:
-    """Return the store of `cases` and the cases in it, building the store unless it exists.
-
-    With `data.on_bad_image: exclude`, unreadable images are left out and named in the cases'
-    warnings; otherwise the first one raises BadData.
-    """
-    settings = settings_of(values)
-    sources = _hashes(cases)
-    key = digest({"settings": settings, "sources": sources}, 24)
-    _check_duplicates(cases, sources)
-    folder = store_folder(values) / key
-    store = _open(folder)
-    if store is None:
-        _create(folder, key, settings, cases, sources, values["data"]["on_bad_image"], progress)
-        store = Store(folder)
-    bad = {b["source"]: b["reason"] for b in store.bad}
-    if bad and values["data"]["on_bad_image"] == "error":
-        raise BadData(_first_bad(cases, sources, bad))
-    kept = [i for i, s in enumerate(sources) if s not in bad]
-    if not kept:
-        raise BadData(f"data set '{cases.name}' is empty: every image is unreadable")
-    result = cases if len(kept) == len(cases) else cases.take(kept)
-    for i, source in enumerate(sources):
-        if source in bad:
-            result.warnings.append(f"excluded: {cases.paths[i]}: {bad[source]}")
-    return store, result
+def key_of(settings: dict, names: list) -> str:
+    """Name of the store of images `names` (`entry_name`, in order) under `settings`."""
+    return f"{digest(settings, 12)}-{digest(names, 16)}"
 
 
-def _first_bad(cases: Cases, sources: list[str], bad: dict) -> str:
-    i = next(i for i, s in enumerate(sources) if s in bad)
-    return f"{cases.paths[i]}: {bad[sources[i]]}"
+def entry_name(entry: dict) -> str:
+    """What an entry is recognised by: the source's bytes and a person's decision about it."""
+    return f"{entry['source']}:{json.dumps(entry.get('decision'))}"
 
 
-def _open(folder: Path) -> Store | None:
+def needs_package(entry: dict) -> bool:
+    """True for an image that was refused only because a package is not installed."""
+    return "install it with" in entry.get("reason", "")
+
+
+def open_store(folder) -> Store | None:
     """Open a store; a damaged one is removed, so that it is built again."""
+    folder = Path(folder)
     if not folder.is_dir():
         return None
     try:
         return Store(folder)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         shutil.rmtree(folder, ignore_errors=True)
         return None
 
 
-def _hashes(cases: Cases) -> list[str]:
-    """SHA-256 of every source file."""
+class Builder:
+    """Writes one store; only one process at a time does, the others wait for it.
 
-    def one(path):
+    with Builder(folder, settings, total) as builder: `done` says that another process was first;
+    `entries` are those that an interrupted one left; `add` appends, `finish` makes the store.
+    Raises NoSpace; then nothing is left.
+    """
+
+    def __init__(self, folder, settings: dict, total: int):
+        self.folder, self.settings, self.total = Path(folder), settings, total
+        self.building = self.folder.parent / f"{BUILDING}{self.folder.name}"
+        self.entries: list[dict] = []
+        self.done = False
+        self._lock = None
+        self._streams: list = []
+        self._pixels = settings["size"] ** 2
+
+    def __enter__(self) -> Builder:
+        make_folder(self.folder.parent)
         try:
-            return digest_file(path)
+            self._lock = _locked(Path(f"{self.building}.lock"))
+            self.done = self.folder.is_dir()
+            if not self.done:
+                self._begin()
         except OSError as error:
-            raise BadData(
-                f"{path}: image cannot be read ({(error.strerror or '').lower()}); correct the file"
-            ) from error
+            self.__exit__(OSError, error, None)
+        except BaseException:
+            self._release()
+            raise
+        return self
 
-    with ThreadPoolExecutor(4) as pool:
-        return list(pool.map(one, cases.paths))
+    def _begin(self) -> None:
+        self.building.mkdir(exist_ok=True)
+        self.entries = _journal(self.building, self._pixels)
+        rows = sum("reason" not in e for e in self.entries)
+        looks = max((sum(e["look"]) for e in self.entries if e.get("look")), default=0)
+        self._check_space()
+        for name, size in ((IMAGES, rows * self._pixels), (LOOKS, looks)):
+            stream = open(self.building / name, "ab")  # noqa: SIM115
+            self._streams.append(stream)
+            stream.truncate(size)
+        self._streams.append(open(self.building / JOURNAL, "wb"))  # noqa: SIM115
+        self._looks = looks
+        self._streams[2].writelines(_line(e) for e in self.entries)
+        self._streams[2].flush()
 
-
-def _check_duplicates(cases: Cases, sources: list[str]) -> None:
-    """The same picture under two patients leaks from training to test; under one it is noted."""
-    seen: dict[str, int] = {}
-    for i, source in enumerate(sources):
-        j = seen.setdefault(source, i)
-        if j == i:
-            continue
-        if cases.patients[i] != cases.patients[j]:
-            raise BadData(
-                f"{cases.paths[i]}: is the same picture as {cases.paths[j].name}, but one is of "
-                f"patient '{cases.patients[i]}' and the other of '{cases.patients[j]}'; keep one"
+    def _check_space(self) -> None:
+        needed = (self.total - len(self.entries)) * (self._pixels + LOOK_BYTES)
+        free = shutil.disk_usage(self.building).free
+        if needed > free:
+            shutil.rmtree(self.building, ignore_errors=True)
+            raise NoSpace(
+                f"{self.folder.parent}: {self.total} images need {needed / 2**20:.0f} MiB and the "
+                f"disk has {free / 2**20:.0f} MiB left; free some space or set data.store to a "
+                "folder of another disk"
             )
-        cases.warnings.append(f"{cases.paths[i]}: is the same picture as {cases.paths[j].name}")
 
+    def add(self, entries: list[tuple]) -> None:
+        """Append (entry, pixels (S, S) uint8 or None, look (JPEG bytes, PNG bytes) or None)."""
+        images, looks, journal = self._streams
+        lines = []
+        for entry, pixels, look in entries:
+            entry = dict(entry)
+            if pixels is not None:
+                raw = np.ascontiguousarray(pixels).tobytes()
+                images.write(raw)
+                entry["crc"] = zlib.crc32(raw)
+            entry.pop("look", None)
+            if look is not None:
+                looks.write(look[0] + look[1])
+                entry["look"] = [self._looks, len(look[0]), len(look[1])]
+                self._looks += len(look[0]) + len(look[1])
+            self.entries.append(entry)
+            lines.append(_line(entry))
+        images.flush()
+        looks.flush()
+        journal.writelines(lines)
+        journal.flush()
 
-def _create(folder, key, settings, cases, sources, on_bad, progress) -> None:
-    """Build the store of `cases` in a temporary folder and rename it to `folder`."""
-    from tqdm import tqdm
-
-    make_folder(folder.parent)
-    temporary = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
-    kept, bad = [], []
-
-    def one(path):
-        try:
-            return preprocess(path, settings), None
-        except BadData as error:
-            return None, str(error)
-
-    try:
-        workers = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2)
-        with open(temporary / "images.u8", "wb") as stream, ThreadPoolExecutor(workers) as pool:
-            bar = tqdm(
-                pool.map(one, cases.paths),
-                total=len(cases),
-                unit="image",
-                desc=f"preparing {cases.name}",
-                file=sys.stderr,
-                leave=False,
-                disable=not (progress and sys.stderr.isatty()),
-            )
-            for i, (pixels, reason) in enumerate(bar):
-                if pixels is None:
-                    if on_bad == "error":
-                        pool.shutdown(wait=False, cancel_futures=True)
-                        raise BadData(reason)
-                    prefix = f"{cases.paths[i]}: "
-                    bad.append({"source": sources[i], "reason": reason.removeprefix(prefix)})
-                    continue
-                stream.write(pixels.tobytes())
-                kept.append(sources[i])
+    def finish(self) -> None:
+        """Write the index and give the store its name."""
+        for stream in self._streams[:2]:
             stream.flush()
             os.fsync(stream.fileno())
-        index = {"key": key, "settings": settings, "sources": kept, "bad": bad}
-        with open(temporary / "index.json", "w", encoding="utf-8") as stream:
+        index = {"key": self.folder.name, "settings": self.settings, "entries": self.entries}
+        with open(self.building / INDEX, "w", encoding="utf-8") as stream:
             json.dump(index, stream)
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(temporary, 0o755)
+        os.unlink(self.building / JOURNAL)
+        os.rename(self.building, self.folder)
+        sync_folder(self.folder.parent)
+
+    def __exit__(self, kind, error, trace) -> bool:
+        for stream in self._streams:
+            with contextlib.suppress(OSError):
+                stream.close()
+        failed = isinstance(error, OSError)
+        if failed and self._lock is not None:  # a stop leaves what is done, a full disk nothing
+            shutil.rmtree(self.building, ignore_errors=True)
+        self._release()
+        if failed:
+            raise write_failure(self.folder, error) from error
+        return False
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(f"{self.building}.lock")
+            os.close(self._lock)
+            self._lock = None
+
+
+def _line(entry: dict) -> bytes:
+    return json.dumps(entry).encode() + b"\n"
+
+
+def _locked(path: Path) -> int:
+    """Wait for and hold the lock file `path`; the holder removes it when it is done."""
+    import fcntl
+
+    told = False
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            os.rename(temporary, folder)
-        except OSError:
-            if not folder.is_dir():  # else another process built the same store meanwhile
-                raise
-        sync_folder(folder.parent)
-    except OSError as error:
-        raise write_failure(folder, error) from error
-    finally:
-        isolated.close()
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.exists(path) and os.path.samestat(os.fstat(handle), os.stat(path)):
+                return handle
+        except BlockingIOError:
+            if not told and sys.stderr.isatty():
+                print("waiting for another process that prepares these images", file=sys.stderr)
+            told = True
+            time.sleep(0.1)
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
+def _journal(folder: Path, pixels: int) -> list[dict]:
+    """The entries of an unfinished store up to the first whose data are not whole."""
+    try:
+        lines = (folder / JOURNAL).read_bytes().split(b"\n")[:-1]
+        looks = os.path.getsize(folder / LOOKS)
+        raw = open(folder / IMAGES, "rb")  # noqa: SIM115
+    except OSError:
+        return []
+    found = []
+    with raw as images:
+        for line in lines:
+            try:
+                entry = json.loads(line)
+                if "reason" not in entry and zlib.crc32(images.read(pixels)) != entry["crc"]:
+                    break
+                if sum(entry.get("look") or (0,)) > looks:
+                    break
+            except (ValueError, KeyError, TypeError):
+                break
+            found.append(entry)
+    return found
+
+
+class Known:
+    """Entries of the stores beside `folder` that have the same settings, finished or not."""
+
+    def __init__(self, folder: Path, pixels: int):
+        self._pixels = pixels
+        self._where: dict[str, tuple[Path, dict, int]] = {}
+        prefix = folder.name.split("-")[0]
+        parent = folder.parent
+        for other in sorted(parent.glob(f"{BUILDING}{prefix}-*")):
+            if other.is_dir() and other.name != f"{BUILDING}{folder.name}":
+                self._take(other, _journal(other, pixels))
+        for other in sorted(parent.glob(f"{prefix}-*")):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                self._take(other, json.loads((other / INDEX).read_text("utf-8"))["entries"])
+
+    def _take(self, folder: Path, entries: list[dict]) -> None:
+        row = 0
+        for entry in entries:
+            self._where[entry_name(entry)] = (folder, entry, row)
+            row += "reason" not in entry
+
+    def has(self, wanted: dict) -> bool:
+        """True if an entry of that name was seen."""
+        found = self._where.get(entry_name(wanted))
+        return found is not None and not needs_package(found[1])
+
+    def find(self, wanted: dict) -> tuple | None:
+        """(entry, pixels, look) of an image as `Builder.add` takes it, or None."""
+        found = self._where.get(entry_name(wanted))
+        if found is None:
+            return None
+        folder, entry, row = found
+        pixels = look = None
+        try:
+            if "reason" not in entry:
+                raw = _part(folder / IMAGES, row * self._pixels, self._pixels)
+                if zlib.crc32(raw) != entry["crc"]:
+                    return None
+                side = round(self._pixels**0.5)
+                pixels = np.frombuffer(raw, np.uint8).reshape(side, side)
+            if entry.get("look"):
+                start, picture, mask = entry["look"]
+                raw = _part(folder / LOOKS, start, picture + mask)
+                look = (raw[:picture], raw[picture:])
+        except (OSError, EOFError):
+            return None
+        return {**entry, **wanted}, pixels, look
+
+
+def _part(path: Path, start: int, count: int) -> bytes:
+    with open(path, "rb") as stream:
+        stream.seek(start)
+        raw = stream.read(count)
+    if len(raw) != count:
+        raise EOFError
+    return raw
+
+
+def retire(store: Store) -> None:
+    """Put a store out of the way; a new one of its name can still copy its entries."""
+    with contextlib.suppress(OSError):
+        os.rename(store.folder, f"{store.folder}{RETIRED}")
+
+
+def remove_old(folder: Path) -> None:
+    """Remove retired stores in `folder`, and preparations interrupted long ago and left alone."""
+    limit = time.time() - STALE
+    for path in folder.glob(f"*{RETIRED}"):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob(f"{BUILDING}*"):
         with contextlib.suppress(OSError):
-            shutil.rmtree(temporary, ignore_errors=True)
+            newest = max([path.stat().st_mtime, *(p.stat().st_mtime for p in path.glob("*"))])
+            if path.is_dir() and newest < limit:
+                shutil.rmtree(path, ignore_errors=True)

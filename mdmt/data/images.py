@@ -1,0 +1,75 @@
+"""Image files of every kind that is read: JPEG, PNG, TIFF, BMP (8 to 16 bits) and DICOM to grey."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..errors import BadData
+from . import dicom
+from .levels import Levels, of_integers
+
+MAX_PIXELS = 200_000_000
+
+
+def read_grey(path, voi: bool = True) -> np.ndarray:
+    """Decode an image file to grey float32 (H, W) in its own units (0..255 or 0..65535).
+
+    voi: apply the VOI window or lookup table of a DICOM file. Raises BadData.
+    """
+    return read_levels(path, voi).grey
+
+
+def read_levels(path, voi: bool = True, alone: bool = False) -> Levels:
+    """`read_grey` as codes and a table.
+
+    alone: this process may be ended by a decoder (a worker's may), so that no helper process is
+    needed for compressed DICOM files.
+    """
+    if dicom.is_dicom(path):
+        return dicom.read_levels(path, voi, alone=alone)
+    values = _read_picture(path)
+    if values.ndim != 2 or values.size == 0:
+        raise BadData(f"{path}: is not a two-dimensional image; replace the file")
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise BadData(f"{path}: holds values that are not finite; replace the file")
+    return of_integers(values)
+
+
+def _read_picture(path) -> np.ndarray:
+    """Grey values of a file that Pillow reads: (H, W)."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise BadData(
+                    f"{path}: has {image.width} x {image.height} pixels, more than "
+                    f"{MAX_PIXELS // 10**6} million; scale the image down"
+                )
+            image.load()
+            image = ImageOps.exif_transpose(image)
+            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+                image = image.convert("RGBA")
+                ground = Image.new("RGBA", image.size, (0, 0, 0, 255))
+                image = Image.alpha_composite(ground, image).convert("L")
+            elif image.mode not in ("L", "F", "I") and not image.mode.startswith("I;16"):
+                image = image.convert("L")  # ITU-R 601: 0.299 R + 0.587 G + 0.114 B
+            return np.asarray(image)
+    except BadData:
+        raise
+    except UnidentifiedImageError:
+        raise BadData(f"{path}: is not an image that can be read; replace the file") from None
+    except FileNotFoundError:
+        raise BadData(f"{path}: image is missing; add the file or remove the row") from None
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        EOFError,
+        MemoryError,
+        Image.DecompressionBombError,
+    ) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BadData(
+            f"{path}: image is damaged or truncated ({reason}); replace the file"
+        ) from error

@@ -1,0 +1,1 @@
+"""Preprocessing: which part of an image the network sees, and how its grey values are scaled."""

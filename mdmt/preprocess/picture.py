@@ -1,0 +1,209 @@
+"""One image from file to network input: decode, clip, find lungs, crop, square, resize, min-max.
+
+Every step is a key of `data` in the configuration. The steps and their order are those of the
+paper's code: percentile clipping of the whole picture, lung mask, box of the two largest regions
+with a border, square by taking more of the picture, resize, min-max.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..data.images import read_levels
+from ..data.store import FORMAT
+from ..errors import BadData
+from . import crop
+from .normalise import normalise, stretched, to_bytes
+
+BATCH = 8  # images whose lungs are looked for together
+PIXELS = 24_000_000  # of a batch, so that large images are fewer at a time
+LOOK = 200  # longest side of the small picture that contact sheets show
+
+
+@dataclass
+class Task:
+    """An image to prepare: its file, and what a person decided about it.
+
+    decision: None, ["accept"] (the lungs are right as found), ["whole"] (the whole picture) or
+    ["box", left, top, right, bottom] in pixels of the picture.
+    """
+
+    path: Path
+    decision: list | None = None
+
+
+@dataclass
+class Prepared:
+    """What became of an image.
+
+    pixels (S, S) uint8, or None with a reason. facts: what the store's entry keeps: doubt (0..1 or
+    more, how unlike lungs the mask is), shape (H, W), box (left, top, right, bottom; None where no
+    lungs were found). look: JPEG and PNG bytes for the contact sheet. seconds: of the decoder.
+    """
+
+    pixels: np.ndarray | None
+    facts: dict
+    look: tuple[bytes, bytes] | None
+    seconds: float
+
+
+def settings_of(values: dict) -> dict:
+    """Return what the pixels of a store depend on besides the sources and people's decisions."""
+    data = values["data"]
+    found = {
+        "format": FORMAT,
+        "size": values["image_size"],
+        "crop": data["crop"],
+        "square": data["square"],
+        "clip": None if data["clip"] is None else [float(c) for c in data["clip"]],
+        "minmax": data["minmax"],
+        "voi": data["voi"],
+    }
+    if data["crop"] != "whole":
+        found |= {"border": float(data["border"]), "lungs": _lungs_version()}
+    return found
+
+
+def _lungs_version() -> str:
+    """What the masks depend on besides the picture."""
+    from . import lungs
+
+    return lungs.version()
+
+
+def preprocess(path, settings: dict, decision: list | None = None) -> np.ndarray:
+    """Return one image as the network's input pixels: uint8 (S, S). Raises BadData."""
+    (found,) = prepare([Task(Path(path), decision)], settings)
+    if found.pixels is None:
+        raise BadData(f"{path}: {found.facts['reason']}")
+    return found.pixels
+
+
+def prepare(tasks: list[Task], settings: dict, begin=None, alone: bool = False) -> list[Prepared]:
+    """Prepare images, those of a batch together.
+
+    begin: called with the position of each task before its file is decoded, and with None before
+    the lungs of a batch are looked for. alone: see `mdmt.data.images.read_levels`.
+    """
+    done: list[Prepared] = []
+    batch: list[tuple] = []
+    held = 0
+    for position, task in enumerate(tasks):
+        if begin is not None:
+            begin(position)
+        start = time.perf_counter()
+        grey, reason = None, None
+        try:
+            levels = read_levels(task.path, settings["voi"], alone)
+        except BadData as error:
+            reason = str(error).removeprefix(f"{task.path}: ")
+        seconds = time.perf_counter() - start
+        if reason is None:
+            grey = normalise(levels, settings["clip"])
+            held += grey.size
+            del levels
+        batch.append((task, grey, reason, seconds))
+        if len(batch) == BATCH or held >= PIXELS:
+            done += _finish(batch, settings, begin)
+            batch, held = [], 0
+    return done + _finish(batch, settings, begin)
+
+
+def _finish(batch: list[tuple], settings: dict, begin) -> list[Prepared]:
+    """Prepare the decoded images of a batch."""
+    found: dict[int, tuple] = {}
+    if settings["crop"] != "whole":
+        wanted = [
+            i
+            for i, (task, grey, _, _) in enumerate(batch)
+            if grey is not None and (task.decision or [""])[0] not in ("whole", "box")
+        ]
+        if wanted:
+            if begin is not None:
+                begin(None)
+            masks = _lung_masks([batch[i][1] for i in wanted])
+            found = dict(zip(wanted, masks, strict=True))
+    return [
+        Prepared(None, {"reason": reason}, None, seconds)
+        if grey is None
+        else _prepared(grey, task.decision, found.get(i), settings, seconds)
+        for i, (task, grey, reason, seconds) in enumerate(batch)
+    ]
+
+
+def _lung_masks(greys: list[np.ndarray]) -> list[tuple]:
+    """(mask (H, W) bool, verdict) of normalised pictures."""
+    from .lungs import lung_masks
+
+    return lung_masks(greys)
+
+
+def _prepared(grey, decision, lungs, settings: dict, seconds: float) -> Prepared:
+    facts: dict = {"shape": list(grey.shape)}
+    mask, box = None, None
+    if settings["crop"] == "whole" or decision == ["whole"]:
+        box = crop.whole(grey.shape)
+    elif decision is not None and decision[0] == "box":
+        box = crop.Box(*decision[1:])
+        if not (0 <= box.left < box.right <= grey.shape[1]) or not (
+            0 <= box.top < box.bottom <= grey.shape[0]
+        ):
+            facts["reason"] = (
+                f"has {grey.shape[1]} x {grey.shape[0]} pixels, and the box {decision[1:]} "
+                "(left, top, right, bottom) does not lie in it; correct the box"
+            )
+    else:
+        mask, verdict = lungs
+        facts["doubt"] = round(float(verdict.doubt), 4)
+        if not verdict.ok:
+            facts["finding"] = str(verdict.reason)
+        inner = crop.bounding_box(mask)
+        if not verdict.ok and decision != ["accept"]:
+            facts["reason"] = f"shows no plausible lungs ({verdict.reason})"
+        elif inner is None:
+            facts["reason"] = "shows no lungs, so that there are none to accept; give a box"
+        box = None if inner is None else crop.bordered(inner, settings["border"])
+    pixels = None
+    if box is not None:
+        square = crop.squared(box, grey.shape, settings["square"])
+        facts["box"] = list(square)
+        if "reason" not in facts:
+            shown = grey
+            if settings["crop"] == "masked" and mask is not None:
+                shown = np.where(mask, grey, np.float32(0))
+            pixels = _resized(crop.cut(shown, square), settings)
+    return Prepared(pixels, facts, _look(grey, mask), seconds)
+
+
+def _resized(square: np.ndarray, settings: dict) -> np.ndarray:
+    """Scale a square picture to the network's size: uint8 (S, S)."""
+    from PIL import Image
+
+    size = settings["size"]
+    if square.shape[0] != size:
+        picture = Image.fromarray(np.ascontiguousarray(square))
+        square = np.asarray(
+            picture.resize((size, size), Image.Resampling.BILINEAR)
+        )  # with antialiasing when scaling down
+    return to_bytes(stretched(square) if settings["minmax"] else square)
+
+
+def _look(grey: np.ndarray, mask: np.ndarray | None) -> tuple[bytes, bytes]:
+    """A small JPEG of a picture (H, W) and a small PNG of its mask."""
+    from PIL import Image
+
+    height, width = grey.shape
+    share = min(1.0, LOOK / max(height, width))
+    size = (max(1, round(share * width)), max(1, round(share * height)))
+    step = max(1, max(height, width) // (2 * LOOK))  # coarse is enough to look at
+    small = Image.fromarray(to_bytes(grey[::step, ::step])).resize(size)
+    picture, outline = io.BytesIO(), io.BytesIO()
+    small.save(picture, "JPEG", quality=80)
+    if mask is not None:
+        Image.fromarray(mask).resize(size, Image.Resampling.NEAREST).save(outline, "PNG")
+    return picture.getvalue(), outline.getvalue()
