@@ -35,7 +35,13 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--no-images", action="store_true", help="leave the best and worst predicted images out"
     )
-    prepare = commands.add_parser("prepare", help="preprocess the images once, into the store")
+    prepare = commands.add_parser(
+        "prepare", help="preprocess the images once, into the store, with contact sheets of all"
+    )
+    prepare.add_argument(
+        "--out", metavar="DIR", help="folder of the contact sheets (results/<name>-prepare)"
+    )
+    prepare.add_argument("--quiet", action="store_true", help="no progress bars")
     check = commands.add_parser("check", help="check data, labels and splits before any training")
     splits = commands.add_parser("splits", help="make the splits and show what is in them")
     splits.add_argument("--out", metavar="FILE", help="also write them to this JSON file")
@@ -78,16 +84,10 @@ def _study(arguments) -> run.Study:
 
 
 def prepare(arguments) -> None:
-    """Build the stores; say where they are."""
-    study = _study(arguments)
-    for cases, store in zip(study.cases, study.stores, strict=True):
-        size = store.images.nbytes / 2**20
-        print(
-            f"{cases.name}: {len(cases)} images, {store.images.shape[1]} pixels, {size:.1f} MiB "
-            f"in {store.folder}"
-        )
-        for warning in cases.warnings:
-            print(f"  note: {warning}")
+    """Build the stores and write contact sheets."""
+    from .prepare import prepare as start
+
+    start(config.load(arguments.config, arguments.overrides), arguments.out, arguments.quiet)
 
 
 def _fold_lines(study: run.Study) -> list[str]:

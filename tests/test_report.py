@@ -272,7 +272,7 @@ def test_report_says_what_it_must(study):
         "Result.</strong> For prognosis in 2-fold cross-validation",
         "95 % interval",
         "(control)",
-        "unreadable: excluded",
+        "images excluded",
         "without a label: left out",
         "Paired bootstrap by patient",
         "false_positive_rate_of_paper_test(",

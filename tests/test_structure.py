@@ -34,6 +34,7 @@ STAGES = [
     ["experiments"],
     ["runner"],
     ["study", "results"],
+    ["prepare"],
     ["stats"],
     ["analysis"],
     ["tables"],

@@ -38,6 +38,10 @@ class Levels:
 
 def count(codes: np.ndarray) -> np.ndarray:
     """Pixels of each value of `codes` (any shape, uint8 or uint16): (256 or 65,536,) int64."""
+    if codes.ndim == 2 and codes.dtype == np.uint8:
+        from PIL import Image
+
+        return np.array(Image.fromarray(codes).histogram(), np.int64)  # twice as fast
     flat, size = codes.reshape(-1), 1 << (8 * codes.dtype.itemsize)
     total = np.zeros(size, np.int64)
     for start in range(0, flat.size, _BLOCK):

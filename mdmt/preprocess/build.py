@@ -77,17 +77,17 @@ def build(cases: Cases, values: dict, progress: bool = True, workers: int | None
     return survey.store, survey.usable
 
 
-def refusal(survey: Survey) -> str:
-    """One sentence on the refused images of a data set."""
+def refusal(survey: Survey, page=None) -> str:
+    """One sentence on the refused images of a data set; page: the contact sheets' page."""
     text = survey.listed()[0]
     more = len(survey.refused) - 1
-    if "no plausible lungs" in text:
+    if more:
+        text += f" (and {more} more image{'s' * (more > 1)} refused)"
+    if page is not None or more or "no plausible lungs" in text:
         text += (
-            "; look at the contact sheets of `mdmt prepare` and decide in `accept` or "
+            f"; look at {page or 'the contact sheets of `mdmt prepare`'} and decide in `accept` or "
             "`corrections`, or set data.on_bad_image to exclude"
         )
-    if more:
-        text += f" (and {more} more image{'s' * (more > 1)}, which `mdmt prepare` lists)"
     return text
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from ..data.images import read_levels
 from ..data.store import FORMAT
 from ..errors import BadData
+from ..paths import digest, digest_file
 from . import crop
 from .normalise import normalise, stretched, to_bytes
 
@@ -70,10 +71,11 @@ def settings_of(values: dict) -> dict:
 
 
 def _lungs_version() -> str:
-    """What the masks depend on besides the picture."""
+    """Hash of what the masks and the verdicts on them depend on besides the picture."""
     from . import lungs
 
-    return lungs.version()
+    rules = [digest_file(lungs.WEIGHTS), lungs.SIZE, lungs.CUT, lungs.LEAST, lungs.CLIP]
+    return digest([*rules, lungs.LIMITS], 16)
 
 
 def preprocess(path, settings: dict, decision: list | None = None) -> np.ndarray:
@@ -97,17 +99,13 @@ def prepare(tasks: list[Task], settings: dict, begin=None, alone: bool = False) 
         if begin is not None:
             begin(position)
         start = time.perf_counter()
-        grey, reason = None, None
+        levels, reason = None, None
         try:
             levels = read_levels(task.path, settings["voi"], alone)
+            held += levels.codes.size
         except BadData as error:
             reason = str(error).removeprefix(f"{task.path}: ")
-        seconds = time.perf_counter() - start
-        if reason is None:
-            grey = normalise(levels, settings["clip"])
-            held += grey.size
-            del levels
-        batch.append((task, grey, reason, seconds))
+        batch.append((task, levels, reason, time.perf_counter() - start))
         if len(batch) == BATCH or held >= PIXELS:
             done += _finish(batch, settings, begin)
             batch, held = [], 0
@@ -116,28 +114,30 @@ def prepare(tasks: list[Task], settings: dict, begin=None, alone: bool = False) 
 
 def _finish(batch: list[tuple], settings: dict, begin) -> list[Prepared]:
     """Prepare the decoded images of a batch."""
-    found: dict[int, tuple] = {}
+    lungs: dict[int, tuple] = {}
     if settings["crop"] != "whole":
         wanted = [
             i
-            for i, (task, grey, _, _) in enumerate(batch)
-            if grey is not None and (task.decision or [""])[0] not in ("whole", "box")
+            for i, (task, levels, _, _) in enumerate(batch)
+            if levels is not None and (task.decision or [""])[0] not in ("whole", "box")
         ]
         if wanted:
             if begin is not None:
                 begin(None)
-            masks = _lung_masks([batch[i][1] for i in wanted])
-            found = dict(zip(wanted, masks, strict=True))
+            masks = _lung_masks(batch[i][1].grey for i in wanted)
+            lungs = dict(zip(wanted, masks, strict=True))
     return [
         Prepared(None, {"reason": reason}, None, seconds)
-        if grey is None
-        else _prepared(grey, task.decision, found.get(i), settings, seconds)
-        for i, (task, grey, reason, seconds) in enumerate(batch)
+        if levels is None
+        else _prepared(
+            normalise(levels, settings["clip"]), task.decision, lungs.get(i), settings, seconds
+        )
+        for i, (task, levels, reason, seconds) in enumerate(batch)
     ]
 
 
-def _lung_masks(greys: list[np.ndarray]) -> list[tuple]:
-    """(mask (H, W) bool, verdict) of normalised pictures."""
+def _lung_masks(greys):
+    """(mask (H, W) bool, verdict) of each of the pictures (H, W) float32."""
     from .lungs import lung_masks
 
     return lung_masks(greys)
@@ -200,8 +200,9 @@ def _look(grey: np.ndarray, mask: np.ndarray | None) -> tuple[bytes, bytes]:
     height, width = grey.shape
     share = min(1.0, LOOK / max(height, width))
     size = (max(1, round(share * width)), max(1, round(share * height)))
-    step = max(1, max(height, width) // (2 * LOOK))  # coarse is enough to look at
-    small = Image.fromarray(to_bytes(grey[::step, ::step])).resize(size)
+    step = max(1, max(height, width) // (4 * LOOK))  # coarse is enough to look at
+    coarse = Image.fromarray(to_bytes(grey[::step, ::step]))
+    small = coarse.reduce(max(1, max(coarse.size) // LOOK)).resize(size, Image.Resampling.BILINEAR)
     picture, outline = io.BytesIO(), io.BytesIO()
     small.save(picture, "JPEG", quality=80)
     if mask is not None:

@@ -145,7 +145,7 @@ def _data(outcome, known: dict) -> None:
     excluded = sum(len(d["excluded"]) for d in sets)
     missing = sum(d["missing_labels"] for d in sets)
     known["exclusions"] = known["flow"] = (
-        f"{missing} rows without a label left out, {excluded} unreadable images excluded; see Data."
+        f"{missing} rows without a label left out, {excluded} images excluded; see Data."
         " Eligibility before that: " + YOURS.lower()
         if sets
         else YOURS
@@ -170,12 +170,35 @@ def _data(outcome, known: dict) -> None:
         + ". How and by whom it was determined: "
         + YOURS.lower()
     )
+    known["preprocessing"] = _preprocessing(values)
+
+
+def _preprocessing(values: dict) -> str:
+    """The steps from an image file to the network's input, as a sentence."""
     data = values["data"]
-    known["preprocessing"] = (
-        f"Grey levels clipped at percentiles {data['clip'][0]} and {data['clip'][1]}, "
-        f"{'padded' if data['square'] == 'pad' else 'cropped'} to a square, resized to "
-        f"{values['image_size']} pixels; unreadable images: {data['on_bad_image']}."
-    )
+    clip = data["clip"]
+    steps = [
+        f"grey levels clipped at percentiles {clip[0]} and {clip[1]}"
+        if clip
+        else "grey levels spread over the full range"
+    ]
+    if data["crop"] != "whole":
+        steps.append(
+            "lungs segmented by the U-Net of mdmt; the box of the two largest regions with a "
+            f"border of {100 * data['border']:g} %"
+        )
+        if data["crop"] == "masked":
+            steps.append("everything but the lungs black")
+    steps += [
+        f"made square ({'taking more of the image, ' * (data['crop'] != 'whole')}"
+        f"{'padded' if data['square'] == 'pad' else 'cropped'} where it ends)",
+        f"resized to {values['image_size']} pixels",
+    ]
+    if data["minmax"]:
+        steps.append("grey levels spread to the full range again")
+    bad = "that cannot be read" + " or show no plausible lungs" * (data["crop"] != "whole")
+    how = "stop the run" if data["on_bad_image"] == "error" else "are excluded and listed"
+    return f"{steps[0][0].upper()}{'; '.join(steps)[1:]}. Images {bad} {how}."
 
 
 def answers(outcome, analyses: list) -> dict:

@@ -93,12 +93,10 @@ def _flow(outcome: Outcome, d: dict) -> str:
     if d["missing_labels"]:
         boxes.append(f'<li class="out">{d["missing_labels"]} without a label: left out</li>')
     if d["excluded"]:
-        names = "".join(f"<li>{escape(Path(e).name)}</li>" for e in d["excluded"][:10])
-        more = len(d["excluded"]) - 10
-        names += f"<li>... and {more} more</li>" if more > 0 else ""
+        names = "".join(f"<li>{escape(_excluded(e))}</li>" for e in d["excluded"])
         boxes.append(
-            f'<li class="out">{len(d["excluded"])} unreadable: excluded<ul class="folds">{names}'
-            "</ul></li>"
+            f'<li class="out">{len(d["excluded"])} images excluded<details>'
+            f'<summary>file and reason</summary><ul class="folds">{names}</ul></details></li>'
         )
     boxes.append(
         f"<li>{d['images']} images of {d['patients']} patients{place}<br>{escape(d['task'])}: "
@@ -113,6 +111,12 @@ def _flow(outcome: Outcome, d: dict) -> str:
     if len(outcome.values["data"]["releases"] or []) > 1:
         name += f", release {' and '.join(d['releases'])}"
     return f"<h3>{escape(name)}</h3><ol>{''.join(boxes)}</ol>"
+
+
+def _excluded(text: str) -> str:
+    """`folder/file: reason` without the folder."""
+    path, mark, reason = text.partition(": ")
+    return f"{Path(path).name}{mark}{reason}"
 
 
 def _folds(outcome: Outcome, name: str, releases: list) -> list[str]:

@@ -1,0 +1,209 @@
+"""`mdmt prepare CONFIG`: the images of a study into their stores, and contact sheets of all of it.
+
+In the out folder, for each data set a folder with
+
+- `sheet-001.png`, ...: contact sheets, most doubtful first (`mdmt.preprocess.sheets`),
+- `images.csv`: a row per image: what became of it, doubt, finding, and the square that the network
+  sees, in the form that `corrections` takes,
+
+and `index.html`, a page with all of them, the refused images and their reasons.
+"""
+
+from __future__ import annotations
+
+import sys
+from html import escape
+from pathlib import Path
+
+from . import study
+from .errors import BadData
+from .paths import digest, folder_lock, write_atomic, write_csv
+from .preprocess import build, sheets
+from .preprocess.build import Survey
+
+COLUMNS = ["image", "file", "state", "doubt", "finding", "box", "width", "height", "decision"]
+SHOWN = 20  # refused images that are printed; the page lists all
+
+
+def prepare(values: dict, out=None, quiet: bool = False, say=print) -> list[Survey]:
+    """Build the stores of a study, write the contact sheets to `out` and say what was done.
+
+    values: the configuration; out: folder (default: results/<name>-prepare). With several releases
+    all stores are built, and the last release is shown. Returns the surveys of the data sets.
+    Raises BadData after all of that where images are refused and `data.on_bad_image` is error.
+    """
+    study.check_names(values)
+    out = Path(out or f"results/{values['name']}-prepare")
+    built: dict[str, Survey] = {}
+    surveys: list[Survey] = []
+    for release in study.releases_of(values):
+        surveys = []
+        for cases in study.read_cases(values, out, release):
+            key = digest([cases.name, [str(p) for p in cases.paths], cases.patients])
+            if key not in built:
+                built[key] = build.inspect(cases, values, progress=not quiet)
+            surveys.append(built[key])
+    with folder_lock(out, "folder of contact sheets", wait=1):
+        written = [_write_set(s, out, quiet) for s in surveys]
+        write_atomic(out / "index.html", page(values["name"], surveys, written, out))
+    for survey in surveys:
+        say("\n".join(summary(survey)))
+    say(f"contact sheets: {out / 'index.html'}")
+    refused = [s for s in surveys if s.refused]
+    if refused and values["data"]["on_bad_image"] == "error":
+        raise BadData(build.refusal(refused[0], out / "index.html"))
+    for survey in surveys:
+        if not len(survey.usable):
+            raise BadData(f"data set '{survey.cases.name}' is empty: no image of it can be used")
+    return surveys
+
+
+def _write_set(survey: Survey, out: Path, quiet: bool) -> list[Path]:
+    """Sheets and images.csv of one data set."""
+    from tqdm import tqdm
+
+    folder = out / _folder(survey)
+    with tqdm(
+        total=sheets.count(survey), unit="sheet", desc=f"drawing {survey.cases.name}", leave=False,
+        file=sys.stderr, delay=1, disable=quiet or not sys.stderr.isatty(),
+    ) as bar:  # fmt: skip
+        written = sheets.write(survey, folder, progress=bar.update)
+    write_csv(folder / "images.csv", COLUMNS, rows(survey))
+    return written
+
+
+def _folder(survey: Survey) -> str:
+    name = "".join(c if c.isalnum() or c in "-_." else "_" for c in survey.cases.name)
+    return name.lstrip(".") or "images"
+
+
+def rows(survey: Survey) -> list[dict]:
+    """The rows of images.csv, in the order of the sheets.
+
+    `box` is left top right bottom of the square that the network sees, as far as it lies in the
+    picture.
+    """
+    found = []
+    for i in sheets.order(survey):
+        entry = survey.store.entries[i]
+        height, width = entry.get("shape") or ("", "")
+        box = ""
+        if entry.get("box"):
+            left, top, right, bottom = entry["box"]
+            box = f"{max(left, 0)} {max(top, 0)} {min(right, width)} {min(bottom, height)}"
+        found.append(
+            {
+                "image": survey.cases.images[i],
+                "file": survey.cases.paths[i],
+                "state": sheets.state(entry),
+                "doubt": entry.get("doubt"),
+                "finding": entry.get("reason") or entry.get("finding"),
+                "box": box,
+                "width": width,
+                "height": height,
+                "decision": " ".join(map(str, entry.get("decision") or [])),
+            }
+        )
+    return found
+
+
+def summary(survey: Survey) -> list[str]:
+    """What was done with a data set, as lines of text."""
+    store, cases = survey.store, survey.cases
+    states = [sheets.state(e) for e in store.entries]
+    counted = [f"{states.count(s)} {text}" for s, text in _COUNTED if states.count(s)]
+    left = sum(w.startswith("excluded: ") for w in cases.warnings)
+    if left:
+        counted.append(f"{left} excluded by a person before")
+    lines = [
+        f"{cases.name}: {len(cases)} images: {', '.join(counted)}",
+        f"  store   {store.folder} ({store.settings['size']} pixels, "
+        f"{store.nbytes() / 2**20:.1f} MiB)",
+        f"  work    {survey.decoded} decoded, {survey.copied} copied from other stores, "
+        f"{survey.found} there already",
+    ]
+    if survey.decoded:
+        rate = len(cases) / survey.seconds
+        alone = survey.workers * survey.decoded / max(survey.decoder_seconds, 1e-9)
+        lines.append(
+            f"  speed   {rate:.1f} images/s on {survey.workers} "
+            f"process{'es' * (survey.workers > 1)} in {survey.seconds:.1f} s, "
+            f"{100 * rate / alone:.0f} % of what the decoder alone would do ({alone:.0f} images/s)"
+        )
+    lines += [f"  refused {text}" for text in survey.listed()[:SHOWN]]
+    if len(survey.refused) > SHOWN:
+        lines.append(f"  refused ... and {len(survey.refused) - SHOWN} more, see the page")
+    lines += [f"  note    {w}" for w in cases.warnings]
+    return lines
+
+
+_COUNTED = (
+    ("used", "used"),
+    ("doubted", "used with doubt of 0.5 or more"),
+    ("decided", "as decided by a person"),
+    ("refused", "refused"),
+)
+
+_STYLE = """
+body{font:15px/1.45 system-ui,sans-serif;margin:0 auto;max-width:1780px;padding:1rem 1.2rem;
+color:#141414;background:#f5f5f5}
+h1{font-size:1.5rem;margin:.3rem 0}
+h2{margin:2rem 0 .3rem;border-top:2px solid #bbb;padding-top:1rem}
+img{width:100%;height:auto;display:block;margin:.5rem 0}
+table{border-collapse:collapse;background:#fff}td,th{border:1px solid #ccc;padding:.2rem .6rem;
+text-align:left;vertical-align:top}.tag{color:#fff;padding:.1rem .5rem;border-radius:.2rem}
+pre{background:#fff;border:1px solid #ccc;padding:.6rem;overflow-x:auto}p{max-width:75rem}
+"""
+
+
+def page(name: str, surveys: list[Survey], written: list, out: Path) -> str:
+    """index.html: how to read the sheets, and per data set the figures, the refused, the sheets."""
+    tags = " ".join(
+        f'<span class="tag" style="background:rgb{colour}">{escape(text)}</span>'
+        for colour, text in sheets.STATES.values()
+    )
+    sections = "".join(
+        _section(survey, paths, out) for survey, paths in zip(surveys, written, strict=True)
+    )
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(name)}: prepared images</title><style>{_STYLE}</style></head><body>
+<h1>{escape(name)}: prepared images</h1>
+<p>Every cell is the whole picture with the outline of the lung mask (cyan) and the square that the
+network sees (yellow); below it the file, how doubtful the lungs are (0: not at all; 1: refused) and
+why. The head of a cell says what became of the image: {tags}. Refused images come first, then the
+others by falling doubt.</p>
+<p>To decide about single images, write a table with the columns <code>image</code> and
+<code>box</code> into the data set's folder and name it in the configuration as
+<code>corrections</code>; <code>box</code> is <code>accept</code> (the lungs are right as
+outlined), <code>whole</code>, <code>exclude</code>, or four numbers <code>left top right
+bottom</code> in pixels of the picture. Rows of <code>images.csv</code> can be taken as they are.
+Only the images named are prepared again.</p>
+{sections}</body></html>
+"""
+
+
+def _section(survey: Survey, paths: list[Path], out: Path) -> str:
+    cases = survey.cases
+    lines = escape("\n".join(line for line in summary(survey) if not line.startswith("  refused")))
+    body = "".join(
+        f"<tr><td>{escape(cases.images[i])}</td><td>{escape(reason)}</td></tr>"
+        for i, reason in survey.refused.items()
+    )
+    table = (
+        f"<details{' open' if len(survey.refused) <= SHOWN else ''}><summary>"
+        f"{len(survey.refused)} refused, and why</summary><table>{body}</table></details>"
+        if body
+        else ""
+    )
+    listed = (
+        f'<p><a href="{escape(_folder(survey))}/images.csv">images.csv</a>: a row per image</p>'
+    )
+    shown = "".join(
+        f'<a href="{escape(p.relative_to(out).as_posix())}"><img loading="lazy" '
+        f'src="{escape(p.relative_to(out).as_posix())}" alt="{escape(cases.name)}, sheet {k} of '
+        f'{len(paths)}"></a>'
+        for k, p in enumerate(paths, start=1)
+    )
+    return f"<h2>{escape(cases.name)}</h2><pre>{lines}</pre>{table}{listed}{shown}"

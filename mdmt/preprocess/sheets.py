@@ -1,0 +1,220 @@
+"""Contact sheets: what was done to every image, most doubtful first, for a person to look at.
+
+A cell shows the whole picture, the outline of the lung mask, the square that the network sees, the
+file's name, the doubt and the reason. The colour of its head says what became of the image.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from ..paths import atomic, make_folder
+from .build import Survey
+from .picture import LOOK
+
+COLUMNS, ROWS = 8, 5
+MARGIN, HEAD, TEXT = 10, 7, 64
+WIDTH, HEIGHT = LOOK + 2 * MARGIN, HEAD + LOOK + 2 * MARGIN + TEXT
+BACK, PAPER, INK, FAINT = (24, 24, 24), (245, 245, 245), (20, 20, 20), (95, 95, 95)
+OUTLINE, SQUARE = (0, 220, 255), (255, 205, 0)
+# what became of an image -> colour of its cell's head, and what the legend says
+STATES = {
+    "refused": ((206, 32, 41), "refused"),
+    "decided": ((36, 98, 200), "decided by a person"),
+    "doubted": ((240, 150, 20), "used, doubt 0.5 or more"),
+    "used": ((60, 150, 80), "used"),
+}
+
+
+def state(entry: dict) -> str:
+    """What became of an image: a key of STATES."""
+    if "reason" in entry:
+        return "refused"
+    if entry.get("decision") is not None:
+        return "decided"
+    return "doubted" if entry.get("doubt", 0) >= 0.5 else "used"
+
+
+def order(survey: Survey) -> list[int]:
+    """Rows of `survey.cases`: refused images first, then by falling doubt, then by name."""
+
+    def rank(i):
+        entry = survey.store.entries[i]
+        return "reason" not in entry, -entry.get("doubt", 0), survey.cases.images[i]
+
+    return sorted(range(len(survey.cases)), key=rank)
+
+
+def pages(survey: Survey, most: int | None = None):
+    """Yield the pages of the contact sheets as RGB arrays (h, w, 3) uint8.
+
+    most: only so many images, the most doubtful ones.
+    """
+    for image in _pages(survey, most):
+        yield np.asarray(image)
+
+
+def write(survey: Survey, folder, most: int | None = None, progress=None) -> list[Path]:
+    """Write the pages as PNG files sheet-001.png, ... into `folder`; returns them.
+
+    Files of that name from an earlier time are removed. progress: called once per page.
+    """
+    folder = make_folder(folder)
+    written = []
+    for number, image in enumerate(_pages(survey, most), start=1):
+        path = folder / f"sheet-{number:03d}.png"
+        with atomic(path, sync=False) as stream:
+            image.quantize(palette=_palette(), dither=0).save(stream, "PNG")
+        written.append(path)
+        if progress is not None:
+            progress()
+    for old in set(folder.glob("sheet-[0-9][0-9][0-9].png")) - set(written):
+        old.unlink()
+    return written
+
+
+@lru_cache(maxsize=1)
+def _palette():
+    """A picture whose palette has every colour of the sheets and 100 greys."""
+    from PIL import Image
+
+    colours = [BACK, PAPER, OUTLINE, SQUARE, *(c for c, _ in STATES.values())]
+    colours += [(g, g, g) for g in np.linspace(0, 255, 100).round().astype(int).tolist()]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([v for c in colours for v in c])
+    return palette
+
+
+def count(survey: Survey) -> int:
+    """How many pages there are."""
+    return -(-len(survey.cases) // (COLUMNS * ROWS))
+
+
+def _pages(survey: Survey, most: int | None):
+    from PIL import Image
+
+    rows = order(survey)[:most]
+    step = COLUMNS * ROWS
+    for start in range(0, len(rows), step):
+        part = rows[start : start + step]
+        lines = -(-len(part) // COLUMNS)
+        page = Image.new("RGB", (COLUMNS * WIDTH, lines * HEIGHT), PAPER)
+        for k, i in enumerate(part):
+            y, x = divmod(k, COLUMNS)
+            page.paste(_cell(survey, i), (x * WIDTH, y * HEIGHT))
+        yield page
+
+
+def _cell(survey: Survey, i: int):
+    """The cell of one image."""
+    from PIL import Image, ImageDraw
+
+    entry = survey.store.entries[i]
+    cell = Image.new("RGB", (WIDTH, HEIGHT), PAPER)
+    draw = ImageDraw.Draw(cell)
+    draw.rectangle((1, 0, WIDTH - 2, HEAD - 1), STATES[state(entry)][0])
+    top = HEAD + LOOK + 2 * MARGIN
+    draw.rectangle((1, HEAD, WIDTH - 2, top - 1), BACK)
+    picture, mask = survey.store.look(entry)
+    if picture is None:
+        draw.text((WIDTH / 2, HEAD + LOOK / 2), "no picture", (200, 200, 200), _font(14), "mm")
+    else:
+        shown = np.repeat(picture[..., None], 3, 2)
+        if mask is not None:
+            shown[outline(mask)] = OUTLINE
+        height, width = picture.shape
+        x, y = (WIDTH - width) // 2, HEAD + MARGIN + (LOOK - height) // 2
+        cell.paste(Image.fromarray(shown), (x, y))
+        if entry.get("box"):
+            left, above, right, below = entry["box"]
+            share = width / entry["shape"][1]
+            draw.rectangle(
+                (
+                    max(x + round(share * left), 2),
+                    max(y + round(share * above), HEAD + 1),
+                    min(x + round(share * right) - 1, WIDTH - 3),
+                    min(y + round(share * below) - 1, top - 2),
+                ),
+                outline=SQUARE,
+            )
+    _write(draw, entry, survey.cases.paths[i].name, top)
+    return cell
+
+
+def _write(draw, entry: dict, name: str, top: int) -> None:
+    """Name, doubt and reason below a picture."""
+    room = WIDTH - 12
+    draw.text((6, top + 2), _shortened(draw, name, _font(12), room), INK, _font(12))
+    facts = []
+    if "doubt" in entry:
+        facts.append(f"doubt {entry['doubt']:.2f}")
+    if entry.get("decision") is not None:
+        facts.append(f"a person: {' '.join(map(str, entry['decision']))}")
+    if "shape" in entry:
+        facts.append(f"{entry['shape'][1]} x {entry['shape'][0]}")
+    line = "   ".join(facts)
+    draw.text((6, top + 17), _shortened(draw, line, _font(11), room), FAINT, _font(11))
+    reason = entry.get("reason") or entry.get("finding") or ""
+    reason = reason.removeprefix("shows no plausible lungs (").removesuffix(")")
+    colour = STATES["refused"][0] if "reason" in entry else FAINT
+    for k, text in enumerate(_wrapped(draw, reason, _font(10), room, 2)):
+        draw.text((6, top + 33 + 13 * k), text, colour, _font(10))
+
+
+def outline(mask: np.ndarray) -> np.ndarray:
+    """Pixels of mask (h, w) bool that touch one outside it."""
+    inner = mask.copy()
+    inner[1:] &= mask[:-1]
+    inner[:-1] &= mask[1:]
+    inner[:, 1:] &= mask[:, :-1]
+    inner[:, :-1] &= mask[:, 1:]
+    return mask & ~inner
+
+
+@lru_cache(maxsize=8)
+def _font(size: int):
+    """DejaVu Sans as it comes with matplotlib, for its letters; else Pillow's own."""
+    from PIL import ImageFont
+
+    found = importlib.util.find_spec("matplotlib")
+    for place in (found.submodule_search_locations if found else None) or []:
+        path = Path(place) / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
+        if path.is_file():
+            try:
+                return ImageFont.truetype(str(path), size)
+            except (OSError, ImportError):
+                break
+    return ImageFont.load_default()
+
+
+def _shortened(draw, text: str, font, room: int) -> str:
+    """`text` with its middle left out where it is wider than `room`; its ends tell files apart."""
+    if draw.textlength(text, font) <= room:
+        return text
+    for kept in range(len(text) - 1, 1, -1):
+        short = f"{text[: (kept + 1) // 2]}…{text[len(text) - kept // 2 :]}"
+        if draw.textlength(short, font) <= room:
+            return short
+    return "…"
+
+
+def _wrapped(draw, text: str, font, room: int, most: int) -> list[str]:
+    """Lines of `text` no wider than `room`; the last of `most` is shortened."""
+    lines: list[str] = []
+    words = text.split()
+    while words and len(lines) < most:
+        line = words.pop(0)
+        while words and draw.textlength(f"{line} {words[0]}", font) <= room:
+            line += f" {words.pop(0)}"
+        if len(lines) == most - 1 and words:
+            line = " ".join([line, *words])
+            while draw.textlength(f"{line}…", font) > room:
+                line = line[:-1]
+            line += "…"
+            words = []
+        lines.append(_shortened(draw, line, font, room))
+    return lines
