@@ -219,20 +219,32 @@ def _zones(rng, severity: float) -> np.ndarray:
     return zones.astype(np.int64)
 
 
-def cohort(name: str, patients: int, noise: float, seed: int):
+def cohort(
+    name: str,
+    patients: int,
+    noise: float,
+    seed: int,
+    *,
+    severity: tuple[float, float] = (1.15, 1.25),
+    limit: float = 8.5,
+    pictures: tuple[float, ...] = (0.5, 0.35, 0.15),
+):
     """Draw one data set's patients: list of dictionaries, one per image.
 
-    noise: standard deviation of what blurs the prognosis, in severity classes (4.5 points).
+    noise: standard deviation of what blurs the prognosis, in severity classes (4.5 points);
+    severity: the two shapes of the beta distribution, times 18, that severities come from; limit:
+    blurred severity above which the prognosis is SEVERE; pictures: probabilities of a patient
+    having 1, 2, ... of them.
     """
     rng = np.random.default_rng([seed, sum(name.encode()), VERSION])
     shares = np.array([look[-1] for look in _LOOK.values()])
     rows = []
     for p in range(patients):
-        severity = 18 * rng.beta(1.15, 1.25)
+        hidden = 18 * rng.beta(*severity)
         center = CENTERS[int(rng.choice(len(CENTERS), p=shares / shares.sum()))]
-        severe = severity + rng.normal(0, 4.5 * noise) > 8.5
-        for i in range(int(rng.choice([1, 2, 3], p=[0.5, 0.35, 0.15]))):
-            zones = _zones(rng, severity + rng.normal(0, 0.8))
+        severe = hidden + rng.normal(0, 4.5 * noise) > limit
+        for i in range(int(rng.choice(np.arange(1, len(pictures) + 1), p=pictures))):
+            zones = _zones(rng, hidden + rng.normal(0, 0.8))
             rows.append(
                 {
                     "image": f"{name}_{p:04d}_{i}",
@@ -241,7 +253,7 @@ def cohort(name: str, patients: int, noise: float, seed: int):
                     "prognosis": "SEVERE" if severe else "MILD",
                     "score": int(zones.sum()),
                     "zones": "".join(str(z) for z in zones),
-                    "hidden_severity": round(severity, 3),
+                    "hidden_severity": round(hidden, 3),
                     "seed": [seed, p, i, len(name)],
                 }
             )

@@ -140,14 +140,6 @@ def discrimination(m: Matrix, aucs: dict):
     return fig
 
 
-def _wilson(share: np.ndarray, n: np.ndarray):
-    """95 % interval of a share."""
-    z = 1.96
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return middle - half, middle + half
-
-
 def reliability(m: Matrix):
     """Reliability diagrams, a panel per configuration, with the histogram of the probabilities."""
     names = m.configurations
@@ -161,7 +153,8 @@ def reliability(m: Matrix):
         y = np.concatenate([m.target()] * len(m.nets))
         p = np.concatenate([m.score(m.p[(*net, c)]) for net in m.nets])
         curve = stats.reliability_curve(y, p, bins)
-        low, high = _wilson(curve.observed, curve.count / len(m.nets))
+        each = curve.count / len(m.nets)
+        _, low, high = stats.wilson(curve.observed * each, each)
         ax.plot([0, 1], [0, 1], color="#888888", lw=0.8)
         error = [np.maximum(0, curve.observed - low), np.maximum(0, high - curve.observed)]
         ax.errorbar(curve.predicted, curve.observed, error, **look, elinewidth=0.8, lw=1.2)

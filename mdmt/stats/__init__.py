@@ -41,6 +41,7 @@ from .calibration import (
 )
 from .paired import holm, mcnemar, nadeau_bengio, paired_t, wilcoxon
 from .paper import PAPER_TEST_WARNING, false_positive_rate_of_paper_test, paper_t_tests, stars
+from .proportion import wilson
 from .ranks import critical_difference, friedman, mean_ranks, nemenyi
 from .roc import auc_interval, delong
 from .shared import resample
@@ -83,4 +84,5 @@ __all__ = [
     "specificity",
     "stars",
     "wilcoxon",
+    "wilson",
 ]
