@@ -80,22 +80,28 @@ def settings(backbones):
     return paths.digest(known, 8)
 
 
-def draw(name, task, seed, size):
-    """One data set: images (M, S, S) uint8, labels (M,), patients [M]."""
+def cohort_of(name, task, seed):
+    """One data set: rows as of synthetic.cohort, labels (M,), patients [M]."""
     rows = synthetic.cohort(
         name, IMAGES[task], DRAWN["noise"], seed, severity=DRAWN["severity"],
         limit=DRAWN["limit"], pictures=PICTURES[task],
     )[: IMAGES[task]]  # fmt: skip
+    if task == "prognosis":
+        labels = [row["prognosis"] == "SEVERE" for row in rows]
+    else:
+        labels = np.digitize([row["score"] for row in rows], STUDY["tasks"][task]["thresholds"])
+    return rows, np.asarray(labels, np.int64), [row["patient"] for row in rows]
+
+
+def draw(name, task, seed, size):
+    """One data set with its images: images (M, S, S) uint8, labels (M,), patients [M]."""
+    rows, labels, patients = cohort_of(name, task, seed)
     images = np.stack([
         np.rint(255 * synthetic.draw([int(z) for z in row["zones"]], row["center"],
                                      np.random.default_rng(row["seed"]), size))
         for row in rows
     ]).astype(np.uint8)  # fmt: skip
-    if task == "prognosis":
-        labels = [row["prognosis"] == "SEVERE" for row in rows]
-    else:
-        labels = np.digitize([row["score"] for row in rows], STUDY["tasks"][task]["thresholds"])
-    return images, np.asarray(labels, np.int64), [row["patient"] for row in rows]
+    return images, labels, patients
 
 
 def shuffled(drawn, seed):

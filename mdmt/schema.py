@@ -42,6 +42,14 @@ COLUMNS = _map(
     patient=Key("text", "patient", "patient id (text); splits never cut a patient", optional=True),
     label=Key("text", "label", "class name, or the score that the task's thresholds cut"),
     center=Key("text", None, "center (hospital), needed for loco", optional=True),
+    second=Key(
+        "text",
+        None,
+        "a second reader's label, for the report alone: how far people agree",
+        optional=True,
+    ),
+    regions=Key("text", None, "six regional scores (Brixia), for the report alone", optional=True),
+    second_regions=Key("text", None, "the second reader's regional scores", optional=True),
 )
 
 DATASET = _map(

@@ -10,7 +10,7 @@ from mdmt.analysis import cohort
 from mdmt.data.table import Cases
 from mdmt.paths import write_json
 from mdmt.results import PREDICTION_COLUMNS
-from mdmt.study import Release
+from mdmt.study import Release, Study, split_record
 
 CONTROL = "STL-long"
 GAIN = {"STL-tau1": 0.0, "STL-tau2": 0.0, "FT": 0.15, "MDMT": 0.6, CONTROL: 0.1}
@@ -35,7 +35,8 @@ def values(**more):
         "backbones": ["resnet18"],
         "cv": {"folds": 3},
     }
-    return config.resolve({**raw, **more})
+    data = {**raw["data"], **more.pop("data", {})}
+    return config.resolve({**raw, "data": data, **more})
 
 
 def draw_cases(name, task, classes, n, seed):
@@ -53,7 +54,19 @@ def draw_cases(name, task, classes, n, seed):
         name, task, classes, [f"{name}_{i}" for i in range(n)], patients,
         centers if task == "prognosis" else [""] * n, labels, np.full(n, np.nan), [None] * n,
         3, ["excluded: /data/broken.png: is not an image"], columns if task == "prognosis" else {},
+        second=draw_second(labels, rng) if task == "severity" else {},
     )  # fmt: skip
+
+
+def draw_second(labels, rng):
+    """A second reader who is off by a class in a third of the cases and skips the first two."""
+    off = rng.integers(-1, 2, len(labels)) * (rng.random(len(labels)) < 0.5)
+    second = np.clip(labels + off, 0, 3)
+    second[:2] = -1
+    regions = rng.integers(0, 4, (len(labels), 6)).astype(float)
+    other = np.clip(regions + rng.integers(-1, 2, regions.shape), 0, 3)
+    other[:2] = np.nan
+    return {"labels": second, "scores": second * 1.0, "regions": regions, "second_regions": other}
 
 
 def hash_of(text):
@@ -74,35 +87,41 @@ class _Store:
 
 
 def make(out, n=90, seed=0, jobs=True, **more):
-    """Write an out folder to `out`; n cases of the first data set; more: configuration keys."""
+    """Write an out folder to `out`; n cases of the first data set; more: configuration keys. Of
+    several releases (data: {"releases": [...]}) each holds more of the same cases."""
     resolved = values(**more)
     tasks = resolved["tasks"]
-    cases = [
+    names = resolved["data"]["releases"] or [resolved["data"]["release"]]
+    whole = [
         draw_cases("one", "prognosis", tasks["prognosis"]["classes"], n, seed),
         draw_cases("two", "severity", tasks["severity"]["classes"], n + 20, seed + 1),
     ]
-    made = splits.make(cases, resolved)
+    releases = []
+    for number, name in enumerate(names, 1):
+        cases = [c.take(range(len(c) * number // len(names))) for c in whole]
+        made = splits.make(cases, resolved)
+        stores = [_Store(out / "store" / f"{c.name}-{name}", len(c)) for c in cases]
+        releases.append(Release(name, cases, stores, made))
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.yaml").write_text(config.dump(resolved))
-    write_json(out / "splits.json", splits.as_record(made, cases))
+    write_json(out / "splits.json", split_record(Study(resolved, releases, [])))
     write_json(out / "environment.json", {"mdmt": "0", "python": "3"})
-    stores = [_Store(out / "store" / c.name, len(c)) for c in cases]
-    write_json(out / cohort.COHORT, cohort.record([Release("1", cases, stores, made)]))
+    write_json(out / cohort.COHORT, cohort.record(releases))
     rows = []
-    for backbone in resolved["backbones"]:
-        for name in resolved["configurations"]:
-            for validation, folds in made.items():
-                for k, fold in enumerate(folds):
-                    for s in resolved["seeds"]:
-                        place = (resolved["data"]["release"], validation, k, backbone, name)
-                        rows += _network(out, resolved, cases, fold, place, s, jobs)
-    names = [c for t in tasks.values() for c in t["classes"]]
-    columns = PREDICTION_COLUMNS + [f"p_{c}" for c in names]
+    for release in releases:
+        for backbone in resolved["backbones"]:
+            for name in resolved["configurations"]:
+                for validation, folds in release.splits.items():
+                    for k, fold in enumerate(folds):
+                        for s in resolved["seeds"]:
+                            place = (release.name, validation, k, backbone, name)
+                            rows += _network(out, resolved, release.cases, fold, place, s, jobs)
+    columns = PREDICTION_COLUMNS + [f"p_{c}" for t in tasks.values() for c in t["classes"]]
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
     order = list(tasks)
-    rows.sort(key=lambda r: (r["validation"], r["backbone"], r["configuration"],
+    rows.sort(key=lambda r: (r["release"], r["validation"], r["backbone"], r["configuration"],
                              order.index(r["task"]), r["seed"], r["fold"]))  # fmt: skip
     writer.writerows(rows)
     (out / "predictions.csv").write_text(text.getvalue())
@@ -117,7 +136,7 @@ def _network(out, resolved, cases, fold, place, seed, jobs):
     """Rows of one network's predictions; its run folder."""
     release, validation, k, backbone, name = place
     rng = np.random.default_rng([hash_of("/".join(map(str, place))), seed])
-    number = f"{backbone}-{validation}{k}-s{seed}-{hash_of(name):012x}"
+    number = f"{backbone}-r{release}-{validation}{k}-s{seed}-{hash_of(name):012x}"
     found, own = [], []
     for c in cases:
         if c.task not in _tasks_of(name):

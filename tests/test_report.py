@@ -509,3 +509,60 @@ def test_age_bands():
     assert [age_band(a) for a in ("49.9", "50", "80", "", "x", "-1")] == [
         "under 50", "50 to 64", "80 and over", "not recorded", "not recorded", "not recorded",
     ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def releases(tmp_path_factory):
+    """Two releases of one study, with a second reader of the severity."""
+    out = tmp_path_factory.mktemp("releases") / "out"
+    outfolder.make(out, n=60, cv={"folds": 2}, data={"releases": ["1", "2"]})
+    return out, report.make(out, resamples=200, samples=False)
+
+
+def test_releases_stand_side_by_side(releases):
+    out, made = releases
+    page = (out / "report.html").read_text()
+    assert {(r["release"], r["n"]) for r in rows(out / "results.csv") if r["fold"] == "0"} == {
+        ("1", "15"), ("1", "20"), ("2", "30"), ("2", "40"),
+    }  # fmt: skip
+    assert "For prognosis, release 1 in" in made["headlines"][0]
+    answer = re.search(r'class="answer">.*?</p>', page, re.S)[0]
+    assert "prognosis, release 2 in 2-fold" in answer  # the last one is the result
+    for task in ("prognosis", "severity"):
+        assert f"{task}, 2-fold cross-validation: the releases side by side" in page
+        assert (out / "figures" / f"releases_cv_{task}.svg").is_file()
+    assert page.index("the releases side by side") < page.index("Differences (primary analysis)")
+    assert ">Release 1</h3>" in page and ">Release 2</h3>" in page
+    assert "forest_1_cv_prognosis" in {p.stem for p in (out / "figures").glob("*.png")}
+
+
+def test_second_reader_is_the_human_reference(releases):
+    from sklearn.metrics import cohen_kappa_score
+
+    out, _ = releases
+    outcome = analysis.read(out)
+    a = next(a for a in analysis.compare(outcome, 100) if a.matrix.place == ("2", "cv", "severity"))
+    found = analysis.readers(a.matrix, outcome.cohort, 200)
+    source = outcome.cohort["datasets"][-1]["cases"]
+    both = [i for i, s in enumerate(source["second"]) if s]
+    labels, second = ([source[k][i] for i in both] for k in ("label", "second"))
+    assert found.n == len(both) == len(source["image"]) - 2
+    people = found.readings[0]
+    kappa = cohen_kappa_score(labels, second, weights="quadratic")
+    assert people.kappa.estimate == pytest.approx(kappa)
+    assert people.kappa.low < kappa < people.kappa.high
+    ours = next(r for r in found.readings if r.name == "MDMT")
+    called = {}
+    for part in outcome.select(release="2", task="severity", configuration="MDMT"):
+        called.update(zip(part.image, part.predicted, strict=True))
+    calls = [str(called[source["image"][i]]) for i in both]
+    assert ours.kappa.estimate == pytest.approx(
+        cohen_kappa_score(labels, calls, weights="quadratic")
+    )
+    assert ours.other == pytest.approx(cohen_kappa_score(second, calls, weights="quadratic"))
+    assert ours.beyond.difference == pytest.approx(ours.kappa.estimate - kappa)
+    assert list(found.regions) == [*"ABCDEF", "right", "left", "global"]
+    page = (out / "report.html").read_text()
+    assert "The human reference" in page and "Two people scored" in page
+    assert "Two readers of severity on" in page  # CLAIM, item 18
+    assert analysis.readers(a.matrix, None, 200) is None

@@ -9,6 +9,7 @@ from __future__ import annotations
 from .compare import Analysis, Comparison, Matrix, compare, f1_name
 from .describe import Calibration, Subgroup, calibration, operating, subgroups
 from .folder import Outcome, Part, read, results
+from .readers import Readers, readers
 
 __all__ = [
     "Analysis",
@@ -17,12 +18,14 @@ __all__ = [
     "Matrix",
     "Outcome",
     "Part",
+    "Readers",
     "Subgroup",
     "calibration",
     "compare",
     "f1_name",
     "operating",
     "read",
+    "readers",
     "results",
     "subgroups",
 ]

@@ -54,6 +54,7 @@ def _described(cases, store) -> dict:
             "center": list(cases.centers),
             "label": [cases.classes[k] for k in cases.labels],
             **_columns(cases.columns),
+            **_second(cases),
         },
     }
 
@@ -65,6 +66,19 @@ def _columns(columns: dict) -> dict:
         for column, values in columns.items():
             if column.strip().lower() in names and variable not in found:
                 found[variable] = list(values)
+    return found
+
+
+def _second(cases) -> dict:
+    """What a second reader said: class names ("" where missing), regional scores as digits."""
+    found: dict = {}
+    for name, values in cases.second.items():
+        if name == "labels":
+            found["second"] = [cases.classes[k] if k >= 0 else "" for k in values]
+        elif name in ("regions", "second_regions"):
+            found[name] = [
+                "" if np.isnan(six).any() else "".join(str(int(d)) for d in six) for six in values
+            ]
     return found
 
 

@@ -71,7 +71,8 @@ class Ranks(NamedTuple):
 class Matrix:
     """The predictions of all networks at a place for the same cases.
 
-    y, fold, patient, image, center (cases,); p {(backbone, seed, configuration): (cases, K)}.
+    y, fold, patient, image, center (cases,); p {(backbone, seed, configuration): (cases, K)};
+    several: the study has more than one release.
     """
 
     release: str
@@ -88,6 +89,12 @@ class Matrix:
     center: np.ndarray
     p: dict
     notes: list = field(default_factory=list)
+    several: bool = False
+
+    @property
+    def named(self) -> str:
+        """ ", release 2" in a study of several releases, else nothing."""
+        return f", release {self.release}" if self.several else ""
 
     @property
     def place(self) -> tuple[str, str, str]:
@@ -162,7 +169,8 @@ def matrix(outcome: Outcome, release: str, validation: str, task: str) -> Matrix
         net for net in nets if all(set(cells.get((*net, c), {})) == set(every) for c in names)
     ]
     notes = []
-    where = f"{task}, {validation}"
+    several = len({p[0] for p in outcome.places}) > 1
+    where = f"{task}, {validation}" + (f", release {release}" if several else "")
     if complete:
         if len(complete) < len(nets):
             notes.append(
@@ -203,6 +211,7 @@ def matrix(outcome: Outcome, release: str, validation: str, task: str) -> Matrix
         np.concatenate([q.center for q in first]),
         p,
         notes,
+        several,
     )
 
 
@@ -263,7 +272,7 @@ def _compare(outcome: Outcome, m: Matrix, n: int, seed: int) -> Analysis:
                     part = _or_nan(lambda p=some: drawn.mean_difference(p), 4)
                     comparisons.append(_one(outcome, m, b, other, k, part))
     for text in dict.fromkeys(str(w.message) for w in caught):
-        notes.append(f"{m.task}, {m.validation}: {text}.")
+        notes.append(f"{m.task}, {m.validation}{m.named}: {text}.")
     comparisons = _corrected(comparisons)
     return Analysis(m, n, many, estimates, comparisons, _ranks(m), notes)
 
@@ -301,6 +310,8 @@ def value(m: Matrix, metric: str, rows, p: np.ndarray) -> float:
         return metrics.auc(y, m.score(p))
     if metric == "brier":
         return stats.brier(y, m.score(p))
+    if metric == "correlation":  # of the expected class with the true one
+        return stats.pearson(y, p @ np.arange(p.shape[1]))
     called = m.predicted(p)
     if metric == "f1":
         return metrics.f1(y, called, "binary" if len(m.classes) == 2 else "macro")

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .. import metrics, stats
+from .. import stats
 from .cohort import BANDS, groups_of
 from .compare import METHOD, Matrix, by_fold, value
 
@@ -45,7 +45,7 @@ def operating(m: Matrix, configuration: str) -> dict:
         names += ["sensitivity", "specificity", "f1"]
     names += ["f1_macro", "f1_weighted", "gmean", "mcc", "auc", "brier"]
     if len(m.classes) > 2:
-        names += ["quadratic_weighted_kappa", "mae"]
+        names += ["quadratic_weighted_kappa", "mae", "correlation"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         return {k: float(np.nanmean(by_fold(m, k, configuration))) for k in names}
@@ -83,16 +83,6 @@ def mean_truth(m: Matrix, configuration: str) -> np.ndarray:
     """Mean over the networks of the probability given to the true class (cases,)."""
     rows = np.arange(len(m.y))
     return np.mean([m.p[(*n, configuration)][rows, m.y] for n in m.nets], 0)
-
-
-def agreement(m: Matrix, configuration: str) -> tuple[float, float]:
-    """(quadratic weighted kappa, mean absolute error in classes) over all cases, mean over the
-    networks: for classes that are ordered."""
-    pairs = [(m.y, m.p[(*n, configuration)].argmax(1)) for n in m.nets]
-    return (
-        float(np.mean([metrics.quadratic_weighted_kappa(y, c) for y, c in pairs])),
-        float(np.mean([metrics.mae(y, c) for y, c in pairs])),
-    )
 
 
 def _level_order(variable: str, levels) -> list[str]:

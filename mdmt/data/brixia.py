@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import BadData, nearest
+from .second import six_digits as regions
 from .table import Cases, _locate, _stem, assemble, folder_of, missing, read_table
 
 TABLE, IMAGES = "metadata_global_v2.csv", "dicom_clean"
@@ -25,14 +26,6 @@ GROUPS = ("SIEMENS", "AGFA", "CARESTREAM")
 REGIONS = "ABCDEF"
 TARGETS = {"global": "ABCDEF", "right": "ABC", "left": "DEF", **{r: r for r in REGIONS}}
 _ROUNDED = re.compile(r"\d([.,]\d+)?[eE]\+?\d+(\.dcm)?")
-
-
-def regions(text: str) -> tuple[int, ...]:
-    """Six regional scores 0-3 of a written score: "23013", "[23013]" and "023013" are the same."""
-    found = re.fullmatch(r"\[?(\d{1,6})(?:\.0)?\]?", text.strip())
-    if not found or re.search("[4-9]", found[1]):
-        raise BadData(f"'{text}' is not a Brixia score, six digits from 0 to 3")
-    return tuple(int(d) for d in found[1].zfill(6))
 
 
 def score(six, target: str = "global") -> int:

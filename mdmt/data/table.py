@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import BadConfig, BadData, nearest
+from . import second
 from .xlsx import read_rows
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".dcm", ".dicom", ".dic")
@@ -35,6 +36,7 @@ class Cases:
     paths: image files. missing_labels: rows left out; warnings: sentences for the report.
     columns: {further column of the table: text per image}, for subgroups.
     targets (M, k) float64: finer scores where the reader has them (BRIXIA: six regions), or None.
+    second: what a second reader said, as from `second.read`.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Cases:
     warnings: list[str] = field(default_factory=list)
     columns: dict[str, list[str]] = field(default_factory=dict)
     targets: np.ndarray | None = None
+    second: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -71,6 +74,7 @@ class Cases:
             list(self.warnings),
             {name: [values[r] for r in rows] for name, values in self.columns.items()},
             None if self.targets is None else self.targets[rows],
+            {name: values[rows] for name, values in self.second.items()},
         )
 
 
@@ -158,7 +162,7 @@ def read_cases(spec: dict, task: dict, root) -> Cases:
     columns = spec["columns"]
     images = folder / (spec.get("images") or "images")
     header, rows = read_table(table, spec.get("delimiter", "auto"))
-    for role in ("image", "patient", "label", "center"):
+    for role in ("image", "patient", "label", "center", *second.ROLES):
         name = columns[role]
         if name is not None and name not in header:
             raise BadData(f"{table}: has no column '{name}' (the {role}){nearest(name, header)}")
@@ -193,6 +197,11 @@ def assemble(table: Path, rows: list[dict], columns: dict, spec: dict, task: dic
     labels, scores = _labels(table, labelled, columns, spec["task"], task)
     paths = locate([r[columns["image"]] for r in labelled])
     center = columns["center"]
+    other = second.read(
+        table, labelled, columns, lambda text: missing(text, legal),
+        lambda some: _labels(table, some, {**columns, "label": columns["second"]}, spec["task"],
+                             task),
+    )  # fmt: skip
     further = [c for c in labelled[0] if c and c not in columns.values()]
     return Cases(
         spec["name"],
@@ -207,6 +216,7 @@ def assemble(table: Path, rows: list[dict], columns: dict, spec: dict, task: dic
         len(rows) - len(labelled),
         warnings,
         {name: [r[name] for r in labelled] for name in further},
+        second=other,
     )
 
 

@@ -62,19 +62,26 @@ class _Saver:
         self.releases = len({p.release for p in outcome.parts})
         self.figures: list[Figure] = []
 
-    def __call__(self, fig, kind: str, title: str, alt: str, caption: str, m=None) -> None:
-        """Write `fig` as <kind>_<place>.png and .svg; None is passed over."""
+    def __call__(
+        self, fig, kind: str, title: str, alt: str, caption: str, m=None, across: bool = False
+    ) -> None:
+        """Write `fig` as <kind>_<place>.png and .svg; None is passed over. across: the figure is
+        of all releases, and its place is (validation, task) alone."""
         if fig is None:
             return
         place = m.place if m is not None else None
+        if across:
+            place = place[1:]
         name = kind
         if m is not None:
-            shown = place if self.releases > 1 else place[1:]
+            shown = place if self.releases > 1 or across else place[1:]
             name = "_".join([kind, *("".join(c if c.isalnum() else "-" for c in x) for x in shown)])
-        heading = [title] + ([describe(m)] if m is not None else [])
+        heading = [title]
+        if m is not None:
+            heading.append(describe(m) if not across else f"{m.task}, {SCHEMES[m.validation]}")
         if self.outcome.synthetic:
             heading.append("SYNTHETIC data")
-        elif self.releases > 1 and m is not None:
+        elif self.releases > 1 and m is not None and not across:
             heading.append(f"release {place[0]}")
         width = int(13 * fig.get_figwidth())  # characters of 9 points
         heading = [line for text in heading for line in textwrap.wrap(text, width)]
@@ -101,9 +108,24 @@ def draw(outcome: Outcome, analyses: list[Analysis], groups: dict, samples: bool
                 "Thin lines are single trainings, thick ones their mean. The weights of the epoch "
                 "with the lowest validation loss are the ones that are tested.",
             )
+        for kind in dict.fromkeys(a.matrix.place[1:] for a in analyses):
+            some = [a for a in analyses if a.matrix.place[1:] == kind]
+            if len(some) > 1:
+                _across(save, some)
         for a in analyses:
             _place(save, a, groups.get(a.matrix.place, []), samples)
     return save.figures
+
+
+def _across(save: _Saver, analyses: list[Analysis]) -> None:
+    """A task and validation scheme over the releases."""
+    save(
+        comparisons.releases(analyses), "releases", "The releases side by side",
+        "Accuracy, F1, G-mean and AUC of every configuration by release. AUC: "
+        + "; ".join(f"release {a.matrix.release}: {_words(a, 'auc')}" for a in analyses) + ".",
+        "95 % intervals by patient. Releases that contain one another share patients.",
+        analyses[-1].matrix, across=True,
+    )  # fmt: skip
 
 
 def _words(a: Analysis, metric: str) -> str:

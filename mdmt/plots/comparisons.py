@@ -36,6 +36,28 @@ def slope(m: Matrix):
     return fig
 
 
+def releases(analyses: list[Analysis]):
+    """Every configuration over the releases, with 95 % intervals, a panel per metric."""
+    names = list(dict.fromkeys(c for a in analyses for c in a.matrix.configurations))
+    fig, axes = style.figure(9.4, 3.3, 1, len(SHOWN))
+    for ax, k in zip(axes[0], SHOWN, strict=True):
+        for number, c in enumerate(names):
+            here = [(x, a) for x, a in enumerate(analyses) if (c, k) in a.estimates]
+            found = np.array([a.estimates[c, k] for _, a in here]) * 100
+            x = np.array([x for x, _ in here]) + 0.09 * (number - (len(names) - 1) / 2)
+            look = style.of(c, names)
+            ax.vlines(x, found[:, 1], found[:, 2], color=look["color"], lw=1.2)
+            ax.plot(x, found[:, 0], **look, lw=1.2, label=c)
+        ax.set_xticks(range(len(analyses)),
+                      [f"{a.matrix.release}\nn = {len(set(a.matrix.image))}"
+                       for a in analyses])  # fmt: skip
+        ax.set(xlim=(-0.5, len(analyses) - 0.5), title=TITLES[k], xlabel="release")
+    axes[0, 0].set_ylabel("percent")
+    handles = dict(zip(*reversed(axes[0, 0].get_legend_handles_labels()), strict=True))
+    fig.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(names))
+    return fig
+
+
 def forest(a: Analysis):
     """Differences MDMT minus the others with 95 % intervals, a panel per metric."""
     m = a.matrix

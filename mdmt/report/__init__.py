@@ -69,12 +69,17 @@ def _make(out: Path, resamples: int, seed: int, wanted: tuple, verify: bool) -> 
         a.matrix.place: analysis.subgroups(a.matrix, outcome.cohort, max(100, resamples // 10))
         for a in analyses
     }
+    people = {
+        a.matrix.place: analysis.readers(a.matrix, outcome.cohort, max(200, resamples // 5))
+        for a in analyses
+    }
     problem = plots.available() if wanted[0] else None
     draw = wanted[0] and not problem
     figures = plots.draw(outcome, analyses, groups, wanted[1]) if draw else []
     if problem:
         notes.append(problem)
-    text = _page(outcome, made, analyses, groups, figures, notes, (resamples, seed))
+    found = (analyses, groups, people)
+    text = _page(outcome, made, found, figures, notes, (resamples, seed))
     write_atomic(out / "report.html", text)
     written += [out / "figures"] if figures else []
     said = [h for h in map(words.headline, analyses) if h]
@@ -169,9 +174,17 @@ class _Pictures:
         return "\n".join(found)
 
 
-def _page(outcome: Outcome, made, analyses, groups, figures, notes, drawn) -> str:
-    """The content of report.html."""
+def _ordered(analyses: list) -> list:
+    """The last release first, whose first place is the one that the answer is about."""
+    releases = list(dict.fromkeys(a.matrix.release for a in analyses))
+    return sorted(analyses, key=lambda a: -releases.index(a.matrix.release))
+
+
+def _page(outcome: Outcome, made, found, figures, notes, drawn) -> str:
+    """The content of report.html; found: analyses, subgroups and readers by place."""
     show = _Pictures(outcome.out / "figures", figures)
+    by_release, groups, people = found
+    analyses = _ordered(by_release)
     said = [h for h in map(words.headline, analyses) if h]
     name = outcome.values["name"]
     lead = ""
@@ -188,8 +201,8 @@ def _page(outcome: Outcome, made, analyses, groups, figures, notes, drawn) -> st
     parts = [
         ("question", "Question", sections.question(outcome)),
         ("data", "Data", sections.data(outcome)),
-        ("results", "Results", _results(made, analyses, show)),
-        ("calibration", "Operating point and calibration", _calibration(analyses, show)),
+        ("results", "Results", _results(made, by_release, show)),
+        ("calibration", "Operating point and calibration", _calibration(analyses, people, show)),
         ("subgroups", "Subgroups and centers", _subgroups(analyses, groups, show)),
         ("paper", "The paper's statistics", _paper(outcome, made, analyses)),
         ("training", "Training", show(None, "learning") or paragraph(NO_CURVES)),
@@ -198,7 +211,7 @@ def _page(outcome: Outcome, made, analyses, groups, figures, notes, drawn) -> st
             outcome, findings(outcome.cohort, outcome.splits), notes)),
         ("limits", "Limits", listing(words.limits(outcome, analyses))),
         ("reproduction", "Reproduction", sections.reproduction(outcome, *drawn)),
-        ("checklists", "Reporting checklists", _checklists(outcome, analyses)),
+        ("checklists", "Reporting checklists", _checklists(outcome, analyses, people)),
     ]  # fmt: skip
     now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     foot = paragraph(
@@ -210,18 +223,35 @@ def _page(outcome: Outcome, made, analyses, groups, figures, notes, drawn) -> st
 
 def _title(a) -> str:
     m = a.matrix
-    release = f", release {m.release}" if m.release not in ("1", "synthetic") else ""
-    return f"{m.task}, {words.scheme(m.validation, len(m.folds))}{release}"
+    return f"{m.task}, {words.scheme(m.validation, len(m.folds))}{m.named}"
 
 
-def _results(made, analyses, show) -> str:
+def _releases(by_release: list, show) -> str:
+    """The releases side by side, where there are several."""
+    out: list[str] = []
+    for validation, task in dict.fromkeys(a.matrix.place[1:] for a in by_release):
+        some = [a for a in by_release if a.matrix.place[1:] == (validation, task)]
+        if len(some) > 1:
+            out.append(tables.to_html(sections.release_table(some)))
+            out.append(show((validation, task), "releases"))
+    return "\n".join(["<h3>Releases side by side</h3>", *out]) if out else ""
+
+
+def _results(made, by_release, show) -> str:
+    analyses = _ordered(by_release)
+    last = (
+        [a for a in analyses if a.matrix.release == analyses[0].matrix.release] if analyses else []
+    )
+    more = [h for h in map(words.headline, last) if h][1:]
     out = [
+        "<h3>In short, beside the result above</h3>" + listing(more) if more else "",
         paragraph(
             "Ranking (AUC) says whether sicker cases get higher scores; accuracy, F1 and G-mean "
             "say how good the calls are at the threshold that the network itself sets. The two "
             "can differ, so both are given."
         ),
         *map(tables.to_html, made["table1"]),
+        _releases(by_release, show),
         "<h3>Differences (primary analysis)</h3>",
     ]
     for a in analyses:
@@ -237,7 +267,7 @@ def _results(made, analyses, show) -> str:
     return "\n".join(out)
 
 
-def _calibration(analyses, show) -> str:
+def _calibration(analyses, people, show) -> str:
     out = []
     for a in analyses:
         m = a.matrix
@@ -247,7 +277,22 @@ def _calibration(analyses, show) -> str:
             out.append(paragraph(said))
         out.append(tables.to_html(sections.all_metrics(a)))
         out.append(show(m.place, "reliability", "confusion"))
+        out += _human(a, people.get(m.place))
     return "\n".join(out)
+
+
+def _human(a, found) -> list[str]:
+    """The second reader beside the networks, where there is one."""
+    if found is None:
+        return []
+    regions = sections.region_table(found)
+    said = words.human(found)
+    return [
+        "<h4>The human reference</h4>",
+        paragraph(said) if said else "",
+        tables.to_html(sections.reader_table(a, found)),
+        tables.to_html(regions) if regions is not None else "",
+    ]
 
 
 def _subgroups(analyses, groups, show) -> str:
@@ -289,8 +334,8 @@ def _cases(analyses, show) -> str:
     return "\n".join(out) or paragraph("The preprocessed images are not here, or were not wanted.")
 
 
-def _checklists(outcome, analyses) -> str:
-    known = checklists.answers(outcome, analyses)
+def _checklists(outcome, analyses, people) -> str:
+    known = checklists.answers(outcome, analyses, people)
     heads = ["Item", "What it asks", "From this run"]
     return (
         paragraph(

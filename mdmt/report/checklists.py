@@ -7,6 +7,8 @@ gives, or "" for what only the authors can say.
 
 from __future__ import annotations
 
+from . import words
+
 CLAIM_SOURCE = (
     "Tejani et al., Checklist for Artificial Intelligence in Medical Imaging (CLAIM): 2024 Update, "
     "Radiology: Artificial Intelligence 6(4), 2024, e240300"
@@ -34,8 +36,8 @@ CLAIM = [
     ("14", "Definition of the reference standard", "outcome"),
     ("15", "Why this reference standard", ""),
     ("16", "Who made the reference labels", ""),
-    ("17", "How test labels were made", ""),
-    ("18", "Agreement between and within readers", ""),
+    ("17", "How labels of the test parts were made", "testlabels"),
+    ("18", "Agreement between and within readers", "readers"),
     ("19", "How cases were put into parts", "splits"),
     ("20", "Level at which parts are disjoint", "disjoint"),
     ("21", "Intended sample size", "size"),
@@ -54,11 +56,11 @@ CLAIM = [
     ("34", "Registration of a clinical trial", ""),
     ("35", "Numbers of included and excluded cases", "flow"),
     ("36", "Characteristics of the cases in each part", "characteristics"),
-    ("37", "Performance on every part", "performance"),
-    ("38", "Estimates with their precision", "precision"),
-    ("39", "Analysis of failures", "failures"),
+    ("37", "Metrics with their uncertainty", "performance"),
+    ("38", "Estimates of diagnostic performance, precision", "precision"),
+    ("39", "Analysis of wrongly called cases", "failures"),
     ("40", "Limitations", "limits"),
-    ("41", "What it means for practice", ""),
+    ("41", "What it means for practice, intended use", ""),
     ("42", "Where the full protocol is", "protocol"),
     ("43", "Availability of software, models, data", "availability"),
     ("44", "Funding", ""),
@@ -125,7 +127,9 @@ def _parts(outcome) -> str:
         return "splits.json is missing."
     said = []
     for validation, folds in outcome.splits["validation"].items():
-        said.append(f"{validation}: {len(folds)} folds")
+        releases = {f.get("release") for f in folds}
+        each = " in each release" if len(releases) > 1 else ""
+        said.append(f"{validation}: {len({f['fold'] for f in folds})} folds{each}")
     share = outcome.values["cv"]["validation"]
     return (
         f"{', '.join(said)}; stratified by class, by patient; {100 * share:.0f} % of each training "
@@ -201,14 +205,32 @@ def _preprocessing(values: dict) -> str:
     return f"{steps[0][0].upper()}{'; '.join(steps)[1:]}. Images {bad} {how}."
 
 
-def answers(outcome, analyses: list) -> dict:
-    """{name: what the run knows}, for the entries of CLAIM and TRIPOD."""
+def _readers(people: dict) -> str:
+    """What is known of a second reader."""
+    known = [(place, r) for place, r in people.items() if r is not None]
+    if not known:
+        return "No second reader's labels are in the tables. " + YOURS
+    (_, _, task), found = known[0]
+    kappa = found.readings[0].kappa
+    return (
+        f"Two readers of {task} on {found.n} images: weighted kappa {kappa.estimate:.2f} (95 % "
+        f"interval {kappa.low:.2f} to {kappa.high:.2f}); see Operating point and calibration. "
+        "Within a reader: " + YOURS.lower()
+    )
+
+
+def answers(outcome, analyses: list, people: dict | None = None) -> dict:
+    """{name: what the run knows}, for the entries of CLAIM and TRIPOD.
+
+    people: {place: analysis.Readers or None}.
+    """
     values, train = outcome.values, outcome.values["train"]
     names, nets = ", ".join(values["configurations"]), ", ".join(values["backbones"])
     resamples = analyses[0].n if analyses else 0
     loco = any(a.matrix.validation == "loco" for a in analyses)
     augment = "none" if train["augment"] is None else "shift, zoom, flip, rotation, elastic"
     known = {
+        "readers": _readers(people or {}),
         "title": "Convolutional networks, multi-data-set multi-task learning on chest radiographs.",
         "question": "Does joint training on a second data set and task improve the first? "
         "Comparison of " + names + ".",
@@ -244,7 +266,10 @@ def answers(outcome, analyses: list) -> dict:
         "external": "Leave one center out; no data set of another origin."
         if loco
         else "None in this run.",
-        "performance": "Test parts: Results. Training and validation: learning curves.",
+        "performance": "Test parts, with 95 % intervals: Results. Training and validation: "
+        "learning curves.",
+        "testlabels": "As those of the training parts: cross-validation tests on cases of the same "
+        "data sets.",
         "precision": "Tables and figures of Results and Subgroups, with 95 % intervals.",
         "failures": "Confusion matrices, worst predicted cases.",
         "limits": "See Limits.",
@@ -259,7 +284,7 @@ def answers(outcome, analyses: list) -> dict:
         "Subgroups.",
         "output": "A probability per class; no threshold was tuned.",
         "events": "; ".join(
-            f"{a.matrix.task}, {a.matrix.validation}: {len(set(a.matrix.image))} images of "
+            f"{words.place(a.matrix)}: {len(set(a.matrix.image))} images of "
             f"{len(set(a.matrix.patient))} patients"
             for a in analyses
         ),

@@ -45,7 +45,7 @@ table{border-collapse:collapse;font-size:.92rem;font-variant-numeric:tabular-num
 caption{text-align:left;font-weight:600;padding:.2rem 0 .5rem}
 caption>span{display:inline-block;position:sticky;left:0;max-width:min(60rem,calc(100vw - 2.6rem))}
 th,td{padding:.28rem .65rem;text-align:right;vertical-align:top;white-space:nowrap}
-tbody th,thead tr:first-child th:not([scope=colgroup]){text-align:left}
+tbody th,th.stub{text-align:left}
 tbody th{font-weight:500}
 th[scope=colgroup]{text-align:center;border-bottom:1px solid var(--line)}
 thead tr:last-child>*,thead th[rowspan]{border-bottom:2px solid var(--line)}
@@ -60,15 +60,21 @@ figure img{max-width:100%;height:auto;background:#fff;border:1px solid var(--lin
 display:block}
 figcaption{margin-top:.4rem;max-width:52rem}
 figcaption b{color:var(--ink)}
-.flow{display:flex;flex-wrap:wrap;gap:1.5rem;list-style:none;padding:0;margin:1rem 0;
+.flow{display:flex;flex-wrap:wrap;gap:0 1.5rem;list-style:none;padding:0;margin:1rem 0;
 max-width:none}
 .flow>li{flex:1 1 20rem}
 .flow ol{list-style:none;padding:0;margin:0;max-width:none}
 .flow ol>li{border:1px solid var(--line);background:var(--soft);border-radius:.3rem;
 padding:.5rem .8rem;margin:0 0 1.5rem;position:relative}
-.flow ol>li:not(:last-child)::after{content:"";position:absolute;left:50%;bottom:-1.3rem;
-height:1.05rem;border-left:2px solid var(--quiet)}
-.flow .out{border-style:dashed;background:none;margin-left:2.5rem}
+.flow ol>li:not(:last-child)::after{content:"";position:absolute;left:1.6rem;bottom:-1.5rem;
+height:1.5rem;border-left:2px solid var(--quiet)}
+.flow ol>li:not(.out):not(:first-child)::before{content:"";position:absolute;top:-.5rem;
+left:calc(1.6rem - 4px);border:5px solid transparent;border-top:.5rem solid var(--quiet);
+border-bottom:0}
+.flow ol>li.out{border-style:dashed;background:none;margin-left:4rem}
+.flow ol>li.out::before{content:"";position:absolute;left:-2.4rem;width:2.4rem;top:50%;
+border-top:2px dashed var(--quiet)}
+.flow ol>li.out::after{left:-2.4rem;top:-2px;height:auto}
 .flow .folds{margin:.3rem 0 0;padding-left:1.1rem;font-size:.9rem}
 pre,code{font:.86rem/1.45 ui-monospace,"DejaVu Sans Mono",monospace}
 pre{background:var(--soft);padding:.7rem .9rem;overflow-x:auto;max-width:none}

@@ -75,9 +75,16 @@ def data(outcome: Outcome) -> str:
             "The out folder holds no cohort.json: counts before the test parts are not known. "
             "Running `mdmt run --resume` again writes it."
         ) + _tested(outcome)
-    flows = "".join(f"<li>{_flow(outcome, d)}</li>" for d in sets)
     notes = [f"{d['name']}: {w}" for d in sets for w in d["warnings"]]
-    out = f'<ul class="flow" aria-label="Flow of cases, a list per data set">{flows}</ul>'
+    out = ""
+    several = len(outcome.values["data"]["releases"] or []) > 1
+    for releases in dict.fromkeys(tuple(d["releases"]) for d in sets):
+        if several:
+            which = "Release " if len(releases) == 1 else "Releases "
+            out += f"<h3>{escape(which + words.joined(releases))}</h3>"
+        some = [d for d in sets if tuple(d["releases"]) == releases]
+        flows = "".join(f"<li>{_flow(outcome, d, 4 if several else 3)}</li>" for d in some)
+        out += f'<ul class="flow" aria-label="Flow of cases, a list per data set">{flows}</ul>'
     if notes:
         out += "<h3>Notes while reading</h3>" + listing(notes[:40])
         if len(notes) > 40:
@@ -85,7 +92,7 @@ def data(outcome: Outcome) -> str:
     return out + _tested(outcome)
 
 
-def _flow(outcome: Outcome, d: dict) -> str:
+def _flow(outcome: Outcome, d: dict, level: int) -> str:
     counts = ", ".join(f"{c} {n}" for c, n in d["counts"].items())
     centers = sorted({c for c in d["cases"]["center"] if c})
     place = f", {len(centers)} centers" if centers else ""
@@ -107,10 +114,7 @@ def _flow(outcome: Outcome, d: dict) -> str:
     )
     if folds:
         boxes.append(f'<li>Training / validation / test<ul class="folds">{folds}</ul></li>')
-    name = d["name"]
-    if len(outcome.values["data"]["releases"] or []) > 1:
-        name += f", release {' and '.join(d['releases'])}"
-    return f"<h3>{escape(name)}</h3><ol>{''.join(boxes)}</ol>"
+    return f"<h{level}>{escape(d['name'])}</h{level}><ol>{''.join(boxes)}</ol>"
 
 
 def _excluded(text: str) -> str:
@@ -128,7 +132,7 @@ def _folds(outcome: Outcome, name: str, releases: list) -> list[str]:
                 continue
             sizes = " / ".join(str(len(part[p])) for p in ("train", "val", "test"))
             center = f" ({part['center']})" if "center" in part else ""
-            release = f"release {entry['release']}, " if "release" in entry else ""
+            release = f"release {entry['release']}, " if len(releases) > 1 else ""
             found.append(f"{release}{validation} fold {entry['fold']}{center}: {sizes}")
     return found
 
@@ -222,6 +226,7 @@ OPERATING = {
     "brier": "Brier",
     "quadratic_weighted_kappa": "weighted kappa",
     "mae": "MAE (classes)",
+    "correlation": "correlation of the expected class",
 }
 
 
@@ -231,7 +236,7 @@ def all_metrics(a: Analysis) -> Table:
     found = {c: operating(m, c) for c in m.configurations}
     cal = {c: calibration(m, c) for c in m.configurations}
     names = list(found[m.configurations[0]])
-    plain = {"mcc", "brier", "quadratic_weighted_kappa", "mae"}
+    plain = {"mcc", "brier", "quadratic_weighted_kappa", "mae", "correlation"}
     rows = [
         Row([OPERATING[k]], [
             Cell(number(found[c][k], 3) if k in plain else percent(found[c][k]))
@@ -258,9 +263,101 @@ def all_metrics(a: Analysis) -> Table:
         [],
         [label(c) for c in m.configurations],
         rows,
-        ["Percent, except MCC, Brier, kappa, MAE, slope and intercept; means over folds and "
-         "networks. Calibration: all folds pooled, mean over networks.",
+        ["Percent, except MCC, Brier, kappa, MAE, correlation, slope, intercept; means over folds "
+         "and networks. Calibration: all folds pooled, mean over networks.",
             f"Always calling {m.classes[most]} would have an accuracy of {percent(share)} %."],
+    )  # fmt: skip
+
+
+def reader_table(a: Analysis, found) -> Table:
+    """The second reader and the networks, against the first reader; found: analysis.Readers."""
+    m = a.matrix
+
+    def spread(i):
+        return f"{number(i.estimate, 2)} ({number(i.low, 2)} to {number(i.high, 2)})"
+
+    rows = []
+    for r in found.readings:
+        people = r is found.readings[0]
+        beyond = (
+            "–"
+            if people
+            else f"{number(r.beyond.difference, 2, True)} ({number(r.beyond.low, 2, True)} to "
+            f"{number(r.beyond.high, 2, True)})"
+        )
+        cells = [percent(r.exact), spread(r.kappa), beyond, number(r.mae, 2),
+                 number(r.spearman, 2), "–" if people else number(r.other, 2)]  # fmt: skip
+        name = r.name if people else label(r.name)
+        rows.append(Row([name], [Cell(c) for c in cells], "mean" if people else "", len(rows) == 1))
+    return Table(
+        "readers",
+        f"{m.task}, {words.scheme(m.validation, len(m.folds))}: agreement with the first reader, "
+        f"n = {found.n} images of {found.patients} patients that both scored",
+        ["Who"],
+        [],
+        ["equal, %", "weighted kappa", "minus the second's", "MAE, classes", "Spearman",
+         "kappa with second"],
+        rows,
+        ["95 % intervals by patient; networks: means, each image by the network that did not train "
+         "on it. The labels are the first reader's, so that agreement beyond the second reader's "
+         "may be no more than learning the first one's habits."],
+    )  # fmt: skip
+
+
+def region_table(found) -> Table | None:
+    """Agreement of the two readers by region, or None."""
+    if not found.regions:
+        return None
+    titles = {"right": "right lung (0-9)", "left": "left lung (0-9)", "global": "global (0-18)"}
+    rows = [
+        Row([titles.get(name, f"region {name} (0-3)")],
+            [Cell(c) for c in (percent(x.exact), number(x.weighted_kappa, 2), number(x.icc, 2),
+                               number(x.mae, 2), number(x.bias, 2, True), number(x.pearson, 2))],
+            "", name == "right")
+        for name, x in found.regions.items()
+    ]  # fmt: skip
+    n = found.regions["global"].n
+    return Table(
+        "regions",
+        f"The two readers by region, n = {n} images",
+        ["Score"],
+        [],
+        ["equal, %", "weighted kappa", "ICC(2,1)", "MAE, points", "second minus first", "Pearson"],
+        rows,
+    )
+
+
+def release_table(analyses: list[Analysis]) -> Table:
+    """One task and validation scheme over the releases: estimates and differences."""
+    m = analyses[-1].matrix
+    kinds = ("accuracy", "f1", "gmean", "auc")
+    rows = []
+    for a in analyses:
+        for c in a.matrix.configurations:
+            cells = []
+            for k in kinds:
+                i = a.estimates[c, k]
+                cells.append(Cell(f"{percent(i[0], 0)} ({percent(i[1], 0)} to {percent(i[2], 0)})"))
+            for k in ("accuracy", "auc"):
+                d = a.find(c, k)
+                text = "–"
+                if d is not None and d.low == d.low:
+                    text = f"{percent(d.difference, 1, True)} ({words.interval(d.low, d.high)})"
+                cells.append(Cell(text))
+            name = f"{a.matrix.release} (n = {len(set(a.matrix.image))})"
+            rows.append(Row([name, label(c)], cells,
+                            "control" if is_control(c) else "",
+                            bool(rows) and c == a.matrix.configurations[0]))  # fmt: skip
+    return Table(
+        "releases",
+        f"{m.task}, {words.scheme(m.validation, len(m.folds))}: the releases side by side, percent "
+        "(95 % interval)",
+        ["Release", "Configuration"],
+        [("", len(kinds)), (f"{METHOD} minus this, points", 2)],
+        [*(TITLES[k] for k in kinds), TITLES["accuracy"], TITLES["auc"]],
+        rows,
+        ["Intervals by patient. Releases that contain one another share patients: their rows are "
+         "not independent."],
     )  # fmt: skip
 
 

@@ -19,6 +19,11 @@ def scheme(validation: str, folds: int) -> str:
     return f"{SCHEMES.get(validation, validation)} ({folds} folds)"
 
 
+def place(m) -> str:
+    """severity, cv; with the release where there are several."""
+    return f"{m.task}, {m.validation}{m.named}"
+
+
 def joined(items) -> str:
     """a, b and c."""
     items = list(items)
@@ -51,8 +56,8 @@ def headline(a: Analysis) -> str | None:
         return None
     n = len(set(m.patient))
     return (
-        f"For {m.task} in {scheme(m.validation, len(m.folds))} on {n} patients, {METHOD} differed "
-        f"from {against} in {' and in '.join(parts)}: {verdict(a, against)}."
+        f"For {m.task}{m.named} in {scheme(m.validation, len(m.folds))} on {n} patients, {METHOD} "
+        f"differed from {against} in {' and in '.join(parts)}: {verdict(a, against)}."
     )
 
 
@@ -139,6 +144,31 @@ def calibration(found: list) -> str | None:
     return "Probabilities: " + "; ".join(said) + "."
 
 
+def human(found) -> str | None:
+    """What the second reader says about the networks, in a sentence; found: analysis.Readers."""
+    if found is None:
+        return None
+    people, ours = found.readings[0], found.readings[-1]
+    ours = next((r for r in found.readings if r.name == METHOD), ours)
+    if not np.isfinite([people.kappa.estimate, ours.beyond.low]).all():
+        return None
+    if ours.beyond.high < 0:
+        verdict = "less than a second person does"
+    elif ours.beyond.low > 0:
+        verdict = "more than a second person does"
+    else:
+        verdict = "as far as can be told like a second person"
+    return (
+        f"Two people scored {found.n} of these images. They agree with a weighted kappa of "
+        f"{number(people.kappa.estimate, 2)} ({number(people.kappa.low, 2)} to "
+        f"{number(people.kappa.high, 2)}); {ours.name} and the first reader with "
+        f"{number(ours.kappa.estimate, 2)} ({number(ours.kappa.low, 2)} to "
+        f"{number(ours.kappa.high, 2)}): the networks agree with the labels {verdict} "
+        f"(difference {number(ours.beyond.difference, 2, True)}, "
+        f"{number(ours.beyond.low, 2, True)} to {number(ours.beyond.high, 2, True)})."
+    )
+
+
 def subgroup(groups: list, name: str) -> str | None:
     """Where a configuration's accuracy is lowest and highest, with the intervals."""
     scored = [
@@ -202,12 +232,12 @@ def limits(outcome: Outcome, analyses: list[Analysis]) -> list[str]:
         m = a.matrix
         if len(set(m.patient)) < 200:
             found.append(
-                f"{m.task}, {m.validation}: {len(set(m.patient))} patients: intervals are wide, "
+                f"{place(m)}: {len(set(m.patient))} patients: intervals are wide, "
                 "and small true differences cannot be seen."
             )
         if len(m.y) > len(set(m.image)):
             found.append(
-                f"{m.task}, {m.validation}: this data set has no (or fewer) centers, so that its "
+                f"{place(m)}: this data set has no (or fewer) centers, so that its "
                 f"folds are gone through again: its {len(set(m.image))} images are tested "
                 f"{len(m.y)} times. These figures are not leave-one-center-out."
             )

@@ -25,7 +25,10 @@ from ..metrics import (
     sensitivity,
     specificity,
 )
+from .agreement import agreement, icc, kappa, pearson, region_agreement
 from .bootstrap import (
+    BootstrapInterval,
+    PairedBootstrap,
     bca_interval,
     bootstrap_interval,
     hierarchical_bootstrap,
@@ -48,7 +51,10 @@ from .shared import resample
 
 __all__ = [
     "PAPER_TEST_WARNING",
+    "BootstrapInterval",
+    "PairedBootstrap",
     "accuracy",
+    "agreement",
     "auc",
     "auc_interval",
     "balanced_accuracy",
@@ -66,6 +72,8 @@ __all__ = [
     "gmean",
     "hierarchical_bootstrap",
     "holm",
+    "icc",
+    "kappa",
     "mae",
     "mcc",
     "mcnemar",
@@ -75,9 +83,11 @@ __all__ = [
     "paired_bootstrap",
     "paired_t",
     "paper_t_tests",
+    "pearson",
     "quadratic_weighted_kappa",
     "recalibration",
     "recalls",
+    "region_agreement",
     "reliability_curve",
     "resample",
     "sensitivity",

@@ -13,7 +13,7 @@ body{font:16px/1.5 system-ui,sans-serif;margin:1rem;color-scheme:light dark}
 table{border-collapse:collapse;margin:1rem 0;font-variant-numeric:tabular-nums}
 caption{text-align:left;font-weight:600;padding-bottom:.4rem}
 th,td{padding:.25rem .6rem;text-align:right}
-th[scope=row],thead th:first-child{text-align:left;font-weight:400}
+th[scope=row],th.stub{text-align:left;font-weight:400}
 th[scope=colgroup]{text-align:center}
 thead tr:last-child>*{border-bottom:1px solid}
 .rule>*{border-top:1px solid}
@@ -137,11 +137,13 @@ def to_html(table: Table) -> str:
             else f'<td colspan="{n}"></td>'
             for g, n in table.groups
         )
-        stub = "".join(f'<th scope="col" rowspan="2">{html.escape(s)}</th>' for s in table.stubs)
+        stub = "".join(
+            f'<th class="stub" scope="col" rowspan="2">{html.escape(s)}</th>' for s in table.stubs
+        )
         lines.append(f"<tr>{stub}{cells}</tr>")
         heads = ""
     else:
-        heads = "".join(f'<th scope="col">{html.escape(s)}</th>' for s in table.stubs)
+        heads = "".join(f'<th class="stub" scope="col">{html.escape(s)}</th>' for s in table.stubs)
     heads += "".join(f'<th scope="col">{html.escape(c)}</th>' for c in table.columns)
     lines += [f"<tr>{heads}</tr>", "</thead>", "<tbody>"]
     for row in table.rows:
