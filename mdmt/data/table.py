@@ -163,7 +163,7 @@ def read_cases(spec: dict, task: dict, root) -> Cases:
     images = folder / (spec.get("images") or "images")
     header, rows = read_table(table, spec.get("delimiter", "auto"))
     for role in ("image", "patient", "label", "center", *second.ROLES):
-        name = columns[role]
+        name = columns.get(role)
         if name is not None and name not in header:
             raise BadData(f"{table}: has no column '{name}' (the {role}){nearest(name, header)}")
     return assemble(table, rows, columns, spec, task, lambda found: _locate(images, found, table))
