@@ -32,7 +32,6 @@ def prepare(values: dict, out=None, quiet: bool = False, say=print) -> list[Surv
     all stores are built, and the last release is shown. Returns the surveys of the data sets.
     Raises BadData after all of that where images are refused and `data.on_bad_image` is error.
     """
-    study.check_names(values)
     out = Path(out or f"results/{values['name']}-prepare")
     built: dict[str, Survey] = {}
     surveys: list[Survey] = []

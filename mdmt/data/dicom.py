@@ -26,6 +26,7 @@ from .levels import Levels, count
 SUFFIXES = (".dcm", ".dicom", ".dic")
 MAX_BYTES = 512 * 2**20  # of a file
 MAX_SAMPLES = 40 * 10**6  # rows * columns * samples * frames
+MAX_INFLATED = 2 * MAX_SAMPLES + 2**24  # bytes of a deflated file
 
 _DIRECTORY = "1.2.840.10008.1.3.10"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
@@ -174,11 +175,13 @@ def _read(path: Path, stream, voi: bool, frame: int | None, alone: bool) -> Leve
         frame = 0
     if not 0 <= frame < frames:
         raise Refused(f"has {frames} frames, there is no frame {frame}")
-    stored, colour = _pixels(stream, header, bare, frame, alone)
-    if colour:
+    stored = _pixels(stream, header, bare, frame, alone)
+    if samples == 3:
         return Levels(_luma(stored))
-    if samples != 1:
-        raise Refused("was decoded to another number of samples than it declares")
+    if header.PhotometricInterpretation == "PALETTE COLOR":
+        stream.seek(0)
+        whole = _pydicom().dcmread(stream, force=bare, stop_before_pixels=True)
+        return _palette(stored, whole)
     return _levels(stored, header, voi)
 
 
@@ -217,8 +220,8 @@ def _check_deflated(stream) -> None:
     while (chunk := stream.read(1 << 16)) and not inflater.eof:
         while chunk and not inflater.eof:
             total += len(inflater.decompress(chunk, 1 << 20))
-            if total > MAX_BYTES:
-                raise Refused(f"inflates to more than {MAX_BYTES >> 20} MiB; export it again")
+            if total > MAX_INFLATED:
+                raise Refused(f"inflates to more than {MAX_INFLATED >> 20} MiB; export it again")
             chunk = inflater.unconsumed_tail
 
 
@@ -277,8 +280,8 @@ def _check_depth(header) -> None:
         raise Refused("declares pixels that are neither signed nor unsigned; replace the file")
 
 
-def _pixels(stream, header, bare: bool, frame: int, alone: bool) -> tuple[np.ndarray, bool]:
-    """Decode one frame: stored values (rows, columns) or RGB (rows, columns, 3), and which."""
+def _pixels(stream, header, bare: bool, frame: int, alone: bool) -> np.ndarray:
+    """Decode one frame: stored values (rows, columns) or RGB (rows, columns, 3)."""
     pydicom = _pydicom()
     whole = pydicom.dcmread(stream, force=bare, specific_tags=[*_KEYWORDS, "PixelData"])
     if not whole.get("PixelData"):
@@ -304,16 +307,7 @@ def _pixels(stream, header, bare: bool, frame: int, alone: bool) -> tuple[np.nda
             raise Refused("was not decoded to RGB; convert it to MONOCHROME2")
     if array.shape != ((rows, columns) if samples == 1 else (rows, columns, 3)):
         raise Refused(f"was decoded to another shape, {array.shape}; replace the file")
-    palette = header.PhotometricInterpretation == "PALETTE COLOR"
-    if palette:
-        whole = pydicom.dcmread(_rewound(stream), force=bare, stop_before_pixels=True)
-        array = pydicom.pixels.apply_color_lut(array, whole)[..., :3]
-    return array, palette or samples == 3
-
-
-def _rewound(stream):
-    stream.seek(0)
-    return stream
+    return array
 
 
 def _check_bare(whole, values: int) -> None:
@@ -343,7 +337,11 @@ def _prepare(whole, syntax: str, frame: int, shape: tuple) -> str:
     name = whole.file_meta.TransferSyntaxUID.name
     frames = _integer(whole, "NumberOfFrames", 1) or 1
     code = pydicom.encaps.get_frame(whole.PixelData, frame, number_of_frames=frames)
-    if syntax != _RLE:
+    bits = int(whole.BitsAllocated)
+    if syntax == _RLE:
+        if 64 * len(code) < shape[0] * shape[1] * shape[2] * bits // 8:  # 2 bytes are 128 at most
+            raise Refused("ends within its compressed picture; replace the file")
+    else:
         found = _size_in(code)
         if found is None or found[:3] != shape:
             raise Refused(
@@ -352,10 +350,9 @@ def _prepare(whole, syntax: str, frame: int, shape: tuple) -> str:
             )
         if not code.rstrip(b"\0\xff").endswith(b"\xff\xd9"):  # end of image, then padding
             raise Refused("ends within its compressed picture; replace the file")
-        if (found[3] > 8) != (int(whole.BitsAllocated) > 8):
+        if (found[3] > 8) != (bits > 8):
             raise Refused(
-                f"holds a compressed picture of {found[3]} bits, but declares "
-                f"{whole.BitsAllocated}; convert it"
+                f"holds a compressed picture of {found[3]} bits, but declares {bits}; convert it"
             )
         if syntax == _JPEG + "51" and found[3] != 8:
             plugin, module, package = "gdcm-12", "gdcm", "python-gdcm"
@@ -437,20 +434,65 @@ def _luma(rgb: np.ndarray) -> np.ndarray:
     return np.float32(0.299) * red + np.float32(0.587) * green + np.float32(0.114) * blue
 
 
+def _coded(stored: np.ndarray) -> tuple[np.ndarray, int]:
+    """Stored values as unsigned codes (rows, columns), ordered as they; and the value of code 0."""
+    size = stored.dtype.itemsize
+    kind = np.dtype(f"u{size}")
+    codes = np.ascontiguousarray(stored, stored.dtype.newbyteorder("=")).view(kind)
+    if stored.dtype.kind != "i":
+        return codes, 0
+    half = 1 << (8 * size - 1)  # two's complement to offset binary
+    return codes ^ kind.type(half), -half
+
+
 def _levels(stored: np.ndarray, header, voi: bool) -> Levels:
     """Grey of stored values (rows, columns), computed once for each value that occurs."""
-    size = 8 * stored.dtype.itemsize
-    kind = np.dtype(f"u{stored.dtype.itemsize}")
-    codes = np.ascontiguousarray(stored, stored.dtype.newbyteorder("=")).view(kind)
-    base = 0
-    if stored.dtype.kind == "i":  # two's complement to offset binary: codes in order of value
-        codes, base = codes ^ kind.type(1 << (size - 1)), -(1 << (size - 1))
+    codes, base = _coded(stored)
     present = np.flatnonzero(count(codes))
     values = (present + base).astype(stored.dtype.newbyteorder("="))
     _check_bits(values, header)
-    table = np.zeros(1 << size, np.float32)
+    table = np.zeros(1 << (8 * codes.dtype.itemsize), np.float32)
     table[present] = _grey(values, header, voi)
     return Levels(codes, table)
+
+
+def _palette(stored: np.ndarray, whole) -> Levels:
+    """Luma of the colours that stored values (rows, columns) name (PS3.3 C.7.6.3.1.5)."""
+    codes, base = _coded(stored)
+    index = np.arange(1 << (8 * codes.dtype.itemsize), dtype=np.int64) + base
+    little = whole.original_encoding[1] is not False
+    if "SegmentedRedPaletteColorLookupTableData" in whole:
+        if not hasattr(whole, "file_meta"):
+            raise Refused("has a palette in segments and no transfer syntax; convert it")
+        if stored.dtype.itemsize == 2 and int(whole.RedPaletteColorLookupTableDescriptor[2]) != 16:
+            raise Refused("has a palette of 8 bits for pixels of 16, in segments; convert it")
+        rgb = _pydicom().pixels.apply_color_lut(index, whole)[..., :3]
+        return Levels(codes, _luma(rgb))
+    channels = []
+    for colour in ("Red", "Green", "Blue"):
+        descriptor = whole.get(f"{colour}PaletteColorLookupTableDescriptor")
+        element = whole.get_item(f"{colour}PaletteColorLookupTableData")
+        if descriptor is None or element is None:
+            raise Refused("has a palette without all of its three tables; replace the file")
+        entries, first = int(descriptor[0]) or 1 << 16, int(descriptor[1])
+        if first > 32767 and base:
+            first -= 1 << 16
+        table = _table(bytes(element.value), entries, little, words=element.VR != "OB")
+        channels.append(table[np.clip(index - first, 0, entries - 1)])
+    return Levels(codes, _luma(np.stack(channels, -1)))
+
+
+def _table(raw: bytes, entries: int, little: bool, words: bool) -> np.ndarray:
+    """`entries` of one or two bytes each in raw; words: as 16-bit words of the file's order."""
+    width = len(raw) // entries
+    if width not in (1, 2) or len(raw) - width * entries > 1:
+        raise Refused("has a lookup table of another length than it declares; replace it")
+    if width == 2:
+        return np.frombuffer(raw, "<u2" if little else ">u2", entries)
+    table = np.frombuffer(raw, np.uint8)
+    if words and not little and len(raw) % 2 == 0:
+        table = table.reshape(-1, 2)[:, ::-1].reshape(-1)
+    return table[:entries]
 
 
 def _grey(stored: np.ndarray, header, voi: bool) -> np.ndarray:
@@ -508,20 +550,16 @@ def _modality(stored: np.ndarray, header, little: bool) -> np.ndarray:
 
 def _lookup(values: np.ndarray, item, little: bool) -> np.ndarray:
     """Apply a lookup table item (PS3.3 C.11.1.1): float32."""
-    count, first, depth = (int(v) for v in item.LUTDescriptor)
-    count = count or 1 << 16
+    entries, first, depth = (int(v) for v in item.LUTDescriptor)
+    entries = entries or 1 << 16
     data = item.LUTData
     if isinstance(data, bytes):
-        width = len(data) // count
-        if width not in (1, 2) or len(data) - width * count > 1:
-            raise Refused("has a lookup table of another length than it declares; replace it")
-        kind = np.dtype(np.uint8) if width == 1 else np.dtype("<u2" if little else ">u2")
-        table = np.frombuffer(data, kind, count)
+        table = _table(data, entries, little, words=False)
     else:
         table = np.atleast_1d(np.asarray(data, np.int64)) & 0xFFFF
-    if len(table) != count or not 8 <= depth <= 16 or int(table.max()) >> depth:
+    if len(table) != entries or not 8 <= depth <= 16 or int(table.max()) >> depth:
         raise Refused("has a lookup table that does not fit its descriptor; replace the file")
-    index = np.clip(np.rint(values).astype(np.int64) - first, 0, count - 1)
+    index = np.clip(np.rint(values).astype(np.int64) - first, 0, entries - 1)
     return table.astype(np.float32)[index]
 
 

@@ -1,0 +1,408 @@
+"""From a picture to the network's input, what a person decides, contact sheets, `mdmt prepare`."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from mdmt import cli, config
+from mdmt.data.levels import Levels
+from mdmt.errors import BadConfig, BadData
+from mdmt.preprocess import build, corrections, crop, normalise, picture, sheets
+from mdmt.preprocess.crop import Box
+from tests import replicas
+from tests.test_store import make_cases
+
+# ---- grey values
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_percentiles_by_counting_are_numpys(data):
+    bits = data.draw(st.sampled_from([8, 16]))
+    rng = np.random.default_rng(data.draw(st.integers(0, 10**6)))
+    top = data.draw(st.integers(1, (1 << bits) - 1))
+    codes = rng.integers(0, top + 1, (data.draw(st.integers(1, 30)), 17)).astype(f"u{bits // 8}")
+    table = rng.normal(0, 100, 1 << bits).astype(np.float32)  # neither sorted nor positive
+    clip = sorted(data.draw(st.lists(st.floats(0, 100), min_size=2, max_size=2, unique=True)))
+    low, high = np.percentile(table[codes].astype(np.float64), clip)
+    found = normalise.normalise(Levels(codes, table), clip)
+    if high > low:
+        wanted = (np.clip(table[codes], low, high) - low) / (high - low) * 255
+        np.testing.assert_allclose(found, wanted, atol=2e-3)
+    else:
+        assert found.min() == 0
+
+
+def test_no_clip_is_the_full_range_and_minmax_spreads():
+    grey = np.array([[10, 20], [30, 60]], np.uint8)
+    assert normalise.normalise(grey, None).tolist() == [[0, 51], [102, 255]]
+    assert normalise.stretched(np.array([[50, 100]], np.float32)).tolist() == [[0, 255]]
+    assert normalise.stretched(np.array([[7, 7]], np.float32)).tolist() == [[7, 7]]
+
+
+# ---- boxes
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    st.integers(1, 60), st.integers(1, 60), st.data(), st.sampled_from(["pad", "crop"])
+)  # fmt: skip
+def test_a_square_takes_more_of_the_picture_and_pads_only_where_it_ends(height, width, data, how):
+    left, right = sorted(data.draw(st.lists(st.integers(-9, 69), min_size=2, max_size=2)))
+    top, bottom = sorted(data.draw(st.lists(st.integers(-9, 69), min_size=2, max_size=2)))
+    box = Box(left, top, right + 1, bottom + 1)
+    square = crop.squared(box, (height, width), how)
+    side = max(box.width, box.height)
+    assert square.width == square.height == (min(side, height, width) if how == "crop" else side)
+    for start, length, limit in (
+        (square.left, square.width, width), (square.top, square.height, height)
+    ):  # fmt: skip
+        if length <= limit:
+            assert start >= 0 and start + length <= limit  # real pixels only
+        else:
+            assert start <= 0 and start + length >= limit  # all of the picture
+            assert abs((-start) - (start + length - limit)) <= 1  # padded evenly
+    grey = np.arange(1, height * width + 1, dtype=np.float32).reshape(height, width)
+    padded = np.pad(grey, 80)
+    wanted = padded[square.top + 80 : square.bottom + 80, square.left + 80 : square.right + 80]
+    assert np.array_equal(crop.cut(grey, square), wanted)
+
+
+def test_a_box_inside_keeps_its_center():
+    assert crop.squared(Box(40, 30, 60, 40), (100, 100)) == Box(40, 25, 60, 45)
+    assert crop.squared(Box(2, 30, 22, 90), (100, 100)) == Box(0, 30, 60, 90)
+    assert crop.bordered(Box(10, 10, 30, 50), 0.1) == Box(8, 6, 32, 54)
+    mask = np.zeros((9, 9), bool)
+    assert crop.bounding_box(mask) is None
+    mask[2, 3] = mask[5, 7] = True
+    assert crop.bounding_box(mask) == Box(3, 2, 8, 6)
+
+
+# ---- whole pictures
+
+
+class Verdict(NamedTuple):
+    ok: bool
+    reason: str
+    doubt: float
+
+
+def chest(number, height=120, width=100):
+    """A drawn chest and its lungs: two ellipses."""
+    rng = np.random.default_rng(number)
+    y, x = np.mgrid[:height, :width]
+    mask = np.zeros((height, width), bool)
+    for middle in (0.3, 0.68):
+        mask |= ((x / width - middle) / 0.13) ** 2 + ((y / height - 0.42) / 0.27) ** 2 < 1
+    grey = np.where(mask, 70, 190) + rng.normal(0, 12, mask.shape)
+    return np.clip(grey, 0, 255).astype(np.uint8), mask
+
+
+def fake_lungs(greys):
+    """Finds the dark ellipses of `chest`; doubts by how dark the first pixel is."""
+    from scipy import ndimage
+
+    for grey in greys:
+        spread = normalise.normalise(grey)
+        mask = ndimage.binary_opening(ndimage.uniform_filter(spread, 5) < 110, iterations=2)
+        if grey[0, 0] == 3:
+            yield mask, Verdict(False, "the lungs would cover 80% of the picture", 1.0)
+        elif grey[0, 0] == 4:
+            yield np.zeros(grey.shape, bool), Verdict(False, "no lung was found", 1.0)
+        else:
+            yield mask, Verdict(True, "", 0.7 if grey[0, 0] == 5 else 0.1)
+
+
+@pytest.fixture
+def lungs(monkeypatch):
+    monkeypatch.setattr(picture, "_lung_masks", fake_lungs)
+    monkeypatch.setattr(picture, "_lungs_version", lambda: "fake")
+
+
+def chest_settings(**data):
+    found = config.load("demo", ["image_size=64"])
+    found["data"].update(crop="box", minmax=True, **data)
+    return picture.settings_of(found)
+
+
+def by_hand(grey, mask, settings):
+    """The steps of the paper, written down again with scikit-image and NumPy."""
+    measure = pytest.importorskip("skimage.measure")
+    low, high = np.percentile(grey, [2, 98])
+    scaled = (np.clip(grey.astype(float), low, high) - low) / (high - low) * 255
+    two = sorted(measure.regionprops(measure.label(mask)), key=lambda r: -r.area)[:2]
+    top, left = np.min([r.bbox[:2] for r in two], 0)
+    bottom, right = np.max([r.bbox[2:] for r in two], 0)
+    dy, dx = round(0.05 * (bottom - top)), round(0.05 * (right - left))
+    top, bottom, left, right = top - dy, bottom + dy, left - dx, right + dx
+    side = max(bottom - top, right - left)
+    if settings["crop"] == "masked":
+        scaled = np.where(mask, scaled, 0)
+    y = int(np.clip(top + (bottom - top - side) // 2, 0, grey.shape[0] - side))
+    x = int(np.clip(left + (right - left - side) // 2, 0, grey.shape[1] - side))
+    part = scaled[y : y + side, x : x + side].astype(np.float32)
+    small = np.asarray(Image.fromarray(part).resize((64, 64), Image.Resampling.BILINEAR))
+    return (small - small.min()) / (small.max() - small.min()) * 255
+
+
+@pytest.mark.parametrize("how", ["box", "masked"])
+def test_the_papers_steps(tmp_path, lungs, how):
+    settings = {**chest_settings(), "crop": how}
+    for number, size in enumerate([(120, 100), (100, 120), (101, 99)]):
+        grey, _ = chest(number, *size)
+        Image.fromarray(grey).save(tmp_path / "a.png")
+        ((mask, _),) = fake_lungs([grey.astype(np.float32)])
+        found = picture.preprocess(tmp_path / "a.png", settings)
+        assert np.abs(found - by_hand(grey, mask, settings)).max() <= 0.5 + 1e-2
+        assert (found.min(), found.max()) == (0, 255)
+
+
+def test_implausible_lungs_are_refused_and_never_the_whole_picture(tmp_path, lungs):
+    grey, _ = chest(0)
+    for mark, sentence in ((3, "cover 80% of the picture"), (4, "no lung was found")):
+        grey[0, 0] = mark
+        Image.fromarray(grey).save(tmp_path / "a.png")
+        with pytest.raises(BadData, match=f"no plausible lungs .*{sentence}"):
+            picture.preprocess(tmp_path / "a.png", chest_settings())
+    with pytest.raises(BadData, match="none to accept; give a box"):
+        picture.preprocess(tmp_path / "a.png", chest_settings(), ["accept"])
+    with pytest.raises(BadData, match=r"100 x 120 pixels, and the box \[0, 0, 101, 20\]"):
+        picture.preprocess(tmp_path / "a.png", chest_settings(), ["box", 0, 0, 101, 20])
+    found = picture.preprocess(tmp_path / "a.png", chest_settings(), ["box", 10, 20, 50, 60])
+    part = normalise.normalise(grey)[20:60, 10:50]
+    wanted = normalise.stretched(np.asarray(Image.fromarray(part).resize((64, 64), 2)))
+    assert np.abs(found - wanted).max() <= 0.51
+
+
+# ---- a data set
+
+
+@pytest.fixture
+def study(tmp_path, lungs):
+    """A configuration of 12 drawn chests: three doubted or refused, one no image."""
+    folder = tmp_path / "data" / "images"
+    folder.mkdir(parents=True)
+    lines = ["image,patient,label"]
+    for i in range(12):
+        grey, _ = chest(i)
+        grey[0, 0] = {2: 3, 5: 4, 7: 5}.get(i, 60)
+        Image.fromarray(grey).save(folder / f"c{i:02d}.png")
+        lines.append(f"c{i:02d},p{i},{'MILD' if i % 2 else 'SEVERE'}")
+    (folder / "c09.png").write_bytes(b"no image")
+    (tmp_path / "data" / "t.csv").write_text("\n".join(lines))
+    text = f"""
+name: drawn
+image_size: 64
+data:
+  root: {tmp_path}/data
+  store: {tmp_path}/store
+  crop: box
+  minmax: true
+  datasets: [{{name: chests, table: t.csv, task: t, columns: {{center: null}}}}]
+tasks: {{t: {{classes: [MILD, SEVERE]}}}}
+"""
+    path = tmp_path / "drawn.yaml"
+    path.write_text(text)
+    return path
+
+
+def run(study, out, *options, capsys):
+    status = cli.main(["prepare", str(study), "--out", str(out), *options])
+    said = capsys.readouterr()
+    return status, said.out, said.err
+
+
+def table_of(out):
+    with open(out / "chests" / "images.csv", newline="") as stream:
+        return {r["image"]: r for r in csv.DictReader(stream)}
+
+
+def test_prepare_refuses_lists_and_shows(study, tmp_path, capsys):
+    out = tmp_path / "out"
+    status, printed, error = run(study, out, capsys=capsys)
+    assert status == 2
+    assert "c02.png: shows no plausible lungs (the lungs would cover 80%" in error
+    assert "(and 2 more images refused)" in error
+    assert f"look at {out / 'index.html'}" in error
+    assert error.count("\n") == 1
+    assert "12 images: 8 used, 1 used with doubt of 0.5 or more, 3 refused" in printed
+    assert "% of what the decoder alone would do" in printed
+    page = (out / "index.html").read_text()
+    assert "c09" in page and "is not an image that can be read" in page
+    assert page.count("<img ") == 1
+    found = table_of(out)
+    assert list(found)[:3] == ["c02", "c05", "c09"]  # refused first
+    assert list(found)[3] == "c07"  # then the doubted one
+    assert found["c07"]["state"] == "doubted" and found["c07"]["doubt"] == "0.7"
+
+
+def test_exclude_goes_on_and_lists(study, tmp_path, capsys):
+    status, printed, _ = run(
+        study, tmp_path / "out", "--set", "data.on_bad_image=exclude", capsys=capsys
+    )
+    assert status == 0
+    assert printed.count("  refused ") == 3
+    values = config.load(str(study), ["data.on_bad_image=exclude"])
+    from mdmt import study as module
+
+    (cases,) = module.read_cases(values)
+    store, kept = build.build(cases, values, progress=False)
+    assert (len(store.images), len(kept)) == (9, 9)
+    excluded = [w for w in kept.warnings if w.startswith("excluded: ")]
+    assert len(excluded) == 3 and "no lung was found" in excluded[1]
+    from mdmt.analysis import cohort
+
+    described = cohort._described(kept, store)
+    assert described["rows"] == 12
+    assert [e.split(": ")[0].split("/")[-1] for e in described["excluded"]] == [
+        "c02.png", "c05.png", "c09.png"
+    ]  # fmt: skip
+
+
+def test_a_person_decides_and_only_that_is_made_again(study, tmp_path, capsys):
+    """accept and boxes in the form of images.csv; nothing else is decoded again."""
+    run(study, tmp_path / "one", capsys=capsys)
+    before = table_of(tmp_path / "one")
+    (tmp_path / "data" / "fixed.csv").write_text(
+        "image,box,note\nc02,accept,seen\nc05,whole,\nc09.png,exclude,no picture\n"
+        f"c03,{before['c03']['box']},as it was\nc04,,\n"
+    )
+    fixed = ["--set", "data.datasets.0.corrections=fixed.csv"]
+    status, printed, _ = run(study, tmp_path / "two", *fixed, capsys=capsys)
+    assert status == 0
+    assert "11 images: 7 used, 1 used with doubt of 0.5 or more, 3 as decided" in printed
+    assert "3 decoded, 8 copied from other stores" in printed
+    assert "1 excluded by a person before" in printed
+    after = table_of(tmp_path / "two")
+    assert "c09" not in after
+    assert after["c02"]["decision"] == "accept"
+    assert after["c05"]["box"] == "0 0 100 120"  # padded to the square
+    assert after["c03"]["box"] == before["c03"]["box"]
+    values = config.load(str(study), [fixed[1]])
+    from mdmt import study as module
+
+    (cases,) = module.read_cases(values)
+    found = build.inspect(cases, values, progress=False)
+    plain = picture.settings_of(values)
+    root = Path(values["data"]["root"]) / "images"
+    assert np.array_equal(found.store.images[3], picture.preprocess(root / "c03.png", plain))
+
+
+@pytest.mark.parametrize(
+    "content, sentence",
+    [
+        ("image,box\nc99,whole\n", "image 'c99'"),
+        ("image,box\nc01,hole\n", "did you mean 'whole'"),
+        ("image,box\nc01,5 5 5 9\n", "is empty"),
+        ("image,box\nc01,whole\nc01.png,accept\n", "two rows"),
+        ("image,part\nc01,whole\n", "no column 'box'"),
+    ],
+)
+def test_corrections_that_cannot_be(study, tmp_path, capsys, content, sentence):
+    (tmp_path / "data" / "fixed.csv").write_text(content)
+    status, _, error = run(
+        study, tmp_path / "o", "--set", "data.datasets.0.corrections=fixed.csv", capsys=capsys
+    )
+    assert status == 2
+    assert sentence in error and "fixed.csv" in error and error.count("\n") == 1
+
+
+def test_accept_names_images(tmp_path):
+    cases = make_cases(tmp_path, 3)
+    values = {"data": {"root": None, "datasets": [{"name": "d", "accept": ["i0001.png"]}]}}
+    assert corrections.decisions(cases, values) == [None, ["accept"], None]
+    values["data"]["datasets"][0]["accept"] = ["i1"]
+    with pytest.raises(BadConfig, match="accept names 'i1'"):
+        corrections.decisions(cases, values)
+
+
+def test_the_sheets_show_outline_square_and_state(study, tmp_path, capsys):
+    values = config.load(str(study))
+    from mdmt import study as module
+
+    (cases,) = module.read_cases(values)
+    survey = build.inspect(cases, values, progress=False)
+    (page,) = sheets.pages(survey)
+    assert page.shape == (2 * sheets.HEIGHT, sheets.COLUMNS * sheets.WIDTH, 3)
+
+    def cell(k):
+        y, x = divmod(k, sheets.COLUMNS)
+        return page[
+            y * sheets.HEIGHT : (y + 1) * sheets.HEIGHT, x * sheets.WIDTH : (x + 1) * sheets.WIDTH
+        ]
+
+    def has(part, colour):
+        return int((part == np.array(colour)).all(-1).sum())
+
+    assert [sheets.order(survey)[k] for k in range(4)] == [2, 5, 9, 7]
+    for k, name in enumerate(["refused", "refused", "refused", "doubted", "used"]):
+        assert has(cell(k)[: sheets.HEAD], sheets.STATES[name][0]) > sheets.WIDTH
+    assert has(cell(0), sheets.OUTLINE) > 100 and has(cell(1), sheets.OUTLINE) == 0
+    assert has(cell(4), sheets.SQUARE) > 200 and has(cell(2), sheets.SQUARE) == 0
+    written = sheets.write(survey, tmp_path / "sheets")
+    with Image.open(written[0]) as image:
+        assert np.abs(np.asarray(image.convert("RGB")).astype(int) - page).mean() < 2
+    assert survey.doubtful() == []
+    assert len(survey.listed()) == 3 and survey.listed()[0].startswith(str(cases.paths[2]))
+    assert next(sheets.pages(survey, most=3)).shape[0] == sheets.HEIGHT
+
+
+def test_long_names_keep_their_ends(study):
+    from PIL import ImageDraw
+
+    draw = ImageDraw.Draw(Image.new("RGB", (10, 10)))
+    name = "a" * 40 + "12345678901234567890.dcm"
+    short = sheets._shortened(draw, name, sheets._font(12), 150)
+    assert draw.textlength(short, sheets._font(12)) <= 150
+    assert short.endswith("90.dcm") and short.startswith("aaa")
+    lines = sheets._wrapped(draw, "one two three " * 20, sheets._font(10), 150, 2)
+    assert len(lines) == 2 and lines[1].endswith("…")
+
+
+# ---- the published data sets, as downloaded
+
+REPLICA = """
+name: replica
+image_size: 64
+data:
+  root: {root}
+  store: {root}/store
+  release: "3"
+  on_bad_image: exclude
+  minmax: true
+  datasets:
+    - {{name: aiforcovid, reader: aiforcovid, folder: afc, task: prognosis}}
+    - {{name: brixia, reader: brixia, folder: bx, task: severity}}
+tasks:
+  prognosis: {{classes: [MILD, SEVERE]}}
+  severity: {{classes: ["0", "1", "2", "3"], thresholds: [5, 9, 14]}}
+"""
+
+
+def test_replicas_are_prepared_with_one_command(tmp_path):
+    for name, make in (("afc", replicas.make_aiforcovid), ("bx", replicas.make_brixia)):
+        (tmp_path / name).mkdir()
+        if name == "afc":
+            make(tmp_path / name, counts=(8, 4, 4), size=48)
+        else:
+            make(tmp_path / name, count=16, size=48)
+    (tmp_path / "replica.yaml").write_text(REPLICA.format(root=tmp_path))
+    done = subprocess.run(
+        [sys.executable, "-m", "mdmt", "prepare", tmp_path / "replica.yaml", "--out",
+         tmp_path / "out"],
+        capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for name in ("aiforcovid", "brixia"):
+        assert (tmp_path / "out" / name / "sheet-001.png").stat().st_size > 5000
+    assert "aiforcovid: 16 images: 16 used" in done.stdout
+    assert "brixia: 15 images: 15 used" in done.stdout
+    assert not done.stderr
