@@ -10,6 +10,7 @@
 /* Images of one data set, resident for the whole training: uint8, grey. */
 typedef struct {
     const uint8_t *pixels; /* (count, height, width) */
+    const uint8_t *masks;  /* (count, height, width), 255 inside; NULL: it has none */
     int64_t count;
     int height, width;
 } mdmt_image_source;
@@ -24,6 +25,12 @@ typedef struct {
     float rotation;            /* degrees, +-                                */
     float elastic_alpha[2];    /* pixels, low and high                       */
     float elastic_sigma;       /* pixels                                     */
+    /* Of the grey values v in 0..1, in this order, each cut to 0..1 (masks stay as they are): */
+    float gamma;      /* v ^ exp(g), g within +- gamma                         */
+    float contrast;   /* m + c (v - m), c within 1 +- contrast, m the mean     */
+    float brightness; /* v + b, b within +- brightness                         */
+    float invert;     /* 1 - v, with this probability (whatever `probability`) */
+    float noise;      /* deviation of the noise, 0 .. noise                    */
 } mdmt_augmentation;
 
 /* What changes from step to step. */

@@ -16,6 +16,8 @@ _EXPORTS = {
     "masked_loss": "mdmt.loss",
     "average_weights": "mdmt.weights",
     "load_weights": "mdmt.weights",
+    "lung_mask": "mdmt.preprocess.lungs",
+    "lung_masks": "mdmt.preprocess.lungs",
     "set_num_threads": "mdmt.system",
     "show_config": "mdmt.system",
 }
@@ -46,6 +48,8 @@ __all__ = [
     "average_weights",
     "backbones",
     "load_weights",
+    "lung_mask",
+    "lung_masks",
     "masked_loss",
     "set_num_threads",
     "show_config",

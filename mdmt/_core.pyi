@@ -111,6 +111,7 @@ def augment(
     ranges: tuple[float, ...],
     size: tuple[int, int],
     threads: int,
+    masks: bool,
     /,
 ) -> NDArray[np.float32]: ...
 def schedule_start(config: NDArray[np.float64], state: NDArray[np.float64], /) -> None: ...

@@ -13,7 +13,14 @@ RANGES = {
     "rotation": 10.0,  # degrees, both ways
     "elastic_alpha": (20.0, 40.0),  # pixels of the output
     "elastic_sigma": 7.0,  # pixels of the output; 0: no elastic deformation
+    # Of the grey values v in 0..1, in this order, each cut to 0..1; off in the paper's code.
+    "gamma": 0.0,  # v ** exp(g), g both ways
+    "contrast": 0.0,  # mean + c (v - mean), factor 1 - contrast to 1 + contrast
+    "brightness": 0.0,  # v + b, both ways
+    "invert": 0.0,  # 1 - v, with this probability instead of `probability`
+    "noise": 0.0,  # standard deviation, 0 to noise
 }
+TONE = ("gamma", "contrast", "brightness", "invert", "noise")
 
 
 def complete(ranges):
@@ -26,7 +33,19 @@ def complete(ranges):
     return {**RANGES, **ranges}
 
 
-def augment(images, dataset, index, *, epoch, seed, size=None, dtype=np.uint8, threads=1, **ranges):
+def augment(
+    images,
+    dataset,
+    index,
+    *,
+    epoch,
+    seed,
+    size=None,
+    dtype=np.uint8,
+    threads=1,
+    masks=False,
+    **ranges,
+):
     """Images as a training step sees them, for study and contact sheets.
 
     images (N, h, w) or (h, w) uint8. dataset, index: integers or arrays (N); together with epoch
@@ -35,7 +54,9 @@ def augment(images, dataset, index, *, epoch, seed, size=None, dtype=np.uint8, t
     ranges: those of RANGES that differ from it.
 
     Shift, zoom, flip, rotation and elastic deformation (Simard et al. 2003) form one map with one
-    bilinear sampling; beyond its border an image is mirrored.
+    bilinear sampling; beyond its border an image is mirrored. Then come gamma, contrast,
+    brightness, inversion and noise. masks: the images are masks (255 inside), which are moved as
+    the image of the same numbers is and keep their values otherwise.
 
     Returns (N, H, W) or (H, W): uint8, rounded, or the dtype that is asked for, in 0 to 255.
     """
@@ -49,10 +70,10 @@ def augment(images, dataset, index, *, epoch, seed, size=None, dtype=np.uint8, t
     keys = [np.broadcast_to(np.asarray(k, np.int64), len(stack)).copy() for k in (dataset, index)]
     low, high = r["elastic_alpha"]
     packed = (r["probability"], r["shift"], r["zoom"], r["flip"], r["rotation"], low, high)
-    packed = (*map(float, packed), float(r["elastic_sigma"]))
+    packed = (*map(float, packed), float(r["elastic_sigma"]), *(float(r[k]) for k in TONE))
     height, width = size or stack.shape[1:]
     out = _core.augment(
-        stack, *keys, int(seed), int(epoch), packed, (int(height), int(width)), int(threads)
+        stack, *keys, int(seed), int(epoch), packed, (int(height), int(width)), int(threads), masks
     )
     out = np.rint(out).astype(np.uint8) if np.dtype(dtype) == np.uint8 else out.astype(dtype)
     return out[0] if images.ndim == 2 else out

@@ -12,7 +12,7 @@ import reprlib
 from pathlib import Path
 
 from .errors import BadConfig, nearest
-from .schema import SCHEMA, Key, describe, paths_of
+from .schema import MASKS, SCHEMA, Key, describe, paths_of
 
 __all__ = ["describe", "find", "load", "resolve", "shipped"]
 
@@ -119,9 +119,18 @@ def load(name: str = "demo", overrides=(), check: bool = True) -> dict:
 
 def resolve(raw: dict, source: str = "configuration") -> dict:
     """Check `raw` against the schema, return a new mapping with every default filled in."""
+    if is_masks(raw):
+        values = _check(MASKS, copy.deepcopy(raw), "", source)
+        _check_train(values, source)
+        return values
     values = _check(SCHEMA, copy.deepcopy(raw), "", source)
     _cross_check(values, source)
     return values
+
+
+def is_masks(values: dict) -> bool:
+    """Whether a configuration trains a network for masks (`kind: masks`)."""
+    return "kind" in values
 
 
 def override(raw: dict, text: str) -> None:
@@ -319,6 +328,12 @@ def _cross_check(values: dict, source: str) -> None:
     clip = values["data"]["clip"]
     if clip is not None and (len(clip) != 2 or clip[0] >= clip[1]):
         raise BadConfig(f"{source}: data.clip is {clip}; it must be two percentiles, low < high")
+    _check_train(values, source)
+    check_sampler(values["sampler"], "sampler", source)
+
+
+def _check_train(values: dict, source: str) -> None:
+    """Checks of the keys of `train` that depend on each other."""
     if len(values["train"]["betas"]) != 2:
         raise BadConfig(f"{source}: train.betas must be two numbers")
     if values["train"]["lr"] <= 0:
@@ -332,7 +347,6 @@ def _cross_check(values: dict, source: str) -> None:
         or augment["elastic_alpha"][0] > augment["elastic_alpha"][1]
     ):
         raise BadConfig(f"{source}: train.augment.elastic_alpha must be two numbers, low <= high")
-    check_sampler(values["sampler"], "sampler", source)
 
 
 def check_sampler(sampler: dict, where: str, source: str) -> None:

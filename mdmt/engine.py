@@ -24,8 +24,8 @@ FORMAT = 1
 class Part:
     """One data set as the engine sees it.
 
-    images (M, S, S) uint8; labels (M,) class numbers; task: number of the head; train, val, test:
-    rows.
+    images (M, S, S) uint8; labels (M,) class numbers, or masks (M, S, S) uint8, 255 inside, of a
+    head that gives masks; task: number of the head; train, val, test: rows.
     """
 
     images: np.ndarray
@@ -40,7 +40,9 @@ class Part:
         return {
             "images": self.images,
             "task": self.task,
-            "target": np.ascontiguousarray(self.labels, np.float32),
+            "target": self.labels
+            if self.labels.ndim == 3
+            else np.ascontiguousarray(self.labels, np.float32),
         }
 
 
@@ -70,6 +72,20 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
     top = z.max(1, keepdims=True)
     log_sum = np.log(np.exp(z - top).sum(1)) + top[:, 0]
     return float(np.mean(log_sum - z[np.arange(len(z)), labels]))
+
+
+def mask_scores(logits: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(loss dice_ce, Dice coefficient of the decisions) of each sample, float64, from logits
+    (N, 1, H, W) and masks (N, H, W) uint8, 255 inside. Two empty masks have the coefficient 1."""
+    z = np.asarray(logits, np.float64).reshape(len(masks), -1)
+    t = masks.reshape(len(masks), -1) / 255.0
+    small = np.exp(-np.abs(z))
+    p = np.where(z >= 0, 1, small) / (1 + small)
+    entropy = (np.maximum(z, 0) - z * t + np.log1p(small)).mean(1)
+    soft = (2 * (p * t).sum(1) + 1) / (p.sum(1) + t.sum(1) + 1)
+    guess, truth = z > 0, t > 0.5
+    both, all_ = (guess & truth).sum(1), guess.sum(1) + truth.sum(1)
+    return entropy + 1 - soft, np.where(all_ > 0, 2 * both / np.maximum(all_, 1), 1.0)
 
 
 def predict(model, dataset: int, rows, batch_size: int = 64, stop=None) -> dict:
@@ -351,7 +367,10 @@ class Fit:
         state.finished = bool(stop) or self._spent()
 
     def validate(self, task: int) -> tuple[float, float]:
-        """Mean cross-entropy and accuracy of head `task` over its validation parts."""
+        """Mean loss and accuracy of head `task` over its validation parts; of masks, the mean Dice
+        coefficient in place of the accuracy."""
+        if self.parts[0].labels.ndim == 3:
+            return self._validate_masks(task)
         logits, labels = [], []
         for d, part in enumerate(self.parts):
             if part.task == task and len(part.val):
@@ -361,6 +380,16 @@ class Fit:
         logits, labels = np.concatenate(logits), np.concatenate(labels)
         right = float(np.mean(logits.argmax(1) == labels))
         return cross_entropy(logits, labels), right
+
+    def _validate_masks(self, task: int) -> tuple[float, float]:
+        scores, batch = [], self.settings["batch_size"]
+        for d, part in enumerate(self.parts):
+            for start in range(0, len(part.val) if part.task == task else 0, batch):
+                rows = part.val[start : start + batch]
+                out = predict(self.model, d, rows, batch, self.stop)
+                scores.append(mask_scores(out[self.tasks[task]], part.labels[rows]))
+        loss, dice = (np.concatenate(s) for s in zip(*scores))
+        return float(loss.mean()), float(dice.mean())
 
     def best_loss(self) -> float | None:
         """The validation loss that selects, at the best epoch so far."""

@@ -104,7 +104,7 @@ class Model:
         #: Factor of each task's loss in training; a task that is not named counts 1.
         self.task_weights = {}
         self._frozen = None  # the backbone's weights while they are frozen
-        self._sources, self._labels = [], []
+        self._sources, self._labels, self._resident = [], [], []
         self._batches = 0  # training passes since the counters below were set
         b = self._describe()
         #: Normalisation of resident images, per channel, of values in 0..1; that of the backbone's
@@ -127,6 +127,7 @@ class Model:
         self._features = b.shape(features)[1]
         for task, head in self.heads.items():
             b.graph.output(heads_.build(b, features, task, head), task)
+        self._masks = [k for k, head in enumerate(self.heads.values()) if heads_.is_mask(head)]
         self._graph = b.graph
         self._entries = b.entries
         self._rows = b.rows
@@ -179,6 +180,12 @@ class Model:
             raise ValueError(
                 f"x must be (N, {self.channels}, H, W), or (N, H, W) grey, not {x.shape}"
             )
+        step = nets.multiple(self.backbone)
+        if x.shape[2] % step or x.shape[3] % step:
+            raise ValueError(
+                f"{self.backbone} takes images whose sides are multiples of {step}, not "
+                f"{x.shape[2]} x {x.shape[3]}"
+            )
         x = np.ascontiguousarray(x, np.float32)
         if not np.isfinite(x.sum(dtype=np.float64)):
             bad = np.flatnonzero(~np.isfinite(x).all(axis=(1, 2, 3)))
@@ -187,11 +194,32 @@ class Model:
             )
         return x
 
+    def _masked(self, task, mask, shape):
+        """Checked masks (N, 1, H, W) float32 of a batch, zeros where a sample needs none."""
+        needs = np.isin(task, self._masks)
+        if mask is None:
+            if needs.any():
+                name = list(self.heads)[task[needs][0]]
+                raise ValueError(f"task {name} needs a mask per sample: target (N, H, W)")
+            return np.zeros((shape[0], 1, *shape[1:]), np.float32)
+        mask = np.asarray(mask, np.float32)
+        if mask.shape not in (shape, (shape[0], 1, *shape[1:])):
+            raise ValueError(f"the masks must be {shape}, like the images, not {mask.shape}")
+        mask = mask.reshape(shape[0], 1, *shape[1:])
+        wrong = needs & ~((mask >= 0) & (mask <= 1)).all((1, 2, 3))
+        if wrong.any():
+            raise ValueError(
+                f"the mask of sample {np.flatnonzero(wrong)[0]} must lie within 0 to 1 (1: inside)"
+            )
+        return np.where(needs[:, None, None, None], mask, np.float32(0))
+
     def _targets(self, task, target, n):
         """Checked task (N) int32 and target (N, k) float32."""
         task = np.ascontiguousarray(task)
         if task.shape != (n,) or not np.issubdtype(task.dtype, np.integer):
             raise ValueError(f"task must be {n} integers, one per sample, not {task.shape}")
+        if target is None:  # of a batch of masks
+            target = np.where(np.isin(task, self._masks), 0, np.nan)
         target = np.asarray(target, np.float32)
         target = target[:, None] if target.ndim == 1 else target
         if target.ndim != 2 or len(target) != n:
@@ -202,6 +230,9 @@ class Model:
                 f"{task.min()} to {task.max()}"
             )
         for k, (name, head) in enumerate(self.heads.items()):
+            if k in self._masks:
+                target = np.where((task == k)[:, None], np.float32(0), target)
+                continue
             self._check_labels(name, head, target[task == k])
         return task.astype(np.int32), np.ascontiguousarray(target)
 
@@ -225,8 +256,8 @@ class Model:
     def forward(self, x, training=False):
         """x (N, channels, H, W) float32, normalised, or (N, H, W) grey.
 
-        Returns {"features": (N, C), task: logits (N, classes)}. training=True uses batch
-        statistics and dropout, and updates the running statistics.
+        Returns {"features": (N, C), task: logits (N, classes), or (N, 1, H, W) of a mask}.
+        training=True uses batch statistics and dropout, and updates the running statistics.
         """
         x = self._images(x)
         mode = self._mode(len(x), x.shape[2:], training)
@@ -235,21 +266,29 @@ class Model:
         self._batches += bool(training)
         return out
 
-    def _pass(self, x, task, target, training, names, adam=None):
+    def _pass(self, x, task, target, training, names, adam=None, mask=None):
         x = self._images(x)
+        if mask is None and target is not None and np.ndim(target) > 2:
+            target, mask = None, target
         task, target = self._targets(task, target, len(x))
         mode = self._mode(len(x), x.shape[2:], training, True, target.shape[1])
         feeds = {"image": x, "task": task, "target": target}
+        if self._masks:
+            feeds["mask"] = self._masked(task, mask, (len(x), *x.shape[2:]))
         out = self._network.run(mode, feeds, names, adam, seed=self.seed, step=self.training_step)
         self._batches += bool(training)
         return out
 
-    def loss_and_gradients(self, x, task, target, training=True):
+    def loss_and_gradients(self, x, task, target, training=True, mask=None):
         """task (N) int: which head each sample belongs to; target (N) or (N, k).
+
+        Of a task with a mask (loss dice_ce) target is (N, H, W) in 0 to 1, 1 inside; in a batch
+        that mixes masks with classes, the masks come as `mask`. Their loss is the mean over the
+        pixels of the binary cross-entropy plus 1 - (2 sum p t + 1) / (sum p + sum t + 1).
 
         Returns (loss, {key: gradient}); loss = mean over the samples of the batch (equation 2).
         """
-        loss = self._pass(x, task, target, training, ("loss",))["loss"]
+        loss = self._pass(x, task, target, training, ("loss",), mask=mask)["loss"]
         return float(loss[0]), self._collect("gradient")
 
     def _adam(self, lr, betas, eps, weight_decay, decoupled):
@@ -271,11 +310,12 @@ class Model:
         eps=1e-8,
         weight_decay=1e-4,
         decoupled=False,
+        mask=None,
     ):
         """One whole step: forward, masked loss, backward, Adam with L2 in the gradient (or
         decoupled). Returns the loss before the step."""
         adam = self._adam(lr, betas, eps, weight_decay, decoupled)
-        loss = self._pass(x, task, target, True, ("loss",), adam)["loss"]
+        loss = self._pass(x, task, target, True, ("loss",), adam, mask)["loss"]
         self.training_step += 1
         return float(loss[0])
 
@@ -285,10 +325,11 @@ class Model:
         """Makes data sets resident for fit_step and predict.
 
         datasets: mappings or objects with images (M, H, W) uint8 C-ordered (a memory map will do),
-        task (int: the k-th head) and target (M) or (M, k) float32. On a GPU the images are copied
+        task (int: the k-th head) and target (M) or (M, k) float32; of a task with a mask, target is
+        (M, H, W) uint8 like images, 255 inside. On a GPU the images are copied
         when they are first used, and later changes of the arrays are not seen.
         """
-        sources, labels = [], []
+        sources, labels, masks = [], [], []
         for i, entry in enumerate(datasets):
             get = entry.get if isinstance(entry, dict) else lambda key, e=entry: getattr(e, key)
             images = get("images")
@@ -297,11 +338,19 @@ class Model:
                     f"the images of data set {i} must be C-ordered uint8 (M, H, W), not "
                     f"{images.dtype} {images.shape}"
                 )
-            n = len(images)
-            tasks, target = self._targets(np.full(n, int(get("task"))), get("target"), n)
+            n, k, target = len(images), int(get("task")), get("target")
+            masks.append(None)
+            if k in self._masks:
+                if target.dtype != np.uint8 or target.shape != images.shape:
+                    raise ValueError(
+                        f"the masks of data set {i} must be uint8 {images.shape}, like its images, "
+                        f"not {target.dtype} {target.shape}"
+                    )
+                masks[i], target = np.ascontiguousarray(target), None
+            tasks, target = self._targets(np.full(n, k), target, n)
             sources.append(images)
-            labels.append((int(get("task")), target))
-        self._sources, self._labels = sources, labels
+            labels.append((k, target))
+        self._sources, self._labels, self._resident = sources, labels, masks
         self._network.forget_images()
 
     def _samples(self, dataset, index):
@@ -360,6 +409,7 @@ class Model:
             step=self.training_step,
             epoch=epoch,
             augmentation=None if augment is None else complete(augment),
+            **({"masks": self._resident} if self._masks else {}),
             **samples,
         )
         self.training_step += 1
@@ -379,7 +429,7 @@ class Model:
         self._frozen = {key: self._get(key) for key in keys} if frozen else None
 
     def predict(self, dataset, index, batch_size=32):
-        """{"features": (N, C), task: logits (N, classes)} of resident images, evaluated."""
+        """As forward, of resident images."""
         dataset, index = np.asarray(dataset), np.asarray(index)
         names = ("features", *self.heads)
         parts = []
@@ -546,8 +596,9 @@ class Model:
         from mdmt.onnx import write
 
         shape = (1, self.channels, *self.image_size)
-        widths = {task: head["classes"] for task, head in self.heads.items()}
-        outputs = {"features": self._features, **widths}
+        outputs = {"features": [self._features]}
+        for k, (task, head) in enumerate(self.heads.items()):
+            outputs[task] = [1, *self.image_size] if k in self._masks else [head["classes"]]
         write(path, self._graph, shape, outputs, self.state_dict(), self.description())
 
     @classmethod

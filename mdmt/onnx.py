@@ -1,7 +1,8 @@
 """ONNX files of trained networks: one node for each op of the network's description.
 
 The graph has the input `image` (batch, C, H, W) float32, already normalised, and the outputs
-`features` (batch, F) and one per head, under the head's name: its logits (batch, classes). The size
+`features` (batch, F) and one per head, under the head's name: its logits (batch, classes), of a
+mask (batch, 1, H, W). The size
 of the batch is free, that of the image fixed. Weights keep the names they have in the state
 dictionary, batch normalisation stays a node of its own with its exact epsilon (runtimes fold it
 into the convolution before it), and dropout, which does nothing in evaluation, is left out.
@@ -147,6 +148,19 @@ class Emitter:
             )
         return self.emit("AveragePool", x, count_include_pad=a["count_include_pad"], **window)
 
+    def _upsample(self, op, x, a):
+        scales = self.weight("/scales.2", np.array([1, 1, 2, 2], np.float32))
+        how = {"mode": "nearest", "nearest_mode": "floor"}
+        where = "half_pixel"
+        if a["mode"] == 0:
+            where = "asymmetric"
+        else:
+            how = {"mode": "linear"}
+        region = self.weight("/region", np.empty(0, np.float32))
+        return self.emit(
+            "Resize", [*x, region, scales], coordinate_transformation_mode=where, **how
+        )
+
     def _global_avg_pool(self, op, x, a):
         return self.emit("Flatten", [self.emit("GlobalAveragePool", x)], axis=1)
 
@@ -178,8 +192,9 @@ class Emitter:
 def write(path, graph, image, outputs, arrays, description):
     """Write a network in evaluation mode to the file `path`, atomically.
 
-    graph: its description, whose image is (1, C, H, W) = `image`; outputs: {name: width}; arrays:
-    its state dictionary; description: plain data, kept as JSON in the metadata entry `mdmt`.
+    graph: its description, whose image is (1, C, H, W) = `image`; outputs: {name: shape without the
+    batch}; arrays: its state dictionary; description: plain data, kept as JSON in the metadata
+    entry `mdmt`.
     Raises BadInput, in one sentence, when the package onnx is missing.
     """
     try:
@@ -197,7 +212,7 @@ def write(path, graph, image, outputs, arrays, description):
 
     what = {"features": "pooled features of the backbone"}
     results = [
-        info(name, [n], what.get(name, f"logits of the head {name}")) for name, n in outputs.items()
+        info(name, n, what.get(name, f"logits of the head {name}")) for name, n in outputs.items()
     ]
     text = f"{description['backbone']} of mdmt {__version__}, evaluation mode"
     body = helper.make_graph(

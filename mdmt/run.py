@@ -366,10 +366,26 @@ def guarded(action) -> int:
     return 0
 
 
+def _masks(values: dict, arguments) -> None:
+    """A study of `kind: masks`, which is one process: no workers, cluster or report."""
+    from . import mask_study
+
+    for name in ("dask", "emit_slurm", "dry_run", "collect", "extend", "tensorboard"):
+        if getattr(arguments, name):
+            option = name.replace("_", "-")
+            raise BadConfig(f"--{option}: is not for a configuration of kind masks; leave it out")
+    device = resolve_device(arguments.device)
+    mask_study.run(values, arguments.out, device=device, quiet=arguments.quiet)
+
+
 def start(arguments) -> None:
     """Run what parsed `arguments` ask for."""
+    values = load_values(arguments)
+    if config.is_masks(values):
+        _masks(values, arguments)
+        return
     run(
-        load_values(arguments),
+        values,
         arguments.out,
         device=arguments.device,
         workers=arguments.workers,

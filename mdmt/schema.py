@@ -211,6 +211,11 @@ TRAIN = _map(
             "smoothness of the elastic field; both in pixels of an image of 256 pixels",
             low=0.1,
         ),
+        gamma=Key("float", 0, "grey v in 0..1 becomes v ** exp(g), g both ways", low=0, high=3),
+        contrast=Key("float", 0, "contrast factor 1 - contrast to 1 + contrast", low=0, high=1),
+        brightness=Key("float", 0, "added to the grey in 0..1, both ways", low=0, high=1),
+        invert=Key("float", 0, "probability of black and white exchanged", low=0, high=1),
+        noise=Key("float", 0, "largest standard deviation of added noise", low=0, high=1),
     ),
     checkpoint_seconds=Key("float", 60, "seconds between checkpoints; 0: only when stopped", low=0),
     checkpoint_steps=Key("int", 0, "steps between checkpoints; 0: off", low=0),
@@ -438,6 +443,46 @@ SCHEMA = _map(
         ),
         setup=Key("list", [], "shell lines before mdmt starts", item=Key("text")),
     ),
+    precision=Key("text", "fp32", "arithmetic", choices=("fp32", "fp32-direct")),
+)
+
+MASKS = _map(
+    "configuration of a network for masks (kind: masks)",
+    kind=Key("text", "masks", "masks", choices=("masks",)),
+    name=Key("text", "masks", "name of the study; names the default out folder"),
+    data=_map(
+        "data",
+        root=Key("text", None, "folder of the data", optional=True),
+        table=Key("text", required=True, doc="table whose column `image` names the pictures"),
+        masks=Key("text", required=True, doc="folder of the masks, <image>.png, inside not 0"),
+        images=Key("text", "images", "folder of the pictures"),
+        patients=Key(
+            "list",
+            [],
+            "tables with the columns image and patient; a picture in none is a patient of its own",
+            item=Key("text"),
+        ),
+    ),
+    head=Key("text", "mask", "name of the head"),
+    backbone=Key("text", "unet", "network, one with a feature map (mdmt show unet)"),
+    image_size=Key("int", 256, "side of what the network sees", low=32, high=4096),
+    cv=_map(
+        "cross-validation by patient",
+        folds=Key("int", 5, "number of folds", low=2, high=100),
+        validation=Key(
+            "float", 0.15, "share of the training part for validation", low=0.01, high=0.9
+        ),
+        seed=Key("int", 0, "seed of the splits", low=0),
+    ),
+    negatives=Key(
+        "float",
+        0,
+        "drawn pictures without anything to find, per picture with a mask",
+        low=0,
+        high=10,
+    ),
+    seed=Key("int", 0, "seed of the training", low=0),
+    train=TRAIN,
     precision=Key("text", "fp32", "arithmetic", choices=("fp32", "fp32-direct")),
 )
 

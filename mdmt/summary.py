@@ -21,6 +21,7 @@ NAMES = {
     "concat": "concat",
     "channel_shuffle": "shuffle",
     "global_avg_pool": "mean",
+    "upsample": "upsample x2",
     "flatten": "flatten",
 }
 PARTS = ("parameters", "gradients", "optimizer", "activations", "workspace")

@@ -14,6 +14,7 @@ import numpy as np
 from tests import statements as say
 from tests.actrows import act_table
 from tests.opcase import ACTS, RELU, Case, check, label, load_size, normal, positive, viewed
+from tests.opdense import dense_table
 from tests.opdepth import depth_table
 from tests.oprows import (
     avg_pool_cases,
@@ -479,6 +480,7 @@ TABLES = (
     convolution_table,
     view_table,
     lambda: depth_table(convolutions, views_of),
+    dense_table,
     gather_table,
     norm_table,
     pool_table,

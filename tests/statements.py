@@ -64,6 +64,47 @@ def conv2d_bwd_data(dy, w, size, *, stride=(1, 1), pad=(0, 0, 0, 0), dilation=(1
     return dx[:, :, top : top + size[0], left : left + size[1]]
 
 
+def _doubling(size, bilinear):
+    """(2 size, size): shares of the inputs in each output, half-pixel centres, borders repeated."""
+    at = (np.arange(2 * size) + 0.5) / 2 - 0.5 if bilinear else np.arange(2 * size) // 2
+    low = np.floor(at).astype(int)
+    shares = np.zeros((2 * size, size))
+    for out, (first, part) in enumerate(zip(low, at - low)):
+        shares[out, min(max(first, 0), size - 1)] += 1 - part
+        shares[out, min(max(first + 1, 0), size - 1)] += part
+    return shares
+
+
+def upsample(x, mode):
+    """Twice the size: y = A x B' with the shares of both directions."""
+    a, b = (_doubling(n, mode == "bilinear") for n in x.shape[2:])
+    return np.einsum("hi,ncij,wj->nchw", a, x, b, optimize=True)
+
+
+def upsample_bwd(dy, mode):
+    a, b = (_doubling(n // 2, mode == "bilinear") for n in dy.shape[2:])
+    return np.einsum("hi,nchw,wj->ncij", a, dy, b, optimize=True)
+
+
+def mask_sums(z, t):
+    """(N, 4) of logits and masks (N,1,H,W): mean cross-entropy, sums of p t, p and t."""
+    p, axes = 1 / (1 + np.exp(-z)), (1, 2, 3)
+    entropy = np.logaddexp(0, z) - z * t
+    return np.stack([entropy.mean(axes), (p * t).sum(axes), p.sum(axes), t.sum(axes)], 1)
+
+
+def mask_sums_bwd(dsums, z, t):
+    p, pixels = 1 / (1 + np.exp(-z)), z[0].size
+    entropy, both, guessed = (dsums[:, k, None, None, None] for k in range(3))
+    return entropy * (p - t) / pixels + (both * t + guessed) * p * (1 - p)
+
+
+def dice_and_entropy(sums):
+    """Loss of each mask (N) from mask_sums."""
+    entropy, both, guessed, true = sums.T
+    return entropy + 1 - (2 * both + 1) / (guessed + true + 1)
+
+
 def conv2d_bwd_weight(x, dy, kernel, *, stride=(1, 1), pad=(0, 0, 0, 0), dilation=(1, 1), groups=1):
     """dw of y = conv2d(x, w): the products of each window with its dy."""
     top, left, bottom, right = pad

@@ -41,6 +41,71 @@ def draws(seed, epoch, data_set, index, ranges):
     return shift, zoom, on[2] and ranges["flip"], angle
 
 
+def tone(image, seed, epoch, data_set, index, ranges):
+    """Grey values 0..255 after gamma, contrast, brightness, inversion and noise, in float64."""
+    key, high = stream_key(seed, 2), epoch << 32 | data_set << 8
+    on, value, more = (philox(key, index, high | block) for block in (3, 4, 5))
+    on = [uniform(b) < ranges["probability"] for b in on]
+    spread = [2 * uniform(b) - 1 for b in value[:3]]
+    v = np.float64(image) / 255
+    if on[0]:
+        v = v ** np.exp(ranges["gamma"] * spread[0])
+    if on[1]:
+        v = np.clip(v.mean() + (1 + ranges["contrast"] * spread[1]) * (v - v.mean()), 0, 1)
+    if on[2]:
+        v = np.clip(v + ranges["brightness"] * spread[2], 0, 1)
+    if uniform(more[0]) < ranges["invert"]:
+        v = 1 - v
+    if on[3] and ranges["noise"]:
+        noise_key = stream_key(more[1] | more[2] << 32, 6)
+        words = [w for i in range(-(-v.size // 4)) for w in philox(noise_key, i, 0)][: v.size]
+        sums = np.array([(w & 0xFFFF) + (w >> 16) - 65535 for w in words]).reshape(v.shape)
+        deviation = ranges["noise"] * uniform(value[3])
+        v = np.clip(v + deviation * sums * np.sqrt(6) / 65536, 0, 1)
+    return 255 * v
+
+
+TONE = {"gamma": 0.6, "contrast": 0.5, "brightness": 0.3, "invert": 0.4, "noise": 0.2}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 2**64 - 1),
+    st.integers(0, 2**32 - 1),
+    st.integers(0, 50),
+    st.integers(0, 2**40),
+    st.tuples(st.integers(2, 20), st.integers(2, 20)),
+    st.sampled_from([0.0, 0.5, 1.0]),
+)
+def test_grey_values_change_as_stated(seed, epoch, data_set, index, shape, probability):
+    ranges = {**NOTHING, **TONE, "probability": probability}
+    image = picture(*shape)
+    key = {"epoch": epoch, "seed": seed}
+    out = mdmt.augment(image, data_set, index, dtype=np.float32, **key, **ranges)
+    expected = tone(image, seed, epoch, data_set, index, ranges)
+    np.testing.assert_allclose(out, expected, atol=5e-3)
+
+
+def test_noise_has_its_deviation_and_inversion_its_probability():
+    n = 400
+    grey = np.full((n, 16, 16), 128, np.uint8)
+    how = {"epoch": 0, "seed": 3, "dtype": np.float32}
+    noisy = mdmt.augment(grey, 0, np.arange(n), **how, **{**NOTHING, "noise": 0.1}) - 128
+    # uniform between 0 and 0.1: a mean square of 0.1^2 / 3
+    assert noisy.std() == pytest.approx(25.5 / np.sqrt(3), rel=0.1) and abs(noisy.mean()) < 1
+    turned = mdmt.augment(grey, 0, np.arange(n), **how, **{**NOTHING, "invert": 0.25})
+    assert abs((np.rint(turned) == 127).all((1, 2)).mean() - 0.25) < 0.08
+
+
+def test_a_mask_moves_as_its_image_does_and_keeps_its_values():
+    image = np.uint8(255 * (picture(48, 40) > 128))
+    key = {"dataset": 2, "index": 7, "epoch": 3, "seed": 5, "probability": 1.0}
+    moved = mdmt.augment(image, **key)
+    assert (moved != image).any()
+    np.testing.assert_array_equal(mdmt.augment(image, **key, **TONE, masks=True), moved)
+    assert (mdmt.augment(image, **key, **TONE) != moved).any()
+
+
 def statement(image, size, shift, zoom, flip, angle):
     """Inverse map in float64, sampled by SciPy: mirrored, linear."""
     (height, width), (sh, sw) = size, image.shape
@@ -190,6 +255,8 @@ def test_thin_images_and_wild_ranges_stay_inside(size):
         ({"rotation": -3}, "rotation .* not -3"),
         ({"shift": float("nan")}, "shift .* not nan"),
         ({"elastic_alpha": (40, 20)}, "lower and an upper value, not 40 and 20"),
+        ({"invert": 1.5}, "invert .* within 0 to 1, not 1.5"),
+        ({"gamma": -1}, "gamma .* within 0 to 3, not -1"),
         ({"shear": 1}, "unknown range 'shear'"),
         ({"size": (0, 5)}, "cannot have the size 0 x 5"),
         ({"threads": 0}, "number of threads must be 1"),

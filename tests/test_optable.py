@@ -114,6 +114,7 @@ ADJOINTS = [
     ("conv2d", "y", "conv2d_bwd_data", "dx", "x"),
     ("conv2d", "y", "conv2d_bwd_weight", "dw", "w"),
     ("avg_pool", "y", "avg_pool_bwd", "dx", "x"),
+    ("upsample", "y", "upsample_bwd", "dx", "x"),
     ("global_avg_pool", "y", "global_avg_pool_bwd", "dx", "x"),
     ("flatten", "y", "flatten_bwd", "dx", "x"),
     ("linear", "y", "linear_bwd_data", "dx", "x"),
@@ -236,6 +237,33 @@ def test_max_pool_gradient_is_the_derivative():
         assert abs(found - slope) <= 1e-5 * size, case.repro()
         tried += 1
     assert tried
+
+
+def test_mask_gradients_are_the_derivatives():
+    """Of the sums, and of the loss made of them, along random directions."""
+    rng = np.random.default_rng(4)
+    for case in by_name("mask_sums_bwd").values():
+        a = case.arrays()
+        got = run_with(case, a, available()[-1])["dz"]
+        e = {k: v.astype(np.float64) for k, v in a.items()}
+        direction = rng.standard_normal(e["z"].shape)
+        slope = say.difference(
+            lambda z, e=e: float((say.mask_sums(z, e["mask"])[:, :3] * e["dsums"][:, :3]).sum()),
+            e["z"], direction,
+        )  # fmt: skip
+        size = dot(np.abs(got), np.abs(direction))
+        assert abs(dot(got, direction) - slope) <= 2e-5 * size + 1e-6, case.repro()
+    for case in (c for n, c in by_name("masked_loss").items() if "dice_ce" in n):
+        a = case.arrays()
+        got = run_with(case, a, "ref")["dsums"]
+        sums, masks = a["sums"].astype(np.float64), a["task"] == 0
+        weight = float(case.name.split("weight=")[1]) / (a["task"] >= 0).sum()
+        direction = rng.standard_normal(sums.shape)
+        slope = say.difference(
+            lambda s, masks=masks: float(say.dice_and_entropy(s)[masks].sum()), sums, direction
+        )
+        size = dot(np.abs(got), np.abs(direction))
+        assert abs(dot(got, direction) - weight * slope) <= 1e-5 * size, case.repro()
 
 
 def pool_attrs(case):

@@ -33,7 +33,7 @@ STAGES = [
     ["splits"],
     ["experiments"],
     ["runner"],
-    ["study", "results"],
+    ["study", "results", "mask_study"],
     ["prepare"],
     ["stats"],
     ["analysis"],

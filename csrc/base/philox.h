@@ -20,7 +20,8 @@ enum mdmt_stream {
     MDMT_STREAM_AUGMENT = 2,  /* counter: epoch, sample (data set, index)    */
     MDMT_STREAM_DROPOUT = 3,  /* counter: step, operation, element           */
     MDMT_STREAM_INIT = 4,     /* counter: parameter, element                 */
-    MDMT_STREAM_ELASTIC = 5   /* counter: epoch, sample, grid node           */
+    MDMT_STREAM_ELASTIC = 5,  /* counter: epoch, sample, grid node           */
+    MDMT_STREAM_NOISE = 6     /* counter: epoch, sample; pixel               */
 };
 
 typedef struct {

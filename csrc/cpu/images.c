@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "../base/philox.h"
+#include "tone.h"
 
 enum { TAPS_MAX = 40 }; /* 2 * ceil(3 * 6) + 1 = 37: sigma / step is below 6 */
 
@@ -86,7 +87,7 @@ mdmt_status mdmt_augmentation_check(const mdmt_augmentation *a)
                          "elastic_alpha must be a lower and an upper value, not %g and %g",
                          (double)a->elastic_alpha[0], (double)a->elastic_alpha[1]);
     }
-    return MDMT_OK;
+    return mdmt_tone_check(a);
 }
 
 /* ---- elastic field ---- */
@@ -311,6 +312,20 @@ static void augment_one(void *context, int i, int thread)
                     job->out + (size_t)i * (size_t)job->height * (size_t)job->width, job->height,
                     job->width,
                     job->scratch + (size_t)thread * mdmt_warp_scratch(job->height, job->width));
+    mdmt_tone tone = mdmt_tone_draw(&job->augmentation, job->seed, job->epoch,
+                                    (int)job->data_set[i], job->index[i]);
+    size_t pixels = (size_t)job->height * (size_t)job->width;
+    float *grey = job->out + (size_t)i * pixels;
+    if (!mdmt_tone_changes(&tone) || job->masks) {
+        return;
+    }
+    for (size_t k = 0; k < pixels; k++) {
+        grey[k] /= 255.0f;
+    }
+    mdmt_tone_apply(&tone, grey, pixels);
+    for (size_t k = 0; k < pixels; k++) {
+        grey[k] *= 255.0f;
+    }
 }
 
 void mdmt_augment_images(mdmt_pool *pool, int n, mdmt_augment_job *job)

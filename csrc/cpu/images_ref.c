@@ -1,14 +1,20 @@
 /* Kernel of the op images: for each sample of the step, augment (images.h), and
  * write (v / 255 - mean[c]) / std[c] for every channel: the grey value repeated,
- * normalised per channel. One task per sample. */
+ * normalised per channel; where masks are wanted, those of the samples, moved alike, as v / 255. One
+ * task per sample. */
 #include "images.h"
+
+#include <string.h>
+
 #include "kernels.h"
+#include "tone.h"
 
 typedef struct {
     const mdmt_step *step;
     const mdmt_images_attrs *attrs;
     mdmt_sample_row_fn sample_row;
     float *out;    /* (N, C, H, W) */
+    float *masks;  /* (N, 1, H, W), or NULL */
     char *scratch; /* per thread */
     size_t scratch_bytes;
 } images_run;
@@ -24,6 +30,24 @@ void mdmt_images_needs(const mdmt_site *site, mdmt_needs *needs)
         bytes_per_thread(MDMT_ATTRS(mdmt_images_attrs, site->op)) * (size_t)site->threads;
 }
 
+/* The mask of a sample; of one that has none, zeros. */
+static void one_mask(const images_run *r, const mdmt_image_source *source, const mdmt_warp *warp,
+                     int sample, size_t at, float *scratch)
+{
+    int height = r->attrs->size[0], width = r->attrs->size[1];
+    size_t pixels = (size_t)height * (size_t)width;
+    float *mask = r->masks + (size_t)sample * pixels;
+    if (!source->masks) {
+        memset(mask, 0, sizeof(float) * pixels);
+        return;
+    }
+    mdmt_warp_apply(warp, r->sample_row, source->masks + at, source->height, source->width, mask,
+                    height, width, scratch);
+    for (size_t i = 0; i < pixels; i++) {
+        mask[i] /= 255.0f;
+    }
+}
+
 static void one_sample(void *context, int sample, int thread)
 {
     const images_run *r = context;
@@ -33,25 +57,31 @@ static void one_sample(void *context, int sample, int thread)
     const mdmt_image_source *source = &r->step->sources[data_set];
     size_t size = (size_t)source->height * (size_t)source->width;
     size_t pixels = (size_t)attrs->size[0] * (size_t)attrs->size[1];
+    float *scratch = (float *)(void *)(r->scratch + (size_t)thread * r->scratch_bytes);
     mdmt_warp warp = mdmt_warp_identity();
+    mdmt_tone tone = mdmt_tone_identity();
     if (attrs->augment) {
-        warp =
-            mdmt_warp_draw(&r->step->augmentation, r->step->seed, r->step->epoch, data_set, index);
+        const mdmt_step *step = r->step;
+        warp = mdmt_warp_draw(&step->augmentation, step->seed, step->epoch, data_set, index);
+        tone = mdmt_tone_draw(&step->augmentation, step->seed, step->epoch, data_set, index);
     }
     float *out = r->out + (size_t)sample * (size_t)attrs->channels * pixels;
     float *grey = out + (size_t)(attrs->channels - 1) * pixels; /* overwritten last */
     mdmt_warp_apply(&warp, r->sample_row, source->pixels + (size_t)index * size, source->height,
-                    source->width, grey, attrs->size[0], attrs->size[1],
-                    (float *)(void *)(r->scratch + (size_t)thread * r->scratch_bytes));
+                    source->width, grey, attrs->size[0], attrs->size[1], scratch);
     for (size_t i = 0; i < pixels; i++) {
         grey[i] /= 255.0f;
     }
+    mdmt_tone_apply(&tone, grey, pixels);
     for (int c = 0; c < attrs->channels; c++) {
         float *plane = out + (size_t)c * pixels;
         float mean = attrs->mean[c], deviation = attrs->std[c];
         for (size_t i = 0; i < pixels; i++) {
             plane[i] = (grey[i] - mean) / deviation;
         }
+    }
+    if (r->masks) {
+        one_mask(r, source, &warp, sample, (size_t)index * size, scratch);
     }
 }
 
@@ -85,8 +115,13 @@ mdmt_status mdmt_images_run(const mdmt_site *site, const mdmt_call *call,
     if (attrs->augment) {
         MDMT_TRY(mdmt_augmentation_check(&call->step->augmentation));
     }
-    images_run r = {call->step,   attrs,           sample_row,
-                    call->out[0], call->workspace, bytes_per_thread(attrs)};
+    images_run r = {.step = call->step,
+                    .attrs = attrs,
+                    .sample_row = sample_row,
+                    .out = call->out[0],
+                    .masks = attrs->want_mask ? call->out[1] : NULL,
+                    .scratch = call->workspace,
+                    .scratch_bytes = bytes_per_thread(attrs)};
     mdmt_parallel(site->pool, attrs->batch, one_sample, &r);
     return MDMT_OK;
 }

@@ -94,6 +94,19 @@ static double ranked_score(const float *z, int k, const float *t, double scale, 
     return loss;
 }
 
+/* From the sums of a mask in place of logits. */
+static double dice_and_entropy(const float *z, double scale, float *dz)
+{
+    double both = 2 * (double)z[MDMT_MASK_BOTH] + 1;
+    double all = (double)z[MDMT_MASK_GUESSED] + z[MDMT_MASK_TRUE] + 1;
+    if (dz) {
+        dz[MDMT_MASK_ENTROPY] = (float)scale;
+        dz[MDMT_MASK_BOTH] = (float)(scale * -2 / all);
+        dz[MDMT_MASK_GUESSED] = dz[MDMT_MASK_TRUE] = (float)(scale * both / (all * all));
+    }
+    return z[MDMT_MASK_ENTROPY] + 1 - both / all;
+}
+
 /* Target columns that a task reads. */
 static int columns(const mdmt_loss_problem *p, int k)
 {
@@ -151,6 +164,12 @@ static mdmt_status count_labels(const mdmt_loss_problem *p, double *per_task)
                          MDMT_MAX_TASKS, attrs->tasks);
     }
     for (int k = 0; k < attrs->tasks; k++) {
+        if (attrs->loss[k] == MDMT_LOSS_DICE_CE && p->width[k] != MDMT_MASK_SUMS) {
+            return mdmt_fail(MDMT_BAD_ARGUMENT,
+                             "task %d has the loss dice_ce, which takes the %d sums of a mask, not "
+                             "%d outputs",
+                             k, MDMT_MASK_SUMS, p->width[k]);
+        }
         if (p->width[k] < 1 || columns(p, k) > p->target_width) {
             return mdmt_fail(MDMT_BAD_ARGUMENT,
                              "task %d has %d outputs, but the targets have %d columns", k,
@@ -195,6 +214,8 @@ static double sample_loss(const mdmt_loss_problem *p, int i, double scale, doubl
         return squared_error(z, width, t, scale, dz);
     case MDMT_LOSS_ORDINAL:
         return ranked_score(z, width, t, scale, dz, scratch, scratch + width);
+    case MDMT_LOSS_DICE_CE:
+        return dice_and_entropy(z, scale, dz);
     case MDMT_LOSS_CE:
         break;
     }

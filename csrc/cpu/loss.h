@@ -12,6 +12,10 @@
  *   ordinal  logarithmic ranked score: with p = softmax(z) and the cumulative
  *            probabilities F_j = p_0 + .. + p_j,
  *            -sum_{j < k-1} [y <= j] log F_j + [y > j] log(1 - F_j)
+ *   dice_ce  the loss of a mask, from what mask_sums gives of it in place of logits (k = 4):
+ *            the mean over the pixels of the binary cross-entropy, plus 1 - D with the soft Dice
+ *            coefficient D = (2 sum p t + 1) / (sum p + sum t + 1) (Milletari et al. 2016, without
+ *            squares; the ones make an empty mask count, too)
  *
  * and the loss of the batch, with w_k the weight of task k,
  *

@@ -201,6 +201,42 @@ static const mdmt_cpu_impl *const avg_pool_bwd_impls[] = {
     NULL,
 };
 
+static const mdmt_cpu_impl *const upsample_impls[] = {
+#ifdef MDMT_X86
+    &mdmt_f32_upsample_forward__avx512,
+    &mdmt_f32_upsample_forward__avx2,
+#endif
+    &mdmt_f32_upsample_forward__ref,
+    NULL,
+};
+
+static const mdmt_cpu_impl *const upsample_bwd_impls[] = {
+#ifdef MDMT_X86
+    &mdmt_f32_upsample_bwd__avx512,
+    &mdmt_f32_upsample_bwd__avx2,
+#endif
+    &mdmt_f32_upsample_bwd__ref,
+    NULL,
+};
+
+static const mdmt_cpu_impl *const mask_sums_impls[] = {
+#ifdef MDMT_X86
+    &mdmt_f32_mask_sums__avx512,
+    &mdmt_f32_mask_sums__avx2,
+#endif
+    &mdmt_f32_mask_sums__ref,
+    NULL,
+};
+
+static const mdmt_cpu_impl *const mask_sums_bwd_impls[] = {
+#ifdef MDMT_X86
+    &mdmt_f32_mask_sums_bwd__avx512,
+    &mdmt_f32_mask_sums_bwd__avx2,
+#endif
+    &mdmt_f32_mask_sums_bwd__ref,
+    NULL,
+};
+
 static const mdmt_cpu_impl *const global_avg_pool_impls[] = {
 #ifdef MDMT_X86
     &mdmt_f32_global_avg_pool_forward__avx512,
@@ -316,6 +352,10 @@ static const mdmt_cpu_list lists[] = {
     {&mdmt_op_max_pool_bwd, max_pool_bwd_impls},
     {&mdmt_op_avg_pool, avg_pool_impls},
     {&mdmt_op_avg_pool_bwd, avg_pool_bwd_impls},
+    {&mdmt_op_upsample, upsample_impls},
+    {&mdmt_op_upsample_bwd, upsample_bwd_impls},
+    {&mdmt_op_mask_sums, mask_sums_impls},
+    {&mdmt_op_mask_sums_bwd, mask_sums_bwd_impls},
     {&mdmt_op_global_avg_pool, global_avg_pool_impls},
     {&mdmt_op_global_avg_pool_bwd, global_avg_pool_bwd_impls},
     {&mdmt_op_flatten, flatten_impls},

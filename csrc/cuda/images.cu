@@ -279,6 +279,9 @@ static mdmt_status images(const mdmt_cuda_site *site, const mdmt_cuda_call *call
 {
     const mdmt_images_attrs *a = MDMT_ATTRS(mdmt_images_attrs, site->op);
     mdmt_gpu *gpu = site->gpu;
+    if (a->want_mask) {
+        return mdmt_lent->fail(MDMT_UNSUPPORTED, "masks are not on the GPU yet; train on the CPU");
+    }
     if (!call->step || !call->step->sources) {
         return mdmt_lent->fail(MDMT_BAD_ARGUMENT, "no images are attached: attach data sets first");
     }
@@ -431,7 +434,14 @@ mdmt_status mdmt_gpu_take_step(mdmt_gpu *gpu, const mdmt_step *step, int samples
     if (samples) {
         next.augmentation = step->augmentation;
         if (augment) {
-            MDMT_TRY(mdmt_lent->check_augmentation(&step->augmentation));
+            const mdmt_augmentation *a = &step->augmentation;
+            MDMT_TRY(mdmt_lent->check_augmentation(a));
+            if (a->gamma > 0 || a->contrast > 0 || a->brightness > 0 || a->invert > 0 ||
+                a->noise > 0) {
+                return mdmt_lent->fail(MDMT_UNSUPPORTED,
+                                       "gamma, contrast, brightness, invert and noise of the "
+                                       "augmentation are not on the GPU yet; train on the CPU");
+            }
         }
         MDMT_TRY(take_samples(gpu, step, samples, &next));
     }

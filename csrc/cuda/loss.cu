@@ -262,6 +262,11 @@ static mdmt_status needs(const mdmt_cuda_site *site, mdmt_cuda_needs *n)
     for (int k = 0; k < a->tasks; k++) {
         int wide = a->loss[k] == MDMT_LOSS_BCE || a->loss[k] == MDMT_LOSS_MSE;
         int width = site->in[2 + k]->dim[1];
+        if (a->loss[k] == MDMT_LOSS_DICE_CE) {
+            return mdmt_lent->fail(MDMT_UNSUPPORTED,
+                                   "the loss dice_ce of a mask is not on the GPU yet; train on the "
+                                   "CPU");
+        }
         if ((wide ? width : 1) > target_width) {
             return mdmt_lent->fail(MDMT_BAD_ARGUMENT,
                                    "task %d has %d outputs, but the targets have %d columns", k,

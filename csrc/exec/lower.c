@@ -254,7 +254,18 @@ static mdmt_status lower_op(lowering *l, const mdmt_op *op)
     return lower_plain(l, op);
 }
 
-/* Parameters, buffers and the image. */
+/* Whether a task of this mode is a mask, so that every sample has one. */
+static int wants_mask(const mdmt_mode *mode)
+{
+    for (int k = 0; mode->want_gradients && k < mode->loss.tasks; k++) {
+        if (mode->loss.loss[k] == MDMT_LOSS_DICE_CE) {
+            return 1;
+        }
+    }
+    return 0;
+}
+
+/* Parameters, buffers, the image and the mask. */
 static mdmt_status lower_sources(lowering *l)
 {
     for (int t = 0; t < l->network->tensors; t++) {
@@ -267,14 +278,21 @@ static mdmt_status lower_sources(lowering *l)
             mdmt_images_attrs attrs = {.batch = l->mode->batch,
                                        .channels = from->dim[1],
                                        .size = {l->mode->height, l->mode->width},
-                                       .augment = l->mode->augment};
+                                       .augment = l->mode->augment,
+                                       .want_mask = wants_mask(l->mode)};
             memcpy(attrs.mean, l->mode->mean, sizeof attrs.mean);
             memcpy(attrs.std, l->mode->std, sizeof attrs.std);
             MDMT_TRY(mdmt_lower_append(l, &mdmt_op_images, &attrs, 0, NULL, &v->stored));
+            l->mask = attrs.want_mask ? l->graph->op[l->graph->ops - 1].out[1] : -1;
         } else if (from->role == MDMT_ROLE_INPUT) {
             int dim[4] = {l->mode->batch, from->dim[1], l->mode->height, l->mode->width};
             MDMT_TRY(mdmt_graph_tensor(l->graph, MDMT_NAME_IMAGE, from->kind, from->dtype,
                                        MDMT_ROLE_INPUT, 4, dim, &v->stored));
+            dim[1] = 1;
+            MDMT_TRY(!wants_mask(l->mode) ? MDMT_OK
+                                          : mdmt_graph_tensor(l->graph, MDMT_NAME_MASK, from->kind,
+                                                              MDMT_F32, MDMT_ROLE_INPUT, 4, dim,
+                                                              &l->mask));
         }
     }
     return MDMT_OK;
@@ -312,6 +330,10 @@ static mdmt_status add_gradients(lowering *l)
                                target_dim, &in[1]));
     for (int k = 0; k < attrs.tasks; k++) {
         in[2 + k] = mdmt_graph_find(l->graph, mode->logits[k]);
+        if (attrs.loss[k] == MDMT_LOSS_DICE_CE) {
+            int pair[2] = {in[2 + k], l->mask};
+            MDMT_TRY(mdmt_lower_append(l, &mdmt_op_mask_sums, NULL, 2, pair, &in[2 + k]));
+        }
     }
     int forward_ops = l->graph->ops;
     MDMT_TRY(mdmt_graph_op(l->graph, &mdmt_op_masked_loss, &attrs, 2 + attrs.tasks, in, &op));

@@ -23,6 +23,7 @@ typedef struct {
 #define MDMT_NAME_IMAGE    "image"
 #define MDMT_NAME_TASK     "task"
 #define MDMT_NAME_TARGET   "target"
+#define MDMT_NAME_MASK     "mask"
 #define MDMT_NAME_LOSS     "loss"
 #define MDMT_NAME_PER_TASK "per_task"
 

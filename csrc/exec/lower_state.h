@@ -42,6 +42,7 @@ typedef struct {
     int number_count, number_room;
     piece *pieces; /* room for one per tensor of the network and input of a concatenation */
     int piece_count;
+    int mask; /* in the new graph: the masks of the samples, where a task wants them */
 } lowering;
 
 /* lower.c */

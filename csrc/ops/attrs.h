@@ -26,6 +26,7 @@
  *   max_pool           ~x                                       y, [argmax U8 (N,C,OH,OW)]
  *   max_pool_bwd       dy, argmax                               dx
  *   avg_pool / _bwd    x / dy                                   y / dx
+ *   upsample / _bwd    x / dy MAP                               y (N,C,2H,2W) / dx
  *   global_avg_pool / _bwd   ~x MAP / dy ROWS                   y ROWS (N,C) / dx MAP
  *   flatten / _bwd     x MAP / dy ROWS                          y ROWS (N, C*H*W) / dx MAP
  *   linear             x (N,I), w (O,I), [bias (O)]             y (N,O)
@@ -33,7 +34,9 @@
  *   linear_bwd_weight  x, dy                                    dw
  *   dropout            x                                        y   (its own gradient op)
  *   masked_loss        task (N) I32, target (N,k), logits...    loss, per_task, dlogits...
- *   images             (none: reads the step's image sources)   x IMAGE
+ *   mask_sums          z MAP (N,1,H,W), mask IMAGE like z       sums ROWS (N, MDMT_MASK_SUMS)
+ *   mask_sums_bwd      dsums, z, mask                           dz
+ *   images             (none: reads the step's image sources)   x IMAGE, [mask IMAGE (N,1,H,W)]
  *
  * Semantic ops that exec/lower.c replaces before a graph runs:
  *   batch_norm         x, gamma, beta, rmean, rvar              y
@@ -67,6 +70,13 @@ typedef struct {
     int size[2];           /* _bwd: H, W of dx */
     int want_argmax;       /* max_pool: second output */
 } MDMT_ATTRS_TYPE mdmt_pool_attrs;
+
+/* Twice as high and wide, as PyTorch's interpolate with scale_factor 2: "nearest", or
+ * "bilinear" without align_corners. */
+typedef enum { MDMT_UPSAMPLE_NEAREST, MDMT_UPSAMPLE_BILINEAR } mdmt_upsample_mode;
+typedef struct {
+    int mode; /* mdmt_upsample_mode */
+} MDMT_ATTRS_TYPE mdmt_upsample_attrs;
 
 typedef struct {
     float eps, momentum; /* running = (1 - momentum) running + momentum batch (variance unbiased) */
@@ -104,7 +114,23 @@ typedef struct {
 } MDMT_ATTRS_TYPE mdmt_reshape_attrs;
 
 enum { MDMT_MAX_TASKS = 16 };
-typedef enum { MDMT_LOSS_CE, MDMT_LOSS_BCE, MDMT_LOSS_MSE, MDMT_LOSS_ORDINAL } mdmt_loss_kind;
+/* DICE_CE is the loss of a mask: its "logits" in masked_loss are the sums of mask_sums. */
+typedef enum {
+    MDMT_LOSS_CE,
+    MDMT_LOSS_BCE,
+    MDMT_LOSS_MSE,
+    MDMT_LOSS_ORDINAL,
+    MDMT_LOSS_DICE_CE
+} mdmt_loss_kind;
+/* What mask_sums gives of a sample: with p = sigmoid(z) and the mask t in 0..1, the mean over the
+ * pixels of the binary cross-entropy, and the sums of p t, p and t. */
+enum {
+    MDMT_MASK_ENTROPY,
+    MDMT_MASK_BOTH,
+    MDMT_MASK_GUESSED,
+    MDMT_MASK_TRUE,
+    MDMT_MASK_SUMS
+};
 typedef enum {
     MDMT_REDUCE_MEAN,          /* sum over samples / samples of the batch          */
     MDMT_REDUCE_PER_TASK_MEAN, /* each task's mean over its own samples, weighted  */
@@ -121,6 +147,7 @@ typedef struct {
 typedef struct {
     int batch, channels, size[2]; /* of the output */
     int augment;                  /* 1: training augmentation */
+    int want_mask;                /* second output: the masks of the samples, 0..1 */
     float mean[4], std[4];        /* per channel, of values in 0..1 */
 } MDMT_ATTRS_TYPE mdmt_images_attrs;
 
@@ -148,7 +175,8 @@ extern const mdmt_op_record mdmt_op_conv2d, mdmt_op_conv2d_bwd_data, mdmt_op_con
     mdmt_op_bn_fold, mdmt_op_norm_act, mdmt_op_bn_bwd, mdmt_op_act, mdmt_op_act_bwd, mdmt_op_add,
     mdmt_op_gate, mdmt_op_gate_bwd, mdmt_op_channel_gather, mdmt_op_zeros, mdmt_op_concat,
     mdmt_op_channel_slice, mdmt_op_channel_shuffle, mdmt_op_max_pool, mdmt_op_max_pool_bwd,
-    mdmt_op_avg_pool, mdmt_op_avg_pool_bwd, mdmt_op_global_avg_pool, mdmt_op_global_avg_pool_bwd,
+    mdmt_op_avg_pool, mdmt_op_avg_pool_bwd, mdmt_op_upsample, mdmt_op_upsample_bwd,
+    mdmt_op_mask_sums, mdmt_op_mask_sums_bwd, mdmt_op_global_avg_pool, mdmt_op_global_avg_pool_bwd,
     mdmt_op_flatten, mdmt_op_flatten_bwd, mdmt_op_linear, mdmt_op_linear_bwd_data,
     mdmt_op_linear_bwd_weight, mdmt_op_dropout, mdmt_op_masked_loss, mdmt_op_images;
 

@@ -26,6 +26,10 @@ static mdmt_status loss_infer(mdmt_graph *graph, mdmt_op *op)
         MDMT_TRY(mdmt_expect(graph, op, 2 + k, MDMT_ROWS));
         const mdmt_tensor *logits = mdmt_in(graph, op, 2 + k);
         int wide = a->loss[k] == MDMT_LOSS_BCE || a->loss[k] == MDMT_LOSS_MSE;
+        if (a->loss[k] == MDMT_LOSS_DICE_CE && logits->dim[1] != MDMT_MASK_SUMS) {
+            return mdmt_fail(MDMT_BAD_ARGUMENT,
+                             "masked_loss: task %d has the loss dice_ce, which takes mask_sums", k);
+        }
         if (logits->dim[0] != samples || (wide && target->dim[1] < logits->dim[1])) {
             return mdmt_fail(MDMT_BAD_ARGUMENT,
                              "masked_loss: the logits of task %d are (%d, %d), the target (%d, %d)",
@@ -52,6 +56,7 @@ static const mdmt_field images_fields[] = {MDMT_INT_FIELD(mdmt_images_attrs, bat
                                            MDMT_INT_FIELD(mdmt_images_attrs, channels, 1),
                                            MDMT_INT_FIELD(mdmt_images_attrs, size, 2),
                                            MDMT_INT_FIELD(mdmt_images_attrs, augment, 1),
+                                           MDMT_INT_FIELD(mdmt_images_attrs, want_mask, 1),
                                            MDMT_FLOAT_FIELD(mdmt_images_attrs, mean, 4),
                                            MDMT_FLOAT_FIELD(mdmt_images_attrs, std, 4),
                                            {NULL, MDMT_FIELD_INT, 0, 0}};
@@ -67,8 +72,11 @@ static mdmt_status images_infer(mdmt_graph *graph, mdmt_op *op)
             return mdmt_fail(MDMT_BAD_ARGUMENT, "the std of channel %d must be positive", c);
         }
     }
-    return mdmt_output(graph, op, MDMT_IMAGE, MDMT_F32, 4, a->batch, a->channels, a->size[0],
-                       a->size[1]);
+    MDMT_TRY(mdmt_output(graph, op, MDMT_IMAGE, MDMT_F32, 4, a->batch, a->channels, a->size[0],
+                         a->size[1]));
+    return a->want_mask ? mdmt_output(graph, op, MDMT_IMAGE, MDMT_F32, 4, a->batch, 1, a->size[0],
+                                      a->size[1])
+                        : MDMT_OK;
 }
 
 const mdmt_op_record mdmt_op_images = {.name = "images",

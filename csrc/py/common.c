@@ -62,6 +62,9 @@ static const struct {
              {"loss", "bce", MDMT_LOSS_BCE},
              {"loss", "mse", MDMT_LOSS_MSE},
              {"loss", "ordinal", MDMT_LOSS_ORDINAL},
+             {"loss", "dice_ce", MDMT_LOSS_DICE_CE},
+             {"mode", "nearest", MDMT_UPSAMPLE_NEAREST},
+             {"mode", "bilinear", MDMT_UPSAMPLE_BILINEAR},
              {"reduction", "mean", MDMT_REDUCE_MEAN},
              {"reduction", "per_task_mean", MDMT_REDUCE_PER_TASK_MEAN},
              {"reduction", "sum", MDMT_REDUCE_SUM}};

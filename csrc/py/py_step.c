@@ -56,6 +56,33 @@ static int parse_sources(mdmt_py_step *s, PyObject *list)
     return 0;
 }
 
+/* masks: for each source None, or an array of its shape. */
+static int parse_masks(mdmt_py_step *s, PyObject *list)
+{
+    if (PySequence_Size(list) != s->step.source_count) {
+        PyErr_SetString(PyExc_ValueError, "there must be as many masks as data sets");
+        return -1;
+    }
+    for (int i = 0; i < s->step.source_count; i++) {
+        PyObject *item = PySequence_GetItem(list, i);
+        PyArrayObject *array =
+            item && item != Py_None ? hold(s, item, NPY_UINT8, 3, "resident masks") : NULL;
+        Py_XDECREF(item);
+        if (PyErr_Occurred()) {
+            return -1;
+        }
+        mdmt_image_source *source = &s->source[i];
+        if (array && (PyArray_DIM(array, 0) != source->count ||
+                      PyArray_DIM(array, 1) != source->height ||
+                      PyArray_DIM(array, 2) != source->width)) {
+            PyErr_Format(PyExc_ValueError, "the masks of data set %d differ from its images", i);
+            return -1;
+        }
+        source->masks = array ? PyArray_DATA(array) : NULL;
+    }
+    return 0;
+}
+
 static int parse_samples(mdmt_py_step *s, PyObject *dataset, PyObject *index)
 {
     PyArrayObject *d = hold(s, dataset, NPY_INT32, 1, "dataset");
@@ -100,7 +127,12 @@ static int parse_augmentation(mdmt_augmentation *a, PyObject *dict)
                              .zoom = real(dict, "zoom", 0),
                              .flip = real(dict, "flip", 0),
                              .rotation = real(dict, "rotation", 0),
-                             .elastic_sigma = real(dict, "elastic_sigma", 7)};
+                             .elastic_sigma = real(dict, "elastic_sigma", 7),
+                             .gamma = real(dict, "gamma", 0),
+                             .contrast = real(dict, "contrast", 0),
+                             .brightness = real(dict, "brightness", 0),
+                             .invert = real(dict, "invert", 0),
+                             .noise = real(dict, "noise", 0)};
     PyObject *alpha = PyDict_GetItemString(dict, "elastic_alpha");
     if (alpha && !PyErr_Occurred()) {
         PyObject *pair = PySequence_Tuple(alpha);
@@ -120,6 +152,7 @@ int mdmt_py_step_parse(mdmt_py_step *s, PyObject *keywords)
         return 0;
     }
     PyObject *sources = PyDict_GetItemString(keywords, "sources");
+    PyObject *masks = PyDict_GetItemString(keywords, "masks");
     PyObject *dataset = PyDict_GetItemString(keywords, "dataset");
     PyObject *index = PyDict_GetItemString(keywords, "index");
     PyObject *augmentation = PyDict_GetItemString(keywords, "augmentation");
@@ -127,6 +160,7 @@ int mdmt_py_step_parse(mdmt_py_step *s, PyObject *keywords)
                  number(keywords, "step", &s->step.step) < 0 ||
                  number(keywords, "epoch", &s->step.epoch) < 0 ||
                  (sources && parse_sources(s, sources) < 0) ||
+                 (sources && masks && parse_masks(s, masks) < 0) ||
                  (dataset && index && parse_samples(s, dataset, index) < 0) ||
                  (augmentation && augmentation != Py_None &&
                   parse_augmentation(&s->step.augmentation, augmentation) < 0);

@@ -1,5 +1,5 @@
 /* What changes from step to step, parsed from keyword arguments: seed, step,
- * epoch, sources, dataset, index, augmentation. */
+ * epoch, sources, masks, dataset, index, augmentation. */
 #ifndef MDMT_PY_STEP_H
 #define MDMT_PY_STEP_H
 
@@ -10,7 +10,7 @@ enum { MDMT_PY_MAX_SOURCES = 64 };
 typedef struct {
     mdmt_step step;
     mdmt_image_source source[MDMT_PY_MAX_SOURCES];
-    PyObject *held[MDMT_PY_MAX_SOURCES + 2]; /* the arrays that the step points into */
+    PyObject *held[2 * MDMT_PY_MAX_SOURCES + 2]; /* the arrays that the step points into */
     int held_count;
 } mdmt_py_step;
 

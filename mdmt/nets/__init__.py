@@ -1,4 +1,5 @@
-"""The backbones. A family is one file with VARIANTS and build(builder, variant)."""
+"""The backbones, and networks for masks. A family is one file with VARIANTS and
+build(builder, variant)."""
 
 import difflib
 import importlib
@@ -25,18 +26,32 @@ FAMILIES = {
     "shufflenet_v2_x1_0": "shufflenet",
 }
 
+# Networks for masks: not among the paper's backbones, but used alike.
+SEGMENTERS = {"unet": "unet", "unet_tiny": "unet"}
+
 
 def backbones():
     """Names of the backbones, sorted."""
     return sorted(FAMILIES)
 
 
+def segmenters():
+    """Names of the backbones that a mask head fits on, sorted."""
+    return sorted(SEGMENTERS)
+
+
+def multiple(name):
+    """What the sides of the images must be multiples of."""
+    return getattr(family(name), "multiple", lambda variant: 1)(name)
+
+
 def family(name):
     """The module that describes a backbone; ValueError, naming the nearest, if there is none."""
-    if not isinstance(name, str) or name not in FAMILIES:
-        near = difflib.get_close_matches(str(name), FAMILIES, n=1, cutoff=0.0)[0]
+    known = {**FAMILIES, **SEGMENTERS}
+    if not isinstance(name, str) or name not in known:
+        near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
         raise ValueError(
             f"there is no backbone {name!r}; did you mean {near!r}? "
-            f"All of them: {', '.join(backbones())}"
+            f"All of them: {', '.join(backbones())}; for masks: {', '.join(segmenters())}"
         )
-    return importlib.import_module(f"mdmt.nets.{FAMILIES[name]}")
+    return importlib.import_module(f"mdmt.nets.{known[name]}")

@@ -41,6 +41,7 @@ class Builder:
         self.entries = []  # (key, role, initialisation, shape), in order
         self.rows = set()  # keys of 1x1 convolutions that work on rows: (O, I) in the graph
         self.dropouts = 0
+        self.dense = None  # the feature map that mask heads read, where the backbone has one
         self.conv_init = "fan out"
 
     def shape(self, x):
@@ -131,6 +132,10 @@ class Builder:
         return self.graph.add(
             "avg_pool", [x], count_include_pad=int(count_include_pad), **attributes
         )[0]
+
+    def upsample(self, x, mode="bilinear"):
+        """Twice as high and wide: "nearest" or "bilinear" (PyTorch's, without align_corners)."""
+        return self.graph.add("upsample", [x], mode=mode)[0]
 
     def global_avg_pool(self, x):
         """(1, C, H, W) -> (1, C)."""

@@ -1,11 +1,13 @@
-"""The fully connected heads, one per task, on the pooled features (paper, equation 1)."""
+"""The heads, one per task: fully connected ones on the pooled features (paper, equation 1), and
+masks, one 1 x 1 convolution of the network's feature map, up-sampled to the size of the image."""
 
 import math
 
-LOSSES = ("ce", "bce", "mse", "ordinal")
+LOSSES = ("ce", "bce", "mse", "ordinal", "dice_ce")
+MASK = "dice_ce"  # the loss of a mask: soft Dice and binary cross-entropy
 DEFAULT = {"hidden": [128, 32], "dropout": 0.5, "loss": "ce"}
 # Names that the engine gives to tensors of its own.
-RESERVED = ("input", "image", "features", "task", "target", "loss", "per_task")
+RESERVED = ("input", "image", "features", "task", "target", "mask", "loss", "per_task")
 
 
 def normalise(heads):
@@ -13,6 +15,11 @@ def normalise(heads):
     if not isinstance(heads, dict) or not 1 <= len(heads) <= 16:
         raise ValueError("heads must be a dictionary of 1 to 16 tasks, e.g. {'prognosis': 2}")
     return {task: _normalise(task, head) for task, head in heads.items()}
+
+
+def is_mask(head):
+    """Whether a head gives a mask, (N, 1, H, W) logits, instead of classes."""
+    return head["loss"] == MASK
 
 
 def _normalise(task, head):
@@ -27,6 +34,14 @@ def _normalise(task, head):
         raise ValueError(
             f"head {task} has no setting {unknown[0]!r}: choose among classes, {', '.join(DEFAULT)}"
         )
+    if head.get("loss") == MASK:
+        head = {"classes": 1, "hidden": [], "dropout": 0.0, **head}
+        for key, only in (("classes", 1), ("hidden", []), ("dropout", 0)):
+            if head[key] != only:
+                raise ValueError(
+                    f"head {task} gives a mask (loss {MASK}): its {key} can only be {only!r}, not "
+                    f"{head[key]!r}"
+                )
     full = {"classes": head.get("classes"), **DEFAULT, **head}
     full["hidden"] = list(full["hidden"])
     counts = [full["classes"], *full["hidden"]]
@@ -43,7 +58,15 @@ def _normalise(task, head):
 
 
 def build(b, features, task, head):
-    """Appends one head: [linear - ReLU - dropout] per hidden layer, then linear."""
+    """Appends one head: [linear - ReLU - dropout] per hidden layer, then linear; or a mask's."""
+    if is_mask(head):
+        if b.dense is None:
+            raise ValueError(
+                f"head {task} gives a mask, which needs a backbone with a feature map to make it "
+                "of: unet"
+            )
+        x = b.conv(b.dense, f"heads.{task}.0", 1, 1, bias=True)
+        return b.upsample(x)
     x = features
     for i, width in enumerate(head["hidden"]):
         x = b.dropout(b.relu(b.linear(x, f"heads.{task}.{i}", width)), head["dropout"])

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import BadInput, nearest
+from ..nets import SEGMENTERS
 
 TORCHVISION = "https://download.pytorch.org/models/"
 TIMM = "https://github.com/rwightman/pytorch-image-models/releases/download/"
@@ -93,7 +94,7 @@ def _known(backbone) -> Source | None:
 def default_size(backbone: str) -> int:
     """Side of the images in pixels that the backbone's weights were made for."""
     one = _known(backbone)
-    return one.size if one else 224
+    return one.size if one else 256 if backbone in SEGMENTERS else 224
 
 
 def normalisation(backbone: str, channels: int = 3) -> tuple[tuple, tuple]:

@@ -1,0 +1,304 @@
+"""The lungs in a chest radiograph: a mask by a U-Net, cleaned, and whether to believe it.
+
+The network (weights beside this file; its model card is lungs.md) sees the picture at 256 x 256
+pixels. Its probabilities are cut at 1/2; regions below 2 % of the picture go, of the others the two
+largest stay, holes are filled (as in the code of Ruffini et al., MICCAI 2024). The verdict says
+whether what is left can be the lungs of a frontal chest radiograph.
+"""
+
+from __future__ import annotations
+
+import threading
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ..errors import BadData
+
+SIZE = 256  # side of what the network sees, pixels
+CUT = 0.5  # probability from which a pixel belongs to the lungs
+LEAST = 0.02  # of the picture, below which a region is left out
+CLIP = (0.5, 99.5)  # percentiles that become black and white
+WEIGHTS = Path(__file__).with_name("lungs.safetensors")
+BATCH = 8
+MOST = 1 << 28  # pixels of one picture
+
+# What the masks of chest radiographs keep within (verdicts outside are refused); the lower end,
+# where doubt begins, where it ends, the upper end. Shares of the picture; `ratio` smaller lung to
+# larger; `doubtful` pixels of probability 0.1 to 0.9, to those above 1/2; `lost` probability
+# outside the regions kept, to that inside; `offset` of the lungs' middle from the picture's; `step`
+# of grey from the lungs to what surrounds them, of the picture's range: small in a projection,
+# where tissue lies before and behind every lung, and large in a CT slice, where none does.
+LIMITS = {
+    "area": (0.06, 0.13, 0.45, 0.62),
+    "ratio": (0.10, 0.40, 1.0, 1.0),
+    "doubtful": (0.0, 0.0, 0.35, 1.0),
+    "lost": (0.0, 0.0, 0.05, 0.35),
+    "height": (0.28, 0.45, 1.0, 1.0),
+    "width": (0.30, 0.50, 1.0, 1.0),
+    "offset": (0.0, 0.0, 0.12, 0.25),
+    "solidity": (0.45, 0.75, 1.0, 1.0),
+    "step": (0.0, 0.08, 0.43, 0.60),
+}
+REASONS = {
+    "area": "the lungs would cover {value:.0%} of the picture, outside {low:.0%} to {high:.0%}",
+    "ratio": "one lung would be {value:.0%} of the other, below {low:.0%}",
+    "doubtful": "the network is undecided about a border of {value:.0%} of the lungs' area, above "
+    "{high:.0%}",
+    "lost": "{value:.0%} of what looks like lung lies apart from the two largest regions, above "
+    "{high:.0%}",
+    "height": "the lungs would be {value:.0%} of the picture high, below {low:.0%}",
+    "width": "the lungs would be {value:.0%} of the picture wide, below {low:.0%}",
+    "offset": "the lungs would lie {value:.0%} of the picture off its middle, above {high:.0%}",
+    "solidity": "the lungs' outline is too ragged (they fill {value:.0%} of their convex hulls, "
+    "below {low:.0%})",
+    "step": "the lungs differ from their surroundings by {value:.0%} of the grey range, outside "
+    "{low:.0%} to {high:.0%} as in a slice of a CT or a drawing",
+}
+
+
+class LungVerdict(NamedTuple):
+    """Whether a mask can be believed, and the numbers that say so.
+
+    ok : False where it should not be used without a person's look
+    reason : one sentence why, or ""
+    doubt : 0 (as most radiographs) to 1 (refused): sorts pictures for a person
+    regions : how many regions were kept, 0 to 2
+    area, height, width : of the lungs, shares of the picture
+    ratio : smaller lung to larger, by area
+    doubtful : pixels of probability 0.1 to 0.9, over those in the mask
+    lost : probability outside the kept regions, over that inside
+    offset : distance of the lungs' middle from the picture's, share of its side
+    solidity : area of the regions over that of their convex hulls
+    step : median grey around the lungs less that inside, of the picture's range; negative where the
+        lungs are the brighter (the picture is inverted)
+    """
+
+    ok: bool
+    reason: str
+    doubt: float
+    regions: int
+    area: float
+    ratio: float
+    doubtful: float
+    lost: float
+    height: float
+    width: float
+    offset: float
+    solidity: float
+    step: float
+
+
+def _grey(image) -> np.ndarray:
+    """The picture as a two-dimensional float32 array; BadData in one sentence."""
+    grey = np.asarray(image)
+    if grey.ndim == 3 and grey.shape[2] == 1:
+        grey = grey[:, :, 0]
+    if grey.ndim != 2 or grey.size == 0:
+        raise BadData(
+            f"a picture for lung_mask is a grey array (H, W), not {grey.shape}; convert it to grey"
+        )
+    if grey.dtype.kind not in "buif":
+        raise BadData(f"a picture for lung_mask holds numbers, not {grey.dtype}")
+    if grey.size > MOST:
+        raise BadData(
+            f"a picture of {grey.shape[1]} x {grey.shape[0]} pixels is above {MOST} pixels; scale "
+            "it down"
+        )
+    with np.errstate(over="ignore"):
+        grey = grey.astype(np.float32)
+    if not np.isfinite(grey).all():
+        raise BadData("the picture holds NaN or infinity; replace those pixels")
+    return grey
+
+
+def network_input(image, size: int = SIZE) -> np.ndarray:
+    """What the network sees of a grey array (H, W): uint8 (size, size), stretched to the square,
+    the percentiles CLIP as black and white. BadData, in one sentence, for what is no picture."""
+    from PIL import Image
+
+    grey = _grey(image)
+    low, high = float(grey.min()), float(grey.max())
+    if high <= low:
+        return np.zeros((size, size), np.uint8)
+    grey = (grey - np.float32(low)) / np.float32(high - low) if high - low < 3e38 else grey / high
+    small = np.asarray(Image.fromarray(grey).resize((size, size), Image.Resampling.BILINEAR))
+    low, high = np.percentile(small, CLIP)
+    if high <= low:
+        low, high = float(small.min()), float(small.max())
+    return np.uint8(np.clip(np.rint((small - low) * (255 / max(high - low, 1e-12))), 0, 255))
+
+
+class Segmenter:
+    """The network of a weight file, safe to be used from several threads."""
+
+    def __init__(self, path=WEIGHTS):
+        from ..model import Model
+
+        self.model = Model.load(str(path))
+        self.head = next(iter(self.model.heads))
+        self.size = self.model.image_size[0]
+        self.lock = threading.Lock()
+
+    def probabilities(self, pictures: np.ndarray) -> np.ndarray:
+        """(N, S, S) float32 of uint8 (N, S, S). A picture's bits do not depend on the others."""
+        scaled = pictures.astype(np.float32) / np.float32(255)
+        x = (scaled - np.float32(self.model.mean[0])) / np.float32(self.model.std[0])
+        with self.lock:
+            # One by one: a program for each batch size would cost more than batches save.
+            parts = [self.model.forward(one[None, None])[self.head][:, 0] for one in x]
+        z = np.concatenate(parts)
+        small = np.exp(-np.abs(z))
+        return np.where(z >= 0, np.float32(1), small) / (1 + small)
+
+
+@lru_cache(maxsize=4)
+def segmenter(path=WEIGHTS) -> Segmenter:
+    """The network of a weight file, loaded once."""
+    return Segmenter(path)
+
+
+def clean(probability: np.ndarray) -> tuple[np.ndarray, int]:
+    """(mask (S, S) bool, number of regions) of probabilities (S, S): cut, small regions out, holes
+    filled, the two largest kept."""
+    from scipy import ndimage
+
+    labels, count = ndimage.label(probability > CUT)
+    sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
+    kept = [k for k in np.argsort(-sizes, kind="stable")[:2] if sizes[k] >= LEAST * labels.size]
+    mask = np.isin(labels, np.array(kept, np.int64) + 1)
+    return ndimage.binary_fill_holes(mask), len(kept)
+
+
+def _hull_area(mask: np.ndarray) -> float:
+    """Pixels in the convex hull of a region."""
+    from scipy.spatial import ConvexHull, QhullError
+
+    rows, columns = np.nonzero(mask)
+    left, right = {}, {}
+    for r, c in zip(rows.tolist(), columns.tolist()):
+        left[r], right[r] = min(c, left.get(r, c)), max(c, right.get(r, c))
+    points = [(r + dr, c) for r in left for c in (left[r], right[r] + 1) for dr in (0, 1)]
+    try:
+        return float(ConvexHull(np.array(points, np.float64)).volume)
+    except (QhullError, ValueError):
+        return float(mask.sum())
+
+
+def _step(picture: np.ndarray, mask: np.ndarray) -> float:
+    """Median grey of a rim around the lungs less that of the lungs, in 0..1."""
+    from scipy import ndimage
+
+    rim = ndimage.binary_dilation(mask, iterations=10)
+    rim &= ~ndimage.binary_dilation(mask, iterations=2)
+    if not rim.any():
+        return 0.0
+    return float(np.median(picture[rim]) - np.median(picture[mask])) / 255
+
+
+def _measure(picture: np.ndarray, probability: np.ndarray, mask: np.ndarray) -> dict:
+    """The numbers of a verdict."""
+    from scipy import ndimage
+
+    total, inside = mask.size, int(mask.sum())
+    if inside == 0:
+        return dict.fromkeys(LIMITS, 0.0)
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    labels, count = ndimage.label(mask)
+    sides = np.bincount(labels.ravel())[1:].astype(float)
+    if count == 1:  # joined, or alone: cut at the middle column
+        middle = (columns[0] + columns[-1] + 1) // 2
+        sides = np.array([mask[:, :middle].sum(), mask[:, middle:].sum()], float)
+    hulls = sum(_hull_area(labels == k + 1) for k in range(count)) if count else 1.0
+    near = ndimage.binary_dilation(mask, iterations=3)
+    centre = (np.array([rows[0] + rows[-1], columns[0] + columns[-1]]) + 1) / (2 * len(mask))
+    return {
+        "area": inside / total,
+        "ratio": float(sides.min() / max(sides.max(), 1)),
+        "doubtful": float(((probability > 0.1) & (probability < 0.9)).sum() / inside),
+        "lost": float(probability[~near].sum() / max(probability[mask].sum(), 1)),
+        "height": (rows[-1] - rows[0] + 1) / len(mask),
+        "width": (columns[-1] - columns[0] + 1) / len(mask),
+        "offset": float(np.abs(centre - 0.5).max()),
+        "solidity": inside / hulls,
+        "step": _step(picture, mask),
+    }
+
+
+def _doubt(value: float, limits) -> float:
+    """0 inside the usual range, rising to 1 at the limit, above it beyond."""
+    low, usual_low, usual_high, high = limits
+    if value < usual_low:
+        return (usual_low - value) / max(usual_low - low, 1e-9)
+    if value > usual_high:
+        return (value - usual_high) / max(high - usual_high, 1e-9)
+    return 0.0
+
+
+def judge(picture, probability, mask, regions: int) -> LungVerdict:
+    """The verdict on a cleaned mask (S, S) bool, the probabilities (S, S) it comes from and the
+    picture (S, S) uint8 as the network saw it."""
+    numbers = _measure(picture, probability, mask)
+    if regions == 0:
+        return LungVerdict(False, "no lung was found", 1.0, 0, **numbers)
+    doubts = {name: _doubt(abs(numbers[name]), limits) for name, limits in LIMITS.items()}
+    worst = max(doubts, key=doubts.get)
+    refused = doubts[worst] > 1
+    low, _, _, high = LIMITS[worst]
+    reason = REASONS[worst].format(value=abs(numbers[worst]), low=low, high=high) if refused else ""
+    # Several mild doubts together are worse than one of them.
+    doubt = 1.0 if refused else float(1 - np.prod([1 - 0.9 * min(d, 1) for d in doubts.values()]))
+    return LungVerdict(not refused, reason, doubt, regions, **numbers)
+
+
+def _full_size(probability: np.ndarray, mask: np.ndarray, shape) -> np.ndarray:
+    """The cleaned mask at the picture's own size: the probabilities, kept above the cut inside the
+    mask and below it outside, interpolated and cut."""
+    from PIL import Image
+
+    edge = np.float32(1e-3)
+    held = np.where(
+        mask, np.maximum(probability, CUT + edge), np.minimum(probability, CUT - edge)
+    ).astype(np.float32)
+    size = (shape[1], shape[0])
+    return np.asarray(Image.fromarray(held).resize(size, Image.Resampling.BILINEAR)) > CUT
+
+
+def lung_masks(images, network: Segmenter | None = None):
+    """For each of `images`, an iterable of grey arrays (H, W): (mask (H, W) bool, LungVerdict).
+
+    A generator that holds at most eight pictures. network: another one than the shipped. Raises
+    BadData, in one sentence, for what is no picture.
+    """
+    network = network or segmenter()
+    batch = []
+
+    def flush():
+        found = network.probabilities(np.stack([small for _, small in batch]))
+        for (shape, small), probability in zip(batch, found):
+            mask, regions = clean(probability)
+            verdict = judge(small, probability, mask, regions)
+            yield _full_size(probability, mask, shape), verdict
+        batch.clear()
+
+    for image in images:
+        small = network_input(image, network.size)
+        batch.append((np.shape(image)[:2], small))
+        if len(batch) == BATCH:
+            yield from flush()
+    if batch:
+        yield from flush()
+
+
+def lung_mask(image) -> tuple[np.ndarray, LungVerdict]:
+    """The lungs in a chest radiograph.
+
+    image : grey array (H, W) of any size and type of number, dark or bright lungs.
+
+    Returns (mask (H, W) bool, LungVerdict); the mask is empty where no lung was found. The same
+    picture gives the same bits whatever the number of threads. Raises BadData, in one sentence, for
+    an array that is no picture (not two-dimensional, NaN, no numbers).
+    """
+    return next(lung_masks([image]))
