@@ -173,10 +173,11 @@ def planned_memory(study: run.Study) -> list[tuple]:
 
 def show(arguments) -> None:
     """Show a network, a configuration, the results of an out folder, or what is known."""
-    from .nets import FAMILIES
+    from .nets import FAMILIES, SEGMENTERS
 
+    networks = {**FAMILIES, **SEGMENTERS}
     what = arguments.what
-    network = what in FAMILIES or what.endswith(".safetensors")
+    network = what in networks or what.endswith(".safetensors")
     for name in ("image_size", "batch"):
         value = getattr(arguments, name)
         if value is not None and not (network and 1 <= value <= MOST):
@@ -189,7 +190,8 @@ def show(arguments) -> None:
             first = config.find(name).read_text(encoding="utf-8").splitlines()[0]
             print(f"{name:<12}{first.lstrip('# ')}")
     elif what == "keys":
-        print(config.describe())
+        print(config.describe(), "\n\n# of a configuration of kind masks\n", sep="")
+        print(config.describe(config.MASKS))
     elif what == "backbones":
         from .nets import backbones
 
@@ -199,7 +201,7 @@ def show(arguments) -> None:
     elif what in config.shipped() or Path(what).is_file():
         print(config.dump(config.load(what, arguments.overrides)), end="")
     else:
-        known = [*config.shipped(), "configs", "keys", "backbones", *FAMILIES]
+        known = [*config.shipped(), "configs", "keys", "backbones", *networks]
         raise BadInput(
             f"show: '{what}' is neither a network nor a configuration nor an out folder"
             f"{nearest(what, known)}"

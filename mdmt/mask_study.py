@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from . import __version__, config, engine
-from .data.store import read_grey
+from .data.images import read_grey
 from .data.table import read_table
 from .errors import BadConfig, BadData, BadInput, write_failure
 from .paths import folder_lock, make_folder, read_json, write_atomic, write_csv, write_json
@@ -341,9 +341,7 @@ def run(values: dict, out=None, device: str = "cpu", quiet: bool = False) -> lis
     """
     out = Path(out) if out is not None else Path("results") / values["name"]
     if device != "cpu":
-        raise BadConfig(
-            f"--device {device}: networks for masks are trained on the CPU; leave it out"
-        )
+        raise BadConfig(f"--device {device}: networks for masks are trained on the CPU alone")
     _claim(out, values)
     with folder_lock(make_folder(out), "out folder"), _stoppable() as stop:
         study = Study(values, out, device, not quiet)

@@ -463,7 +463,7 @@ MASKS = _map(
             item=Key("text"),
         ),
     ),
-    head=Key("text", "mask", "name of the head"),
+    head=Key("text", "lungs", "name of the head"),
     backbone=Key("text", "unet", "network, one with a feature map (mdmt show unet)"),
     image_size=Key("int", 256, "side of what the network sees", low=32, high=4096),
     cv=_map(

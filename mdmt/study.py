@@ -139,6 +139,10 @@ def check_names(values: dict) -> None:
     """Unknown backbones and configurations stop before any data is read."""
     from .nets import backbones
 
+    if "backbones" not in values:
+        raise BadConfig(
+            f"{values['name']}: is a configuration of kind masks, which only `mdmt run` takes"
+        )
     known = list(backbones())
     for name in values["backbones"]:
         if name not in known:

@@ -192,8 +192,9 @@ def _totals(network, batch) -> list[str]:
 def show(what: str, size=None, batch=None) -> str:
     """Text for a backbone's name or the file of a saved model."""
     batch = BATCH if batch is None else batch
-    if what in nets.FAMILIES:
-        return text(build(what, size=size), batch)
+    if what in nets.FAMILIES or what in nets.SEGMENTERS:
+        heads = {"lungs": {"loss": heads_.MASK}} if what in nets.SEGMENTERS else None
+        return text(build(what, heads, size), batch)
     kept = read_description(what)
     network = build(kept["backbone"], kept["heads"], size or kept["image_size"], kept["channels"])
     return f"{what}: a model of mdmt\n{text(network, batch)}"

@@ -24,9 +24,11 @@ def test_shipped_configurations_hold_every_promised_key():
     assert {"demo", "covid_cxr"} <= set(config.shipped())
     for name in config.shipped():
         values = config.load(name)
+        assert values["name"] == name
+        if config.is_masks(values):
+            continue
         for key in promised.split():
             config.get(values, key)
-        assert values["name"] == name
 
 
 def test_resolved_configuration_resolves_to_itself():

@@ -160,6 +160,15 @@ def segmenter(path=WEIGHTS) -> Segmenter:
     return Segmenter(path)
 
 
+@lru_cache(maxsize=1)
+def version() -> str:
+    """What masks and verdicts depend on besides the picture: weights and rules."""
+    from ..paths import digest, digest_file
+
+    rules = {"size": SIZE, "cut": CUT, "least": LEAST, "clip": CLIP, "limits": LIMITS}
+    return digest({"weights": digest_file(WEIGHTS), **rules}, 16)
+
+
 def clean(probability: np.ndarray) -> tuple[np.ndarray, int]:
     """(mask (S, S) bool, number of regions) of probabilities (S, S): cut, small regions out, holes
     filled, the two largest kept."""
