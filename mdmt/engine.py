@@ -275,13 +275,14 @@ class Fit:
                 if self.checkpoint is not None
                 else "stopped after a signal"
             ) from None
-        self.model.load_state_dict(self.state.best)
+        if self.state.best_epoch != self.state.epoch - 1:  # else the model holds them
+            self.model.load_state_dict(self.state.best)
         return self.state
 
     def _untrained(self) -> State:
         """No training: the weights at the start are the best ones."""
         self.state.finished = True
-        self.state.best = {k: np.array(v) for k, v in self.model.state_dict().items()}
+        self.state.best = self.model.state_dict()
         return self.state
 
     def _weights(self) -> dict:
@@ -360,7 +361,7 @@ class Fit:
             row[f"weight_{name}"] = weight
         state.history.append(row)
         if best:
-            state.best = {k: np.array(v) for k, v in self.model.state_dict().items()}
+            state.best = self.model.state_dict()
             state.best_epoch = state.epoch
         state.epoch += 1
         state.sums = None

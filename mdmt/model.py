@@ -67,8 +67,9 @@ class Model:
         "bf16" (feature maps in bfloat16; weights, statistics and sums in float32)
     seed : of the initial weights, dropout and augmentation
     weights : None, "imagenet" (the published file, fetched once into the user's cache), or a file
-        whose keys are those of torchvision, timm, the EfficientNet-PyTorch family or state_dict();
-        what of it has no place in the backbone, as the classifier, is listed in `unused`
+        or dictionary whose keys are those of torchvision, timm, the EfficientNet-PyTorch family or
+        state_dict(); what of a file has no place in the backbone, as the classifier, is listed in
+        `unused`. A dictionary may hold heads, too; what is not given is drawn
 
     Raises ValueError, NotImplementedError or OSError with one sentence.
     """
@@ -514,12 +515,16 @@ class Model:
 
     def _initial(self, weights):
         """The backbone's arrays in a weight file, which is refused before any of them is read."""
+        if isinstance(weights, Mapping):
+            return self._given(weights)
         if isinstance(weights, str) and weights == "imagenet":
             from mdmt.weights.fetch import obtain
 
             weights = obtain(self.backbone)
         if not isinstance(weights, str | os.PathLike):
-            raise ValueError(f"weights must be None, 'imagenet' or a file, not {weights!r:.40}")
+            raise ValueError(
+                f"weights must be None, 'imagenet', a file or a dictionary, not {weights!r:.40}"
+            )
         path = os.fspath(weights)
         shapes = {k: tuple(s) for k, _, _, s in self._entries if not k.startswith("heads.")}
 
@@ -552,6 +557,20 @@ class Model:
                 "classifiers here",
                 stacklevel=3,
             )
+        return given
+
+    def _given(self, state):
+        """The arrays of a dictionary: the whole backbone, and what it has of the heads."""
+        shapes = {k: tuple(s) for k, _, _, s in self._entries}
+        state = {k: np.asarray(v) for k, v in names.translate(state, shapes).items()}
+        lost = [k for k in shapes if not k.startswith("heads.") and k not in state]
+        unknown = [k for k in state if k not in shapes and not k.startswith(names.IGNORED)]
+        if lost or unknown:
+            what = f"missing key {lost[0]}" if lost else f"unknown key {unknown[0]}"
+            raise ValueError(f"the weights do not belong to {self.backbone}: {what}")
+        given = {k: v for k, v in state.items() if k in shapes}
+        self._check_shapes({k: v.shape for k, v in given.items()}, shapes)
+        _check_values(given)
         return given
 
     def optimizer_state(self):

@@ -190,32 +190,30 @@ def _build(description: dict, inputs: dict):
     from ..model import Model
 
     heads = {t["name"]: {"classes": len(t["classes"]), **t["head"]} for t in description["tasks"]}
+    sources = description["init"].get("jobs")
     try:
-        model = Model(
+        return Model(
             description["backbone"],
             heads=heads,
             image_size=description["image_size"],
             device=inputs["device"],
             precision=description["precision"],
             seed=description["seed"],
-            weights=inputs["weights"] if "weights" in description["init"] else None,
+            weights=inputs["weights"] if sources is None else _start(description, inputs, heads),
         )
     except FloatingPointError:
         raise
     except (ValueError, OSError, NotImplementedError) as error:
         raise BadInput(str(error)) from error
-    _start_from(model, description, inputs)
-    return model
 
 
-def _start_from(model, description: dict, inputs: dict) -> None:
-    """Load the backbone (and, with heads "keep", the heads) of the jobs this one starts from."""
+def _start(description: dict, inputs: dict, heads: dict) -> dict:
+    """The backbone (and, with heads "keep", the heads) of the jobs that this one starts from."""
     from ..weights import average_weights, load_weights
 
-    sources = description["init"].get("jobs")
-    if sources is None:
-        return
-    states = [load_weights(Path(inputs["runs"]) / job / "model.safetensors") for job, _ in sources]
+    sources = description["init"]["jobs"]
+    runs = Path(inputs["runs"])
+    states = [load_weights(runs / job / "model.safetensors") for job, _ in sources]
     backbones = [{k: v for k, v in s.items() if not k.startswith("heads.")} for s in states]
     start, share = backbones[0], sources[0][1]
     for state, (_, more) in zip(backbones[1:], sources[1:], strict=True):
@@ -223,11 +221,10 @@ def _start_from(model, description: dict, inputs: dict) -> None:
         start = average_weights(start, state, share / total if total else 0.5)
         share = total
     if description["heads"] == "keep":
-        wanted = model.state_dict()
+        kept = tuple(f"heads.{task}." for task in heads)
         for state in states:
-            heads = {k: v for k, v in state.items() if k.startswith("heads.") and k in wanted}
-            start.update({k: v for k, v in heads.items() if v.shape == wanted[k].shape})
-    model.load_state_dict(start, strict=False)
+            start |= {k: v for k, v in state.items() if k.startswith(kept)}
+    return start
 
 
 def _write_predictions(folder, description, model, parts, tasks) -> None:
