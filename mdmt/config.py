@@ -25,6 +25,7 @@ NEUTRAL = (
     "train.checkpoint_seconds",
     "train.checkpoint_steps",
     "cluster",
+    "keep_weights",
 )
 # Keys that only choose which jobs of a study run (see `--extend`).
 SELECTING = (

@@ -226,7 +226,7 @@ def _remove_empty(out: Path) -> None:
 
 def _run_in(out: Path, values: dict, options: Options) -> list[dict]:
     with folder_lock(out, "out folder"):
-        study = prepare(values, out, options.quiet)
+        study = prepare(values, out, options.quiet, apart=True)
         if not options.quiet:
             _introduce(study, out)
         record = split_record(study)
@@ -264,10 +264,13 @@ def _run_in(out: Path, values: dict, options: Options) -> list[dict]:
 
 def _train(study: Study, out: Path, options: Options):
     """Run the jobs on what the options name; return the Outcome."""
-    from .runner import sweep
+    from .runner import kept, sweep
 
+    keep = study.values["keep_weights"]
     if options.only_collect:
-        return sweep.Outcome([j.id for j in study.jobs if sweep.finished(out / "runs" / j.id)])
+        done = [j.id for j in study.jobs if kept.finished(out / "runs" / j.id)]
+        kept.Kept(study.jobs, out / "runs", done, keep)
+        return sweep.Outcome(done)
     more = {"MDMT_TENSORBOARD": "1"} if options.tensorboard else {}
     if options.dask:
         from .runner.cluster import Cluster
@@ -278,7 +281,7 @@ def _train(study: Study, out: Path, options: Options):
 
         where = Slots(options.workers, more=more)
     inputs = Inputs(study, out, options.device)
-    return sweep.run(study.jobs, out / "runs", inputs, where, options.quiet, options.retries)
+    return sweep.run(study.jobs, out / "runs", inputs, where, options.quiet, options.retries, keep)
 
 
 def _note_paths(study: Study, out: Path, done) -> None:

@@ -443,6 +443,12 @@ SCHEMA = _map(
         ),
         setup=Key("list", [], "shell lines before mdmt starts", item=Key("text")),
     ),
+    keep_weights=Key(
+        "bool",
+        True,
+        "keep the weights of every training; false: delete them as soon as no other training of "
+        "the study starts from them (the paper's study: 130 GB)",
+    ),
     precision=Key("text", "fp32", "arithmetic", choices=("fp32", "fp32-direct")),
 )
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
+import pickle
 import platform
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from . import __version__, config, experiments, splits
-from .errors import BadConfig, BadInput, nearest
+from .errors import BadConfig, BadInput, MdmtError, nearest
 from .paths import canonical, digest, read_json, write_json
 
 
@@ -80,14 +85,12 @@ def manifest(cases, store) -> str:
     )
 
 
-def prepare(values: dict, out: Path | None = None, quiet: bool = False) -> Study:
-    """Read the data, build the stores, make the splits and plan the jobs."""
+def gather(values: dict, out: Path | None = None, quiet: bool = False) -> list[tuple]:
+    """Read the data and build the stores: [(release's name, [Cases], [Store])]."""
     from .preprocess.build import build
 
-    check_names(values)
-    releases, jobs = [], []
+    found = []
     built: dict[str, tuple] = {}  # data sets that several releases share are held once
-    memo: dict = {}
     for name in releases_of(values):
         cases, stores = [], []
         for one in read_cases(values, out, name):
@@ -96,12 +99,67 @@ def prepare(values: dict, out: Path | None = None, quiet: bool = False) -> Study
                 built[key] = build(one, values, progress=not quiet)
             stores.append(built[key][0])
             cases.append(built[key][1])
+        found.append((name, cases, stores))
+    return found
+
+
+def prepare(
+    values: dict, out: Path | None = None, quiet: bool = False, apart: bool = False
+) -> Study:
+    """Read the data, build the stores, make the splits and plan the jobs.
+
+    apart: read and build in another process, so that this one does not grow by what decoders,
+    spreadsheets and large images take.
+    """
+    check_names(values)
+    releases, jobs, memo = [], [], {}
+    read = _gather_apart if apart else gather
+    for name, cases, stores in read(values, out, quiet):
         made = splits.make(cases, values, memo)
         check_across(cases, stores, made)
         datasets = [(c, manifest(c, s)) for c, s in zip(cases, stores, strict=True)]
         releases.append(Release(name, cases, stores, made))
         jobs += experiments.plan(values, datasets, made, name)
     return Study(values, releases, jobs)
+
+
+def _gather_apart(values: dict, out: Path | None, quiet: bool) -> list[tuple]:
+    """`gather` in a process of its own; its errors are raised here."""
+    from .data.store import Store
+
+    request = json.dumps({"values": values, "out": out and str(out), "quiet": quiet})
+    line = [sys.executable, "-c", _APART, json.dumps(sys.path)]
+    done = subprocess.run(line, input=request.encode(), stdout=subprocess.PIPE)
+    if done.returncode:
+        how = f"signal {-done.returncode}" if done.returncode < 0 else f"status {done.returncode}"
+        raise BadInput(f"reading the data ended with {how}; free some memory, or see above")
+    answer = pickle.loads(done.stdout)  # of our own process
+    if isinstance(answer, BaseException):
+        raise answer
+    opened = {f: Store(f) for f in {f for _, _, folders in answer for f in folders}}
+    return [(name, cases, [opened[f] for f in folders]) for name, cases, folders in answer]
+
+
+_APART = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from mdmt.study import _answer; _answer()"
+)
+
+
+def _answer() -> None:
+    """The other process of `_gather_apart`: what was asked for on standard input, as a pickle."""
+    stream = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever a decoder prints is no answer
+    asked = json.load(sys.stdin)
+    try:
+        found = gather(asked["values"], asked["out"] and Path(asked["out"]), asked["quiet"])
+        answer = [(name, cases, [s.folder for s in stores]) for name, cases, stores in found]
+    except MdmtError as error:
+        answer = error
+    except KeyboardInterrupt:
+        sys.exit(130)  # the parent had it too
+    with stream:
+        pickle.dump(answer, stream)
 
 
 def check_across(cases: list, stores: list, made: dict) -> None:

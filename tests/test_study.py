@@ -110,11 +110,13 @@ def test_two_failed_sources_lose_a_job_once(jobs):
 class Pretended:
     """Executor that finishes every training at once, or kills it."""
 
+    workers = 4
+
     def __init__(self, runs, deaths=()):
         self.runs, self.deaths, self.events, self.started = runs, dict(deaths), [], []
 
     def free(self):
-        return 4 - len(self.events)
+        return self.workers - len(self.events)
 
     def start(self, job, folder):
         self.started.append(job.id)

@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import BadConfig
 from .child import default_threads
 from .display import clock, expected_images
-from .job import finished
+from .kept import finished
 
 LISTED = 200  # jobs beyond which they are counted, not listed
 SAMPLES = 8  # images of the measured step

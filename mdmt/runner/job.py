@@ -24,16 +24,10 @@ from .. import __version__
 from ..errors import BadInput, Interrupted, MdmtError, NoSpace, debugging, write_failure
 from ..paths import folder_lock, read_json, write_csv, write_json
 from ..system import cpu_path
+from .kept import RESULT, finished
 
-RESULT = "result.json"
 LOCK_SECONDS = 60.0  # that a training waits for another process to leave its folder
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-def finished(folder) -> bool:
-    """True when the job of `folder` is finished and its files are there."""
-    folder = Path(folder)
-    return all((folder / f).is_file() for f in (RESULT, "model.safetensors", "predictions.csv"))
 
 
 class _Signals:

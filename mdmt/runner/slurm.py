@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..paths import write_atomic
 from .child import prepare_folder, search_path
-from .job import finished
+from .kept import done_and_usable
 
 HEAD = """#!/bin/bash
 # {what}
@@ -79,12 +79,13 @@ def emit(study, out: Path, inputs_of) -> str:
     """Write the scripts of the jobs that are not finished to `out`/slurm; say how to submit."""
     settings, folder = study.values["cluster"], Path(out).resolve() / "slurm"
     runs = Path(out).resolve() / "runs"
-    todo = [j for j in study.jobs if not finished(runs / j.id)]
+    done = set(done_and_usable(study.jobs, runs))
+    todo = [j for j in study.jobs if j.id not in done]
     for job in todo:
         prepare_folder(runs, job, inputs_of(job))
     lines, before = [], ""
     for number, level in enumerate(levels_of(study.jobs)):
-        level = [j for j in level if not finished(runs / j.id)]
+        level = [j for j in level if j.id not in done]
         names = []
         for start in range(0, len(level), settings["array"]):
             part = level[start : start + settings["array"]]

@@ -12,20 +12,26 @@ end) and `close()`.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
+import json
+import os
 import signal
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .. import __version__
 from ..errors import BadInput, Interrupted
 from ..experiments import Job
 from ..paths import read_json, write_json
 from .child import how_it_ended, prepare_folder
 from .display import Display, expected_images
-from .job import RESULT, finished
+from .kept import RESULT, Kept, done_and_usable, finished
 
 RETRIES = 2  # times that a training which died is tried again
+SWEEPS = "sweeps.jsonl"
 REQUEUES = 50  # times that a training which was asked to stop goes on again
 
 
@@ -86,11 +92,12 @@ class Graph:
 class Sweep:
     """One run over the jobs: `Sweep(...).run()` -> Outcome."""
 
-    def __init__(self, jobs, runs, inputs_of, executor, *, quiet=False, retries=RETRIES):
+    def __init__(self, jobs, runs, inputs_of, executor, *, quiet=False, retries=RETRIES, keep=True):
         self.runs, self.inputs_of, self.executor = Path(runs), inputs_of, executor
         self.retries = retries
         self.jobs = {j.id: j for j in jobs}
-        self.outcome = Outcome([j.id for j in jobs if finished(self.runs / j.id)])
+        self.outcome = Outcome(done_and_usable(jobs, self.runs))
+        self.kept = Kept(jobs, self.runs, self.outcome.done, keep)
         self.graph = Graph(jobs, self.outcome.done)
         todo = list(self.graph.jobs.values())
         totals = expected_images(jobs)
@@ -100,16 +107,19 @@ class Sweep:
         self.deaths: dict[str, int] = {}
         self.requeued: dict[str, int] = {}
         self.stopping: list[int] = []
+        self.clock = Clock()
         self.full: str | None = None  # the sentence of a full disk, after which nothing starts
 
     def run(self) -> Outcome:
         """Run everything. Raises Interrupted after SIGTERM, SIGINT or SIGUSR1, when every training
         has written its checkpoint."""
         old = self._catch()
+        self.clock.begin()
         try:
             self._loop()
         finally:
             self.executor.close()
+            self.clock.write(self)
             for number, handler in old.items():
                 signal.signal(number, handler)
             self.display.close()
@@ -139,6 +149,7 @@ class Sweep:
                 folder = prepare_folder(self.runs, job, self.inputs_of(job))
                 self.running[job.id] = None
                 self.display.started(job)
+                self.clock.started(job.id)
                 self.executor.start(job, folder)
             if self.stopping and not told:
                 told = True
@@ -166,6 +177,7 @@ class Sweep:
         elif kind == "error":
             self.running[name] = event
         elif kind == "exit":
+            self.clock.ended(name)
             self._ended(job, event, self.running.pop(name))
 
     def _ended(self, job: Job, event: dict, error: dict | None) -> None:
@@ -173,6 +185,7 @@ class Sweep:
         if event["code"] == 0 and finished(folder):
             self.outcome.done.append(job.id)
             self.graph.finish(job.id)
+            self.kept.finish(job.id)
             self.display.finish(job, read_json(folder / RESULT))
             return
         if event["code"] == 75 or event.get("lost"):
@@ -215,9 +228,62 @@ class Sweep:
         self.display.fail(job, message)
 
 
-def run(jobs, runs, inputs_of, executor, quiet: bool = False, retries: int = RETRIES) -> Outcome:
+class Clock:
+    """What a sweep cost; `write` adds a line to sweeps.jsonl beside the runs.
+
+    busy_seconds: of all trainings, from start to end; coordinator_seconds: processor time of this
+    process; coordinator_bytes: its largest resident size.
+    """
+
+    def __init__(self):
+        self.starts: dict[str, float] = {}
+        self.begin()
+
+    def begin(self) -> None:
+        self.wall, self.own = time.monotonic(), time.process_time()
+        self.busy, self.processes = 0.0, 0
+
+    def started(self, name: str) -> None:
+        self.starts[name] = time.monotonic()
+        self.processes += 1
+
+    def ended(self, name: str) -> None:
+        self.busy += time.monotonic() - self.starts.pop(name)
+
+    def write(self, sweep: Sweep) -> None:
+        """A full disk costs the line, nothing else."""
+        if not self.processes:
+            return
+        record = {
+            "mdmt": __version__,
+            "host": os.uname().nodename,
+            "slots": sweep.executor.workers,
+            "jobs": len(sweep.jobs),
+            "done": len(sweep.outcome.done),
+            "failed": len(sweep.outcome.failed),
+            "processes": self.processes,
+            "images": sweep.display.trained,
+            "seconds": round(time.monotonic() - self.wall, 3),
+            "busy_seconds": round(self.busy, 3),
+            "coordinator_seconds": round(time.process_time() - self.own, 3),
+            "coordinator_bytes": _peak(),
+        }
+        with contextlib.suppress(OSError), open(sweep.runs.parent / SWEEPS, "a") as stream:
+            stream.write(json.dumps(record) + "\n")
+
+
+def _peak() -> int | None:
+    """Largest resident size of this process in bytes, where the system tells."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), None)
+
+
+def run(jobs, runs, inputs_of, executor, quiet=False, retries=RETRIES, keep=True) -> Outcome:
     """Run `jobs` (each after those it needs) in folders below `runs`.
 
-    inputs_of(job) -> what inputs.json holds.
+    inputs_of(job) -> what inputs.json holds; keep: whether weights that no job needs any more stay.
     """
-    return Sweep(jobs, runs, inputs_of, executor, quiet=quiet, retries=retries).run()
+    return Sweep(jobs, runs, inputs_of, executor, quiet=quiet, retries=retries, keep=keep).run()
