@@ -1,12 +1,15 @@
 """The descriptions of the backbones, without PyTorch: counts, image sizes, initial weights."""
 
 import math
+import re
+import zlib
 
 import numpy as np
 import pytest
 
 import mdmt
-from mdmt import nets
+from mdmt import Model, nets
+from mdmt.nets import init
 from mdmt.nets.builder import Builder
 from mdmt.nets.init import initial_value
 
@@ -108,3 +111,39 @@ def test_gates_start_from_zero_bias():
     entries = {key: (init, shape) for key, _, init, shape in b.entries}
     assert entries["blocks.0.0.se.conv_reduce.weight"][1] == (8, 32, 1, 1)
     assert not initial_value("k", *entries["blocks.0.0.se.conv_reduce.bias"], seed=0).any()
+
+
+def test_a_model_starts_from_a_dictionary_of_weights():
+    source = Model("shufflenet_v2_x0_5", heads={"a": 2}, image_size=32, seed=1)
+    state = source.state_dict()
+    backbone = {k: v for k, v in state.items() if not k.startswith("heads.")}
+    own = Model("shufflenet_v2_x0_5", heads={"a": 2}, image_size=32, seed=2).state_dict()
+    model = Model("shufflenet_v2_x0_5", heads={"a": 2}, image_size=32, seed=2, weights=backbone)
+    for key, value in model.state_dict().items():
+        assert value.tobytes() == (backbone.get(key, own[key])).tobytes()
+    whole = Model("shufflenet_v2_x0_5", heads={"a": 2}, image_size=32, seed=2, weights=state)
+    assert all(v.tobytes() == state[k].tobytes() for k, v in whole.state_dict().items())
+    lost = dict(backbone)
+    gone = lost.popitem()[0]
+    with pytest.raises(ValueError, match=f"missing key {re.escape(gone)}"):
+        Model("shufflenet_v2_x0_5", heads={"a": 2}, image_size=32, weights=lost)
+    with pytest.raises(ValueError, match=r"unknown key layer9\.weight"):
+        Model("shufflenet_v2_x0_5", image_size=32, weights=backbone | {"layer9.weight": 1.0})
+    with pytest.raises(ValueError, match="holds NaN"):
+        bad = {k: np.full_like(v, np.nan) if v.ndim == 4 else v for k, v in backbone.items()}
+        Model("shufflenet_v2_x0_5", image_size=32, weights=bad)
+
+
+def test_initial_weights_are_box_and_mullers_pairs_of_their_stream():
+    """Against the formula on the whole stream at once, around the sizes of a block."""
+    for count in (1, 2, 7, init.BLOCK, 2 * init.BLOCK + 1, 3 * init.BLOCK + 2):
+        key = [3, zlib.crc32(b"w")]
+        half = (count + 1) // 2
+        u = ((np.random.Philox(key=key).random_raw(2 * half) >> np.uint64(11)) + 0.5) * 2.0**-53
+        radius, angle = np.sqrt(-2 * np.log(u[:half])), 2 * np.pi * u[half:]
+        want = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
+        got = init.initial_value("w", ("normal", 0.1), (count,), 3)
+        np.testing.assert_allclose(got, 0.1 * want, rtol=1e-6, atol=1e-9)
+        u = ((np.random.Philox(key=key).random_raw(count) >> np.uint64(11)) + 0.5) * 2.0**-53
+        got = init.initial_value("w", ("uniform", 0.3), (count,), 3)
+        np.testing.assert_allclose(got, 0.3 * (2 * u - 1), rtol=1e-6, atol=1e-9)

@@ -336,3 +336,48 @@ def test_results_are_in_the_order_of_the_configuration(jobs, paper):
         ("STL-tau1", "prognosis"), ("STL-tau2", "severity"), ("FT", "prognosis"),
         ("MDMT", "prognosis"), ("MDMT", "severity"),
     ]  # fmt: skip
+
+
+def left_weights(runs):
+    return {p.parent.name for p in runs.glob("*/model.safetensors")}
+
+
+def test_weights_that_nothing_needs_any_more_are_deleted_where_asked(jobs, tmp_path):
+    some = jobs[:8]
+    where = Pretended(tmp_path, {some[2].id: 99})  # FT of the first place fails
+    where.workers = 1
+    outcome = sweep.run(some, tmp_path / "runs", lambda job: {}, where, quiet=True, keep=False)
+    assert list(outcome.failed) == [some[2].id]
+    assert left_weights(tmp_path / "runs") == {some[1].id}, "FT, which failed, still needs it"
+    where = Pretended(tmp_path)
+    outcome = sweep.run(some, tmp_path / "runs", lambda job: {}, where, quiet=True, keep=False)
+    assert where.started == [some[2].id]
+    assert sorted(outcome.done) == sorted(j.id for j in some)
+    assert left_weights(tmp_path / "runs") == set()
+
+
+def test_deleted_weights_that_are_needed_again_are_trained_again(jobs, tmp_path):
+    some, runs = jobs[:4], tmp_path / "runs"
+    first = some[:2]  # the single tasks alone
+    sweep.run(first, runs, lambda job: {}, Pretended(tmp_path), quiet=True, keep=False)
+    assert left_weights(runs) == set()
+    again = Pretended(tmp_path)
+    sweep.run(first, runs, lambda job: {}, again, quiet=True, keep=False)
+    assert again.started == []
+    where = Pretended(tmp_path)
+    outcome = sweep.run(some, runs, lambda job: {}, where, quiet=True)
+    assert where.started == [j.id for j in some]
+    assert sorted(outcome.done) == sorted(j.id for j in some)
+    assert left_weights(runs) == {j.id for j in some}
+
+
+def test_a_sweep_notes_what_it_cost(jobs, tmp_path):
+    sweep.run(jobs[:4], tmp_path / "runs", lambda job: {}, Pretended(tmp_path), quiet=True)
+    sweep.run(jobs[:4], tmp_path / "runs", lambda job: {}, Pretended(tmp_path), quiet=True)
+    lines = (tmp_path / "sweeps.jsonl").read_text().splitlines()
+    assert len(lines) == 1, "a sweep that starts nothing notes nothing"
+    noted = json.loads(lines[0])
+    assert (noted["jobs"], noted["done"], noted["processes"], noted["slots"]) == (4, 4, 4, 4)
+    assert noted["images"] == 400
+    assert 0 < noted["coordinator_seconds"] < 5
+    assert noted["coordinator_bytes"] > 10 << 20

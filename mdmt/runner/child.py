@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -112,8 +113,15 @@ def how_it_ended(event: dict) -> str:
 
 def search_path() -> dict:
     """Environment in which a child finds this package, wherever the parent found it."""
-    root = str(Path(__file__).resolve().parents[2])
-    if root in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
+    root = _root()
+    if root is None:
         return dict(os.environ)  # installed: found anyway
     known = [p for p in [os.environ.get("PYTHONPATH")] if p]
     return dict(os.environ, PYTHONPATH=os.pathsep.join([root, *known]))
+
+
+@functools.cache
+def _root() -> str | None:
+    """The folder of this package where it is not installed, else None."""
+    root = str(Path(__file__).resolve().parents[2])
+    return None if root in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")} else root

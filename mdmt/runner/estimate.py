@@ -3,7 +3,10 @@ from one measured step of every backbone."""
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -12,13 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import BadConfig
-from .child import default_threads
+from .child import default_threads, search_path
 from .display import clock, expected_images
-from .kept import finished
+from .kept import done_and_usable
 
 LISTED = 200  # jobs beyond which they are counted, not listed
-SAMPLES = 8  # images of the measured step
-START = 1.5  # seconds that a process takes to start and to end
+SAMPLES = 8  # images of a measured step, and a quarter of them in another one
 
 
 def listing(jobs: list) -> str:
@@ -50,18 +52,23 @@ def size(jobs: list) -> str:
     return f"{edges} dependencies, chains of at most {deep}\n{len(jobs)} jobs"
 
 
-def measure(values: dict, backbone: str, tasks: list[dict], steps: int = 2) -> dict:
-    """Train `backbone` for `steps` steps on noise.
+def measure(values: dict, backbone: str, tasks: list[dict], place=None) -> dict:
+    """Build `backbone` and train it for some steps on noise.
 
-    Returns images per second (training, evaluation), planned bytes of a full batch, bytes of the
-    weights.
+    A step costs something whatever its batch (Adam goes through every weight), so that two batch
+    sizes are measured. Returns seconds: `start` (building, compiling, saving, what a training pays
+    once), `step` and `image` (a step of n images takes step + n image), `evaluate` (an image);
+    planned bytes of a full batch and bytes of the weights. place: folder to save the weights in, as
+    an unnamed file.
     """
     from ..engine import check_memory
     from ..model import Model
 
     size, batch = values["image_size"], values["train"]["batch_size"]
     heads = {t["name"]: {"classes": len(t["classes"]), **t["head"]} for t in tasks}
+    begin = time.perf_counter()
     model = Model(backbone, heads=heads, image_size=size, precision=values["precision"])
+    start = time.perf_counter() - begin
     try:
         planned = check_memory(model, batch)
     except MemoryError as error:
@@ -70,71 +77,127 @@ def measure(values: dict, backbone: str, tasks: list[dict], steps: int = 2) -> d
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (count, size, size), dtype=np.uint8)
     model.attach([{"images": images, "task": 0, "target": np.zeros(count, np.float32)}])
-    dataset, index = np.zeros(count, np.int64), np.arange(count)
-    model.fit_step(dataset, index)
-    begin = time.perf_counter()
-    for _ in range(steps):
-        model.fit_step(dataset, index)
-    trained = time.perf_counter() - begin
-    model.predict(dataset, index, batch_size=count)
-    begin = time.perf_counter()
-    model.predict(dataset, index, batch_size=count)
-    evaluated = time.perf_counter() - begin
+
+    def timed(action, n: int, repeats: int = 2) -> tuple[float, float]:
+        """(the first call, the best of the later ones) on n images."""
+        seen = []
+        for _ in range(1 + repeats):
+            begin = time.perf_counter()
+            action(np.zeros(n, np.int64), np.arange(n))
+            seen.append(time.perf_counter() - begin)
+        return seen[0], min(seen[1:])
+
+    compiling, many = timed(model.fit_step, count)
+    few_images = max(count // 4, 1)
+    few = timed(model.fit_step, few_images)[1] if few_images < count else 0.0
+    image = max(many - few, 0.5 * many * (count - few_images) / count) / max(count - few_images, 1)
+    first, evaluated = timed(lambda d, i: model.predict(d, i, batch_size=count), count, 1)
     return {
-        "train": steps * count / max(trained, 1e-9),
-        "evaluate": count / max(evaluated, 1e-9),
+        "start": start + compiling - many + first - evaluated + _saving(model, place),
+        "step": max(many - count * image, 0.0),
+        "image": image,
+        "evaluate": evaluated / count,
         "memory": planned,
         "weights": model.memory(1, training=False)["parameters"],
     }
 
 
-def estimate(values: dict, jobs: list, out, workers: int, dask: str | None = None) -> str:
-    """Time, memory and disk of the jobs that are not finished yet, as text."""
+def _saving(model, place) -> float:
+    """Seconds that the best weights take to be copied and saved."""
+    begin = time.perf_counter()
+    model.state_dict()
+    state = model.state_dict()
+    with tempfile.TemporaryFile(dir=place) as stream:
+        for value in state.values():
+            stream.write(np.ascontiguousarray(value))
+        stream.flush()
+        os.fsync(stream.fileno())
+    return time.perf_counter() - begin
+
+
+def _process_start() -> float:
+    """Seconds that a training's process takes to start, import what it needs, and end."""
+    code = "import mdmt.runner.job, mdmt.engine, mdmt.model, mdmt.data.store"
+    begin = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], env=search_path(), stdin=subprocess.DEVNULL)
+    return time.perf_counter() - begin
+
+
+def forecast(values: dict, jobs: list, out, workers: int) -> dict:
+    """Figures of the jobs that are not finished yet: `todo`, their number; `seconds` one after the
+    other; `disk`, bytes; `memory`, bytes of the largest; `backbones`, {name: `measure`'s figures};
+    `threads` of each."""
     from .. import _core
 
-    todo = [j for j in jobs if not finished(Path(out) / "runs" / j.id)]
+    out = Path(out)
+    done = set(done_and_usable(jobs, out / "runs"))
+    todo = [j for j in jobs if j.id not in done]
     tasks = list({t["name"]: t for j in jobs for t in j.description["tasks"]}.values())
     threads = default_threads(workers)
     before = _core.get_num_threads()
     _core.set_num_threads(threads)
     try:
         used = dict.fromkeys(j.description["backbone"] for j in todo)
-        figures = {b: measure(values, b, tasks) for b in used}
+        figures = {b: measure(values, b, tasks, _existing(out)) for b in used}
     finally:
         _core.set_num_threads(before)
     images = expected_images(jobs)
-    seconds = sum(_seconds(j, images[j.id], figures[j.description["backbone"]]) for j in todo)
-    disk = sum(_bytes(j, figures[j.description["backbone"]]) for j in todo)
-    lines = [
-        f"  {b:<24}{f['train']:8.1f} img/s in training, a step of "
-        f"{values['train']['batch_size']} images needs {_size(f['memory'])} as planned"
-        for b, f in figures.items()
-    ]
-    if len(todo) < len(jobs):
-        lines.append(f"finished already: {len(jobs) - len(todo)} jobs")
-    if todo:
+    start = _process_start() if todo else 0.0
+    weights = [figures[j.description["backbone"]]["weights"] for j in todo]
+    if not values["keep_weights"]:  # those of the places under way
+        weights = sorted(weights)[-4 * workers :]
+    return {
+        "todo": len(todo),
+        "seconds": sum(
+            start + _seconds(j, images[j.id], figures[j.description["backbone"]]) for j in todo
+        ),
+        "disk": sum(weights) + sum(_bytes(j) for j in todo),
+        "memory": max((f["memory"] for f in figures.values()), default=0),
+        "backbones": figures,
+        "threads": threads,
+    }
+
+
+def estimate(values: dict, jobs: list, out, workers: int, dask: str | None = None) -> str:
+    """Time, memory and disk of the jobs that are not finished yet, as text."""
+    found = forecast(values, jobs, out, workers)
+    batch, lines = values["train"]["batch_size"], []
+    for name, f in found["backbones"].items():
+        rate = batch / (f["step"] + batch * f["image"])
+        lines.append(
+            f"  {name:<24}{rate:8.1f} img/s in training, {f['start']:5.1f} s to start and end, a "
+            f"step of {batch} images needs {_size(f['memory'])} as planned"
+        )
+    if found["todo"] < len(jobs):
+        lines.append(f"finished already: {len(jobs) - found['todo']} jobs")
+    if found["todo"]:
         where = "on each worker" if dask else "on this machine"
-        most = max(f["memory"] for f in figures.values())
+        seconds = found["seconds"]
         lines += [
-            f"time    at most {clock(seconds / workers)}, {workers} at a time with {threads} "
-            f"threads {where} ({clock(seconds)} one after the other); early stopping ends sooner",
-            f"memory  at most {_size(most * workers)} for {workers} at a time",
-            f"disk    about {_size(disk)} in {out}, where {_size(_free(out))} are free",
+            f"time    at most {clock(seconds / workers)}, {workers} at a time with "
+            f"{found['threads']} threads {where} ({clock(seconds)} one after the other); early "
+            "stopping ends sooner",
+            f"memory  at most {_size(found['memory'] * workers)} for {workers} at a time",
+            f"disk    about {_size(found['disk'])} in {out}, where {_size(_free(out))} are free",
         ]
     return "\n".join(lines)
 
 
 def _seconds(job, images: int, figures: dict) -> float:
+    """Of a training, without its process's start."""
     d = job.description
     epochs = max(d["train"]["epochs"], 1)
+    steps = images / d["train"]["batch_size"]
+    steps = epochs * -(-steps // epochs)  # the last batch of an epoch may be a small one
     tested = sum(len(r["val"]) * epochs + len(r["test"]) for r in job.rows.values())
-    return START + images / figures["train"] + tested / figures["evaluate"]
+    trained = steps * figures["step"] + images * figures["image"]
+    return figures["start"] + trained + tested * figures["evaluate"]
 
 
-def _bytes(job, figures: dict) -> float:
-    """Weights, predictions, histories, logs."""
+def _bytes(job) -> float:
+    """Predictions, histories, logs."""
     tests = sum(len(r["test"]) for r in job.rows.values())
-    return figures["weights"] + 250 * tests + 120 * job.description["train"]["epochs"] + 8192
+    return 250 * tests + 120 * job.description["train"]["epochs"] + 8192
 
 
 def _size(count: float) -> str:
@@ -145,8 +208,13 @@ def _size(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
-def _free(out) -> int:
+def _existing(out) -> Path:
+    """The folder nearest to `out` that exists."""
     place = Path(out).resolve()
     while not place.exists():
         place = place.parent
-    return shutil.disk_usage(place if place.is_dir() else tempfile.gettempdir()).free
+    return place if place.is_dir() else Path(tempfile.gettempdir())
+
+
+def _free(out) -> int:
+    return shutil.disk_usage(_existing(out)).free

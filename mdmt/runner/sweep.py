@@ -16,6 +16,7 @@ import contextlib
 import heapq
 import json
 import os
+import resource
 import signal
 import threading
 import time
@@ -231,8 +232,9 @@ class Sweep:
 class Clock:
     """What a sweep cost; `write` adds a line to sweeps.jsonl beside the runs.
 
-    busy_seconds: of all trainings, from start to end; coordinator_seconds: processor time of this
-    process; coordinator_bytes: its largest resident size.
+    busy_seconds: of all trainings, from start to end; training_cpu_seconds: processor time of those
+    on this machine; coordinator_seconds: of this process; coordinator_bytes: its largest resident
+    size.
     """
 
     def __init__(self):
@@ -242,6 +244,7 @@ class Clock:
     def begin(self) -> None:
         self.wall, self.own = time.monotonic(), time.process_time()
         self.busy, self.processes = 0.0, 0
+        self.children = _of_children()
 
     def started(self, name: str) -> None:
         self.starts[name] = time.monotonic()
@@ -265,11 +268,18 @@ class Clock:
             "images": sweep.display.trained,
             "seconds": round(time.monotonic() - self.wall, 3),
             "busy_seconds": round(self.busy, 3),
+            "training_cpu_seconds": round(_of_children() - self.children, 3),
             "coordinator_seconds": round(time.process_time() - self.own, 3),
             "coordinator_bytes": _peak(),
         }
         with contextlib.suppress(OSError), open(sweep.runs.parent / SWEEPS, "a") as stream:
             stream.write(json.dumps(record) + "\n")
+
+
+def _of_children() -> float:
+    """Processor time of the child processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _peak() -> int | None:
