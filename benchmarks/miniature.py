@@ -29,6 +29,7 @@ SETTINGS = {
     "train.epochs": 1,
     "train.batch_size": 16,
     "train.augment": "null",
+    "sampler.drop_last": "true",  # at 32 px batch norm cannot train on a last batch of one
 }
 
 

@@ -88,7 +88,7 @@ def measure(values: dict, backbone: str, tasks: list[dict], place=None) -> dict:
         return seen[0], min(seen[1:])
 
     compiling, many = timed(model.fit_step, count)
-    few_images = max(count // 4, 1)
+    few_images = max(count // 4, min(2, count))  # batch norm needs two
     few = timed(model.fit_step, few_images)[1] if few_images < count else 0.0
     image = max(many - few, 0.5 * many * (count - few_images) / count) / max(count - few_images, 1)
     first, evaluated = timed(lambda d, i: model.predict(d, i, batch_size=count), count, 1)
