@@ -174,13 +174,15 @@ def test_a_deleted_prediction_file_is_made_again(study, tmp_path):
 
 def test_nothing_depends_on_the_clock_of_the_wall():
     """A clock that jumps (time set, daylight saving, a laptop that wakes) must not end a wait or
-    start a checkpoint: durations are measured by the monotonic clock alone."""
+    start a checkpoint: durations are measured by the monotonic clock alone. What is compared with
+    the times of files (is a remembered hash fresh, is a preparation abandoned) has no other one."""
+    with_files = {"hashes.py", "store.py"}
     found = []
     for path in sorted((sweeps.ROOT / "mdmt").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, ast.Attribute):
                 continue
-            if ast.unparse(node) in ("time.time", "time.time_ns"):
+            if ast.unparse(node) in ("time.time", "time.time_ns") and path.name not in with_files:
                 found.append(f"{path.name}:{node.lineno}")
     assert found == []
 
