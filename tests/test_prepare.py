@@ -165,6 +165,22 @@ def test_the_papers_steps(tmp_path, lungs, how):
         assert (found.min(), found.max()) == (0, 255)
 
 
+@pytest.mark.parametrize("how", ["box", "masked"])
+def test_a_large_picture_is_cropped_as_a_small_one(tmp_path, lungs, how):
+    """Lungs are looked for in means of blocks; box and mask still fit the large picture."""
+    settings = {**chest_settings(), "crop": how}
+    grey, mask = chest(0, 1301, 1103)
+    assert picture._step(grey.shape) == 2
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    (found,) = picture.prepare([picture.Task(tmp_path / "a.png")], settings)
+    wanted = crop.squared(crop.bordered(crop.bounding_box(mask), 0.05), grey.shape)
+    assert np.abs(np.subtract(found.facts["box"], wanted)).max() <= 8
+    by = crop.cut(mask.astype(np.float32), crop.Box(*found.facts["box"]))
+    inside = np.asarray(Image.fromarray(by).resize((64, 64), Image.Resampling.BILINEAR))
+    lung, outer = found.pixels[inside > 0.9].mean(), found.pixels[inside < 0.1].mean()
+    assert lung + 60 < outer if how == "box" else outer < 1 and lung > 100
+
+
 def test_implausible_lungs_are_refused_and_never_the_whole_picture(tmp_path, lungs):
     grey, _ = chest(0)
     for mark, sentence in ((3, "cover 80% of the picture"), (4, "no lung was found")):

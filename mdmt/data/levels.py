@@ -28,7 +28,21 @@ class Levels:
     @property
     def grey(self) -> np.ndarray:
         """Grey values (H, W) float32."""
-        return self.codes if self.table is None else self.table[self.codes]
+        return self.part(slice(None), slice(None))
+
+    def part(self, rows: slice, columns: slice) -> np.ndarray:
+        """Grey values of some rows and columns: float32."""
+        codes = self.codes[rows, columns]
+        if self.table is None:
+            return codes
+        if self._plain:  # several times faster than looking each pixel up
+            return codes.astype(np.float32)
+        return self.table[codes]
+
+    @cached_property
+    def _plain(self) -> bool:
+        """True if every code is its own grey value."""
+        return np.array_equal(self.table, np.arange(len(self.table), dtype=np.float32))
 
     @cached_property
     def counts(self) -> np.ndarray:

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..data.levels import Levels
+
 
 class Box(NamedTuple):
     """Pixels left..right - 1, top..bottom - 1 of a picture; beyond the picture lies black."""
@@ -66,15 +68,19 @@ def _placed(start: int, length: int, side: int, limit: int) -> int:
     return min(max(start + (length - side) // 2, 0), limit - side)
 
 
-def cut(grey: np.ndarray, box: Box) -> np.ndarray:
-    """The pixels of a box of grey (H, W) float32, 0 beyond the picture; a view where it can be."""
-    height, width = grey.shape
+def cut(picture, box: Box) -> np.ndarray:
+    """The pixels of a box of a picture, 0 beyond it: float32 (box.height, box.width).
+
+    picture: `Levels` or grey values (H, W) float32. The result may be a view of these.
+    """
+    height, width = picture.shape
     left, top = max(box.left, 0), max(box.top, 0)
-    right, bottom = min(box.right, width), min(box.bottom, height)
-    inside = grey[top : max(bottom, top), left : max(right, left)]
+    rows = slice(top, max(min(box.bottom, height), top))
+    columns = slice(left, max(min(box.right, width), left))
+    inside = picture.part(rows, columns) if isinstance(picture, Levels) else picture[rows, columns]
     if inside.shape == (box.height, box.width):
         return inside
-    out = np.zeros((box.height, box.width), grey.dtype)
+    out = np.zeros((box.height, box.width), inside.dtype)
     y, x = top - box.top, left - box.left
     out[y : y + inside.shape[0], x : x + inside.shape[1]] = inside
     return out

@@ -10,22 +10,27 @@ TOP = 255.0
 
 
 def normalise(picture, clip=(2, 98)) -> np.ndarray:
-    """Clip to two percentiles and scale to 0..255: float32 (H, W).
-
-    picture: `Levels`, or grey values (H, W). clip: the percentiles (linear interpolation, as
-    `numpy.percentile`), or None for the smallest and largest value. A flat picture becomes 0.
-    """
+    """`normalised`, of `Levels` or of grey values (H, W), as grey values: float32 (H, W)."""
     if not isinstance(picture, Levels):
         picture = of_integers(np.asarray(picture))
+    return normalised(picture, clip).grey
+
+
+def normalised(picture: Levels, clip=(2, 98)) -> Levels:
+    """Clip a picture to two percentiles and scale it to 0..255.
+
+    clip: the percentiles (linear interpolation, as `numpy.percentile`), or None for the smallest
+    and largest value. A flat picture becomes 0.
+    """
     clip = (0, 100) if clip is None else clip
     if picture.table is None:
-        return _scaled(picture.codes, *np.percentile(picture.codes, clip))
+        return Levels(_scaled(picture.codes, *np.percentile(picture.codes, clip)))
     present = np.flatnonzero(picture.counts)
     values = picture.table[present]
     low, high = _percentiles(values, picture.counts[present], clip)
     table = np.zeros_like(picture.table)
     table[present] = _scaled(values, low, high)
-    return table[picture.codes]
+    return Levels(picture.codes, table)
 
 
 def _scaled(grey: np.ndarray, low: float, high: float) -> np.ndarray:

@@ -15,14 +15,15 @@ from pathlib import Path
 import numpy as np
 
 from ..data.images import read_levels
+from ..data.levels import Levels
 from ..data.store import FORMAT
 from ..errors import BadData
-from ..paths import digest, digest_file
 from . import crop
-from .normalise import normalise, stretched, to_bytes
+from .normalise import normalised, stretched, to_bytes
 
 BATCH = 8  # images whose lungs are looked for together
 PIXELS = 24_000_000  # of a batch, so that large images are fewer at a time
+COARSE = 512  # shortest side of what the lungs are looked for in, where the picture is larger
 LOOK = 200  # longest side of the small picture that contact sheets show
 
 
@@ -71,11 +72,10 @@ def settings_of(values: dict) -> dict:
 
 
 def _lungs_version() -> str:
-    """Hash of what the masks and the verdicts on them depend on besides the picture."""
+    """What the masks and the verdicts on them depend on besides the picture."""
     from . import lungs
 
-    rules = [digest_file(lungs.WEIGHTS), lungs.SIZE, lungs.CUT, lungs.LEAST, lungs.CLIP]
-    return digest([*rules, lungs.LIMITS], 16)
+    return lungs.version()
 
 
 def preprocess(path, settings: dict, decision: list | None = None) -> np.ndarray:
@@ -124,16 +124,32 @@ def _finish(batch: list[tuple], settings: dict, begin) -> list[Prepared]:
         if wanted:
             if begin is not None:
                 begin(None)
-            masks = _lung_masks(batch[i][1].grey for i in wanted)
+            masks = _lung_masks(_coarse(batch[i][1]) for i in wanted)
             lungs = dict(zip(wanted, masks, strict=True))
     return [
         Prepared(None, {"reason": reason}, None, seconds)
         if levels is None
         else _prepared(
-            normalise(levels, settings["clip"]), task.decision, lungs.get(i), settings, seconds
+            normalised(levels, settings["clip"]), task.decision, lungs.get(i), settings, seconds
         )
         for i, (task, levels, reason, seconds) in enumerate(batch)
     ]
+
+
+def _step(shape) -> int:
+    """Side in pixels of the blocks that are averaged before the lungs are looked for."""
+    return max(1, min(shape) // COARSE)
+
+
+def _coarse(levels: Levels) -> np.ndarray:
+    """The grey values of a picture, a large one as means of blocks: float32.
+
+    The network sees 256 x 256 pixels, so that no more than a coarse picture is worth its passes.
+    """
+    from PIL import Image
+
+    step, grey = _step(levels.shape), levels.grey
+    return grey if step == 1 else np.asarray(Image.fromarray(grey).reduce(step))
 
 
 def _lung_masks(greys):
@@ -143,41 +159,67 @@ def _lung_masks(greys):
     return lung_masks(greys)
 
 
-def _prepared(grey, decision, lungs, settings: dict, seconds: float) -> Prepared:
-    facts: dict = {"shape": list(grey.shape)}
+def _prepared(picture: Levels, decision, lungs, settings: dict, seconds: float) -> Prepared:
+    """Crop and scale a normalised picture.
+
+    lungs: (mask, verdict) of `_coarse`, or None where they were not looked for.
+    """
+    facts: dict = {"shape": list(picture.shape)}
     mask, box = None, None
     if settings["crop"] == "whole" or decision == ["whole"]:
-        box = crop.whole(grey.shape)
+        box = crop.whole(picture.shape)
     elif decision is not None and decision[0] == "box":
-        box = crop.Box(*decision[1:])
-        if not (0 <= box.left < box.right <= grey.shape[1]) or not (
-            0 <= box.top < box.bottom <= grey.shape[0]
-        ):
-            facts["reason"] = (
-                f"has {grey.shape[1]} x {grey.shape[0]} pixels, and the box {decision[1:]} "
-                "(left, top, right, bottom) does not lie in it; correct the box"
-            )
+        box = _given(decision, picture.shape, facts)
     else:
         mask, verdict = lungs
-        facts["doubt"] = round(float(verdict.doubt), 4)
-        if not verdict.ok:
-            facts["finding"] = str(verdict.reason)
         inner = crop.bounding_box(mask)
-        if not verdict.ok and decision != ["accept"]:
-            facts["reason"] = f"shows no plausible lungs ({verdict.reason})"
-        elif inner is None:
-            facts["reason"] = "shows no lungs, so that there are none to accept; give a box"
-        box = None if inner is None else crop.bordered(inner, settings["border"])
+        _judge(facts, verdict, inner, decision)
+        if inner is not None:
+            step, (height, width) = _step(picture.shape), picture.shape
+            left, top, right, bottom = (step * side for side in inner)
+            inner = crop.Box(left, top, min(right, width), min(bottom, height))
+            box = crop.bordered(inner, settings["border"])
     pixels = None
     if box is not None:
-        square = crop.squared(box, grey.shape, settings["square"])
+        square = crop.squared(box, picture.shape, settings["square"])
         facts["box"] = list(square)
         if "reason" not in facts:
-            shown = grey
+            part = crop.cut(picture, square)
             if settings["crop"] == "masked" and mask is not None:
-                shown = np.where(mask, grey, np.float32(0))
-            pixels = _resized(crop.cut(shown, square), settings)
-    return Prepared(pixels, facts, _look(grey, mask), seconds)
+                part = part * crop.cut(_enlarged(mask, picture.shape), square)
+            pixels = _resized(part, settings)
+    return Prepared(pixels, facts, _look(picture, mask), seconds)
+
+
+def _given(decision: list, shape, facts: dict) -> crop.Box | None:
+    """The box that a person gave; without it, the reason in facts."""
+    box = crop.Box(*decision[1:])
+    if 0 <= box.left < box.right <= shape[1] and 0 <= box.top < box.bottom <= shape[0]:
+        return box
+    facts["reason"] = (
+        f"has {shape[1]} x {shape[0]} pixels, and the box {decision[1:]} (left, top, right, "
+        "bottom) does not lie in it; correct the box"
+    )
+    return None
+
+
+def _judge(facts: dict, verdict, inner, decision) -> None:
+    """Put doubt and finding of a verdict into facts, and the reason where it refuses."""
+    facts["doubt"] = round(float(verdict.doubt), 4)
+    if not verdict.ok:
+        facts["finding"] = str(verdict.reason)
+    if not verdict.ok and decision != ["accept"]:
+        facts["reason"] = f"shows no plausible lungs ({verdict.reason})"
+    elif inner is None:
+        facts["reason"] = "shows no lungs, so that there are none to accept; give a box"
+
+
+def _enlarged(mask: np.ndarray, shape) -> np.ndarray:
+    """The mask of a coarse picture at the size of the picture itself, `shape`: bool (H, W)."""
+    step = _step(shape)
+    if step == 1:
+        return mask
+    return np.repeat(np.repeat(mask, step, 0), step, 1)[: shape[0], : shape[1]]
 
 
 def _resized(square: np.ndarray, settings: dict) -> np.ndarray:
@@ -193,18 +235,18 @@ def _resized(square: np.ndarray, settings: dict) -> np.ndarray:
     return to_bytes(stretched(square) if settings["minmax"] else square)
 
 
-def _look(grey: np.ndarray, mask: np.ndarray | None) -> tuple[bytes, bytes]:
+def _look(picture: Levels, mask: np.ndarray | None) -> tuple[bytes, bytes]:
     """A small JPEG of a picture (H, W) and a small PNG of its mask."""
     from PIL import Image
 
-    height, width = grey.shape
+    height, width = picture.shape
     share = min(1.0, LOOK / max(height, width))
     size = (max(1, round(share * width)), max(1, round(share * height)))
     step = max(1, max(height, width) // (4 * LOOK))  # coarse is enough to look at
-    coarse = Image.fromarray(to_bytes(grey[::step, ::step]))
-    small = coarse.reduce(max(1, max(coarse.size) // LOOK)).resize(size, Image.Resampling.BILINEAR)
-    picture, outline = io.BytesIO(), io.BytesIO()
-    small.save(picture, "JPEG", quality=80)
+    some = Image.fromarray(to_bytes(picture.part(slice(None, None, step), slice(None, None, step))))
+    small = some.reduce(max(1, max(some.size) // LOOK)).resize(size, Image.Resampling.BILINEAR)
+    look, outline = io.BytesIO(), io.BytesIO()
+    small.save(look, "JPEG", quality=80)
     if mask is not None:
         Image.fromarray(mask).resize(size, Image.Resampling.NEAREST).save(outline, "PNG")
-    return picture.getvalue(), outline.getvalue()
+    return look.getvalue(), outline.getvalue()
