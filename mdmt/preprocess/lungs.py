@@ -177,31 +177,36 @@ def clean(probability: np.ndarray) -> tuple[np.ndarray, int]:
     labels, count = ndimage.label(probability > CUT)
     sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
     kept = [k for k in np.argsort(-sizes, kind="stable")[:2] if sizes[k] >= LEAST * labels.size]
-    mask = np.isin(labels, np.array(kept, np.int64) + 1)
-    return ndimage.binary_fill_holes(mask), len(kept)
+    chosen = np.zeros(count + 1, bool)
+    chosen[np.array(kept, np.int64) + 1] = True
+    mask = chosen[labels]
+    # Holes are what the background does not reach from the edge; binary_fill_holes finds the same
+    # by growing step by step, which takes ten times as long.
+    ground, count = ndimage.label(~mask)
+    outside = np.zeros(count + 1, bool)
+    for edge in (ground[0], ground[-1], ground[:, 0], ground[:, -1]):
+        outside[edge] = True
+    outside[0] = False
+    return ~outside[ground], len(kept)
 
 
 def _hull_area(mask: np.ndarray) -> float:
     """Pixels in the convex hull of a region."""
     from scipy.spatial import ConvexHull, QhullError
 
-    rows, columns = np.nonzero(mask)
-    left, right = {}, {}
-    for r, c in zip(rows.tolist(), columns.tolist()):
-        left[r], right[r] = min(c, left.get(r, c)), max(c, right.get(r, c))
-    points = [(r + dr, c) for r in left for c in (left[r], right[r] + 1) for dr in (0, 1)]
+    rows = np.flatnonzero(mask.any(1))
+    left = mask[rows].argmax(1)
+    right = mask.shape[1] - mask[rows, ::-1].argmax(1)
+    corners = [(rows + down, side) for side in (left, right) for down in (0, 1)]
+    points = np.concatenate([np.stack(corner, 1) for corner in corners])
     try:
-        return float(ConvexHull(np.array(points, np.float64)).volume)
+        return float(ConvexHull(points.astype(np.float64)).volume)
     except (QhullError, ValueError):
         return float(mask.sum())
 
 
-def _step(picture: np.ndarray, mask: np.ndarray) -> float:
+def _step(picture: np.ndarray, mask: np.ndarray, rim: np.ndarray) -> float:
     """Median grey of a rim around the lungs less that of the lungs, in 0..1."""
-    from scipy import ndimage
-
-    rim = ndimage.binary_dilation(mask, iterations=10)
-    rim &= ~ndimage.binary_dilation(mask, iterations=2)
     if not rim.any():
         return 0.0
     return float(np.median(picture[rim]) - np.median(picture[mask])) / 255
@@ -221,7 +226,9 @@ def _measure(picture: np.ndarray, probability: np.ndarray, mask: np.ndarray) -> 
         middle = (columns[0] + columns[-1] + 1) // 2
         sides = np.array([mask[:, :middle].sum(), mask[:, middle:].sum()], float)
     hulls = sum(_hull_area(labels == k + 1) for k in range(count)) if count else 1.0
-    near = ndimage.binary_dilation(mask, iterations=3)
+    close = ndimage.binary_dilation(mask, iterations=2)
+    near = ndimage.binary_dilation(close)
+    rim = ndimage.binary_dilation(near, iterations=7) & ~close
     centre = (np.array([rows[0] + rows[-1], columns[0] + columns[-1]]) + 1) / (2 * len(mask))
     return {
         "area": inside / total,
@@ -232,7 +239,7 @@ def _measure(picture: np.ndarray, probability: np.ndarray, mask: np.ndarray) -> 
         "width": (columns[-1] - columns[0] + 1) / len(mask),
         "offset": float(np.abs(centre - 0.5).max()),
         "solidity": inside / hulls,
-        "step": _step(picture, mask),
+        "step": _step(picture, mask, rim),
     }
 
 
