@@ -40,7 +40,8 @@ def write(root, text, images=("a", "b"), encoding="utf-8"):
 
 
 def values(root, **data):
-    found = config.load("covid_cxr", ["image_size=32"])
+    plain = ["image_size=32", "data.crop=whole", "data.minmax=false", "data.on_bad_image=error"]
+    found = config.load("covid_cxr", plain)
     found["data"].update(store=str(root / "store"), **data)
     return found
 
@@ -390,7 +391,7 @@ def test_any_damage_to_an_image_is_a_picture_or_a_sentence(data):
 
 @needs_covid_cxr
 def test_real_radiographs(tmp_path):
-    found = config.load("covid_cxr", ["image_size=64"])
+    found = config.load("covid_cxr", ["image_size=64", "data.crop=whole"])
     found["data"]["store"] = str(tmp_path)
     sizes = []
     for one in found["data"]["datasets"]:

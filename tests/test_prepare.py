@@ -1,6 +1,7 @@
 """From a picture to the network's input, what a person decides, contact sheets, `mdmt prepare`."""
 
 import csv
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from mdmt.errors import BadConfig, BadData
 from mdmt.preprocess import build, corrections, crop, normalise, picture, sheets
 from mdmt.preprocess.crop import Box
 from tests import replicas
+from tests.realdata import COVID_CXR, needs_covid_cxr
 from tests.test_store import make_cases
 
 # ---- grey values
@@ -385,40 +387,60 @@ def test_long_names_keep_their_ends(study):
 
 # ---- the published data sets, as downloaded
 
-REPLICA = """
-name: replica
-image_size: 64
-data:
-  root: {root}
-  store: {root}/store
-  release: "3"
-  on_bad_image: exclude
-  minmax: true
-  datasets:
-    - {{name: aiforcovid, reader: aiforcovid, folder: afc, task: prognosis}}
-    - {{name: brixia, reader: brixia, folder: bx, task: severity}}
-tasks:
-  prognosis: {{classes: [MILD, SEVERE]}}
-  severity: {{classes: ["0", "1", "2", "3"], thresholds: [5, 9, 14]}}
-"""
 
-
-def test_replicas_are_prepared_with_one_command(tmp_path):
-    for name, make in (("afc", replicas.make_aiforcovid), ("bx", replicas.make_brixia)):
-        (tmp_path / name).mkdir()
-        if name == "afc":
-            make(tmp_path / name, counts=(8, 4, 4), size=48)
-        else:
-            make(tmp_path / name, count=16, size=48)
-    (tmp_path / "replica.yaml").write_text(REPLICA.format(root=tmp_path))
+def prepare_replicas(root, *options):
+    """`mdmt prepare paper` on replicas of both data sets, release 3; what it printed."""
+    replicas.make_aiforcovid(root / "AIforCOVID", counts=(10, 4, 6), size=96)
+    replicas.make_brixia(root / "BRIXIA", count=16, size=96)
     done = subprocess.run(
-        [sys.executable, "-m", "mdmt", "prepare", tmp_path / "replica.yaml", "--out",
-         tmp_path / "out"],
+        [sys.executable, "-m", "mdmt", "prepare", "paper", "--out", root / "out", "--set",
+         f"data.root={root}", "--set", f"data.store={root / 'store'}", "--set", "image_size=64",
+         *(a for o in options for a in ("--set", o))],
         capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    for name in ("aiforcovid", "brixia"):
-        assert (tmp_path / "out" / name / "sheet-001.png").stat().st_size > 5000
-    assert "aiforcovid: 16 images: 16 used" in done.stdout
-    assert "brixia: 15 images: 15 used" in done.stdout
     assert not done.stderr
+    for name in ("AIforCOVID", "BRIXIA"):
+        assert (root / "out" / name / "sheet-001.png").stat().st_size > 5000
+    with open(root / "out" / "AIforCOVID" / "images.csv", newline="") as stream:
+        assert len(list(csv.DictReader(stream))) == 19  # one of 20 has no outcome
+    return done.stdout
+
+
+def test_replicas_are_prepared_with_one_command(tmp_path):
+    printed = prepare_replicas(tmp_path, "data.crop=whole")
+    assert "AIforCOVID: 19 images: 19 used" in printed
+    assert "BRIXIA: 15 images: 15 used" in printed
+
+
+@needs_covid_cxr
+def test_lungs_of_replicas_are_found_with_one_command(tmp_path):
+    printed = prepare_replicas(tmp_path, "data.on_bad_image=exclude")
+    counted = re.findall(r"(\w+): (\d+) images: (\d+) used", printed)
+    assert [c[0] for c in counted] == ["AIforCOVID", "BRIXIA"]
+    assert all(int(used) >= int(total) - 5 for _, total, used in counted)
+
+
+@needs_covid_cxr
+@pytest.mark.parametrize("how", ["box", "masked"])
+def test_real_radiographs_are_cropped_to_the_lungs(how):
+    """The store's lungs against the pseudo-masks: what of them the square holds."""
+    found = config.load("covid_cxr", [f"data.crop={how}", "image_size=96"])
+    given = picture.settings_of(found)
+    with open(COVID_CXR / "lung_masks.csv", newline="") as stream:
+        names = [r["image"] for r in csv.DictReader(stream)][::8]
+    held = []
+    for name in names:
+        (one,) = picture.prepare([picture.Task(COVID_CXR / "images" / f"{name}.jpg")], given)
+        if one.pixels is None:
+            continue
+        with Image.open(COVID_CXR / "lung_masks" / f"{name}.png") as image:
+            mask = np.asarray(image) > 0
+        square = crop.Box(*one.facts["box"])
+        held.append(crop.cut(mask.astype(np.float32), square).sum() / mask.sum())
+        assert square.width == square.height
+        assert one.pixels.shape == (96, 96) and one.pixels.max() == 255
+        black = (one.pixels == 0).mean()
+        assert black > 0.3 if how == "masked" else black < 0.3
+    assert len(held) >= len(names) - 1
+    assert np.median(held) > 0.99 and np.mean(np.array(held) > 0.9) >= 0.9

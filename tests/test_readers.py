@@ -332,6 +332,9 @@ def test_covid_cxr_from_jpeg_and_from_dicom_gives_the_same_store(tmp_path):
     assert first.key != second.key
     assert len({i % len(SYNTAXES) for i in range(len(jpeg))}) == len(SYNTAXES)
     assert np.array_equal(first.images, second.images)
+    assert raw["data"]["crop"] == "box"
+    for a, b in zip(first.entries, second.entries, strict=True):
+        assert [a.get(k) for k in ("doubt", "box")] == [b.get(k) for k in ("doubt", "box")]
 
 
 REPLICA = """

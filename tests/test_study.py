@@ -301,7 +301,8 @@ def test_several_releases_of_the_papers_data_are_one_study(tmp_path):
     replicas.make_brixia(tmp_path / "BRIXIA", count=60, size=48)
     wanted = {
         "data.root": tmp_path, "data.store": tmp_path / "store", "data.releases": "['1', '3']",
-        "weights": "random", "image_size": 32, "train.epochs": 1, "train.batch_size": 8,
+        "data.crop": "whole", "weights": "random", "image_size": 32, "train.epochs": 1,
+        "train.batch_size": 8,
         "backbones": "[shufflenet_v2_x0_5]", "configurations": "[STL-tau2, FT]",
         "validation": "[cv]", "folds": "[0]",
     }  # fmt: skip
