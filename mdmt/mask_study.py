@@ -345,6 +345,7 @@ def run(values: dict, out=None, device: str = "cpu", quiet: bool = False) -> lis
     _claim(out, values)
     with folder_lock(make_folder(out), "out folder"), _stoppable() as stop:
         study = Study(values, out, device, not quiet)
+        model = study.model()  # whatever is wrong with it shows before the folder is claimed
         write_atomic(out / "config.yaml", config.dump(values))
         names = study.data.names
         write_json(
@@ -356,7 +357,7 @@ def run(values: dict, out=None, device: str = "cpu", quiet: bool = False) -> lis
             people = len(set(study.data.patients))
             print(
                 f"mdmt {__version__}: {values['name']} -> {out}\n  {len(names)} masks of {people} "
-                f"patients; {study.model()}",
+                f"patients; {model}",
                 file=sys.stderr,
             )
         results = []
