@@ -288,7 +288,7 @@ def save_half(model, path) -> None:
     """Write a model as `Model.save` does, its numbers in half precision (counters stay whole)."""
     import json
 
-    from safetensors.numpy import save
+    from ._core import write_safetensors
 
     state = {
         key: value.astype(np.float16) if value.dtype == np.float32 else value
@@ -297,9 +297,9 @@ def save_half(model, path) -> None:
     for key, value in state.items():
         if not np.isfinite(value).all():
             raise BadInput(f"{key} is too large for half precision; train with weight decay")
-    text = save(state, {"format": "np", "mdmt": json.dumps(model.description())})
     try:
-        write_atomic(path, text)
+        metadata = {"format": "np", "mdmt": json.dumps(model.description())}
+        write_safetensors(str(path), state, metadata)
     except OSError as error:
         raise write_failure(path, error) from error
 
