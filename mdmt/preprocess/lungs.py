@@ -1,9 +1,10 @@
 """The lungs in a chest radiograph: a mask by a U-Net, cleaned, and whether to believe it.
 
 The network (weights beside this file; its model card is lungs.md) sees the picture at 256 x 256
-pixels. Its probabilities are cut at 1/2; regions below 2 % of the picture go, of the others the two
-largest stay, holes are filled (as in the code of Ruffini et al., MICCAI 2024). The verdict says
-whether what is left can be the lungs of a frontal chest radiograph.
+pixels. Its probabilities are cut at 1/2; regions below 2 % of the picture go, of the others the
+two largest stay, holes are filled (as in the code of Ruffini et al., MICCAI 2024; but what two
+lungs that touch enclose is no hole). The verdict says whether what is left can be the lungs of a
+frontal chest radiograph.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ CUT = 0.5  # probability from which a pixel belongs to the lungs
 LEAST = 0.02  # of the picture, below which a region is left out
 CLIP = (0.5, 99.5)  # percentiles that become black and white
 WEIGHTS = Path(__file__).with_name("lungs.safetensors")
+JOINED = 0.75  # solidity below which a single region is two lungs that touch
 BATCH = 8
 MOST = 1 << 28  # pixels of one picture
 
@@ -32,7 +34,7 @@ MOST = 1 << 28  # pixels of one picture
 # of grey from the lungs to what surrounds them, of the picture's range: small in a projection,
 # where tissue lies before and behind every lung, and large in a CT slice, where none does.
 LIMITS = {
-    "area": (0.06, 0.13, 0.45, 0.62),
+    "area": (0.08, 0.13, 0.46, 0.62),
     "ratio": (0.10, 0.40, 1.0, 1.0),
     "doubtful": (0.0, 0.0, 0.35, 1.0),
     "lost": (0.0, 0.0, 0.05, 0.35),
@@ -165,7 +167,8 @@ def version() -> str:
     """What masks and verdicts depend on besides the picture: weights and rules."""
     from ..paths import digest, digest_file
 
-    rules = {"size": SIZE, "cut": CUT, "least": LEAST, "clip": CLIP, "limits": LIMITS}
+    rules = {"size": SIZE, "cut": CUT, "least": LEAST, "clip": CLIP, "joined": JOINED}
+    rules["limits"] = LIMITS
     return digest({"weights": digest_file(WEIGHTS), **rules}, 16)
 
 
@@ -186,6 +189,8 @@ def clean(probability: np.ndarray) -> tuple[np.ndarray, int]:
     outside = np.zeros(count + 1, bool)
     for edge in (ground[0], ground[-1], ground[:, 0], ground[:, -1]):
         outside[edge] = True
+    # Lungs that touch above and below enclose the heart: that is no hole.
+    outside |= np.bincount(ground.ravel(), minlength=count + 1) >= LEAST * labels.size
     outside[0] = False
     return ~outside[ground], len(kept)
 
@@ -222,10 +227,12 @@ def _measure(picture: np.ndarray, probability: np.ndarray, mask: np.ndarray) -> 
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     labels, count = ndimage.label(mask)
     sides = np.bincount(labels.ravel())[1:].astype(float)
-    if count == 1:  # joined, or alone: cut at the middle column
+    hulls = sum(_hull_area(labels == k + 1) for k in range(count))
+    if count == 1 and inside > JOINED * hulls:
+        sides = np.array([0.0, inside])  # one lung alone, or none
+    elif count == 1:  # two that touch: cut at the middle column
         middle = (columns[0] + columns[-1] + 1) // 2
         sides = np.array([mask[:, :middle].sum(), mask[:, middle:].sum()], float)
-    hulls = sum(_hull_area(labels == k + 1) for k in range(count)) if count else 1.0
     close = ndimage.binary_dilation(mask, iterations=2)
     near = ndimage.binary_dilation(close)
     rim = ndimage.binary_dilation(near, iterations=7) & ~close
@@ -235,8 +242,8 @@ def _measure(picture: np.ndarray, probability: np.ndarray, mask: np.ndarray) -> 
         "ratio": float(sides.min() / max(sides.max(), 1)),
         "doubtful": float(((probability > 0.1) & (probability < 0.9)).sum() / inside),
         "lost": float(probability[~near].sum() / max(probability[mask].sum(), 1)),
-        "height": (rows[-1] - rows[0] + 1) / len(mask),
-        "width": (columns[-1] - columns[0] + 1) / len(mask),
+        "height": float(rows[-1] - rows[0] + 1) / len(mask),
+        "width": float(columns[-1] - columns[0] + 1) / len(mask),
         "offset": float(np.abs(centre - 0.5).max()),
         "solidity": inside / hulls,
         "step": _step(picture, mask, rim),
@@ -264,6 +271,8 @@ def judge(picture, probability, mask, regions: int) -> LungVerdict:
     refused = doubts[worst] > 1
     low, _, _, high = LIMITS[worst]
     reason = REASONS[worst].format(value=abs(numbers[worst]), low=low, high=high) if refused else ""
+    if refused and regions == 1 and numbers["ratio"] == 0:
+        reason = "one region was found where two lungs should be"
     # Several mild doubts together are worse than one of them.
     doubt = 1.0 if refused else float(1 - np.prod([1 - 0.9 * min(d, 1) for d in doubts.values()]))
     return LungVerdict(not refused, reason, doubt, regions, **numbers)
