@@ -1,28 +1,42 @@
 """How exactly every backbone computes what its original in torchvision or timm does.
 
-    python -m benchmarks.exactness [--backbone NAME ...] [--batch 4] [--threads 2] [--quick]
+    python -m benchmarks.exactness [--backbone NAME ...] [--threads 1] [--kinks] [--quick]
 
 Per backbone, with equal weights of ours and PyTorch's: whether the keys and shapes of the state
 dictionary are equal; the worst relative error of features and logits in evaluation (a batch, and a
-batch of 1 at an odd size) and in a training pass with its running statistics; the worst gradient
-tensor at the original image size and at the odd one (the median of three batches); the losses of
-ten steps of Adam. Each error is to PyTorch in float64, ours first, PyTorch's own float32 behind it.
-Weights are such that few values stand near a ReLU's zero, where the gradient jumps and rounding
-decides; ShuffleNet has ordinary ones (tests/test_backbones.py says why). --quick: 64 px instead of
-the original size. The table is printed and written to benchmarks/results/exactness.csv.
+batch of 1 at an odd size) and in a training pass, of its running statistics and of its gradient
+tensors, at the original image size and at the odd one. Each error is to PyTorch in float64, ours
+first, PyTorch's own float32 behind it. Last, how far ours are apart from PyTorch's float32 in the
+losses of ten steps of Adam at the original size.
+
+--kinks: where a gradient tensor is off by more than 1e-4, either one's, the comparisons that
+float32 may decide otherwise than float64 are looked for (the side of a ReLU's zero, the largest
+value of a pooling window) and the gradients are compared with the float64 run that decides them
+likewise (tests/kinks.py). --quick: 64 px instead of the original size.
+
+A backbone's figures are written to benchmarks/results/exactness.csv when they are there; what the
+file has for the same settings is not measured again (--again: it is). The table is printed at the
+end.
 """
 
 import argparse
 import csv
-import statistics
 import time
 
 from benchmarks import machine
 
-ODD = (97, 131)
-COLUMNS = ("evaluation", "evaluation_odd_batch_1", "training", "statistics")
-COLUMNS += ("gradient", "gradient_odd", "ten_steps")
-SHORT = ("eval", "eval 1, odd", "training", "statistics", "gradient", "grad. odd", "10 losses")
+ODD, ODD_BATCH, STEPS = (97, 131), 4, 10
+FILE = machine.RESULTS / "exactness.csv"
+PROMISED = 1e-4  # of a gradient tensor
+COLUMNS = {
+    "evaluation": "eval",
+    "evaluation_odd_batch_1": "eval 1, odd",
+    "training": "training",
+    "statistics": "statistics",
+    "gradient": "gradient",
+    "gradient_odd": "grad. odd",
+    "ten_losses": "10 losses",
+}
 
 
 def both(measure, found):
@@ -33,64 +47,95 @@ def both(measure, found):
     return worst(measure(ours, double))[1], worst(measure(single, double))[1]
 
 
-def split(found):
-    """Three outputs of a training pass as (features and logits, running statistics)."""
-    return [
-        [{k: v for k, v in out.items() if ("running" in k) == running} for out in found]
-        for running in (False, True)
-    ]
-
-
-def steps_apart(losses):
-    """Losses as dictionaries, for errors."""
-    return [dict(enumerate(each)) for each in losses]
-
-
-def gradients(sides, n, size):
-    """The worst gradient tensor, of ours and of PyTorch's float32: medians of three batches."""
+def measured(name, size, batch, kinks):
+    """A row: the errors of one backbone, "ours / PyTorch's" in every column."""
     from tests import oracle
-    from tests.exactness import gradient_errors
+    from tests.exactness import Sides, errors, gradient_errors
+    from tests.kinks import taken
 
-    found = []
-    for seed in range(3):
-        sides.reset()
-        found.append(both(gradient_errors, sides.gradients(oracle.batch(n, size, seed))[1]))
-    return tuple(statistics.median(side) for side in zip(*found))
-
-
-def row(name, options):
-    """The errors of one backbone: {column: (ours, PyTorch)} and whether the keys are equal."""
-    from tests import oracle
-    from tests.exactness import Sides, default_size, errors
-
-    size, n = 64 if options.quick else default_size(name), options.batch
-    sides = Sides(name, size, smooth=not name.startswith("shufflenet"))
+    sides, found, row = Sides(name, size), {}, {}
     state, original = sides.ours.state_dict(), oracle.state(sides.single)
-    keys = [(k, v.shape) for k, v in state.items()] == [(k, v.shape) for k, v in original.items()]
-    found = {}
-    x = oracle.batch(n, size)[0]
-    found["evaluation"] = both(errors, sides.outputs(x, False))
-    x = oracle.batch(1, ODD)[0]
-    found["evaluation_odd_batch_1"] = both(errors, sides.outputs(x, False))
-    outputs, running = split(sides.outputs(oracle.batch(n, size)[0], True))
-    found["training"], found["statistics"] = both(errors, outputs), both(errors, running)
-    found["gradient"] = gradients(sides, n, size)
-    found["gradient_odd"] = gradients(sides, max(n, 4), ODD)
-    sides.reset()
-    losses = sides.steps(max(n, 6), 64, exact=True)
-    found["ten_steps"] = both(errors, steps_apart(losses))
-    return keys, found
+    same = [(k, v.shape) for k, v in state.items()] == [(k, v.shape) for k, v in original.items()]
+    row["keys"] = "equal" if same else "DIFFER"
+    found["evaluation"] = both(errors, sides.evaluation(oracle.batch(batch, size)[0]))
+    found["evaluation_odd_batch_1"] = both(errors, sides.evaluation(oracle.batch(1, ODD)[0]))
+    batches = [oracle.batch(batch, size, step) for step in range(STEPS)]
+    odd = oracle.batch(ODD_BATCH, ODD)
+    first, _ = sides.training(batches[:1])
+    first_odd, _ = sides.training([odd])
+    found["training"] = both(errors, [one.outputs for one in first])
+    found["statistics"] = both(errors, [one.statistics for one in first])
+    _, (ours, single) = sides.training(batches, exact=False)
+    row["ten_losses"] = f"{max(abs(a - b) / b for a, b in zip(ours, single)):.1e}"
+    for column, passes, data in (
+        ("gradient", first, batches[0]),
+        ("gradient_odd", first_odd, odd),
+    ):
+        found[column] = both(gradient_errors, [one.gradients for one in passes])
+        row[f"{column}_decided_otherwise"] = ""
+        if kinks and max(found[column]) > PROMISED:
+            doubts, sided = taken(sides, data)
+            (mine, _, left), (theirs, _, left_theirs) = sided["ours"], sided["torch"]
+            row[f"{column}_decided_otherwise"] = f"{mine} / {theirs} of {doubts}"
+            found[f"{column}_decided_likewise"] = (left, left_theirs)
+    return row | {column: f"{a:.1e} / {b:.1e}" for column, (a, b) in found.items()}
+
+
+def fields():
+    names = ["backbone", "image_size", "batch", "threads", "isa", "torch", "keys", *COLUMNS]
+    for column in ("gradient", "gradient_odd"):
+        names += [f"{column}_decided_otherwise", f"{column}_decided_likewise"]
+    return names + ["seconds"]
+
+
+def kept():
+    """The rows of the file, if it has these columns."""
+    if not FILE.exists():
+        return []
+    with FILE.open(newline="") as file:
+        reader = csv.DictReader(file)
+        return list(reader) if reader.fieldnames == fields() else []
+
+
+def write(rows):
+    FILE.parent.mkdir(exist_ok=True)
+    with FILE.with_suffix(".part").open("w", newline="") as file:
+        writer = csv.DictWriter(file, fields(), restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+    FILE.with_suffix(".part").replace(FILE)
+
+
+def table(rows):
+    """The rows as Markdown, and below it what rounding decided."""
+    lines = ["| backbone | keys | " + " | ".join(COLUMNS.values()) + " |"]
+    lines.append("|---|---|" + "---|" * len(COLUMNS))
+    for row in rows:
+        cells = [row["backbone"], row["keys"], *(row[column] for column in COLUMNS)]
+        lines.append("| " + " | ".join(cells) + " |")
+    for row in rows:
+        for column in ("gradient", "gradient_odd"):
+            if row[f"{column}_decided_otherwise"]:
+                lines.append(
+                    f"{row['backbone']}, {COLUMNS[column]}: {row[f'{column}_decided_otherwise']} "
+                    f"comparisons decided otherwise (ours / PyTorch's); {row[column]} becomes "
+                    f"{row[f'{column}_decided_likewise']}"
+                )
+    return "\n".join(lines)
 
 
 def main():
     parser = argparse.ArgumentParser("python -m benchmarks.exactness", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--backbone", nargs="+", default=None)
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--threads", type=int, default=machine.cores())
+    parser.add_argument("--kinks", action="store_true", help="look for what rounding decided")
     parser.add_argument("--quick", action="store_true", help="64 px instead of the original size")
+    parser.add_argument("--again", action="store_true", help="measure what is in the file again")
     options = parser.parse_args()
     import mdmt
+    from mdmt import _core
     from tests import oracle
     from tests.exactness import default_size
 
@@ -99,27 +144,22 @@ def main():
         raise SystemExit("exactness is measured against torch, torchvision and timm: install them")
     torch.set_num_threads(options.threads)
     mdmt.set_num_threads(options.threads)
-    rows = []
-    print("| backbone | keys | " + " | ".join(SHORT) + " | seconds |")
-    print("|---|---|" + "---|" * (len(SHORT) + 1))
-    for name in options.backbone or mdmt.backbones():
-        start = time.perf_counter()
-        keys, found = row(name, options)
-        cells = [f"{mine:.0e} / {theirs:.0e}" for mine, theirs in (found[c] for c in COLUMNS)]
-        equal = "equal" if keys else "DIFFER"
-        spent = time.perf_counter() - start
-        print(f"| {name} | {equal} | {' | '.join(cells)} | {spent:.0f} |", flush=True)
-        size = 64 if options.quick else default_size(name)
-        line = {"backbone": name, "keys": equal, "batch": options.batch, "image_size": size}
-        for column in COLUMNS:
-            for side, value in zip(("ours", "torch"), found[column]):
-                line[f"{column}_{side}"] = f"{value:.2e}"
-        rows.append(line)
-    machine.RESULTS.mkdir(exist_ok=True)
-    with (machine.RESULTS / "exactness.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    rows, names = kept(), options.backbone or mdmt.backbones()
+    for name in names:
+        start, size = time.perf_counter(), 64 if options.quick else default_size(name)
+        setting = {"backbone": name, "image_size": size, "batch": options.batch}
+        setting |= {"threads": options.threads, "isa": _core.cpu_info()["isa"]}
+        setting = {k: str(v) for k, v in (setting | {"torch": torch.__version__}).items()}
+        there = [row for row in rows if all(row[k] == v for k, v in setting.items())]
+        if there and not options.again:
+            continue
+        row = setting | measured(name, size, options.batch, options.kinks)
+        row["seconds"] = f"{time.perf_counter() - start:.0f}"
+        rows = [old for old in rows if old["backbone"] != name] + [row]
+        rows.sort(key=lambda row: row["backbone"])
+        write(rows)
+        print(f"{name}: {row['seconds']} s", flush=True)
+    print(table([row for row in rows if row["backbone"] in names]))
 
 
 if __name__ == "__main__":

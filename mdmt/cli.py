@@ -212,9 +212,10 @@ def _show_network(what, size, batch) -> None:
     from . import summary
 
     try:
-        print(summary.show(what, size, batch))
+        text = summary.show(what, size, batch)
     except (ValueError, OSError, MemoryError) as error:
         raise BadInput(f"show: {what}: {error}") from error
+    print(text)
 
 
 def _show_results(out: Path) -> None:

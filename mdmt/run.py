@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -354,6 +355,7 @@ def guarded(action) -> int:
     """Call `action`; print an error as one sentence to stderr and return the exit code."""
     try:
         action()
+        sys.stdout.flush()
     except MdmtError as error:
         if debugging():
             import traceback
@@ -365,6 +367,8 @@ def guarded(action) -> int:
         print("mdmt: interrupted; run the same command to go on", file=sys.stderr)
         return 75
     except BrokenPipeError:
+        # The reader (`head`, a pager) has left; Python must not flush into its pipe at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0
 

@@ -1,17 +1,20 @@
 """A backbone with two heads beside PyTorch's in float32 and in float64, with the same weights: how
 far each of the two float32 programs is from the float64 one."""
 
+import contextlib
 import copy
 import functools
+from typing import NamedTuple
 from unittest import mock
 
 import numpy as np
 
 import mdmt
+from mdmt.nets.builder import Builder
 from tests import oracle
 
 PLAIN = {k: {"classes": c, "dropout": 0.0} for k, c in oracle.HEADS.items()}
-ADAM = {"lr": 1e-5, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-4}
+ADAM = {"lr": 1e-4, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-4}
 
 
 def default_size(name):
@@ -32,6 +35,7 @@ class Sides:
     def __init__(self, name, size, precision="fp32", seed=0, smooth=True):
         torch = oracle.need("torch")
         torch.manual_seed(seed)
+        self.name = name
         self.single = oracle.randomize(oracle.two_heads(name, dropout=0.0), seed, smooth)
         with mock.patch("mdmt.model.initial_value", _nothing):  # not worth drawing
             self.ours = mdmt.Model(name, heads=PLAIN, image_size=size, precision=precision)
@@ -56,55 +60,85 @@ class Sides:
     def _models(self, exact):
         return [self.single, self.double] if exact else [self.single]
 
-    def outputs(self, x, training, exact=True):
-        """Features and logits, in training the running statistics after it, too: dictionaries of
-        ours, single and, if exact, double."""
+    def evaluation(self, x, exact=True):
+        """Features and logits in evaluation of ours, single and, if exact, double: dictionaries."""
         torch = oracle.need("torch")
-        found = [dict(self.ours.forward(x, training=training))]
-        if training:
-            found[0] |= self.ours.state_dict()
+        found = [self.ours.forward(x)]
         for model in self._models(exact):
-            model.train(training)
             with torch.no_grad():
-                out = model(torch.from_numpy(x).to(next(model.parameters()).dtype))
+                out = model.eval()(torch.from_numpy(x).to(next(model.parameters()).dtype))
             found.append({k: v.numpy() for k, v in out.items()})
-            if training:
-                found[-1] |= {k: v for k, v in oracle.state(model).items() if "running" in k}
         return found
 
-    def gradients(self, data, exact=True):
-        """Losses and dictionaries of gradients of ours, single and, if exact, double."""
-        loss, gradients = self.ours.loss_and_gradients(*data)
-        losses, found = [loss], [gradients]
-        for model in self._models(exact):
-            losses.append(torch_step(model.train(), *data))
-            found.append(oracle.gradients(model))
-        return losses, found
+    def training(self, batches, exact=True):
+        """Steps of Adam, one per batch, from the start.
 
-    def steps(self, n, size, count=10, exact=False):
-        """Losses of Adam's steps on changing batches, of ours, single and, if exact, double."""
+        Returns two lists over ours, single and, if exact, double: Pass of the first step, and the
+        losses of all steps.
+        """
         torch = oracle.need("torch")
-        models = [model.train() for model in self._models(exact)]
-        optimizers = [torch.optim.Adam(model.parameters(), **ADAM) for model in models]
-        losses = [[] for _ in range(1 + len(models))]
-        for step in range(count):
-            data = oracle.batch(n, size, seed=step)
-            losses[0].append(self.ours.train_step(*data, **ADAM))
-            for model, optimizer, kept in zip(models, optimizers, losses[1:]):
-                kept.append(torch_step(model, *data))
-                optimizer.step()
-        return losses
+        self.reset()
+        x, task, target = batches[0]
+        outputs = self.ours.forward(x, training=True)
+        self.ours.load_state_dict(oracle.state(self.single))
+        _, gradients = self.ours.loss_and_gradients(x, task, target)
+        first = [Pass(outputs, statistics(self.ours.state_dict()), gradients)]
+        self.ours.load_state_dict(oracle.state(self.single))
+        losses = [[self.ours.train_step(*data, **ADAM) for data in batches]]
+        for model in self._models(exact):
+            optimizer = torch.optim.Adam(model.train().parameters(), **ADAM)
+            losses.append([])
+            for data in batches:
+                outputs, loss = torch_step(model, *data)
+                if not losses[-1]:
+                    state = statistics(oracle.state(model))
+                    first.append(Pass(outputs, state, oracle.gradients(model)))
+                losses[-1].append(loss)
+                if len(batches) > 1:
+                    optimizer.step()
+        return first, losses
+
+
+class Pass(NamedTuple):
+    """What a training pass gives: features and logits, running statistics after it, gradients."""
+
+    outputs: dict
+    statistics: dict
+    gradients: dict
+
+
+def statistics(state):
+    return {k: v for k, v in state.items() if "running" in k}
 
 
 def torch_step(model, x, task, target):
-    """The loss of a model of PyTorch, whose gradients are there afterwards."""
+    """Features and logits and the loss of a model of PyTorch, whose gradients are there then."""
     torch = oracle.need("torch")
     model.zero_grad()
-    dtype = next(model.parameters()).dtype
-    outputs = model(torch.from_numpy(x).to(dtype))
+    outputs = model(torch.from_numpy(x).to(next(model.parameters()).dtype))
     loss = oracle.masked_loss(outputs, torch.from_numpy(task), torch.from_numpy(target))
     loss.backward()
-    return loss.item()
+    return {k: v.detach().numpy() for k, v in outputs.items()}, loss.item()
+
+
+@contextlib.contextmanager
+def averages():
+    """Within it, models of either side are made and run with average pooling in place of maximum
+    pooling: no comparison that rounding may decide otherwise is left but those of the ReLUs."""
+    functions = oracle.need("torch").nn.functional
+
+    def torch_pool(x, kernel, stride=None, padding=0, dilation=1, ceil_mode=False, **_):
+        assert dilation == 1
+        return functions.avg_pool2d(x, kernel, stride, padding, ceil_mode)
+
+    def our_pool(builder, x, kernel, stride=None, padding=0, ceil_mode=False):
+        return builder.avg_pool(x, kernel, stride, padding, ceil_mode)
+
+    with (
+        mock.patch.object(functions, "max_pool2d", torch_pool),
+        mock.patch.object(Builder, "max_pool", our_pool),
+    ):
+        yield
 
 
 def errors(found, exact):
@@ -112,16 +146,22 @@ def errors(found, exact):
     return {key: oracle.relative(found[key], value) for key, value in exact.items()}
 
 
-def gradient_errors(found, exact):
-    """Relative error of every gradient tensor; the scale is the larger one of a layer's weight and
-    bias, for a shift that the next batch norm takes away has a gradient of exactly zero."""
+def layer_scales(exact):
+    """The norm that the error of every gradient tensor is divided by: the larger one of its layer's
+    weight and bias, for a shift that the next batch norm takes away has a gradient of exactly zero.
+    """
     largest = {}
     for key, value in exact.items():
         layer = key.rpartition(".")[0]
         largest[layer] = max(largest.get(layer, 0.0), float(np.linalg.norm(value)))
+    return {key: largest[key.rpartition(".")[0]] for key in exact}
+
+
+def gradient_errors(found, exact):
+    """Relative error of every gradient tensor, on the scale of its layer."""
+    scales = layer_scales(exact)
     return {
-        key: float(np.linalg.norm(found[key].astype(np.float64) - value))
-        / largest[key.rpartition(".")[0]]
+        key: float(np.linalg.norm(found[key].astype(np.float64) - value)) / scales[key]
         for key, value in exact.items()
     }
 

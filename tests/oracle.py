@@ -138,11 +138,15 @@ def randomize(model, seed=0, smooth=False):
     convolutions away from 0.
 
     smooth: with shifts of +-3 deviations, so that a channel's ReLUs are nearly all on or nearly all
-    off (on where a residual is added). Near a ReLU's zero (and a ReLU6's six) the gradient jumps,
-    and rounding decides on which side a value falls: two right programs then differ by 1e-2.
+    off. Near a ReLU's zero (and a ReLU6's six) the gradient jumps, and rounding decides on which
+    side a value falls: two right programs then differ by 1e-2. All are on where a residual is added
+    and in networks with depthwise convolutions: of a channel that is off, those see next to
+    nothing, and the batch norm behind multiplies that, rounding included, by up to 1/sqrt(epsilon).
     """
     torch = need("torch")
     generator = torch.Generator().manual_seed(seed)
+    convs = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
+    depthwise = any(m.groups > 1 for m in convs)
 
     def uniform(tensor, low, high):
         return low + (high - low) * torch.rand(tensor.shape, generator=generator)
@@ -160,7 +164,8 @@ def randomize(model, seed=0, smooth=False):
             module.running_mean.copy_(uniform(module.running_mean, -0.2, 0.2))
             module.running_var.copy_(uniform(module.running_var, 0.5, 1.5))
             if smooth and follows:
-                off = uniform(module.bias, 0, 1) < (0.25 if follows == "own" else 0)
+                share = 0.25 if follows == "own" and not depthwise else 0
+                off = uniform(module.bias, 0, 1) < share
                 side = torch.where(off, -3.0, 3.0)
                 module.bias.add_(side * (1.0 if ceiling else module.weight))
     return model

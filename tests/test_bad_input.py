@@ -177,6 +177,7 @@ def test_weights_of_another_backbone(model, dense, tmp_path):
         mdmt.average_weights(state, dense.state_dict())
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy"])
 def test_files_with_nan_or_infinity(model, tmp_path, value, kind):
@@ -257,6 +258,7 @@ def test_descriptions_that_lie(model, tmp_path, name):
     assert re.search(words, refused(lambda: Model.load(path), (ValueError, MemoryError)))
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy"])
 def test_files_that_are_cut_off(model, tmp_path, kind):
     state = model.state_dict()

@@ -158,6 +158,7 @@ def test_every_backbone_has_a_source():
     assert len({source.file for source in catalogue.SOURCES.values()}) == 18
 
 
+@pytest.mark.oracle
 def test_sources_are_those_of_torchvision_and_timm():
     from tests import oracle
 

@@ -74,7 +74,7 @@ def test_golden_run(name, isa, precision, monkeypatch, record_property):
         # A scale or shift before another batch norm has a gradient that cancels down to rounding.
         errors[key] = off / max(norm, CANCELLED * largest)
     worst = max(errors, key=errors.get)
-    record_property("worst_gradient_error", errors[worst])
+    record_property("worst_gradient_error", float(errors[worst]))
     assert errors[worst] <= GRADIENT, (worst, errors[worst])
     losses = [net.train_step(*golden.batch(name, s), **golden.ADAM) for s in range(golden.STEPS)]
     np.testing.assert_allclose(losses, wanted["losses"], rtol=LOSS)

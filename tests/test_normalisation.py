@@ -31,6 +31,7 @@ def given(name):
     return tuple(mean), tuple(std)
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("name", sorted(catalogue.SOURCES))
 def test_values_are_those_of_torchvision_and_timm(name):
     for ours, theirs in zip(catalogue.normalisation(name), given(name)):
@@ -80,6 +81,7 @@ def test_a_model_saved_without_one_takes_that_of_its_backbone(tmp_path):
     assert mdmt.Model.load(path).description() == model.description()
 
 
+@pytest.mark.oracle
 def test_default_sizes_are_those_of_the_weights():
     assert catalogue.default_size("efficientnet_b1_pruned") == 240
     for name in sorted(catalogue.SOURCES):

@@ -69,7 +69,7 @@ def test_features_and_logits(place, training, precision, record_property):
             theirs_,
         )
         worst = max(worst, error)
-    record_property("worst_error", worst)
+    record_property("worst_error", float(worst))
 
 
 @pytest.mark.parametrize("n", [1, 3, 8])
@@ -100,12 +100,12 @@ def test_every_gradient(place, precision, record_property):
     theirs.train()
     x, task, target = oracle.batch(n, size)
     loss, found = ours.loss_and_gradients(x, task, target, training=True)
-    assert loss == pytest.approx(torch_step(theirs, x, task, target), rel=LOGITS)
+    assert loss == pytest.approx(torch_step(theirs, x, task, target)[1], rel=LOGITS)
     wanted = oracle.gradients(theirs)
     assert set(found) == set(wanted)
     errors = gradient_errors(found, wanted)
     worst = max(errors, key=errors.get)
-    record_property("worst_gradient_error", errors[worst])
+    record_property("worst_gradient_error", float(errors[worst]))
     assert errors[worst] <= GRADIENT, (worst, errors[worst])
 
 
@@ -154,7 +154,7 @@ def test_ten_steps_of_adam(name, precision):
     for step in range(10):
         x, task, target = oracle.batch(n, size, seed=step)
         got.append(ours.train_step(x, task, target, **how))
-        wanted.append(torch_step(theirs, x, task, target))
+        wanted.append(torch_step(theirs, x, task, target)[1])
         optimizer.step()
         if step == 0:
             state, expected = ours.state_dict(), oracle.state(theirs)

@@ -1,6 +1,9 @@
 """`mdmt show` of networks: the layers' sums are the published counts, and the table can be read."""
 
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -120,3 +123,13 @@ def test_what_cannot_be_shown_is_one_sentence(capsys, tmp_path):
 
 def test_a_batch_beyond_all_memory(capsys):
     assert "too large" in refused(capsys, "resnet18", "--batch", str(1 << 24))
+
+
+def test_a_reader_that_leaves_is_no_error():
+    """As in `mdmt show resnet50 | head -1`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    line = [sys.executable, "-m", "mdmt", "show", "resnet50"]
+    done = subprocess.run(line, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")

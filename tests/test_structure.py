@@ -178,3 +178,34 @@ def test_readme_has_the_two_commands_and_existing_links():
 
 def test_supported_python():
     assert sys.version_info >= (3, 10)
+
+
+def uses(node):
+    """Names that a function mentions, and those of the fixtures that it takes."""
+    names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+    names |= {f"{n.value.id}.{n.attr}" for n in ast.walk(node)
+              if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)}  # fmt: skip
+    calls = [n for n in ast.walk(node) if isinstance(n, ast.Call) and n.args]
+    names |= {ast.unparse(n.args[0]) for n in calls if ast.unparse(n.func) == "pytest.importorskip"}
+    return names | {a.arg for a in node.args.args}
+
+
+def test_comparisons_with_pytorch_are_marked():
+    """`pytest -m oracle` is all of them: what needs PyTorch itself, or by way of a function of the
+    same file, has the mark."""
+    missing, marked = [], 0
+    for path in sorted((TOP / "tests").glob("test_*.py")):
+        tree = ast.parse(path.read_text())
+        if "pytestmark = pytest.mark.oracle" in path.read_text():
+            marked += 1
+            continue
+        functions = {n.name: n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)}
+        need = {"oracle.need", "oracle.load", "'torch'", "torch_or_skip"}
+        while more := {k for k, n in functions.items() if k not in need and uses(n) & need}:
+            need |= more
+        for name in sorted(need & set(functions)):
+            decorators = [ast.unparse(d) for d in functions[name].decorator_list]
+            if name.startswith("test_") and "pytest.mark.oracle" not in decorators:
+                missing.append(f"{path.name}::{name}")
+            marked += name.startswith("test_")
+    assert not missing and marked > 10

@@ -20,6 +20,7 @@ def torch_or_skip():
     return pytest.importorskip("torch", reason="PyTorch is not installed: pip install '.[oracle]'")
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("legacy", [False, True])
 def test_reads_what_torch_saves(tmp_path, legacy):
     torch = torch_or_skip()
@@ -49,6 +50,7 @@ def test_reads_what_torch_saves(tmp_path, legacy):
         np.testing.assert_array_equal(read[key], tensor.numpy(), strict=True)
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("legacy", [False, True])
 def test_reads_checkpoints_and_strips_prefixes(tmp_path, legacy):
     torch = torch_or_skip()
@@ -180,6 +182,7 @@ def test_refuses_by_name_quickly_and_without_effect(tmp_path, monkeypatch, name,
     assert seconds < 0.5  # traced, and on shared machines
 
 
+@pytest.mark.oracle
 def test_refuses_archives_that_lie(tmp_path):
     torch = torch_or_skip()
     good = tmp_path / "good.pth"
@@ -206,6 +209,7 @@ def test_refuses_archives_that_lie(tmp_path):
         mdmt.load_weights(path)
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("field", ["offset", "shape"])
 def test_refuses_tensors_beyond_their_storage(tmp_path, field):
     torch = torch_or_skip()
