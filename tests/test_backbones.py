@@ -2,8 +2,9 @@
 gradients, running statistics, training.
 
 What is promised is a relative error of 1e-5 of features, logits, running statistics and losses and
-of 1e-4 of every gradient tensor. The full table, at the original image sizes, is
-`python -m benchmarks.exactness`.
+of 1e-4 of every gradient tensor. Where ten steps carry PyTorch's float32 and ours farther apart,
+float64 decides: ours must be within the promise, or nearer than PyTorch's. The full table, at the
+original image sizes, is `python -m benchmarks.exactness`.
 """
 
 import numpy as np
@@ -41,6 +42,10 @@ def trained(sides):
 def assert_near(ours, theirs, bound):
     key, error = worst(errors(ours, theirs))
     assert error <= bound, (key, error)
+
+
+def apart(losses, others):
+    return float(np.max(np.abs(np.subtract(losses, others)) / others))
 
 
 def assert_gradients(ours, theirs, sides, data):
@@ -85,7 +90,11 @@ def test_ten_steps_of_adam(sides, trained):
     if sides.name == "googlenet":
         pytest.skip("its poolings' comparisons are decided by rounding: the next test")
     _, (ours, theirs) = trained
-    np.testing.assert_allclose(ours, theirs, rtol=LOGITS)
+    if apart(ours, theirs) <= LOGITS:
+        return
+    batches = [oracle.batch(BATCH, SIZE, step) for step in range(STEPS)]
+    _, (ours, theirs, exact) = sides.training(batches)
+    assert apart(ours, exact) <= max(LOGITS, apart(theirs, exact))
 
 
 def test_googlenet_with_average_pooling():
@@ -95,7 +104,7 @@ def test_googlenet_with_average_pooling():
         batches = [oracle.batch(BATCH, SIZE, step) for step in range(STEPS)]
         (ours, theirs), losses = sides.training(batches, exact=False)
     assert worst(gradient_errors(ours.gradients, theirs.gradients))[1] <= GRADIENT
-    np.testing.assert_allclose(*losses, rtol=LOGITS)
+    assert apart(*losses) <= LOGITS
 
 
 # Where the arithmetic of sizes matters: ceil-mode pooling, floors, padding that follows the size.

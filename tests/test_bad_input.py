@@ -4,6 +4,8 @@ nothing changed. What the strict reader of pickles refuses is in test_weights.""
 import json
 import os
 import struct
+import subprocess
+import sys
 import time
 import tracemalloc
 import zipfile
@@ -317,6 +319,47 @@ def test_strides_that_repeat_one_number(tmp_path):
     payload = claiming(100, 25 << 30).replace(b"K\x01\x85\x89", b"K\x00\x85\x89")
     zip_file(tmp_path / "w.pth", payload, data__0=b"\0" * 400)
     assert "beyond its storage" in refused(lambda: mdmt.load_weights(tmp_path / "w.pth"))
+
+
+READ_ALL = """
+import sys
+import mdmt
+
+def most():
+    lines = open("/proc/self/status").read().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
+
+mdmt.load_weights(sys.argv[1])
+before = most()
+for path in sys.argv[2:]:
+    try:
+        mdmt.load_weights(path)
+    except (ValueError, OSError):
+        continue
+    sys.exit(f"{path} was read")
+print(most() - before)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="no /proc here")
+def test_the_whole_process_stays_small(tmp_path):
+    """Not only what Python allocates: the peak of a process that tries all lying files."""
+    good = tmp_path / "good.pth"
+    zip_file(good, claiming(100, 100), data__0=b"\0" * 400)
+    paths = []
+    for name, content in SAFETENSORS.items():
+        paths.append(tmp_path / f"{name}.safetensors".replace(" ", "-"))
+        paths[-1].write_bytes(content)
+    for name, (payload, _) in PAYLOADS.items():
+        paths.append(tmp_path / f"{name}.pth".replace(" ", "-").replace("/", "-"))
+        zip_file(paths[-1], payload)
+    paths.append(tmp_path / "claims.pth")
+    zip_file(paths[-1], claiming(25 << 30, 25 << 30), data__0=b"\0" * 400)
+    line = [sys.executable, "-c", READ_ALL, good, *paths]
+    done = subprocess.run(list(map(str, line)), capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < MOST
+    assert len(os.listdir(tmp_path)) == 1 + len(paths)
 
 
 @pytest.mark.parametrize("name", PAYLOADS)

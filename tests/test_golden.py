@@ -51,8 +51,11 @@ def test_golden_files_are_small():
     assert sum(sizes) < 300_000
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp32-direct"])
-@pytest.mark.parametrize("isa", ISAS)
+# The reference kernels are slow, and know no Winograd convolution that could be left out.
+HOW = [(isa, p) for isa in ISAS for p in ("fp32", "fp32-direct") if (isa, p) != ("ref", "fp32")]
+
+
+@pytest.mark.parametrize(("isa", "precision"), HOW)
 @pytest.mark.parametrize("name", golden.RUNS)
 def test_golden_run(name, isa, precision, monkeypatch, record_property):
     if isa not in available():
@@ -76,5 +79,6 @@ def test_golden_run(name, isa, precision, monkeypatch, record_property):
     worst = max(errors, key=errors.get)
     record_property("worst_gradient_error", float(errors[worst]))
     assert errors[worst] <= GRADIENT, (worst, errors[worst])
-    losses = [net.train_step(*golden.batch(name, s), **golden.ADAM) for s in range(golden.STEPS)]
-    np.testing.assert_allclose(losses, wanted["losses"], rtol=LOSS)
+    steps = 3 if isa == "ref" else golden.STEPS
+    losses = [net.train_step(*golden.batch(name, s), **golden.ADAM) for s in range(steps)]
+    np.testing.assert_allclose(losses, wanted["losses"][:steps], rtol=LOSS)

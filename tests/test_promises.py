@@ -39,8 +39,12 @@ def train(backbone, steps, precision="fp32"):
     return losses, model.state_dict()
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp32-direct"])
-@pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
+# Winograd and plain convolution, bottlenecks, channel shuffles, depthwise convolution.
+NETS = [("resnet18", "fp32"), ("resnet18", "fp32-direct"), ("resnet50", "fp32")]
+NETS += [("shufflenet_v2_x0_5", "fp32"), ("efficientnet_lite0", "fp32")]
+
+
+@pytest.mark.parametrize(("backbone", "precision"), NETS)
 def test_same_bits_for_any_number_of_threads(backbone, precision, threads):
     found = []
     for count in (1, 2, 4):
