@@ -9,6 +9,7 @@ from pathlib import Path
 
 from . import __version__, config, run
 from .errors import BadInput, nearest
+from .paths import write_atomic
 from .study import stored_values
 
 MOST = 1 << 24  # images or pixels that can be asked for
@@ -43,6 +44,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     prepare.add_argument("--quiet", action="store_true", help="no progress bars")
     check = commands.add_parser("check", help="check data, labels and splits before any training")
+    check.add_argument(
+        "--out", metavar="FILE", help="the page, one HTML file (results/<name>-check.html)"
+    )
+    check.add_argument(
+        "--quick", action="store_true", help="measure no step: no time, memory and disk"
+    )
+    check.add_argument("--quiet", action="store_true", help="no progress")
     splits = commands.add_parser("splits", help="make the splits and show what is in them")
     splits.add_argument("--out", metavar="FILE", help="also write them to this JSON file")
     for sub in (prepare, check, splits):
@@ -124,51 +132,17 @@ def splits(arguments) -> None:
 
 
 def check(arguments) -> None:
-    """Check everything that can be checked without training."""
-    from . import splits as module
+    """Check everything that can be checked without training; exit status 2 if it would fail."""
+    from . import checks
 
-    study = _study(arguments)
-    for cases in study.cases:
-        print(f"{cases.name}: {len(cases)} images of {len(set(cases.patients))} patients read")
-        for warning in cases.warnings:
-            print(f"  note: {warning}")
-    print("\n".join(_fold_lines(study)))
-    findings = 0
-    for validation, folds in study.splits.items():
-        for cases in study.cases:
-            own = {f[cases.name]["fold"]: f[cases.name] for f in folds}
-            for finding in module.audit(list(own.values()), cases):
-                findings += 1
-                print(
-                    f"finding: {validation}, {cases.name}: {finding.count} {finding.message} "
-                    f"({', '.join(finding.examples)})"
-                )
-    for name, batch, planned in planned_memory(study):
-        print(f"{name}: a step of {batch} images needs {planned / 2**20:.0f} MiB as planned")
-    print(f"{len(study.jobs)} trainings planned; {findings or 'no'} findings in the splits")
-
-
-def planned_memory(study: run.Study) -> list[tuple]:
-    """Return (backbone, batch size, planned bytes) of a training step with every head.
-
-    Raises BadInput when it is more than this machine can give.
-    """
-    from .engine import check_memory
-    from .model import Model
-
-    values = study.values
-    batch = values["train"]["batch_size"]
-    heads = {n: {"classes": len(t["classes"]), **t["head"]} for n, t in values["tasks"].items()}
-    found = []
-    for name in values["backbones"]:
-        model = Model(
-            name, heads=heads, image_size=values["image_size"], precision=values["precision"]
-        )
-        try:
-            found.append((name, batch, check_memory(model, batch)))
-        except MemoryError as error:
-            raise BadInput(f"{name}: {error}; lower train.batch_size or image_size") from error
-    return found
+    values = config.load(arguments.config, arguments.overrides)
+    report = checks.examine(values, None, arguments.quiet, not arguments.quick)
+    path = Path(arguments.out or Path("results") / f"{values['name']}-check.html")
+    print(checks.terminal.text(report))
+    write_atomic(path, checks.page.page(report))
+    print(f"page     {path}", flush=True)
+    if report.errors:
+        raise BadInput(f"{values['name']}: {checks.terminal.headline(report).split(': ', 1)[1]}")
 
 
 def show(arguments) -> None:

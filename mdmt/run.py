@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import __version__, config
+from . import __version__, checks, config
 from .analysis import cohort
 from .errors import BadConfig, BadInput, JobsFailed, MdmtError, debugging
 from .paths import folder_lock, make_folder, read_json, write_atomic, write_json
@@ -156,7 +156,7 @@ def resolve_device(name: str) -> str:
     return name
 
 
-def _introduce(study: Study, out: Path) -> None:
+def _introduce(study: Study, out: Path, found: checks.Report) -> None:
     values = study.values
     synthetic = " (SYNTHETIC radiographs)" if values["data"]["synthetic"] is not None else ""
     print(f"mdmt {__version__}: {values['name']}{synthetic} -> {out}", file=sys.stderr)
@@ -173,6 +173,9 @@ def _introduce(study: Study, out: Path) -> None:
         )
         for warning in cases.warnings:
             print(f"  note: {warning}", file=sys.stderr)
+    for item in found.items:
+        if item.grade == "warning" and not any(item.sentence in c.warnings for c in study.cases):
+            print(f"  warning: {item.topic}: {item.sentence}", file=sys.stderr)
     plural = "s" if len(study.jobs) > 1 else ""
     names = [release.name for release in study.releases]
     releases = f"; releases {', '.join(names)}" if len(names) > 1 else ""
@@ -228,8 +231,10 @@ def _remove_empty(out: Path) -> None:
 def _run_in(out: Path, values: dict, options: Options) -> list[dict]:
     with folder_lock(out, "out folder"):
         study = prepare(values, out, options.quiet, apart=True)
+        elsewhere = bool(options.dask or options.emit_slurm or options.only_collect)
+        found = checks.before(study, memory=not elsewhere, quiet=options.quiet)
         if not options.quiet:
-            _introduce(study, out)
+            _introduce(study, out, found)
         record = split_record(study)
         check_same_data(out, record)
         write_json(out / "splits.json", record)
@@ -237,6 +242,7 @@ def _run_in(out: Path, values: dict, options: Options) -> list[dict]:
             write_json(out / "environment.json", environment())
         write_json(out / cohort.COHORT, cohort.record(study.releases))
         write_atomic(out / "config.yaml", config.dump(stored_form(values)))
+        write_atomic(out / "check.html", checks.page.page(found))
         if options.emit_slurm:
             from .runner import slurm
 

@@ -42,6 +42,12 @@ COLUMNS = _map(
     patient=Key("text", "patient", "patient id (text); splits never cut a patient", optional=True),
     label=Key("text", "label", "class name, or the score that the task's thresholds cut"),
     center=Key("text", None, "center (hospital), needed for loco", optional=True),
+    test=Key(
+        "text", None, "1 marks a fixed test set: it is the test part of every fold", optional=True
+    ),
+    targets=Key(
+        "list", [], "further numbers that are kept with the cases (Cases.targets)", item=Key("text")
+    ),
     second=Key(
         "text",
         None,
@@ -100,10 +106,12 @@ DATASET = _map(
         optional=True,
     ),
     published=Key(
-        "text",
+        "table|text",
         None,
-        "folder of published fold files (with 5/ and loCo/): exactly these folds are used",
+        "folder of published fold files (with 5/ and loCo/), or {release: folder}: exactly these "
+        "folds are used",
         optional=True,
+        item=Key("text"),
     ),
     target=Key(
         "text",
@@ -115,8 +123,9 @@ DATASET = _map(
     consensus=Key(
         "text",
         "keep",
-        "brixia: what happens to the 150 images that five radiologists scored",
-        choices=("keep", "exclude", "only"),
+        "brixia: what happens to the 150 images that five radiologists scored; test: they are the "
+        "test part of every fold",
+        choices=("keep", "exclude", "only", "test"),
     ),
     groups=Key(
         "table",
@@ -366,6 +375,19 @@ SCHEMA = _map(
             choices=("pad", "crop"),
         ),
         minmax=Key("bool", False, "spread the grey values to the full range after resizing"),
+        near_duplicates=Key(
+            "text",
+            "together",
+            "pictures that show the same radiograph: together (they count as one patient, and are "
+            "not trained on where another data set tests one) or report (found in the audit)",
+            choices=("together", "report"),
+        ),
+        same_patients=Key(
+            "bool",
+            False,
+            "equal patient ids in two data sets are the same person, who is then in the same part "
+            "of both",
+        ),
         on_bad_image=Key(
             "text",
             "error",
@@ -393,8 +415,10 @@ SCHEMA = _map(
     validation=Key(
         "list",
         ["cv"],
-        "validation schemes",
-        item=Key("text", choices=("cv", "loco")),
+        "validation schemes: cv; nested (cv whose test parts each get cv.inner validation parts); "
+        "loco (leave one center out, fold i of one data set with fold i mod n of the other, as in "
+        "the paper); loco-all (every center of one with every center of the other)",
+        item=Key("text", choices=("cv", "loco", "loco-all", "nested")),
         nonempty=True,
     ),
     cv=_map(
@@ -404,6 +428,8 @@ SCHEMA = _map(
             "float", 0.2, "share of the training part kept for validation", low=0.01, high=0.9
         ),
         seed=Key("int", 0, "seed of the splits", low=0),
+        centers=Key("bool", True, "balance the folds over centers, too, where patients suffice"),
+        inner=Key("int", 5, "validation parts of each test part, with nested", low=2, high=100),
     ),
     folds=Key(
         "list",

@@ -1,437 +1,307 @@
-"""Splits by patient: stratified cross-validation, leave one center out, and their audit.
+"""Splits of a study: the folds of every data set, paired, audited, written to splits.json.
 
-All of a patient's images stay in one part of a fold. The validation part is taken from the
-training part, by patient, stratified. The same inputs and seed give the same splits on every
-platform and whatever the order of the rows: patients are shuffled by a hash of their id.
+| validation | folds of a data set | pairing of data sets |
+|---|---|---|
+| cv | stratified by patient | fold i with fold i |
+| nested | as cv, each test part with `cv.inner` validation parts | fold i with fold i |
+| loco | one per center | fold i with fold i mod n, as in the paper |
+| loco-all | one per center | every center of one data set with every center of the other |
 
-In `cv`, fold i of the first data set goes with fold i of the others. In `loco`, a data set with
-centers has one fold per center; a data set without centers (or with fewer) goes through its folds
-again and again: fold i is paired with fold i mod n.
+In loco and loco-all a data set without centers has the folds of cv and goes through them again and
+again. Data sets that hold the same image files (several targets of one collection), or whose
+patient ids mean the same people (`data.same_patients`), are split together. With
+`data.near_duplicates: together` patients of whom there is the same radiograph count as one, and one
+whom another data set tests is left out of the training of that fold.
 """
 
 from __future__ import annotations
 
-import hashlib
+import itertools
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
+from .audit import LEAKS, Finding, audit, audit_across, audit_centers
 from .errors import BadInput
+from .kfold import (
+    PARTS,
+    fixed_test_kfold,
+    leave_one_center_out,
+    nested_kfold,
+    stratified_group_kfold,
+)
 from .paths import digest, read_json, write_json
 from .published import folds_for, read_published
 
 __all__ = [
+    "LEAKS",
     "Finding",
     "as_record",
     "audit",
+    "audit_across",
     "audit_centers",
+    "fixed_test_kfold",
     "leave_one_center_out",
     "make",
+    "nested_kfold",
     "read",
     "read_published",
     "stratified_group_kfold",
     "write",
 ]
-# Findings that make every result of a run worthless.
-LEAKS = ("patient_overlap", "image_overlap", "row_overlap", "unknown_row")
+EXTRAS = ("center", "outer", "inner", "fixed_test")  # further keys of a fold
+BY_CENTER = ("loco", "loco-all")
 
 
-class Finding(NamedTuple):
-    """Something an audit found: its kind, how many times, a few examples, a sentence."""
-
-    kind: str
-    count: int
-    examples: list
-    message: str
-
-
-def _as_codes(values, name: str) -> tuple[list[str], np.ndarray]:
-    """Return the sorted distinct values as text and the code (M,) of each."""
-    array = np.asarray(values)
-    if array.ndim != 1 or array.size == 0:
-        raise BadInput(
-            f"{name} has shape {array.shape}; it must be one value per case, at least one case"
-        )
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise BadInput(f"{name} holds NaN; leave cases with a missing value out")
-    distinct, codes = np.unique(array, return_inverse=True)
-    return [str(v) for v in distinct.tolist()], codes.reshape(-1)
-
-
-def _shuffled(names: list[str], seed: int, salt: str) -> np.ndarray:
-    """Order of `names` (ints) by a hash of seed and name: the same on every platform."""
-    keys = [hashlib.sha256(f"{salt}:{seed}:{n}".encode()).digest() for n in names]
-    return np.array(sorted(range(len(names)), key=lambda i: keys[i]), np.int64)
-
-
-def _assign(counts: np.ndarray, shares: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Spread groups over bins so that every class fills the bins in proportion to `shares`.
-
-    counts (G, K): cases of each class in each group; shares (B,) sum to 1; order (G,): the
-    shuffle that breaks ties. Greedy, the most one-sided groups first (as in scikit-learn's
-    StratifiedGroupKFold). Returns the bin of each group (G,). No bin stays empty if G >= B.
-    """
-    total = np.maximum(counts.sum(0), 1).astype(np.float64)
-    bins = len(shares)
-    filled = np.zeros((bins, counts.shape[1]))
-    sizes = np.zeros(bins)
-    chosen = np.full(len(counts), -1, np.int64)
-    spread = np.round(counts.std(1), 9)
-    spread = spread[order]
-    order = order[np.argsort(-spread, kind="stable")]
-    for position, group in enumerate(order):
-        empty = np.flatnonzero(np.bincount(chosen[chosen >= 0], minlength=bins) == 0)
-        left = len(order) - position
-        candidates = empty if len(empty) >= left else range(bins)
-        best, best_cost = -1, None
-        for b in candidates:
-            filled[b] += counts[group]
-            fill = filled / (shares[:, None] * total)
-            cost = (round(float(fill.std(0).mean()), 12), round(float(sizes[b] / shares[b]), 9), b)
-            filled[b] -= counts[group]
-            if best_cost is None or cost < best_cost:
-                best, best_cost = b, cost
-        chosen[group] = best
-        filled[best] += counts[group]
-        sizes[best] += counts[group].sum()
-    return chosen
-
-
-def _group_counts(codes: np.ndarray, groups: np.ndarray, classes: int) -> np.ndarray:
-    counts = np.zeros((int(groups.max()) + 1, classes), np.int64)
-    np.add.at(counts, (groups, codes), 1)
-    return counts
-
-
-def _hold_out(rows, codes, groups, names, share: float, seed: int, fold: int):
-    """Split `rows` into (training, validation), by group, stratified; int64 arrays."""
-    if share == 0:
-        return rows, rows[:0]
-    inside, local = np.unique(groups[rows], return_inverse=True)
-    if len(inside) < 2:
-        raise BadInput(
-            f"fold {fold}: the training part has {len(inside)} patient, so no "
-            "validation part can be taken from it; give more patients"
-        )
-    counts = _group_counts(codes[rows], local, int(codes.max()) + 1)
-    order = _shuffled([names[g] for g in inside], seed, f"validation-{fold}")
-    part = _assign(counts, np.array([1 - share, share]), order)[local]
-    return rows[part == 0], rows[part == 1]
-
-
-def _check_training(fold: dict, codes, classes: list[str], what: str) -> None:
-    """Every class must occur in the training part."""
-    present = set(codes[fold["train"]].tolist())
-    absent = [c for i, c in enumerate(classes) if i not in present]
-    if absent:
-        raise BadInput(
-            f"{what}fold {fold['fold']}: the training part has no case of class "
-            f"'{absent[0]}'; give more patients of that class or fewer folds"
-        )
-
-
-def _check_share(validation: float) -> float:
-    if not 0 <= validation < 1:
-        raise BadInput(f"validation is {validation}; it must be at least 0 and below 1")
-    return float(validation)
-
-
-def stratified_group_kfold(
-    labels, groups, n_splits: int = 5, seed: int = 0, validation: float = 0.2
-) -> list[dict]:
-    """Stratified folds by group (patient).
-
-    labels (M,): class of each case; groups (M,): patient of each case.
-    Returns [{"fold": i, "train", "val", "test": sorted int64 rows}]; every case is tested once.
-    Raises BadInput with fewer patients than folds, or a class missing in a training part.
-    """
-    classes, codes = _as_codes(labels, "labels")
-    names, group = _as_codes(groups, "groups")
-    share = _check_share(validation)
-    if len(codes) != len(group):
-        raise BadInput(
-            f"labels has {len(codes)} values and groups {len(group)}; give one of each per case"
-        )
-    if n_splits < 2:
-        raise BadInput(f"n_splits is {n_splits}; give at least 2")
-    if len(names) < n_splits:
-        raise BadInput(
-            f"{len(names)} patients cannot fill {n_splits} folds; use at most "
-            f"{len(names)} folds or give more patients"
-        )
-    counts = _group_counts(codes, group, len(classes))
-    order = _shuffled(names, seed, "fold")
-    bins = _assign(counts, np.full(n_splits, 1 / n_splits), order)[group]
-    folds = []
-    for i in range(n_splits):
-        test = np.flatnonzero(bins == i)
-        train, val = _hold_out(np.flatnonzero(bins != i), codes, group, names, share, seed, i)
-        folds.append({"fold": i, "train": train, "val": val, "test": test})
-        _check_training(folds[-1], codes, classes, "")
-    return folds
-
-
-def leave_one_center_out(
-    labels, groups, centers, seed: int = 0, validation: float = 0.2
-) -> list[dict]:
-    """One fold per center, in the order of the centers' names; that center is the test part.
-
-    labels, groups, centers (M,). A patient with images in several centers is never in training
-    when one of them is tested: the images of the other centers are left out of that fold.
-    Returns the form of `stratified_group_kfold` with the extra key "center".
-    """
-    classes, codes = _as_codes(labels, "labels")
-    names, group = _as_codes(groups, "groups")
-    center_names, center = _as_codes(np.asarray(centers, dtype=object).astype(str), "centers")
-    share = _check_share(validation)
-    if not len(codes) == len(group) == len(center):
-        raise BadInput(
-            f"labels, groups and centers have {len(codes)}, {len(group)} and "
-            f"{len(center)} values; give one of each per case"
-        )
-    if "" in center_names:
-        raise BadInput(
-            f"{int((center == center_names.index('')).sum())} cases have no center; "
-            "fill the column or leave them out for loco"
-        )
-    if len(center_names) < 2:
-        raise BadInput(
-            f"there is only one center, '{center_names[0]}'; leaving one out needs at least two"
-        )
-    folds = []
-    for i, name in enumerate(center_names):
-        test = np.flatnonzero(center == i)
-        rest = np.flatnonzero((center != i) & ~np.isin(group, np.unique(group[test])))
-        if len(rest) == 0:
-            raise BadInput(
-                f"fold {i} (center '{name}'): no case is left for training; give more patients"
-            )
-        train, val = _hold_out(rest, codes, group, names, share, seed, i)
-        folds.append({"fold": i, "center": name, "train": train, "val": val, "test": test})
-        _check_training(folds[-1], codes, classes, f"center '{name}', ")
-    return folds
-
-
-def _columns(cases) -> dict:
-    """Return {"patient", "image", "label", "center": list or None} of cases in several forms."""
-    wanted = {
-        "patient": ("patient", "patients", "groups"),
-        "image": ("image", "images"),
-        "label": ("label", "labels"),
-        "center": ("center", "centers"),
-    }
-    found = {}
-    for name, spellings in wanted.items():
-        value = None
-        for s in spellings:
-            value = cases.get(s) if isinstance(cases, dict) else getattr(cases, s, None)
-            if value is not None:
-                break
-        found[name] = None if value is None else [str(v) for v in np.asarray(value).tolist()]
-    return found
-
-
-def audit(splits: list[dict], cases) -> list[Finding]:
-    """Look for leaks and gaps in splits; an empty list means clean.
-
-    splits: folds as from `stratified_group_kfold` (rows into the cases); cases: mapping or object
-    with `patient` (and, where known, `image`, `label`, `center`), one value per case.
-    Kinds: patient_overlap, image_overlap, row_overlap, unknown_row, never_tested, tested_twice,
-    empty_part, class_missing, small_training (fewer than two thirds of the cases tested),
-    class_balance (a class is rarer or more frequent in a test part than chance explains, in folds
-    that are not by center); and center_mixed for folds that name the center they test.
-    """
-    columns = _columns(cases)
-    count = max((len(v) for v in columns.values() if v is not None), default=0)
-    findings = []
-
-    def add(kind, examples, message):
-        if examples:
-            findings.append(Finding(kind, len(examples), examples[:5], message))
-
-    unknown, empty = [], []
-    clean = []
-    for fold in splits:
-        parts = {p: np.asarray(fold[p], np.int64) for p in ("train", "val", "test")}
-        for p, rows in parts.items():
-            outside = rows[(rows < 0) | (rows >= count)]
-            unknown += [f"fold {fold['fold']} {p}: row {r}" for r in outside.tolist()]
-            parts[p] = rows[(rows >= 0) & (rows < count)]
-            if len(rows) == 0 and p != "val":
-                empty.append(f"fold {fold['fold']} {p}")
-        clean.append((fold["fold"], parts))
-    add("unknown_row", unknown, "rows that no case has")
-    add("empty_part", empty, "parts without a case")
-    for name, kind in (("patient", "patient_overlap"), ("image", "image_overlap")):
-        if columns[name] is not None:
-            add(kind, _overlaps(clean, columns[name]), f"{name}s in two parts of one fold")
-    add(
-        "row_overlap",
-        _overlaps(clean, [str(i) for i in range(count)]),
-        "cases in two parts of one fold",
-    )
-    _audit_tests(clean, columns, count, add)
-    if columns["label"] is not None:
-        labels = np.asarray(columns["label"])
-        classes = sorted(set(columns["label"]))
-        missing = [
-            f"fold {n} {p}: class {c}"
-            for n, parts in clean
-            for p in ("train", "test")
-            for c in classes
-            if c not in set(labels[parts[p]].tolist())
-        ]
-        add("class_missing", missing, "classes without a case in a part")
-        if not any("center" in fold for fold in splits):
-            add("class_balance", _unbalanced(clean, labels, classes), "classes out of balance")
-    small = [
-        f"fold {n}: trains on {len(parts['train'])}, tests on {len(parts['test'])} of {count}"
-        for n, parts in clean
-        if 3 * len(parts["train"]) < 2 * len(parts["test"])
-    ]
-    add("small_training", small, "folds that train on far fewer cases than they test")
-    if any("center" in fold for fold in splits):
-        findings += audit_centers(splits, cases)
-    return findings
-
-
-def _overlaps(folds, values: list[str]) -> list[str]:
-    found = []
-    array = np.asarray(values, dtype=object)
-    for number, parts in folds:
-        sets = {p: set(array[rows].tolist()) for p, rows in parts.items()}
-        for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
-            found += [f"fold {number} {a}/{b}: {v}" for v in sorted(sets[a] & sets[b])]
-    return found
-
-
-def _unbalanced(folds, labels, classes) -> list[str]:
-    """Classes whose share in a test part is 0.1 and four standard errors off the training's."""
-    found = []
-    for number, parts in folds:
-        train, test = labels[parts["train"]], labels[parts["test"]]
-        if min(len(train), len(test)) == 0:
-            continue
-        for name in classes:
-            a, b = float((train == name).mean()), float((test == name).mean())
-            p = (a * len(train) + b * len(test)) / (len(train) + len(test))
-            error = (p * (1 - p) * (1 / len(train) + 1 / len(test))) ** 0.5
-            if abs(a - b) > max(0.1, 4 * error):
-                found.append(f"fold {number}: class {name} is {b:.0%} of test, {a:.0%} of training")
-    return found
-
-
-def _audit_tests(folds, columns, count: int, add) -> None:
-    tested = np.zeros(count, np.int64)
-    for _, parts in folds:
-        np.add.at(tested, parts["test"], 1)
-    names = columns["image"] or columns["patient"] or [str(i) for i in range(count)]
-    add("never_tested", [names[i] for i in np.flatnonzero(tested == 0)], "cases that no fold tests")
-    add(
-        "tested_twice",
-        [names[i] for i in np.flatnonzero(tested > 1)],
-        "cases that several folds test",
-    )
-
-
-def audit_centers(splits: list[dict], cases) -> list[Finding]:
-    """Findings of kind `center_mixed`: folds of a leave-one-center-out whose test part holds
-    several centers, or a center that is in training too."""
-    center = _columns(cases)["center"]
-    if center is None:
-        return []
-    center = np.asarray(center, dtype=object)
-    mixed = []
-    for fold in splits:
-        inside = set(center[np.asarray(fold["test"], np.int64)].tolist())
-        rest = np.concatenate([np.asarray(fold[p], np.int64) for p in ("train", "val")])
-        both = inside & set(center[rest].tolist())
-        if len(inside) > 1 or both:
-            mixed.append(
-                f"fold {fold['fold']}: tests {', '.join(sorted(inside))}"
-                + (f"; trains on {', '.join(sorted(both))} too" if both else "")
-            )
-    if not mixed:
-        return []
-    return [
-        Finding(
-            "center_mixed", len(mixed), mixed[:5], "folds that do not leave exactly one center out"
-        )
-    ]
-
-
-def make(cases_list, values: dict, memo: dict | None = None) -> dict:
+def make(cases_list, values: dict, memo: dict | None = None, alike=(), release=None) -> dict:
     """Make the splits of every data set for every validation scheme of a configuration.
 
     cases_list: a `Cases` per data set; values: resolved configuration; memo: folds of data sets
-    that several releases share, kept from call to call.
+    that several releases share, kept from call to call; alike: near-duplicates as from
+    `mdmt.data.similar.across`; release: default `data.release`.
     Returns {validation: [{data set name: fold}, ...]}: one entry per fold of the run, with the
-    data sets' folds paired as the module's text says.
+    data sets' folds paired as the module's text says. Raises BadInput, also for leaks.
     """
-    cv = values["cv"]
+    memo = {} if memo is None else memo
+    release = values["data"].get("release") if release is None else release
+    together = values["data"].get("near_duplicates", "together") == "together"
+    files = {d["name"]: _published(d.get("published"), release) for d in values["data"]["datasets"]}
+    within = [alone(alike, k) for k in range(len(cases_list))]
     result = {}
-    files = {d["name"]: d.get("published") for d in values["data"]["datasets"]}
     for validation in values["validation"]:
-        per_dataset = []
-        for cases in cases_list:
-            try:
-                known = (memo or {}).get((id(cases), validation))
-                if known is None:
-                    known = _folds_of(cases, validation, cv, files.get(cases.name))
-                    _refuse_leaks(known, cases, validation)
-                per_dataset.append(known)
-                if memo is not None:
-                    memo[id(cases), validation] = known
-            except BadInput as error:
-                raise BadInput(f"data set '{cases.name}': {error}") from error
-        if validation == "loco" and not any("center" in folds[0] for folds in per_dataset):
-            raise BadInput(
-                "validation loco needs a data set with a center column; set "
-                "data.datasets.<i>.columns.center or use cv"
-            )
-        count = (
-            len(per_dataset[0])
-            if validation == "cv"
-            else max(len(folds) for folds in per_dataset if "center" in folds[0])
-        )
-        if validation == "loco" and "center" in per_dataset[0][0]:
-            count = len(per_dataset[0])
-        result[validation] = [
-            {
-                cases.name: folds[i % len(folds)]
-                for cases, folds in zip(cases_list, per_dataset, strict=True)
-            }
-            for i in range(count)
-        ]
+        folds: dict[int, list[dict]] = {}
+        for members in _joint(cases_list, values, files):
+            chosen = [cases_list[k] for k in members]
+            key = (validation, release if any(files.values()) else None, *map(id, chosen))
+            if key not in memo:
+                pairs = [within[k] for k in members] if together else [[] for _ in members]
+                names = " and ".join(f"'{c.name}'" for c in chosen)
+                try:
+                    made = _folds_of(chosen, validation, values, files[chosen[0].name], pairs)
+                    for cases, own, k in zip(chosen, made, members, strict=True):
+                        _refuse_leaks(own, cases, validation, within[k])
+                except BadInput as error:
+                    raise BadInput(f"data set {names}: {error}") from error
+                memo[key] = made
+            folds.update(zip(members, memo[key], strict=True))
+        per_dataset = [folds[k] for k in range(len(cases_list))]
+        result[validation] = _paired(validation, cases_list, per_dataset)
+        if together:
+            result[validation] = _without_tested(result[validation], cases_list, alike)
     return result
 
 
-def _refuse_leaks(folds: list[dict], cases, validation: str) -> None:
+def _published(source, release: str) -> str | None:
+    """The folder of published folds of a release, where each release has its own."""
+    if not isinstance(source, dict):
+        return source
+    if release not in source:
+        raise BadInput(
+            f"data.datasets: published names folds of the releases {', '.join(source)}, not of "
+            f"'{release}'; add it"
+        )
+    return source[release]
+
+
+def alone(alike, number: int) -> list[tuple]:
+    """Near-duplicates within one data set, in the form that `audit` takes."""
+    return [
+        (p.one[1], p.two[1], p.correlation, p.exact)
+        for p in alike
+        if p.one[0] == p.two[0] == number
+    ]
+
+
+def _joint(cases_list, values: dict, files: dict) -> list[list[int]]:
+    """Numbers of the data sets that are split together."""
+    groups = [{k} for k in range(len(cases_list))]
+    ids = bool(values["data"].get("same_patients"))
+    for a, b in itertools.combinations(range(len(cases_list)), 2):
+        one, two = cases_list[a], cases_list[b]
+        if files[one.name] or files[two.name]:
+            continue
+        paths = {str(p) for p in one.paths if p is not None}
+        shared = any(str(p) in paths for p in two.paths)
+        if shared or (ids and set(one.patients) & set(two.patients)):
+            first = next(g for g in groups if a in g)
+            second = next(g for g in groups if b in g)
+            if first is not second:
+                first |= second
+                groups.remove(second)
+    return [sorted(g) for g in groups]
+
+
+def _folds_of(members, validation: str, values: dict, published, pairs) -> list[list[dict]]:
+    """Folds of data sets that are split together: a list per data set.
+
+    Cases without a center, if others have one, are in no fold by center: it is not known which
+    they would leak into.
+    """
+    if published:
+        return [folds_for(members[0], published, validation)]
+    cv = values["cv"]
+    many = len(members) > 1
+    starts = np.cumsum([0, *(len(c) for c in members)])
+    labels = [f"{c.name}: {k}" for c in members for k in c.labels.tolist()]
+    labels = np.array(labels) if many else members[0].labels
+    centers = [x for c in members for x in c.centers]
+    fixed = np.concatenate([_fixed(c) for c in members])
+    waves = _waves(members)
+    groups = _patients(members, pairs, waves)
+    rows = np.arange(len(labels))
+    by_center = validation in BY_CENTER and any(centers)
+    if by_center:
+        rows = np.flatnonzero([c != "" for c in centers])
+
+    def pick(sequence):
+        return None if sequence is None else np.asarray(sequence, dtype=object)[rows]
+
+    arguments = (labels[rows], pick(groups).astype(str))
+    balanced = {"waves": None if waves is None else pick(waves).astype(str)}
+    if by_center:
+        made = leave_one_center_out(
+            *arguments, pick(centers), cv["seed"], cv["validation"], **balanced,
+            fixed=fixed[rows],
+        )  # fmt: skip
+    else:
+        if cv.get("centers", True) and any(centers):
+            balanced["centers"] = pick(centers)
+        if fixed.any():
+            if validation == "nested":
+                raise BadInput("a fixed test set is in no fold of nested; use cv")
+            made = fixed_test_kfold(*arguments, fixed[rows], cv["folds"], cv["seed"], **balanced)
+        elif validation == "nested":
+            made = nested_kfold(*arguments, cv["folds"], cv["inner"], cv["seed"], **balanced)
+        else:
+            made = stratified_group_kfold(
+                *arguments, cv["folds"], cv["seed"], cv["validation"], **balanced
+            )
+    return [
+        [_sliced(fold, rows, starts[k], starts[k + 1]) for fold in made]
+        for k in range(len(members))
+    ]
+
+
+def _sliced(fold: dict, rows: np.ndarray, begin: int, end: int) -> dict:
+    """The part of a fold that lies in one data set."""
+    out = dict(fold)
+    for p in PARTS:
+        own = rows[fold[p]]
+        out[p] = own[(own >= begin) & (own < end)] - begin
+    return out
+
+
+def _fixed(cases) -> np.ndarray:
+    fixed = getattr(cases, "fixed", None)
+    return np.zeros(len(cases), bool) if fixed is None else np.asarray(fixed, bool)
+
+
+def _waves(members) -> list[str] | None:
+    """When each case came; data sets without releases came first."""
+    if all(getattr(c, "waves", None) is None for c in members):
+        return None
+    return [w for c in members for w in (getattr(c, "waves", None) or [""] * len(c))]
+
+
+def _patients(members, pairs, waves) -> list[str]:
+    """Patient of each case; those that near-duplicates or shared files join have one name."""
+    patients = [p for c in members for p in c.patients]
+    edges, begin, seen = [], 0, {}
+    for cases, own in zip(members, pairs, strict=True):
+        edges += [(patients[begin + a], patients[begin + b]) for a, b, _, _ in own]
+        for k, path in enumerate(cases.paths):
+            if path is not None:
+                edges.append((seen.setdefault(str(path), patients[begin + k]), patients[begin + k]))
+        begin += len(cases)
+    first: dict[str, tuple] = {}
+    for name, wave in zip(patients, waves or [""] * len(patients), strict=True):
+        first[name] = min(first.get(name, (wave, name)), (wave, name))
+    root = {name: name for name in first}
+
+    def find(name: str) -> str:
+        while root[name] != name:
+            root[name] = root[root[name]]
+            name = root[name]
+        return name
+
+    for a, b in edges:
+        a, b = find(a), find(b)
+        if a != b:
+            a, b = sorted((a, b), key=first.get)  # the earliest keeps its name, and its folds
+            root[b] = a
+    return [find(name) for name in patients]
+
+
+def _paired(validation: str, cases_list, per_dataset) -> list[dict]:
+    """One entry per fold of the run."""
+    with_center = [k for k, folds in enumerate(per_dataset) if "center" in folds[0]]
+    if validation in BY_CENTER and not with_center:
+        raise BadInput(
+            f"validation {validation} needs a data set with a center column; set "
+            "data.datasets.<i>.columns.center or use cv"
+        )
+    counts = [len(folds) for folds in per_dataset]
+    if validation == "loco-all":
+        numbers = []
+        for i, place in enumerate(itertools.product(*(range(counts[k]) for k in with_center))):
+            own = dict(zip(with_center, place, strict=True))
+            numbers.append([own.get(k, i % n) for k, n in enumerate(counts)])
+    else:
+        total = counts[0]
+        if validation == "loco" and 0 not in with_center:
+            total = max(counts[k] for k in with_center)
+        numbers = [[i % n for n in counts] for i in range(total)]
+    return [
+        {c.name: per_dataset[k][place[k]] for k, c in enumerate(cases_list)} for place in numbers
+    ]
+
+
+def _without_tested(entries: list[dict], cases_list, alike) -> list[dict]:
+    """Leave a patient out of training and validation where another data set tests the same one.
+
+    Two patients are the same if there is a radiograph that both have.
+    """
+    linked = {
+        ((n, cases_list[n].patients[i]), (m, cases_list[m].patients[j]))
+        for (n, i), (m, j) in ((p.one, p.two) for p in alike)
+        if n != m
+    }
+    if not linked:
+        return entries
+    rows: dict[tuple, list[int]] = {p: [] for pair in linked for p in pair}
+    for n, cases in enumerate(cases_list):
+        for i, name in enumerate(cases.patients):
+            if (n, name) in rows:
+                rows[n, name].append(i)
+    out = []
+    for entry in entries:
+        entry = dict(entry)
+        tested = [set(entry[c.name]["test"].tolist()) for c in cases_list]
+        drop: dict[int, set] = {}
+        for one, two in linked:
+            for a, b in ((one, two), (two, one)):
+                if not tested[a[0]].isdisjoint(rows[a]):
+                    drop.setdefault(b[0], set()).update(set(rows[b]) - tested[b[0]])
+        for m, left_out in drop.items():
+            fold = dict(entry[cases_list[m].name])
+            for p in ("train", "val"):
+                fold[p] = fold[p][~np.isin(fold[p], sorted(left_out))]
+            entry[cases_list[m].name] = fold
+        out.append(entry)
+    return out
+
+
+def _refuse_leaks(folds: list[dict], cases, validation: str, similar) -> None:
     """Splits with a patient or an image in two parts are never trained on."""
-    for finding in audit(folds, cases):
+    for finding in audit(folds, cases, similar):
         if finding.kind in LEAKS:
+            remedy = "correct them"
+            if finding.kind == "copy_overlap":
+                remedy = "name one of each pair in leave_out or set data.near_duplicates: together"
             raise BadInput(
                 f"{validation}: {finding.count} {finding.message} ({finding.examples[0]}); results "
-                "on such splits mean nothing, correct them"
+                f"on such splits mean nothing, {remedy}"
             )
-
-
-def _folds_of(cases, validation: str, cv: dict, published: str | None = None) -> list[dict]:
-    """Folds of one data set. Cases without a center, if others have one, are in no loco fold:
-    it is not known which fold they would leak into."""
-    if published:
-        return folds_for(cases, published, validation)
-    if validation == "loco" and any(cases.centers):
-        known = np.flatnonzero([c != "" for c in cases.centers])
-        part = cases if len(known) == len(cases) else cases.take(known)
-        folds = leave_one_center_out(
-            part.labels, part.patients, part.centers, cv["seed"], cv["validation"]
-        )
-        return [{**f, **{p: known[f[p]] for p in ("train", "val", "test")}} for f in folds]
-    return stratified_group_kfold(
-        cases.labels, cases.patients, cv["folds"], cv["seed"], cv["validation"]
-    )
 
 
 def as_record(splits: dict, cases_list) -> dict:
@@ -446,8 +316,8 @@ def as_record(splits: dict, cases_list) -> dict:
                 images = by_name[name].images
                 entry["datasets"][name] = {
                     "fold": part["fold"],
-                    **({"center": part["center"]} if "center" in part else {}),
-                    **{p: [images[r] for r in part[p]] for p in ("train", "val", "test")},
+                    **{k: part[k] for k in EXTRAS if k in part},
+                    **{p: [images[r] for r in part[p]] for p in PARTS},
                 }
             record[validation].append(entry)
     return {"format": 1, "hash": digest(record), "validation": record}

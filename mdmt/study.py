@@ -8,7 +8,7 @@ import pickle
 import platform
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import __version__, config, experiments, splits
@@ -18,12 +18,16 @@ from .paths import canonical, digest, read_json, write_json
 
 @dataclass
 class Release:
-    """One data release: cases and stores per data set, splits as from `splits.make`."""
+    """One data release: cases and stores per data set, splits as from `splits.make`.
+
+    alike: near-duplicates as from `mdmt.data.similar.across`.
+    """
 
     name: str
     cases: list
     stores: list
     splits: dict
+    alike: list = field(default_factory=list)
 
 
 @dataclass
@@ -85,9 +89,15 @@ def manifest(cases, store) -> str:
     )
 
 
-def gather(values: dict, out: Path | None = None, quiet: bool = False) -> list[tuple]:
-    """Read the data and build the stores: [(release's name, [Cases], [Store])]."""
-    from .preprocess.build import build
+def gather(
+    values: dict, out: Path | None = None, quiet: bool = False, surveys: dict | None = None
+) -> list[tuple]:
+    """Read the data and build the stores: [(release's name, [Cases], [Store])].
+
+    surveys: filled with {(release, data set): `mdmt.preprocess.build.Survey`}; then images that
+    cannot be used are left out instead of raising.
+    """
+    from .preprocess.build import build, inspect
 
     found = []
     built: dict[str, tuple] = {}  # data sets that several releases share are held once
@@ -96,7 +106,13 @@ def gather(values: dict, out: Path | None = None, quiet: bool = False) -> list[t
         for one in read_cases(values, out, name):
             key = digest([one.name, [str(p) for p in one.paths], one.labels.tolist()])
             if key not in built:
-                built[key] = build(one, values, progress=not quiet)
+                if surveys is None:
+                    built[key] = build(one, values, progress=not quiet)
+                else:
+                    survey = inspect(one, values, progress=not quiet)
+                    built[key] = (survey.store, survey.usable, survey)
+            if surveys is not None:
+                surveys[name, one.name] = built[key][2]
             stores.append(built[key][0])
             cases.append(built[key][1])
         found.append((name, cases, stores))
@@ -106,21 +122,45 @@ def gather(values: dict, out: Path | None = None, quiet: bool = False) -> list[t
 def prepare(
     values: dict, out: Path | None = None, quiet: bool = False, apart: bool = False
 ) -> Study:
-    """Read the data, build the stores, make the splits and plan the jobs.
+    """Read the data, build the stores, look for near-duplicates, make the splits, plan the jobs.
 
     apart: read and build in another process, so that this one does not grow by what decoders,
     spreadsheets and large images take.
     """
     check_names(values)
-    releases, jobs, memo = [], [], {}
     read = _gather_apart if apart else gather
-    for name, cases, stores in read(values, out, quiet):
-        made = splits.make(cases, values, memo)
+    return plan(values, read(values, out, quiet))
+
+
+def plan(values: dict, gathered: list[tuple], found: list[list] | None = None) -> Study:
+    """Make the splits and the jobs of what `gather` found.
+
+    found: near-duplicates of each release (default: `find_alike` looks for them). Raises BadInput,
+    also for leaks.
+    """
+    releases, jobs, memo = [], [], {}
+    found = find_alike(values, gathered) if found is None else found
+    for (name, cases, stores), alike in zip(gathered, found, strict=True):
+        made = splits.make(cases, values, memo, alike, name)
         check_across(cases, stores, made)
         datasets = [(c, manifest(c, s)) for c, s in zip(cases, stores, strict=True)]
-        releases.append(Release(name, cases, stores, made))
+        releases.append(Release(name, cases, stores, made, alike))
         jobs += experiments.plan(values, datasets, made, name)
     return Study(values, releases, jobs)
+
+
+def find_alike(values: dict, gathered: list[tuple]) -> list[list]:
+    """Near-duplicates of each release, as from `mdmt.data.similar.across`.
+
+    Drawn pictures all look alike: none are looked for.
+    """
+    from .data import similar, store
+
+    if values["data"]["synthetic"] is not None:
+        return [[] for _ in gathered]
+    every = {s.key: s for _, _, stores in gathered for s in stores}
+    found = similar.by_source(list(every.values()), store.store_folder(values))
+    return [similar.across(stores, found) for _, _, stores in gathered]
 
 
 def _gather_apart(values: dict, out: Path | None, quiet: bool) -> list[tuple]:
@@ -153,6 +193,7 @@ def _answer() -> None:
     asked = json.load(sys.stdin)
     try:
         found = gather(asked["values"], asked["out"] and Path(asked["out"]), asked["quiet"])
+        find_alike(asked["values"], found)  # kept beside the stores
         answer = [(name, cases, [s.folder for s in stores]) for name, cases, stores in found]
     except MdmtError as error:
         answer = error

@@ -111,6 +111,52 @@ def test_splits_are_exactly_the_published_folds(tmp_path):
     assert ["".join(images[r] for r in f["d"]["test"]) for f in made] == ["ed", "ba"]
 
 
+def test_every_release_has_its_own_published_folds(tmp_path):
+    write(tmp_path / "first", [fold("ab", "c", "de"), fold("de", "c", "ab")])
+    write(tmp_path / "second", [fold("abe", "c", "d"), fold("de", "c", "ab")])
+    given = values(None)
+    given["data"]["datasets"][0]["published"] = {
+        r: str(tmp_path / f) for r, f in (("1", "first"), ("2", "second"))
+    }
+    memo, cases = {}, cases_of("abcde")
+    tests = [
+        ["".join(cases.images[r] for r in f["d"]["test"])
+         for f in splits.make([cases], given, memo, release=release)["cv"]]
+        for release in ("1", "2")
+    ]  # fmt: skip
+    assert tests == [["de", "ab"], ["d", "ab"]]
+    with pytest.raises(BadInput, match="not of '3'; add it"):
+        splits.make([cases], given, memo, release="3")
+
+
+@needs_published
+def test_a_study_on_exactly_the_published_folds():
+    """The whole of release 3 and of BRIXIA, without pictures."""
+    names = {"AFC": "AFC", "BX": "BX"}
+    cases = []
+    for name in names:
+        known = splits.read_published(PUBLISHED / name)["cv"].cases
+        some = cases_of(known["image"][::-1], centers=known["center"][::-1])
+        some.name = name
+        cases.append(some)
+    given = values(None, validation=["cv", "loco"])
+    given["data"]["datasets"] = [
+        {"name": n, "published": str(PUBLISHED / f)} for n, f in names.items()
+    ]
+    made = splits.make(cases, given)
+    for scheme, folder in (("cv", "5"), ("loco", "loCo")):
+        for i, entry in enumerate(made[scheme]):
+            for one in cases:
+                number = entry[one.name]["fold"]
+                for part in ("train", "val", "test"):
+                    path = PUBLISHED / one.name / folder / str(number) / f"{part}.txt"
+                    lines = path.read_text().splitlines()[1:]
+                    wanted = {line.split(" ")[0] for line in lines if line}
+                    assert {one.images[r] for r in entry[one.name][part]} == wanted
+            assert entry["AFC"]["fold"] == i
+    assert [e["BX"]["fold"] for e in made["loco"]] == [0, 1, 2, 0, 1, 2]
+
+
 def test_published_folds_of_another_data_set_are_refused(tmp_path):
     write(tmp_path, [fold("ab", "c", "de")])
     with pytest.raises(BadInput, match="2 of 5 images are not in the data set"):

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -13,7 +14,7 @@ import openpyxl
 import pytest
 from PIL import Image
 
-from mdmt import config
+from mdmt import config, splits
 from mdmt.data import brixia, images, readers, table, xlsx
 from mdmt.errors import BadConfig, BadData
 from mdmt.preprocess import build, crop, normalise, picture
@@ -168,6 +169,40 @@ def test_brixia_consensus_test_set(bx):
     assert sorted(parts["only"] + parts["exclude"]) == sorted(parts["keep"])
 
 
+def test_the_consensus_test_set_is_the_test_part_of_every_fold(bx):
+    root, truth = bx
+    one = spec("brixia", consensus="test")
+    cases = readers.read_cases(one, SEVERITY, root)
+    inside = {t["image"] for t in scored(truth, consensus=1)}
+    assert {i for i, f in zip(cases.images, cases.fixed) if f} == inside
+    values = {"validation": ["cv"], "cv": {"folds": 3, "seed": 0, "validation": 0.2},
+              "data": {"datasets": [one], "release": "1"}}  # fmt: skip
+    made = splits.make([cases], values)["cv"]
+    assert len(made) == 3
+    for fold in made:
+        assert {cases.images[r] for r in fold["d"]["test"]} == inside
+        assert not inside & {cases.images[r] for p in ("train", "val") for r in fold["d"][p]}
+    found = splits.audit([f["d"] for f in made], cases)
+    assert {f.kind for f in found} <= {"class_missing"}  # of so few images
+
+
+def test_both_lungs_of_the_same_images_are_split_together(bx):
+    """Two targets of one collection are two data sets; a patient is in one part of both."""
+    root, _ = bx
+    both = [spec("brixia", name=n, target=n) for n in ("right", "left")]
+    half = {**LUNG, "classes": ["less", "more"], "thresholds": [4]}
+    cases = [readers.read_cases(s, half, root) for s in both]
+    values = {"validation": ["cv", "nested"], "data": {"datasets": both, "release": "1"},
+              "cv": {"folds": 2, "seed": 0, "validation": 0.3, "inner": 2}}  # fmt: skip
+    for folds in splits.make(cases, values).values():
+        for fold in folds:
+            for part in ("train", "val", "test"):
+                right, left = (
+                    {c.images[r] for r in fold[n][part]} for n, c in zip(("right", "left"), cases)
+                )
+                assert right == left
+
+
 def test_brixia_other_groups(bx):
     root, truth = bx
     groups = {"Kodak": "CARESTREAM", "CARESTREAM  HEALTH": "CARESTREAM", "SIEMENS": "S"}
@@ -300,6 +335,83 @@ def test_images_in_subfolders_and_as_dicom(tmp_path):
         readers.read_cases(spec("table", table="t.csv"), PROGNOSIS, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "written, file",
+    [
+        ("a", "a.png"), ("a.png", "a.png"), ("a.png", "a.PNG"), ("a", "x/y/a.tif"),
+        ("a.tif", "x/y/a.tif"), ("x/y/a.tif", "x/y/a.tif"), ("x/y/a", "x/y/a.TIFF"),
+        ("x\\y\\a.tif", "x/y/a.tif"), ("./x/a.dcm", "x/a.dcm"), ("a", "x/a"), ("a.b", "a.b.jpg"),
+    ],
+)  # fmt: skip
+def test_names_and_paths_of_images(tmp_path, written, file):
+    path = tmp_path / "images" / file
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"x")
+    (tmp_path / "t.csv").write_text(f"image,patient,label\n{written},1,MILD\n")
+    cases = readers.read_cases(spec("table", table="t.csv"), PROGNOSIS, tmp_path)
+    assert [p.resolve() for p in cases.paths] == [path.resolve()]
+
+
+def test_a_name_that_two_files_have_is_refused(tmp_path):
+    for folder in ("x", "y"):
+        (tmp_path / "images" / folder).mkdir(parents=True)
+        (tmp_path / "images" / folder / "a.png").write_bytes(b"x")
+    table_ = tmp_path / "t.csv"
+    one = spec("table", table="t.csv")
+    for written in ("a", "a.png"):
+        table_.write_text(f"image,patient,label\n{written},1,MILD\n")
+        with pytest.raises(BadData, match=r"could be x/a.png or y/a.png"):
+            readers.read_cases(one, PROGNOSIS, tmp_path)
+    table_.write_text("image,patient,label\ny/a,1,MILD\n")
+    assert readers.read_cases(one, PROGNOSIS, tmp_path).paths[0].parent.name == "y"
+
+
+def folder_of_images(root, names):
+    (root / "images").mkdir()
+    for name in names:
+        Image.fromarray(np.zeros((4, 4), np.uint8)).save(root / "images" / f"{name}.png")
+
+
+def test_integers_ordinal_scores_and_several_targets(tmp_path):
+    """Whatever a table calls its columns; targets stay with the cases."""
+    folder_of_images(tmp_path, "abcd")
+    workbook(tmp_path / "t.xlsx", ["Bild", "Fall", "Grad", "Score", "left lung", "right lung"],
+             ["a", 1, 2, 0.5, 1, 3.5], ["b", 2, "1.0", 2, None, 2], ["c", 3, 0, "", 1, 1],
+             ["d", "4", "01", 9, 2, 0])  # fmt: skip
+    columns = {"image": "Bild", "patient": "Fall", "label": "Grad",
+               "targets": ["left lung", "right lung"]}  # fmt: skip
+    grades = {"classes": ["0", "1", "2"], "labels": None, "thresholds": None}
+    cases = readers.read_cases(spec("table", table="t.xlsx", columns=columns), grades, tmp_path)
+    assert cases.labels.tolist() == [2, 1, 0, 1]
+    assert np.array_equal(cases.targets, [[1, 3.5], [np.nan, 2], [1, 1], [2, 0]], equal_nan=True)
+    assert cases.take([3]).targets.tolist() == [[2, 0]]
+    assert cases.columns["Score"] == ["0.5", "2", "", "9"]
+    assert cases.columns["left lung"][0] == "1"
+    scores = spec("table", table="t.xlsx", columns={**columns, "label": "Score"})
+    cut = {"classes": ["low", "high", "top"], "labels": None, "thresholds": [1, 9]}
+    cases = readers.read_cases(scores, cut, tmp_path)
+    assert (cases.images, cases.labels.tolist()) == (["a", "b", "d"], [0, 1, 2])
+    named = {**grades, "classes": ["none", "some", "much"],
+             "labels": {"0": "none", "1": "some", "2": "much"}}  # fmt: skip
+    assert readers.read_cases(
+        spec("table", table="t.xlsx", columns=columns), named, tmp_path
+    ).labels.tolist() == [2, 1, 0, 1]
+    wrong = spec("table", table="t.xlsx", columns={**columns, "targets": ["Left lung"]})
+    with pytest.raises(BadData, match=r"no column 'Left lung' \(the targets\); did you mean 'left"):
+        readers.read_cases(wrong, grades, tmp_path)
+
+
+def test_a_fixed_test_set_of_a_table(tmp_path):
+    folder_of_images(tmp_path, "abc")
+    path = tmp_path / "t.csv"
+    path.write_text("image,patient,label,held\na,1,MILD,1\nb,2,MILD,\nc,3,SEVERE,0\n")
+    one = spec("table", table="t.csv", columns={"test": "held"})
+    assert readers.read_cases(one, PROGNOSIS, tmp_path).fixed.tolist() == [True, False, False]
+    path.write_text("image,patient,label,held\na,1,MILD,perhaps\n")
+    with pytest.raises(BadData, match="column 'held': 'perhaps' must be 0 or 1"):
+        readers.read_cases(one, PROGNOSIS, tmp_path)
+
+
 # ---- pictures
 
 
@@ -375,10 +487,10 @@ def test_a_replica_runs_from_download_to_results(tmp_path, afc, bx, release):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    printed = call("mdmt", "check", path)
+    printed = call("mdmt", "check", path, "--quick", "--out", tmp_path / "check.html")
     count = sum(t["release"] <= release and t["label"] is not None for t in afc[1])
-    assert f"aiforcovid: {count} images of {count} patients read" in printed
-    assert "fold 5 F" in printed
+    assert re.search(rf"^aiforcovid +{count} +{count} +6 ", printed, re.M)
+    assert "without A, B, C, D, E, F" in printed
     if release == 3:
         call("mdmt.run", path, "--out", tmp_path / "out", "--quiet", "--no-report")
         with open(tmp_path / "out" / "results.csv", newline="") as stream:

@@ -516,10 +516,12 @@ def test_the_other_commands(reference, tiny, tmp_path):
     shown = mdmt("show", out)
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout.strip() in done.stdout
-    checked = mdmt("check", tiny)
+    checked = mdmt("check", tiny, "--out", tmp_path / "check.html")
     assert checked.returncode == 0, checked.stderr
-    assert "MiB as planned" in checked.stdout
-    assert "4 trainings planned" in checked.stdout
+    assert "MiB for a step of the largest backbone" in checked.stdout
+    assert "4 trainings: 1 backbone" in checked.stdout
+    assert (tmp_path / "check.html").read_text().startswith("<!doctype html>")
+    assert (out / "check.html").is_file()
     made = mdmt("splits", tiny, "--out", tmp_path / "s.json")
     assert made.returncode == 0, made.stderr
     assert (tmp_path / "s.json").read_text() == (out / "splits.json").read_text()

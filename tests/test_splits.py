@@ -1,5 +1,6 @@
 """Splits: leakage, coverage, stratification, determinism, audit."""
 
+import itertools
 import json
 
 import numpy as np
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedGroupKFold
 
 from mdmt import config, splits
+from mdmt.data.similar import Alike
 from mdmt.data.table import Cases
 from mdmt.errors import BadInput
 from tests.realdata import COVID_CXR, needs_covid_cxr
@@ -18,9 +20,9 @@ PARTS = ("train", "val", "test")
 
 @st.composite
 def cohorts(draw):
-    """Labels, patients, centers of a cohort; every class has at least 12 patients."""
+    """Labels, patients, centers of a cohort; every class has at least 8 patients."""
     classes = draw(st.integers(2, 4))
-    per_class = draw(st.lists(st.integers(12, 25), min_size=classes, max_size=classes))
+    per_class = draw(st.lists(st.integers(8, 16), min_size=classes, max_size=classes))
     seed = draw(st.integers(0, 2**32 - 1))
     rng = np.random.default_rng(seed)
     labels, patients, centers = [], [], []
@@ -44,24 +46,36 @@ def check_fold(fold, patients):
     assert all(len(fold[p]) for p in PARTS)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(cohorts(), st.integers(2, 6), st.integers(0, 99))
-def test_no_patient_in_two_parts_and_each_case_tested_once(cohort, n_splits, seed):
-    labels, patients, _ = cohort
-    folds = splits.stratified_group_kfold(labels, patients, n_splits, seed)
+def in_tests(folds):
+    return sorted(np.concatenate([f["test"] for f in folds]).tolist())
+
+
+@settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
+@given(cohorts(), st.integers(2, 5), st.integers(0, 99))
+def test_properties_of_a_thousand_cohorts(cohort, n_splits, seed):
+    """No patient in two parts, every case tested once, every class trained on, no row order."""
+    labels, patients, centers = cohort
+    rows = list(range(len(labels)))
+    folds = splits.stratified_group_kfold(labels, patients, n_splits, seed, centers=centers)
     assert [f["fold"] for f in folds] == list(range(n_splits))
-    tested = np.concatenate([f["test"] for f in folds])
-    assert sorted(tested) == list(range(len(labels)))
+    assert in_tests(folds) == rows
     for fold in folds:
         check_fold(fold, patients)
-        rows = np.concatenate([fold[p] for p in PARTS])
-        assert sorted(rows) == list(range(len(labels)))
-    cases = {"patient": patients, "image": np.arange(len(labels))}
-    found = splits.audit(folds, cases)  # two folds with a validation part can train on little
-    assert [f for f in found if f.kind != "small_training"] == []
+        assert sorted(np.concatenate([fold[p] for p in PARTS])) == rows
+        assert set(labels[fold["train"]]) == set(labels)
+    cases = {"patient": patients, "image": np.arange(len(labels)), "label": labels}
+    bad = {"patient_overlap", "image_overlap", "row_overlap", "never_tested", "tested_twice"}
+    assert not bad & {f.kind for f in splits.audit(folds, cases)}
+    order = np.random.default_rng(seed).permutation(len(labels))
+    again = splits.stratified_group_kfold(
+        labels[order], patients[order], n_splits, seed, centers=centers[order]
+    )
+    for x, y in zip(folds, again, strict=True):
+        for p in PARTS:
+            assert set(x[p].tolist()) == set(order[y[p]].tolist())
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(cohorts(), st.integers(0, 99))
 def test_leave_one_center_out(cohort, seed):
     labels, patients, centers = cohort
@@ -71,20 +85,86 @@ def test_leave_one_center_out(cohort, seed):
         check_fold(fold, patients)
         assert set(centers[fold["test"]]) == {fold["center"]}
         assert fold["center"] not in set(centers[np.r_[fold["train"], fold["val"]]])
-    tested = np.concatenate([f["test"] for f in folds])
-    assert sorted(tested) == list(range(len(labels)))
+    assert in_tests(folds) == list(range(len(labels)))
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(cohorts(), st.integers(0, 99))
-def test_the_order_of_the_rows_does_not_matter(cohort, seed):
-    labels, patients, _ = cohort
-    order = np.random.default_rng(seed).permutation(len(labels))
-    a = splits.stratified_group_kfold(labels, patients, 3, seed)
-    b = splits.stratified_group_kfold(labels[order], patients[order], 3, seed)
-    for x, y in zip(a, b, strict=True):
-        for p in PARTS:
-            assert set(patients[x[p]]) == set(patients[order][y[p]])
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(cohorts(), st.integers(2, 4), st.integers(0, 99), st.sampled_from(["cv", "nested", "loco"]))
+def test_a_later_release_moves_nobody(cohort, n_splits, seed, scheme):
+    """Whoever is in a part of a fold of an earlier release is in that part of the later one."""
+    labels, patients, centers = cohort
+    waves = {p: str(1 + i % 3) for i, p in enumerate(sorted(set(patients)))}
+    waves = np.array([waves[p] for p in patients])
+
+    def made(rows):
+        more = {"waves": waves[rows]}
+        if scheme == "loco":
+            return splits.leave_one_center_out(
+                labels[rows], patients[rows], centers[rows], seed, **more
+            )
+        more["centers"] = centers[rows]
+        if scheme == "nested":
+            return splits.nested_kfold(labels[rows], patients[rows], n_splits, 2, seed, **more)
+        return splits.stratified_group_kfold(labels[rows], patients[rows], n_splits, seed, **more)
+
+    every = np.arange(len(labels))
+    try:
+        results = [made(every[waves <= str(k)]) for k in (1, 2, 3)]
+    except BadInput:  # the first release alone can be too small
+        return
+    for k, (before, after) in enumerate(itertools.pairwise(results), start=1):
+        early, late = every[waves <= str(k)], every[waves <= str(k + 1)]
+        named = {f.get("center", f["fold"]): f for f in after}  # a center may be new
+        for x in before:
+            y = named[x.get("center", x["fold"])]
+            for p in PARTS:
+                assert set(early[x[p]]) == set(late[y[p]]) & set(early)
+
+
+def test_centers_are_balanced_where_patients_suffice():
+    """Spread of centers over the test parts, with and without; classes stay as balanced."""
+    rng = np.random.default_rng(0)
+    spread = {True: [], False: []}
+    worst = {True: [], False: []}
+    for seed in range(10):
+        patients = np.repeat(np.arange(200), rng.integers(1, 4, 200))
+        labels = rng.integers(0, 2, 200)[patients]
+        centers = np.array(list("AAABBC"))[rng.integers(0, 6, 200)][patients]
+        for balanced in (True, False):
+            folds = splits.stratified_group_kfold(
+                labels, patients, 5, seed, centers=centers if balanced else None
+            )
+            tests = [f["test"] for f in folds]
+            for values, into in ((centers, spread), (labels, worst)):
+                shares = np.array([[(values[t] == v).mean() for v in set(values)] for t in tests])
+                into[balanced].append(shares.std(0).mean())
+    assert np.mean(spread[True]) < 0.5 * np.mean(spread[False])
+    assert np.mean(worst[True]) < np.mean(worst[False]) + 0.01
+
+
+def test_nested_and_fixed_test_sets():
+    labels, patients = np.tile([0, 1], 60), np.repeat(np.arange(60), 2)
+    folds = splits.nested_kfold(labels, patients, 3, 4)
+    assert [(f["fold"], f["outer"], f["inner"]) for f in folds] == [
+        (4 * o + i, o, i) for o in range(3) for i in range(4)
+    ]
+    for outer in range(3):
+        own = folds[4 * outer : 4 * outer + 4]
+        assert len({tuple(f["test"]) for f in own}) == 1
+        rest = np.sort(np.concatenate([f["val"] for f in own]))
+        assert np.array_equal(rest, np.setdiff1d(np.arange(120), own[0]["test"]))
+    cases = {"patient": patients, "label": labels}
+    assert splits.audit(folds, cases) == []
+    fixed = np.isin(patients, range(9))
+    fixed[0] = False  # the other image of a fixed patient is not trained on
+    folds = splits.fixed_test_kfold(labels, patients, fixed, 3)
+    for fold in folds:
+        check_fold(fold, patients)
+        assert np.array_equal(fold["test"], np.flatnonzero(fixed))
+    assert sorted(np.concatenate([f["val"] for f in folds])) == list(range(18, 120))
+    assert splits.audit(folds, cases) == []
+    with pytest.raises(BadInput, match="fixed test set is empty"):
+        splits.fixed_test_kfold(labels, patients, fixed & False, 3)
 
 
 def test_known_split_on_every_platform():
@@ -93,6 +173,17 @@ def test_known_split_on_every_platform():
     folds = splits.stratified_group_kfold(labels, patients, 3, seed=7)
     text = json.dumps([{p: f[p].tolist() for p in PARTS} for f in folds])
     assert splits.digest(text, 16) == "32b94f90e2c9f2dd"
+    more = {"centers": np.array(list("AABB"))[np.arange(24) % 4], "waves": np.arange(24) // 12}
+    for made, wanted in (
+        (splits.stratified_group_kfold(labels, patients, 3, seed=7, **more), "dc463870d8297356"),
+        (splits.nested_kfold(labels, patients, 3, 2, seed=7), "d8a6a960f50af367"),
+        (
+            splits.leave_one_center_out(labels, np.arange(24), more["centers"], seed=7),
+            "6153f4da38a3cb47",
+        ),
+    ):
+        text = json.dumps([{p: f[p].tolist() for p in PARTS} for f in made])
+        assert splits.digest(text, 16) == wanted
     other = splits.stratified_group_kfold(labels, patients, 3, seed=8)
     assert any(not np.array_equal(a["test"], b["test"]) for a, b in zip(folds, other, strict=True))
 
@@ -240,3 +331,99 @@ def test_real_data_pairs_folds_and_audits_clean():
                 ]
             else:
                 assert found == []
+
+
+def cohort_of(name, task, classes, count, **more):
+    """Cases without files; every class has several patients, every patient two images."""
+    labels = np.arange(count) // 2 % classes
+    return Cases(
+        name, task, [str(c) for c in range(classes)], [f"{name}{i}" for i in range(count)],
+        [f"{name}p{i // 2}" for i in range(count)], more.get("centers", [""] * count), labels,
+        np.full(count, np.nan), [None] * count,
+    )  # fmt: skip
+
+
+def study_values(*names, **more):
+    data = {"datasets": [{"name": n} for n in names], "release": "1", **more.pop("data", {})}
+    cv = {"folds": 3, "seed": 0, "validation": 0.2, "inner": 2, "centers": True}
+    return {"cv": cv, "data": data, "validation": ["cv"], **more}
+
+
+def six_and_three():
+    one = cohort_of("d1", "t1", 2, 144, centers=["ABCDEF"[i // 2 // 2 % 6] for i in range(144)])
+    two = cohort_of("d2", "t2", 2, 96, centers=["XYZ"[i // 2 // 2 % 3] for i in range(96)])
+    return [one, two]
+
+
+def test_centers_are_paired_one_by_one_or_all_with_all():
+    cases = six_and_three()
+    made = splits.make(cases, study_values("d1", "d2", validation=["loco", "loco-all"]))
+    pairs = {k: [(f["d1"]["center"], f["d2"]["center"]) for f in v] for k, v in made.items()}
+    assert pairs["loco"] == list(zip("ABCDEF", "XYZXYZ", strict=True))
+    assert pairs["loco-all"] == [(a, b) for a in "ABCDEF" for b in "XYZ"]
+    record = splits.as_record(made, cases)["validation"]["loco-all"]
+    assert [e["fold"] for e in record] == list(range(18))
+    assert record[4]["datasets"]["d2"]["center"] == "Y"
+    # A data set without centers goes through its folds again and again.
+    alone = [cases[0], cohort_of("d2", "t2", 2, 96)]
+    made = splits.make(alone, study_values("d1", "d2", validation=["loco-all"]))["loco-all"]
+    assert [f["d2"]["fold"] for f in made] == [0, 1, 2, 0, 1, 2]
+
+
+def test_the_same_patients_in_two_data_sets():
+    cases = six_and_three()
+    cases[1].patients[:40] = cases[0].patients[:40]
+    apart = splits.make(cases, study_values("d1", "d2"))["cv"]
+    joint = splits.make(cases, study_values("d1", "d2", data={"same_patients": True}))["cv"]
+
+    def shared(fold):
+        """Patients who are tested in one data set and trained on in the other."""
+        own = {
+            n: [
+                {c.patients[r] for p in parts for r in fold[n][p]}
+                for parts in (["test"], PARTS[:2])
+            ]
+            for n, c in zip(("d1", "d2"), cases, strict=True)
+        }
+        return own["d1"][0] & own["d2"][1] | own["d2"][0] & own["d1"][1]
+
+    assert any(shared(f) for f in apart)
+    assert not any(shared(f) for f in joint)
+    for k, name in enumerate(("d1", "d2")):
+        assert in_tests([f[name] for f in joint]) == list(range(len(cases[k])))
+
+
+def alike(one, two, exact=False):
+    return Alike(one, two, 1.0 if exact else 0.97, False, exact)
+
+
+def test_near_duplicates_stay_together_or_are_found():
+    cases = six_and_three()
+    # Of two patients of one data set, and of a patient of each.
+    pairs = [alike((0, 0), (0, 2)), alike((0, 4), (1, 10)), alike((0, 0), (0, 1))]
+    made = splits.make(cases, study_values("d1", "d2"), alike=pairs)["cv"]
+    for fold in made:
+        part = {r: p for p in PARTS for r in fold["d1"][p]}
+        assert len({part.get(r) for r in range(4)}) == 1  # both images of both patients
+        if part.get(4) == "test":  # neither image of the other's patient is trained on
+            assert not {10, 11} & set(np.r_[fold["d2"]["train"], fold["d2"]["val"]])
+    assert splits.audit_across({"cv": made}, cases, pairs) == []
+    assert splits.audit([f["d1"] for f in made], cases[0], splits.alone(pairs, 0)) == []
+    plain = splits.make(cases, study_values("d1", "d2"))["cv"]
+    split = next(  # two patients whom the plain splits put into different parts
+        (a, b) for a in range(0, 20, 2) for b in range(a + 2, 40, 2)
+        if any((a in f["d1"]["test"]) != (b in f["d1"]["test"]) for f in plain)
+    )  # fmt: skip
+    pairs = [alike((0, split[0]), (0, split[1]))]
+    report = {"near_duplicates": "report"}
+    kept = splits.make(cases, study_values("d1", "d2", data=report), alike=pairs)["cv"]
+    found = splits.audit([f["d1"] for f in kept], cases[0], splits.alone(pairs, 0))
+    assert [(f.kind, f.count) for f in found] == [("near_duplicate", 1)]
+    assert f"d1{split[0]} (" in found[0].examples[0]
+    exact = [alike((0, split[0]), (0, split[1]), True)]
+    with pytest.raises(BadInput, match="1 pairs of equal pictures in two parts"):
+        splits.make(cases, study_values("d1", "d2", data=report), alike=exact)
+    across = [alike((0, 0), (1, k)) for k in range(0, 12, 2)]
+    ((scheme, finding),) = splits.audit_across({"cv": plain}, cases, across)
+    assert (scheme, finding.kind) == ("cv", "near_duplicate")
+    assert "of d1 (" in finding.examples[0] and finding.count >= 1

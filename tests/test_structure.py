@@ -30,6 +30,8 @@ STAGES = [
     ["data"],
     ["preprocess"],
     ["published"],
+    ["kfold"],
+    ["audit"],
     ["splits"],
     ["experiments"],
     ["runner"],
@@ -40,6 +42,7 @@ STAGES = [
     ["tables"],
     ["plots"],
     ["report"],
+    ["checks"],
     ["cli", "run", "__main__"],
 ]
 # heavy module -> the only place that may import it

@@ -95,8 +95,8 @@ def findings(cohort: dict | None, record: dict | None) -> list[str]:
                 part = entry["datasets"].get(source["name"])
                 if part is not None and entry.get("release") in (None, *source["releases"]):
                     rows = {p: [row.get(i, -1) for i in part[p]] for p in ("train", "val", "test")}
-                    center = {"center": part["center"]} if "center" in part else {}
-                    folds[part["fold"]] = {"fold": part["fold"], **center, **rows}
+                    extra = {k: part[k] for k in splits.EXTRAS if k in part}
+                    folds[part["fold"]] = {"fold": part["fold"], **extra, **rows}
             for f in splits.audit(list(folds.values()), source["cases"]):
                 found.append(
                     f"{validation}, {source['name']}: {f.count} {f.message} "

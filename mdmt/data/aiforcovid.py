@@ -60,6 +60,7 @@ def read_cases(spec: dict, task: dict, root, release: str = "3") -> Cases:
     columns = {**_COLUMNS, "patient": "ImageFile"}
     cases = assemble(table, rows, columns, spec, task, locate)
     cases.patients = list(cases.images)  # without the extension that some tables write
+    cases.waves = list(cases.columns["Release"])
     cases.warnings += notes
     return cases
 

@@ -63,6 +63,8 @@ def read_cases(spec: dict, task: dict, root) -> Cases:
     cases.targets = np.array(
         [regions(s) for s in cases.columns[names["brixiascore"]]], np.float64
     ).reshape(len(cases), 6)
+    if spec.get("consensus") == "test":
+        cases.fixed = np.array([c == "1" for c in cases.columns["consensus"]])
     without = sum(c == "" for c in cases.centers)
     if without:
         notes.append(
@@ -74,7 +76,7 @@ def read_cases(spec: dict, task: dict, root) -> Cases:
 
 
 def _consensus(table: Path, rows, names: dict, what: str) -> tuple[list[dict], list[str]]:
-    """Keep, exclude or separate the consensus test set."""
+    """Keep, exclude, separate or mark the consensus test set (then row "consensus" is "1")."""
     if what == "keep":
         return rows, []
     column = names.get("consensustestset")
@@ -88,6 +90,10 @@ def _consensus(table: Path, rows, names: dict, what: str) -> tuple[list[dict], l
                 f"{table}: row {number} has ConsensusTestset '{row[column]}'; it must be 0 or 1"
             )
         inside.append(text in ("1", "1.0", "true"))
+    if what == "test":
+        rows = [{**r, "consensus": "1" if i else ""} for r, i in zip(rows, inside, strict=True)]
+        return rows, [f"{table}: the {sum(inside)} images of the consensus test set are the test "
+                      "part of every fold"]  # fmt: skip
     kept = [r for r, i in zip(rows, inside, strict=True) if i == (what == "only")]
     return kept, [f"{table}: {len(rows) - len(kept)} images left out by consensus: {what}"]
 

@@ -23,6 +23,8 @@ from .xlsx import read_rows
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".dcm", ".dicom", ".dic")
 _MISSING = {"", "nan", "na", "n/a", "#n/a", "none", "null"}
+_MARKS = {"": False, "0": False, "0.0": False, "false": False, "no": False,
+          "1": True, "1.0": True, "true": True, "yes": True}  # fmt: skip
 _DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t"}
 
 
@@ -37,6 +39,8 @@ class Cases:
     columns: {further column of the table: text per image}, for subgroups.
     targets (M, k) float64: finer scores where the reader has them (BRIXIA: six regions), or None.
     second: what a second reader said, as from `second.read`.
+    waves: text, one per image: the release that brought it (sortable), or None.
+    fixed (M,) bool: the images that are the test part of every fold, or None.
     """
 
     name: str
@@ -53,6 +57,8 @@ class Cases:
     columns: dict[str, list[str]] = field(default_factory=dict)
     targets: np.ndarray | None = None
     second: dict[str, np.ndarray] = field(default_factory=dict)
+    waves: list[str] | None = None
+    fixed: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -75,6 +81,8 @@ class Cases:
             {name: [values[r] for r in rows] for name, values in self.columns.items()},
             None if self.targets is None else self.targets[rows],
             {name: values[rows] for name, values in self.second.items()},
+            None if self.waves is None else [self.waves[r] for r in rows],
+            None if self.fixed is None else self.fixed[rows],
         )
 
 
@@ -162,10 +170,13 @@ def read_cases(spec: dict, task: dict, root) -> Cases:
     columns = spec["columns"]
     images = folder / (spec.get("images") or "images")
     header, rows = read_table(table, spec.get("delimiter", "auto"))
-    for role in ("image", "patient", "label", "center", *second.ROLES):
-        name = columns.get(role)
-        if name is not None and name not in header:
-            raise BadData(f"{table}: has no column '{name}' (the {role}){nearest(name, header)}")
+    for role in ("image", "patient", "label", "center", "test", "targets", *second.ROLES):
+        named = columns.get(role)
+        for name in named if isinstance(named, list) else [named]:
+            if name is not None and name not in header:
+                raise BadData(
+                    f"{table}: has no column '{name}' (the {role}){nearest(name, header)}"
+                )
     return assemble(table, rows, columns, spec, task, lambda found: _locate(images, found, table))
 
 
@@ -202,7 +213,8 @@ def assemble(table: Path, rows: list[dict], columns: dict, spec: dict, task: dic
         lambda some: _labels(table, some, {**columns, "label": columns["second"]}, spec["task"],
                              task),
     )  # fmt: skip
-    further = [c for c in labelled[0] if c and c not in columns.values()]
+    used = {c for c in columns.values() if isinstance(c, str)}
+    further = [c for c in labelled[0] if c and c not in used]
     return Cases(
         spec["name"],
         spec["task"],
@@ -216,6 +228,8 @@ def assemble(table: Path, rows: list[dict], columns: dict, spec: dict, task: dic
         len(rows) - len(labelled),
         warnings,
         {name: [r[name] for r in labelled] for name in further},
+        targets=_targets(table, labelled, columns),
+        fixed=_fixed(table, labelled, columns),
         second=other,
     )
 
@@ -315,6 +329,7 @@ def _labels(table: Path, rows: list[dict], columns: dict, name: str, task: dict)
         text = row[columns["label"]]
         where = f"{table}: image '{_stem(row[columns['image']])}', column '{columns['label']}'"
         if cuts is None:
+            text = text if text in mapping else _number(text, mapping)
             if text not in mapping:
                 raise BadData(
                     f"{where}: unknown label '{text}' for task '{name}'{nearest(text, mapping)}"
@@ -334,36 +349,116 @@ def _labels(table: Path, rows: list[dict], columns: dict, name: str, task: dict)
     return labels, scores
 
 
+def _number(text: str, known) -> str:
+    """The one of `known` that is the same whole number ("2.0" and "02" are "2"), else `text`."""
+    same = [k for k in known if _whole(k) is not None and _whole(k) == _whole(text)]
+    return same[0] if len(same) == 1 else text
+
+
+def _whole(text: str) -> int | None:
+    found = re.fullmatch(r"([+-]?\d{1,15})(?:\.0*)?", text)
+    return int(found[1]) if found else None
+
+
+def _targets(table: Path, rows: list[dict], columns: dict) -> np.ndarray | None:
+    """Values (M, k) float64 of the columns `targets`, NaN where a cell is empty, or None."""
+    names = columns.get("targets") or []
+    if not names:
+        return None
+    values = np.full((len(rows), len(names)), np.nan)
+    for i, row in enumerate(rows):
+        for k, name in enumerate(names):
+            if missing(row[name]):
+                continue
+            try:
+                values[i, k] = float(row[name])
+            except ValueError:
+                values[i, k] = np.inf
+            if not np.isfinite(values[i, k]):
+                raise BadData(
+                    f"{table}: image '{_stem(row[columns['image']])}', column '{name}': "
+                    f"'{row[name]}' is not a number; correct the cell or leave it empty"
+                )
+    return values
+
+
+def _fixed(table: Path, rows: list[dict], columns: dict) -> np.ndarray | None:
+    """Which rows (M,) bool the column `test` marks as the test part of every fold, or None."""
+    name = columns.get("test")
+    if name is None:
+        return None
+    marked = np.zeros(len(rows), bool)
+    for i, row in enumerate(rows):
+        text = row[name].strip().lower()
+        if text not in _MARKS:
+            raise BadData(
+                f"{table}: image '{_stem(row[columns['image']])}', column '{name}': "
+                f"'{row[name]}' must be 0 or 1"
+            )
+        marked[i] = _MARKS[text]
+    return marked
+
+
+class _Files:
+    """The files of an image folder by name, with and without extension, in subfolders too."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.inside, self.deep = folder, folder.resolve(), False
+        self.known: dict[str, list[str]] = {}
+        for entry in os.scandir(folder):
+            self._add(entry.name, entry.name)
+
+    def _add(self, name: str, relative: str) -> None:
+        stem = _stem(name)
+        for key in {stem, stem + name[len(stem) :].lower()}:
+            self.known.setdefault(key, []).append(relative)
+
+    def _walk(self) -> None:
+        """Take the subfolders in; only done when a name is not found without them."""
+        self.deep = True
+        for top, _, files in os.walk(self.folder):
+            if Path(top) == self.folder:
+                continue
+            for file in files:
+                relative = os.path.relpath(os.path.join(top, file), self.folder)
+                self._add(file, relative)
+                self._add(relative, relative)
+
+    def find(self, name: str, table: Path) -> list[Path]:
+        """Files that `name` can mean: a path or a name, with or without extension."""
+        if "\\" in name and os.sep != "\\" and not (self.folder / name).exists():
+            name = name.replace("\\", os.sep)  # written on Windows
+        if os.sep in name and self.inside not in (self.folder / name).resolve().parents:
+            raise BadData(
+                f"{table}: image '{name}' lies outside {self.folder}; give a name inside "
+                "the image folder"
+            )
+        if _stem(name) != name and (self.folder / name).is_file():
+            return [self.folder / name]
+        if os.path.isabs(name):
+            name = os.path.relpath(Path(name).resolve(), self.inside)
+        name = os.path.normpath(name)
+        stem = _stem(name)
+        key = stem + name[len(stem) :].lower()
+        if key not in self.known and not self.deep:
+            self._walk()
+        found = [self.folder / f for f in sorted(set(self.known.get(key, [])))]
+        return [f for f in found if f.is_file()]
+
+
 def _locate(folder: Path, names: list[str], table: Path) -> list[Path]:
-    """Return the file of each image: `names` with or without extension, in `folder`."""
+    """Return the file of each image in `folder`; see `_Files`."""
     if not folder.is_dir():
         raise BadConfig(f"{folder}: no such image folder; set data.root or the data set's `images`")
-    inside = folder.resolve()
-    stems: dict[str, list[str]] = {}
-    for entry in os.scandir(folder):
-        stems.setdefault(_stem(entry.name), []).append(entry.name)
-    if any(_stem(n) == n and os.sep not in n and n not in stems for n in names):
-        for top, _, files in os.walk(folder):
-            if Path(top) != folder:
-                for file in files:
-                    inner = os.path.relpath(os.path.join(top, file), folder)
-                    stems.setdefault(_stem(file), []).append(inner)
+    files = _Files(folder)
     paths, absent = [], []
     for name in names:
-        path = folder / name
-        if _stem(name) != name or os.sep in name:
-            if inside not in path.resolve().parents:
-                raise BadData(
-                    f"{table}: image '{name}' lies outside {folder}; give a name inside "
-                    "the image folder"
-                )
-            found = [path] if path.is_file() else []
-        else:
-            found = [folder / f for f in sorted(stems.get(name, []))]
+        found = files.find(name, table)
         if len(found) > 1:
+            could = " or ".join(str(f.relative_to(folder)) for f in found)
             raise BadData(
-                f"{folder}: image '{name}' of {table} could be "
-                f"{' or '.join(f.name for f in found)}; write the extension"
+                f"{folder}: image '{name}' of {table} could be {could}; write the path with its "
+                "extension"
             )
         if found:
             paths.append(found[0])

@@ -17,7 +17,12 @@ from ..paths import make_folder, read_csv, write_atomic
 from . import cases, comparisons, curves, style
 
 ENOUGH = 5  # backbones from which on a critical-difference diagram says anything
-SCHEMES = {"cv": "cross-validation", "loco": "leave one center out"}
+SCHEMES = {
+    "cv": "cross-validation",
+    "nested": "nested cross-validation",
+    "loco": "leave one center out",
+    "loco-all": "leave one center out, all pairs of centers",
+}
 
 
 class Figure(NamedTuple):
@@ -179,7 +184,7 @@ def _place(save: _Saver, a: Analysis, groups: list, samples: bool) -> None:
              "difference. A description: backbones that share patients are not independent.",
              m)  # fmt: skip
     center = [g for g in groups if g.variable == "center"]
-    if m.validation == "loco" and center:
+    if m.validation.startswith("loco") and center:
         save(comparisons.centers(m, center), "centers", "Each center, left out",
              "Accuracy and AUC of every center when it was left out of training.",
              "95 % intervals by patient within the center.", m)  # fmt: skip

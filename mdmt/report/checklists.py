@@ -227,7 +227,7 @@ def answers(outcome, analyses: list, people: dict | None = None) -> dict:
     values, train = outcome.values, outcome.values["train"]
     names, nets = ", ".join(values["configurations"]), ", ".join(values["backbones"])
     resamples = analyses[0].n if analyses else 0
-    loco = any(a.matrix.validation == "loco" for a in analyses)
+    loco = any(a.matrix.validation.startswith("loco") for a in analyses)
     augment = "none" if train["augment"] is None else "shift, zoom, flip, rotation, elastic"
     known = {
         "readers": _readers(people or {}),

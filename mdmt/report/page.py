@@ -99,8 +99,11 @@ padding:0}h2,h3,h4,caption{break-after:avoid}tr,.answer,.flow li{break-inside:av
 """
 
 
-def page(title: str, lead: str, sections: list[tuple[str, str, str]], foot: str) -> str:
-    """The whole file. sections: [(id, heading, HTML)]; lead goes above the contents."""
+def page(
+    title: str, lead: str, sections: list[tuple[str, str, str]], foot: str, kind="mdmt report"
+) -> str:
+    """The whole file. sections: [(id, heading, HTML)]; lead goes above the contents; kind: what
+    made it."""
     contents = "".join(f'<li><a href="#{i}">{escape(h)}</a></li>' for i, h, _ in sections)
     body = "\n".join(
         f'<section aria-labelledby="{i}">\n<h2 id="{i}">{escape(h)}</h2>\n{text}\n</section>'
@@ -118,7 +121,7 @@ def page(title: str, lead: str, sections: list[tuple[str, str, str]], foot: str)
 <body>
 <a class="skip" href="#main">Skip to the content</a>
 <header>
-<p class="quiet">mdmt report</p>
+<p class="quiet">{escape(kind)}</p>
 <h1>{escape(title)}</h1>
 {lead}
 </header>

@@ -9,7 +9,22 @@ from ..analysis.folder import Outcome
 from ..tables.grid import number, percent
 
 ALPHA = 0.05
-SCHEMES = {"cv": "cross-validation", "loco": "leave one center out"}
+SCHEMES = {
+    "cv": "cross-validation",
+    "nested": "nested cross-validation",
+    "loco": "leave one center out",
+    "loco-all": "leave one center out, all pairs of centers",
+}
+
+
+AGAIN = {
+    "nested": "Each test part belongs to several networks, which differ in their validation part: "
+    "the deviation over folds mixes both.",
+    "loco-all": "A center is tested once for every center of the other data set that was left out: "
+    "folds are not independent.",
+    "loco": "This data set has no (or fewer) centers, so that its folds are gone through again. "
+    "These figures are not leave-one-center-out.",
+}
 
 
 def scheme(validation: str, folds: int) -> str:
@@ -223,7 +238,7 @@ def limits(outcome: Outcome, analyses: list[Analysis]) -> list[str]:
                           for c in values["configurations"])
            else "; see the rows marked (control).")
     )  # fmt: skip
-    if not any(a.matrix.validation == "loco" for a in analyses):
+    if not any(a.matrix.validation.startswith("loco") for a in analyses):
         found.append(
             "No leave-one-center-out validation was run: how the networks do in a hospital that "
             "they have not seen is unknown."
@@ -237,9 +252,8 @@ def limits(outcome: Outcome, analyses: list[Analysis]) -> list[str]:
             )
         if len(m.y) > len(set(m.image)):
             found.append(
-                f"{place(m)}: this data set has no (or fewer) centers, so that its "
-                f"folds are gone through again: its {len(set(m.image))} images are tested "
-                f"{len(m.y)} times. These figures are not leave-one-center-out."
+                f"{place(m)}: its {len(set(m.image))} images are tested "
+                f"{len(m.y)} times. {AGAIN.get(m.validation, AGAIN['loco'])}"
             )
     found.append(
         "The bootstrap resamples tested patients, not trainings: that other training sets would "

@@ -15,7 +15,7 @@ from .grid import Cell, Row, Table, marks, number
 
 COLUMNS = ("accuracy", "f1", "gmean")
 SHORT = {"accuracy": "ACC", "f1": "F1", "gmean": "GM"}
-SCHEMES = {"cv": "CV", "loco": "LOCO"}
+SCHEMES = {"cv": "CV", "nested": "nested CV", "loco": "LOCO", "loco-all": "LOCO, all pairs"}
 
 
 def label(configuration: str) -> str:

@@ -1,0 +1,177 @@
+"""What the preprocessed pictures of a study show: near-duplicates, and pictures that look wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..data import similar
+
+TINY = 200  # shorter side of a picture, in pixels, below which there is little to see
+UPSIDE = -0.05  # correlation with the median picture below which one is taken to be inverted
+MEDIAN = 20  # pictures that make a median
+ALIKE = 0.3  # likeness to it that half of them must have, to say anything about the others
+SAME = 0.97  # two exposures of one patient in one pose reach 0.96
+
+
+@dataclass
+class Looks:
+    """Pictures that a person should see, of the last release that holds them.
+
+    cases, stores: per data set; alike: near-duplicates (`similar.Alike`); odd: {kind: [(number of
+    the data set, row)]} with the kinds constant, tiny and inverted; together: whether
+    near-duplicates count as one patient.
+    """
+
+    cases: list
+    stores: list
+    alike: list = field(default_factory=list)
+    odd: dict = field(default_factory=dict)
+    together: bool = True
+
+    def kind(self, pair) -> str:
+        """What the cases of a pair have in common: copies, same patient, patients, data sets."""
+        (n, i), (m, j) = pair.one, pair.two
+        if n != m:
+            return "data sets"
+        if self.cases[n].patients[i] == self.cases[n].patients[j]:
+            return "same patient"
+        return "patients"
+
+    def name(self, place: tuple[int, int]) -> str:
+        """Image and patient of a case."""
+        cases = self.cases[place[0]]
+        image, patient = cases.images[place[1]], cases.patients[place[1]]
+        return image if patient in (image, f"image:{image}") else f"{image} of patient {patient}"
+
+    def findings(self) -> list[tuple[str, str, str]]:
+        """(grade, topic, sentence) of what was seen."""
+        return [*self._alike_findings(), *self._odd_findings()]
+
+    def _alike_findings(self):
+        groups: dict[tuple, list] = {}
+        for pair in self.alike:
+            groups.setdefault((self.kind(pair), pair.one[0], pair.two[0]), []).append(pair)
+        for (kind, n, m), pairs in groups.items():
+            shown = "; ".join(f"{self.name(p.one)} = {self.name(p.two)}" for p in pairs[:3])
+            shown += "; ..." if len(pairs) > 3 else ""
+            count, show = _counted(pairs, "pair"), "shows" if len(pairs) == 1 else "show"
+            if kind == "same patient":
+                yield (
+                    "note", self.cases[n].name,
+                    f"{count} of pictures of one patient {show} the same radiograph ({shown}): it "
+                    "counts more than once; name one of each in leave_out if that is not wanted",
+                )  # fmt: skip
+                continue
+            done = (
+                "they are kept in one part of every fold"
+                if self.together and kind == "patients"
+                else "one is not trained on where the other is tested"
+                if self.together
+                else "they leak between the parts of a fold; set data.near_duplicates: together"
+            )
+            same = {self._patients(p) for p in pairs}
+            who = f"{_counted(same, 'pair')} of patients"
+            topic = self.cases[n].name
+            if kind == "data sets":
+                who, topic = f"{who} of two data sets", f"{topic} and {self.cases[m].name}"
+            yield (
+                "warning", topic,
+                f"{count} of pictures {show} the same radiograph under {who} ({shown}): correct "
+                f"the patient ids, or name one of each in leave_out; {done}",
+            )  # fmt: skip
+
+    def _patients(self, pair) -> tuple:
+        return tuple((n, self.cases[n].patients[i]) for n, i in (pair.one, pair.two))
+
+    def _odd_findings(self):
+        sentences = {
+            "constant": ("warning", "one grey value only; name them in leave_out"),
+            "tiny": ("warning", f"fewer than {TINY} pixels on a side; give larger files"),
+            "inverted": (
+                "warning",
+                "perhaps inverted (bones dark, lungs bright); look at them in the page, correct "
+                "the files or their PhotometricInterpretation",
+            ),
+        }
+        for kind, places in self.odd.items():
+            grade, sentence = sentences[kind]
+            for n, cases in enumerate(self.cases):
+                own = [i for m, i in places if m == n]
+                if own:
+                    names = ", ".join(cases.images[i] for i in own[:5])
+                    names += ", ..." if len(own) > 5 else ""
+                    yield grade, cases.name, f"{_counted(own, 'picture')} ({names}): {sentence}"
+
+
+def _counted(items, name: str) -> str:
+    return f"{len(items)} {name}{'' if len(items) == 1 else 's'}"
+
+
+def look(values: dict, gathered: list[tuple], alike: list[list]) -> Looks:
+    """Look at the pictures that `study.gather` found, each once; alike: near-duplicates of each
+    release."""
+    cases, stores = [], []
+    places: dict[tuple[int, int], tuple[int, int]] = {}
+    seen: dict[tuple, int] = {}
+    for r, (_, of_release, its_stores) in enumerate(gathered):
+        for n, (one, store) in enumerate(zip(of_release, its_stores, strict=True)):
+            key = (one.name, store.key)
+            if key not in seen:
+                seen[key] = len(cases)
+                cases.append(one)
+                stores.append(store)
+            places[r, n] = (seen[key], 0)
+    last = _largest(cases)
+    keep = [k for k in range(len(cases)) if k in last]
+    number = {k: i for i, k in enumerate(keep)}
+    found = {}
+    for r, pairs in enumerate(alike):
+        for p in pairs:
+            n, m = places[r, p.one[0]][0], places[r, p.two[0]][0]
+            if n in number and m in number:
+                found[(number[n], p.one[1]), (number[m], p.two[1])] = p
+    looks = Looks([cases[k] for k in keep], [stores[k] for k in keep])
+    every = [p._replace(one=a, two=b) for (a, b), p in sorted(found.items())]
+    looks.alike = [p for p in every if p.correlation >= SAME or looks.kind(p) != "same patient"]
+    looks.together = values["data"]["near_duplicates"] == "together"
+    if values["data"]["synthetic"] is None:
+        looks.odd = _odd(looks.stores)
+    return looks
+
+
+def _largest(cases: list) -> set[int]:
+    """Of each data set the release with the most images."""
+    best: dict[str, int] = {}
+    for k, one in enumerate(cases):
+        if one.name not in best or len(one) >= len(cases[best[one.name]]):
+            best[one.name] = k
+    return set(best.values())
+
+
+def _odd(stores: list) -> dict:
+    """{kind: places} of pictures that look wrong."""
+    odd: dict[str, list] = {"constant": [], "tiny": [], "inverted": []}
+    for n, store in enumerate(stores):
+        usable = [e for e in store.entries if "reason" not in e]
+        for i, entry in enumerate(usable):
+            if min(entry.get("shape") or [TINY]) < TINY:
+                odd["tiny"].append((n, i))
+        if len(store.images) == 0:
+            continue
+        small = similar.thumbnails(store.images)
+        flat = small.reshape(len(small), -1).std(1) <= 1
+        odd["constant"] += [(n, int(i)) for i in np.flatnonzero(flat)]
+        rows = np.flatnonzero(~flat)
+        if len(rows) < MEDIAN:
+            continue
+        detail = similar.flatten(small[rows]).reshape(len(rows), -1)
+        detail = detail - detail.mean(1, keepdims=True)
+        middle = np.median(detail[:: max(len(detail) // 1000, 1)], 0)
+        norm = np.linalg.norm(detail, axis=1) * np.linalg.norm(middle)
+        likeness = detail @ middle / np.maximum(norm, 1e-6)
+        if np.median(likeness) < ALIKE:
+            continue
+        odd["inverted"] += [(n, int(rows[i])) for i in np.flatnonzero(likeness < UPSIDE)]
+    return {kind: places for kind, places in odd.items() if places}

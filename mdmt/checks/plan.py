@@ -1,0 +1,129 @@
+"""What the plan of a study will take: trainings, time, memory, disk; from a few measured steps."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from ..errors import BadConfig, BadInput
+from ..runner import estimate
+from ..runner.display import expected_images
+from ..runner.kept import finished
+
+BUDGET = 20.0  # seconds after which further backbones are estimated from the measured ones
+
+
+def forecast(report, out, quiet: bool = False) -> None:
+    """Fill in `report.costs`; findings where the plan does not fit this machine.
+
+    costs: trainings, seconds (one after the other), memory (bytes of the largest step), disk
+    (bytes), free (bytes), out, guessed: names of backbones that were not measured.
+    """
+    values, jobs = report.values, report.study.jobs
+    out = Path(out) if out is not None else Path("results") / values["name"]
+    tasks = list({t["name"]: t for j in jobs for t in j.description["tasks"]}.values())
+    figures, guessed = _measured(report, values, tasks, quiet)
+    if not figures:
+        return
+    todo = [j for j in jobs if j.description["backbone"] in figures]
+    todo = [j for j in todo if not finished(out / "runs" / j.id)]
+    images = expected_images(jobs)
+    seconds, disk = 0.0, 0.0
+    for job in todo:
+        own = figures[job.description["backbone"]]
+        seconds += estimate._seconds(job, images[job.id], own)
+        disk += estimate._bytes(job, own)
+    free = _free(out)
+    if disk > free:
+        report.add(
+            "error", "plan",
+            f"the trainings need about {size_text(disk)} in {out}, where {size_text(free)} are "
+            "free; free some space or choose another --out",
+        )  # fmt: skip
+    report.costs = {
+        "trainings": len(jobs),
+        "seconds": seconds,
+        "disk": disk,
+        "memory": max(f["memory"] for f in figures.values()),
+        "free": free,
+        "out": str(out),
+        "guessed": guessed,
+    }
+
+
+def fits(report, quiet: bool = False) -> None:
+    """Findings where a step of a backbone does not fit into this machine's memory."""
+    values, names = report.values, report.values["backbones"]
+    heads = {n: {"classes": len(t["classes"]), **t["head"]} for n, t in values["tasks"].items()}
+    for k, name in enumerate(names):
+        _say(quiet, f"planning {k + 1}/{len(names)}: {name}")
+        try:
+            _planned(values, name, heads)
+        except BadInput as error:
+            report.add("error", "plan", str(error))
+    _say(quiet, "")
+
+
+def _measured(report, values: dict, tasks: list, quiet: bool) -> tuple[dict, list[str]]:
+    """{backbone: figures}, the names of those that were estimated from others."""
+    begin, names = time.perf_counter(), values["backbones"]
+    heads = {t["name"]: {"classes": len(t["classes"]), **t["head"]} for t in tasks}
+    figures, others, work = {}, {}, {}
+    for k, name in enumerate(names):
+        _say(quiet, f"planning {k + 1}/{len(names)}: {name}")
+        try:
+            known, work[name] = _planned(values, name, heads)
+            if time.perf_counter() - begin < BUDGET or not figures:
+                figures[name] = estimate.measure(values, name, tasks, 1)
+            else:
+                others[name] = known
+        except BadInput as error:
+            report.add("error", "plan", str(error))
+    _say(quiet, "")
+    for name, known in others.items():
+        near = min(figures, key=lambda n: abs(work[n] / work[name] - 1))
+        share = work[near] / work[name]
+        rates = {k: figures[near][k] * share for k in ("train", "evaluate")}
+        figures[name] = {**known, **rates}
+    return figures, list(others)
+
+
+def _planned(values: dict, name: str, heads: dict) -> tuple[dict, float]:
+    """Bytes of a step and of the weights, and multiply-adds of an image. Raises BadConfig."""
+    from ..engine import check_memory
+    from ..model import Model
+
+    try:
+        model = Model(
+            name, heads=heads, image_size=values["image_size"], precision=values["precision"]
+        )
+        memory = check_memory(model, values["train"]["batch_size"])
+    except (MemoryError, ValueError) as error:
+        raise BadConfig(f"{name}: {error}; lower train.batch_size or image_size") from error
+    weights = model.memory(1, training=False)["parameters"]
+    return {"memory": memory, "weights": weights}, model.cost()["macs"]
+
+
+def _say(quiet: bool, text: str) -> None:
+    """A line of progress on a terminal, over the one before."""
+    if not quiet and sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def size_text(count: float) -> str:
+    """A number of bytes for people."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def _free(out: Path) -> int:
+    place = out.resolve()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place if place.is_dir() else tempfile.gettempdir()).free

@@ -1,0 +1,186 @@
+"""The page of a check on the terminal."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import textwrap
+
+import numpy as np
+
+from ..kfold import PARTS
+from ..runner.display import clock
+from .found import Report
+from .plan import size_text
+
+COLOURS = {"error": "31;1", "warning": "33;1", "note": "2"}
+
+
+def text(report: Report, width: int | None = None, colour: bool | None = None) -> str:
+    """The report as text; width in characters, colour: with escape sequences (default: of the
+    terminal)."""
+    width = width or min(shutil.get_terminal_size((100, 24)).columns, 120)
+    colour = sys.stdout.isatty() if colour is None else colour
+
+    def paint(grade: str, word: str) -> str:
+        return f"\033[{COLOURS[grade]}m{word}\033[0m" if colour else word
+
+    lines = [headline(report), ""]
+    lines += _columns(data_table(report))
+    if report.study is not None:
+        lines += ["", *_columns(split_table(report))]
+        lines.append("")
+        for name, figure in cost_facts(report):
+            body = textwrap.wrap(figure, max(width - 9, 40))
+            lines += [f"{name if k == 0 else '':<9}{line}" for k, line in enumerate(body)]
+    lines.append("")
+    for item in report.items:
+        body = textwrap.wrap(
+            f"{item.topic}: {item.sentence}", max(width - 9, 40), break_long_words=False,
+            break_on_hyphens=False,
+        )  # fmt: skip
+        lines.append(f"{paint(item.grade, item.grade)}{' ' * (9 - len(item.grade))}{body[0]}")
+        lines += [f"{'':9}{line}" for line in body[1:]]
+    return "\n".join([*lines, *([""] if report.items else []), verdict(report)])
+
+
+def headline(report: Report) -> str:
+    """mdmt check NAME: 0 errors, 2 warnings, 3 notes (2.4 s)."""
+    counts = []
+    for grade in COLOURS:
+        n = report.count(grade)
+        counts.append(f"{n} {grade}{'' if n == 1 else 's'}")
+    return f"mdmt check {report.values['name']}: {', '.join(counts)} ({report.seconds:.1f} s)"
+
+
+def verdict(report: Report) -> str:
+    """What the check comes to, in one sentence."""
+    if report.errors:
+        return "Training would fail: correct the errors above."
+    return "Training can start" + (
+        "; look at the warnings first." if report.count("warning") else "."
+    )
+
+
+def data_table(report: Report) -> list[list[str]]:
+    """Header and a row per data set of each release."""
+    rows = [["data", "images", "patients", "centers", "classes", "files", "store"]]
+    seen = set()
+    many = len(report.gathered) > 1
+    for name, cases_list, stores in report.gathered:
+        for cases, store in zip(cases_list, stores, strict=True):
+            if (cases.name, store.key) in seen:
+                continue
+            seen.add((cases.name, store.key))
+            counts = np.bincount(cases.labels, minlength=len(cases.classes))
+            centers = sorted({c for c in cases.centers if c})
+            kinds: dict[str, int] = {}
+            for path in cases.paths:
+                kind = path.suffix.lstrip(".").lower() or "no extension"
+                kinds[kind] = kinds.get(kind, 0) + 1
+            rows.append(
+                [
+                    f"{cases.name} ({name})" if many else cases.name,
+                    str(len(cases)),
+                    str(len(set(cases.patients))),
+                    str(len(centers)) if centers else "-",
+                    ", ".join(f"{c} {n}" for c, n in zip(cases.classes, counts, strict=True)),
+                    ", ".join(f"{n} {k}" for k, n in sorted(kinds.items())),
+                    size_text(store.nbytes()),
+                ]
+            )
+    return rows
+
+
+def split_table(report: Report) -> list[list[str]]:
+    """Header and a row per validation scheme and data set: cases of each class in the parts."""
+    rows = [["splits (images of each class, least-most)", "folds", *PARTS]]
+    many = len(report.study.releases) > 1
+    for r in report.study.releases:
+        for validation, folds in r.splits.items():
+            for cases in r.cases:
+                cells = []
+                for part in PARTS:
+                    counts = np.array(
+                        [
+                            np.bincount(
+                                cases.labels[f[cases.name][part]], minlength=len(cases.classes)
+                            )
+                            for f in folds
+                        ]
+                    )
+                    low, high = counts.min(0), counts.max(0)
+                    cells.append(
+                        " ".join(
+                            f"{a}" if a == b else f"{a}-{b}" for a, b in zip(low, high, strict=True)
+                        )
+                    )
+                release = f" ({r.name})" if many else ""
+                left_out = dict.fromkeys(f[cases.name].get("center", "") for f in folds)
+                if any(left_out):
+                    release += f" without {', '.join(left_out)}"
+                rows.append(
+                    [f"{validation}, {cases.name}{release}: {'/'.join(cases.classes)}",
+                     str(len(folds)), *cells]
+                )  # fmt: skip
+    return rows
+
+
+def cost_facts(report: Report) -> list[tuple[str, str]]:
+    """(what, figure) of what the plan takes."""
+    values, jobs, costs = report.values, report.study.jobs, report.costs
+    many = len(report.study.releases)
+    plan = (
+        f"{len(jobs)} trainings: {_counted(values['backbones'], 'backbone')}, "
+        f"{_counted(values['configurations'], 'configuration')}, "
+        f"{', '.join(values['validation'])}"
+        + (f", {many} releases" if many > 1 else "")
+        + f"; weights: {values['weights']}"
+    )
+    found = [("plan", plan), ("store", store_size(report))]
+    if costs is None:
+        return found
+    guessed = f" ({_counted(costs['guessed'], 'backbone')} not measured)" * bool(costs["guessed"])
+    return [
+        *found,
+        (
+            "time",
+            f"at most {clock(costs['seconds'])} one after the other on this machine{guessed}; "
+            "early stopping ends sooner",
+        ),
+        (
+            "memory",
+            f"{size_text(costs['memory'])} for a step of the largest backbone, batch "
+            f"{values['train']['batch_size']}",
+        ),
+        (
+            "disk",
+            f"about {size_text(costs['disk'])} in {costs['out']}, where "
+            f"{size_text(costs['free'])} are free",
+        ),
+    ]
+
+
+def _counted(items, name: str) -> str:
+    return f"{len(items)} {name}{'' if len(items) == 1 else 's'}"
+
+
+def store_size(report: Report) -> str:
+    """Bytes of all stores, each counted once."""
+    stores = {s.key: s for _, _, stores in report.gathered for s in stores}
+    return size_text(sum(s.nbytes() for s in stores.values()))
+
+
+def _columns(rows: list[list[str]]) -> list[str]:
+    """Rows as aligned text; numbers to the right."""
+    if len(rows) < 2:
+        return []
+    widths = [max(len(r[k]) for r in rows) for k in range(len(rows[0]))]
+    lines = []
+    for r in rows:
+        cells = []
+        for k, cell in enumerate(r):
+            right = all(row[k].isdigit() or row[k] == "-" for row in rows[1:])
+            cells.append(cell.rjust(widths[k]) if right else cell.ljust(widths[k]))
+        lines.append("  ".join(cells).rstrip())
+    return lines
