@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from mdmt import checks, config
-from mdmt.checks import page, plan, terminal
+from mdmt.checks import page, terminal
+from mdmt.runner import estimate
 from tests.realdata import COVID_CXR, needs_covid_cxr
 from tests.test_similar import drawn
 
@@ -173,7 +174,7 @@ def test_every_broken_file_and_table_is_reported(data):
 def test_what_would_fail_later_is_an_error_now(data, monkeypatch):
     found = sentences(examine(data, "weights=/nowhere/w.safetensors"), "error")
     assert any("neither random nor imagenet nor a file" in s for s in found)
-    monkeypatch.setattr(plan, "_free", lambda out: 1000)
+    monkeypatch.setattr(estimate, "free", lambda out: 1000)
     found = sentences(examine(data, costs=True), "error")
     assert len(found) == 1 and "1000 B are free" in found[0]
     report = examine(data, "train.batch_size=100000000", costs=True)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 from ..errors import BadConfig, BadInput
 from ..runner import estimate
-from ..runner.display import expected_images
-from ..runner.kept import finished
+from ..runner.estimate import size_text
 
 BUDGET = 20.0  # seconds after which further backbones are estimated from the measured ones
 
@@ -19,8 +16,8 @@ BUDGET = 20.0  # seconds after which further backbones are estimated from the me
 def forecast(report, out, quiet: bool = False) -> None:
     """Fill in `report.costs`; findings where the plan does not fit this machine.
 
-    costs: trainings, seconds (one after the other), memory (bytes of the largest step), disk
-    (bytes), free (bytes), out, guessed: names of backbones that were not measured.
+    costs: as from `estimate.forecast`, with free (bytes), out, and guessed: names of backbones that
+    were not measured.
     """
     values, jobs = report.values, report.study.jobs
     out = Path(out) if out is not None else Path("results") / values["name"]
@@ -28,30 +25,16 @@ def forecast(report, out, quiet: bool = False) -> None:
     figures, guessed = _measured(report, values, tasks, quiet)
     if not figures:
         return
-    todo = [j for j in jobs if j.description["backbone"] in figures]
-    todo = [j for j in todo if not finished(out / "runs" / j.id)]
-    images = expected_images(jobs)
-    seconds, disk = 0.0, 0.0
-    for job in todo:
-        own = figures[job.description["backbone"]]
-        seconds += estimate._seconds(job, images[job.id], own)
-        disk += estimate._bytes(job, own)
-    free = _free(out)
-    if disk > free:
+    known = [j for j in jobs if j.description["backbone"] in figures]
+    found = estimate.forecast(values, known, out, 1, figures)
+    free = estimate.free(out)
+    if found["disk"] > free:
         report.add(
             "error", "plan",
-            f"the trainings need about {size_text(disk)} in {out}, where {size_text(free)} are "
-            "free; free some space or choose another --out",
+            f"the trainings need about {size_text(found['disk'])} in {out}, where "
+            f"{size_text(free)} are free; free some space or choose another --out",
         )  # fmt: skip
-    report.costs = {
-        "trainings": len(jobs),
-        "seconds": seconds,
-        "disk": disk,
-        "memory": max(f["memory"] for f in figures.values()),
-        "free": free,
-        "out": str(out),
-        "guessed": guessed,
-    }
+    report.costs = {**found, "free": free, "out": str(out), "guessed": guessed}
 
 
 def fits(report, quiet: bool = False) -> None:
@@ -77,7 +60,7 @@ def _measured(report, values: dict, tasks: list, quiet: bool) -> tuple[dict, lis
         try:
             known, work[name] = _planned(values, name, heads)
             if time.perf_counter() - begin < BUDGET or not figures:
-                figures[name] = estimate.measure(values, name, tasks, 1)
+                figures[name] = estimate.measure(values, name, tasks)
             else:
                 others[name] = known
         except BadInput as error:
@@ -85,9 +68,13 @@ def _measured(report, values: dict, tasks: list, quiet: bool) -> tuple[dict, lis
     _say(quiet, "")
     for name, known in others.items():
         near = min(figures, key=lambda n: abs(work[n] / work[name] - 1))
-        share = work[near] / work[name]
-        rates = {k: figures[near][k] * share for k in ("train", "evaluate")}
-        figures[name] = {**known, **rates}
+        like, share = figures[near], work[name] / work[near]
+        once = known["weights"] / like["weights"]
+        figures[name] = {
+            **known,
+            **{k: like[k] * once for k in ("start", "step")},
+            **{k: like[k] * share for k in ("image", "evaluate")},
+        }
     return figures, list(others)
 
 
@@ -111,19 +98,3 @@ def _say(quiet: bool, text: str) -> None:
     """A line of progress on a terminal, over the one before."""
     if not quiet and sys.stderr.isatty():
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
-
-
-def size_text(count: float) -> str:
-    """A number of bytes for people."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
-
-
-def _free(out: Path) -> int:
-    place = out.resolve()
-    while not place.exists():
-        place = place.parent
-    return shutil.disk_usage(place if place.is_dir() else tempfile.gettempdir()).free

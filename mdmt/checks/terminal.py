@@ -10,8 +10,8 @@ import numpy as np
 
 from ..kfold import PARTS
 from ..runner.display import clock
+from ..runner.estimate import size_text
 from .found import Report
-from .plan import size_text
 
 COLOURS = {"error": "31;1", "warning": "33;1", "note": "2"}
 

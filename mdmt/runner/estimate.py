@@ -123,10 +123,10 @@ def _process_start() -> float:
     return time.perf_counter() - begin
 
 
-def forecast(values: dict, jobs: list, out, workers: int) -> dict:
+def forecast(values: dict, jobs: list, out, workers: int, figures: dict | None = None) -> dict:
     """Figures of the jobs that are not finished yet: `todo`, their number; `seconds` one after the
     other; `disk`, bytes; `memory`, bytes of the largest; `backbones`, {name: `measure`'s figures};
-    `threads` of each."""
+    `threads` of each. figures: the backbones', where they are known."""
     from .. import _core
 
     out = Path(out)
@@ -138,7 +138,8 @@ def forecast(values: dict, jobs: list, out, workers: int) -> dict:
     _core.set_num_threads(threads)
     try:
         used = dict.fromkeys(j.description["backbone"] for j in todo)
-        figures = {b: measure(values, b, tasks, _existing(out)) for b in used}
+        if figures is None:
+            figures = {b: measure(values, b, tasks, _existing(out)) for b in used}
     finally:
         _core.set_num_threads(before)
     images = expected_images(jobs)
@@ -166,7 +167,7 @@ def estimate(values: dict, jobs: list, out, workers: int, dask: str | None = Non
         rate = batch / (f["step"] + batch * f["image"])
         lines.append(
             f"  {name:<24}{rate:8.1f} img/s in training, {f['start']:5.1f} s to start and end, a "
-            f"step of {batch} images needs {_size(f['memory'])} as planned"
+            f"step of {batch} images needs {size_text(f['memory'])} as planned"
         )
     if found["todo"] < len(jobs):
         lines.append(f"finished already: {len(jobs) - found['todo']} jobs")
@@ -177,8 +178,9 @@ def estimate(values: dict, jobs: list, out, workers: int, dask: str | None = Non
             f"time    at most {clock(seconds / workers)}, {workers} at a time with "
             f"{found['threads']} threads {where} ({clock(seconds)} one after the other); early "
             "stopping ends sooner",
-            f"memory  at most {_size(found['memory'] * workers)} for {workers} at a time",
-            f"disk    about {_size(found['disk'])} in {out}, where {_size(_free(out))} are free",
+            f"memory  at most {size_text(found['memory'] * workers)} for {workers} at a time",
+            f"disk    about {size_text(found['disk'])} in {out}, where {size_text(free(out))} "
+            "are free",
         ]
     return "\n".join(lines)
 
@@ -200,7 +202,7 @@ def _bytes(job) -> float:
     return 250 * tests + 120 * job.description["train"]["epochs"] + 8192
 
 
-def _size(count: float) -> str:
+def size_text(count: float) -> str:
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -216,5 +218,5 @@ def _existing(out) -> Path:
     return place if place.is_dir() else Path(tempfile.gettempdir())
 
 
-def _free(out) -> int:
+def free(out) -> int:
     return shutil.disk_usage(_existing(out)).free
