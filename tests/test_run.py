@@ -525,7 +525,8 @@ def test_the_other_commands(reference, tiny, tmp_path):
     made = mdmt("splits", tiny, "--out", tmp_path / "s.json")
     assert made.returncode == 0, made.stderr
     assert (tmp_path / "s.json").read_text() == (out / "splits.json").read_text()
-    assert "34 images, 32 pixels" in mdmt("prepare", tiny).stdout
+    prepared = mdmt("prepare", tiny, "--out", tmp_path / "sheets")
+    assert "one: 34 images: 34 used" in prepared.stdout
     assert "covid_cxr" in mdmt("show").stdout
     assert "train:" in mdmt("show", "keys").stdout
     assert "weights: random" in mdmt("show", "covid_cxr").stdout
