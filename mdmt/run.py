@@ -258,12 +258,11 @@ def _run_in(out: Path, values: dict, options: Options) -> list[dict]:
             if made and not options.quiet:
                 tell(made)
     if outcome.failed:
-        labels = {j.id: j.label for j in study.jobs}
         first = next(iter(outcome.failed))
         message, code = outcome.failed[first]
         raise JobsFailed(
-            f"{len(outcome.failed)} of {len(study.jobs)} trainings failed; the first, "
-            f"{labels[first]} ({out / 'runs' / first}): {message}",
+            f"{len(outcome.failed)} of {len(study.jobs)} trainings failed; the first "
+            f"({out / 'runs' / first}): {message}",
             code,
         )
     return results

@@ -183,15 +183,17 @@ class Sweep:
 
     def _ended(self, job: Job, event: dict, error: dict | None) -> None:
         folder = self.runs / job.id
+        self.display.running.discard(job.id)
         if event["code"] == 0 and finished(folder):
             self.outcome.done.append(job.id)
             self.graph.finish(job.id)
             self.kept.finish(job.id)
             self.display.finish(job, read_json(folder / RESULT))
             return
+        if self.stopping and not error:
+            return  # Ctrl-C reaches a training, too, perhaps before it knows what to do
         if event["code"] == 75 or event.get("lost"):
             if self._halted():
-                self.display.running.discard(job.id)
                 return
             self.requeued[job.id] = self.requeued.get(job.id, 0) + 1
             if self.requeued[job.id] <= REQUEUES:
@@ -265,7 +267,7 @@ class Clock:
             "done": len(sweep.outcome.done),
             "failed": len(sweep.outcome.failed),
             "processes": self.processes,
-            "images": sweep.display.trained,
+            "images": sweep.display.images,
             "seconds": round(time.monotonic() - self.wall, 3),
             "busy_seconds": round(self.busy, 3),
             "training_cpu_seconds": round(_of_children() - self.children, 3),
