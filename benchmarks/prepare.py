@@ -4,14 +4,17 @@
                                  [--workers 2] [--repeats 3] [--store-images 6281]
 
 The images are real radiographs ($MDMT_DATA; drawn ones where there are none), each a little
-different, as they are (jpeg) or as DICOM of 12 bits with 1,760 rows in eight transfer syntaxes
-(dicom). The decoder alone runs on as many processes as the preparation; the two take turns on a
-part of the images, and the share is the median of the ratios. Memory is the peak of the process
-that prepares and of the largest worker. Last, a store of --store-images is opened and iterated;
-it is filled with what was prepared, over and over, so that only its size counts.
+different, as they are (jpeg) or as DICOM of 12 bits with at least 1,760 rows in seven transfer
+syntaxes (dicom). The decoder alone runs on as many processes as the preparation; the two take
+turns on a part of the images, and the shares are the medians of the ratios, of images per second
+and of time of a core, which other programs on the machine disturb less. Start and end of the
+processes count. Memory is the peak of the process that prepares and of the largest worker. Last, a
+store of --store-images is opened and iterated; it is filled with what was prepared, over and over,
+so that only its size counts.
 """
 
 import argparse
+import io
 import resource
 import statistics
 import subprocess
@@ -30,34 +33,41 @@ from mdmt.data.images import read_levels
 from mdmt.data.table import Cases
 from mdmt.preprocess import build
 
+MARK = b"--MARK--"
+
 
 def files(folder, options):
-    """Write the images; returns their paths."""
+    """Write the images; returns their paths. Each differs from the others in bytes that no decoder
+    reads, so that a few pictures make many files."""
     from tests import replicas
     from tests.dicomfiles import SYNTAXES, write_dicom
     from tests.realdata import COVID_CXR
 
-    found = sorted((COVID_CXR / "images").glob("*.jpg"))
-    if options.kind == "jpeg" and found:
-        for i in range(options.images):
-            path = folder / f"{i:05d}.jpg"
-            # Bytes after the end of a JPEG: another file with the same picture.
-            path.write_bytes(found[i % len(found)].read_bytes() + i.to_bytes(4, "little"))
-            yield path
-        return
-    size = 512 if options.kind == "jpeg" else 1760
-    rng = np.random.default_rng(0)
-    for i, grey in enumerate(replicas.pictures(options.images, size)):
-        if options.kind == "jpeg":
-            path = folder / f"{i:05d}.jpg"
-            Image.fromarray(grey).save(path, quality=92)
-        else:
+    raw, suffix = [], ".jpg"
+    if options.kind == "dicom":
+        suffix = ".dcm"
+        syntaxes = [s for s in SYNTAXES if s != "deflated"]  # its bytes cannot be changed
+        rng = np.random.default_rng(0)
+        for i, grey in enumerate(replicas.pictures(2 * len(syntaxes), 1760)):
             values = (grey.astype(np.uint16) << 4) + rng.integers(0, 16, grey.shape, np.uint16)
             path = write_dicom(
-                folder / f"{i:05d}.dcm", values, bits=12, syntax=SYNTAXES[i % len(SYNTAXES)],
-                photometric=("MONOCHROME2", "MONOCHROME1")[i % 2],
+                folder / "one", values, bits=12, syntax=syntaxes[i % len(syntaxes)],
+                photometric=("MONOCHROME2", "MONOCHROME1")[i % 2], StationName=MARK.decode(),
             )  # fmt: skip
-        yield path
+            raw.append(path.read_bytes())
+            path.unlink()
+    else:
+        found = sorted((COVID_CXR / "images").glob("*.jpg"))
+        raw = [p.read_bytes() + MARK for p in found]  # after the end of the picture
+        if not raw:
+            for grey in replicas.pictures(40, 512):
+                stream = io.BytesIO()
+                Image.fromarray(grey).save(stream, "JPEG", quality=92)
+                raw.append(stream.getvalue() + MARK)
+    paths = [folder / f"{i:05d}{suffix}" for i in range(options.images)]
+    for i, path in enumerate(paths):
+        path.write_bytes(raw[i % len(raw)].replace(MARK, b"%08d" % i))
+    return paths
 
 
 def decode(path):
@@ -79,34 +89,52 @@ def values_of(options, folder):
     return values
 
 
+def processor_seconds():
+    """Of this process and of all children that ended."""
+    found = [resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(f.ru_utime + f.ru_stime for f in found)
+
+
+def timed(action):
+    """(result, seconds, processor seconds)."""
+    begin, used = time.perf_counter(), processor_seconds()
+    result = action()
+    return result, time.perf_counter() - begin, processor_seconds() - used
+
+
+def decode_all(paths, workers):
+    with ProcessPoolExecutor(workers) as pool:
+        list(pool.map(decode, paths, chunksize=8))
+
+
 def compare(paths, options, folder):
-    """[(decoder alone, preparation)] in images per second; survey of the last part."""
-    parts = np.array_split(np.arange(len(paths)), options.repeats)
-    rates, last = [], None
-    with ProcessPoolExecutor(options.workers) as pool:
-        list(pool.map(decode, paths[:32]))
-        for k, part in enumerate(parts):
-            own = [paths[i] for i in part]
-            begin = time.perf_counter()
-            list(pool.map(decode, own, chunksize=8))
-            alone = len(own) / (time.perf_counter() - begin)
-            survey = build.inspect(
-                cases_of(own), values_of(options, folder / f"s{k}"), False, options.workers
+    """Per part: images/s and processor milliseconds per image of the decoder alone and of the
+    preparation; and the survey of the last part."""
+    rows, survey = [], None
+    for k, part in enumerate(np.array_split(np.arange(len(paths)), options.repeats)):
+        own = [paths[i] for i in part]
+        values = values_of(options, folder / f"s{k}")
+        _, alone, used_alone = timed(lambda own=own: decode_all(own, options.workers))
+        survey, whole, used = timed(
+            lambda own=own, values=values: build.inspect(
+                cases_of(own), values, False, options.workers
             )
-            assert survey.decoded == len(own)
-            rates.append((alone, len(own) / survey.seconds))
-            print(
-                f"part {k}: decoder alone {alone:.1f}, preparation {rates[-1][1]:.1f} images/s; "
-                f"{len(survey.refused)} refused"
-            )
-            last = survey
-    return rates, last
+        )
+        assert survey.decoded == len(own)
+        n = len(own)
+        rows.append((n / alone, n / whole, 1000 * used_alone / n, 1000 * used / n))
+        print(
+            "part {}: decoder alone {:.1f}, preparation {:.1f} images/s; {:.1f} and {:.1f} ms of a "
+            "core per image; {} refused".format(k, *rows[-1], len(survey.refused))
+        )
+    return rows, survey
 
 
 LARGE = """
 import resource, sys, time
 from pathlib import Path
 import numpy as np
+from mdmt.data import store
 source, target, count = store.Store(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 pixels, peak = source.settings["size"] ** 2, lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 usable = [e for e in source.entries if "reason" not in e]
@@ -142,19 +170,20 @@ def main():
     with tempfile.TemporaryDirectory(prefix="mdmt-prepare-") as place:
         folder = Path(place)
         (folder / "images").mkdir()
-        paths = list(files(folder / "images", options))
-        rates, survey = compare(paths, options, folder)
-        share = statistics.median(b / a for a, b in rates)
+        paths = files(folder / "images", options)
+        rows, survey = compare(paths, options, folder)
+        alone, whole, used_alone, used = (statistics.median(c) for c in zip(*rows))
+        by_time = statistics.median(b / a for a, b, _, _ in rows)
+        by_work = statistics.median(c / d for _, _, c, d in rows)
         own, child = (
             resource.getrusage(who).ru_maxrss / 1024
             for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
         )
         print(
             f"{machine.cpu_name()}: {len(paths)} images ({options.kind}, crop {options.crop}), "
-            f"{options.workers} processes: decoder alone "
-            f"{statistics.median(a for a, _ in rates):.1f}, preparation "
-            f"{statistics.median(b for _, b in rates):.1f} images/s, {100 * share:.0f} % of it; "
-            f"memory {own:.0f} MiB, largest worker {child:.0f} MiB"
+            f"{options.workers} processes: decoder alone {alone:.1f}, preparation {whole:.1f} "
+            f"images/s ({100 * by_time:.0f} %); {used_alone:.1f} and {used:.1f} ms of a core per "
+            f"image ({100 * by_work:.0f} %); memory {own:.0f} MiB, largest worker {child:.0f} MiB"
         )
         sys.stdout.flush()
         subprocess.run(

@@ -448,12 +448,13 @@ def _coded(stored: np.ndarray) -> tuple[np.ndarray, int]:
 def _levels(stored: np.ndarray, header, voi: bool) -> Levels:
     """Grey of stored values (rows, columns), computed once for each value that occurs."""
     codes, base = _coded(stored)
-    present = np.flatnonzero(count(codes))
+    counted = count(codes)
+    present = np.flatnonzero(counted)
     values = (present + base).astype(stored.dtype.newbyteorder("="))
     _check_bits(values, header)
-    table = np.zeros(1 << (8 * codes.dtype.itemsize), np.float32)
+    table = np.zeros(present[-1] + 1, np.float32)  # a short table stays in the cache
     table[present] = _grey(values, header, voi)
-    return Levels(codes, table)
+    return Levels(codes, table, counted)
 
 
 def _palette(stored: np.ndarray, whole) -> Levels:

@@ -14,12 +14,14 @@ _BLOCK = 1 << 20  # pixels counted at a time, so that a count needs little memor
 class Levels:
     """A grey picture of at most 65,536 grey values.
 
-    codes (H, W) uint8 or uint16; table (256 or 65,536,) float32: the grey value of code k is
-    table[k]. Where table is None, codes (H, W) float32 are the grey values themselves.
+    codes (H, W) uint8 or uint16; table (L,) float32: the grey value of code k is table[k], for
+    every code that occurs. Where table is None, codes (H, W) float32 are the grey values
+    themselves. counted: `counts`, where they are known.
     """
 
     codes: np.ndarray
     table: np.ndarray | None = None
+    counted: np.ndarray | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -46,8 +48,9 @@ class Levels:
 
     @cached_property
     def counts(self) -> np.ndarray:
-        """Pixels of each code, int64; only with a table."""
-        return count(self.codes)
+        """Pixels of each code of the table, (L,) int64; only with a table."""
+        counted = count(self.codes) if self.counted is None else self.counted
+        return counted[: len(self.table)]
 
 
 def count(codes: np.ndarray) -> np.ndarray:

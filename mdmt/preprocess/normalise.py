@@ -30,7 +30,7 @@ def normalised(picture: Levels, clip=(2, 98)) -> Levels:
     low, high = _percentiles(values, picture.counts[present], clip)
     table = np.zeros_like(picture.table)
     table[present] = _scaled(values, low, high)
-    return Levels(picture.codes, table)
+    return Levels(picture.codes, table, picture.counted)
 
 
 def _scaled(grey: np.ndarray, low: float, high: float) -> np.ndarray:
