@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .shown import html_table
+
 from .kfold import PARTS
 
 # Findings that make every result of a run worthless.
@@ -19,6 +21,17 @@ class Finding(NamedTuple):
     count: int
     examples: list
     message: str
+
+
+class Findings(list):
+    """Findings, a list that shows itself as a table in a notebook."""
+
+    def _repr_html_(self) -> str:
+        if not self:
+            return "<p>The audit found nothing.</p>"
+        rows = [[f.kind, f.count, f.message, "; ".join(map(str, f.examples))] for f in self]
+        heads = ["kind", "count", "what", "examples"]
+        return html_table("Findings of the audit", heads, rows)
 
 
 def columns_of(cases) -> dict:
@@ -81,7 +94,7 @@ def audit(splits: list[dict], cases, similar=()) -> list[Finding]:
     add("small_training", small, "folds that train on far fewer cases than they test")
     if any("center" in fold for fold in splits):
         findings += audit_centers(splits, cases)
-    return findings
+    return Findings(findings)
 
 
 def _inside(splits, count: int, add) -> list[tuple]:

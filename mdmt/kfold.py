@@ -18,9 +18,25 @@ import hashlib
 import numpy as np
 
 from .errors import BadInput
+from .shown import html_table
 
 PARTS = ("train", "val", "test")
 CENTER_WEIGHT = 0.5  # of the balance over centers, where that over classes counts 1
+
+
+class Folds(list):
+    """Folds, a list of dictionaries that shows itself as a table in a notebook."""
+
+    def _repr_html_(self) -> str:
+        heads = ["fold", "training", "validation", "test"]
+        center = any("center" in f for f in self)
+        rows = [
+            [f["fold"], *([f.get("center", "")] if center else []), *(len(f[p]) for p in PARTS)]
+            for f in self
+        ]
+        if center:
+            heads.insert(1, "center left out")
+        return html_table("Folds: cases per part", heads, rows)
 
 
 def as_codes(values, name: str) -> tuple[list[str], np.ndarray]:
@@ -226,7 +242,7 @@ def stratified_group_kfold(
         train, val = cohort.hold_out(np.flatnonzero(bins != i), share, seed, i)
         folds.append({"fold": i, "train": train, "val": val, "test": test})
         cohort.check_training(folds[-1])
-    return folds
+    return Folds(folds)
 
 
 def nested_kfold(
@@ -249,7 +265,7 @@ def nested_kfold(
             parts = {"train": rest[bins != i], "val": rest[bins == i], "test": one["test"]}
             folds.append({"fold": len(folds), "outer": one["fold"], "inner": i, **parts})
             cohort.check_training(folds[-1])
-    return folds
+    return Folds(folds)
 
 
 def fixed_test_kfold(
@@ -274,7 +290,7 @@ def fixed_test_kfold(
         parts = {"train": rest[bins != i], "val": rest[bins == i], "test": test}
         folds.append({"fold": i, "fixed_test": True, **parts})
         cohort.check_training(folds[-1])
-    return folds
+    return Folds(folds)
 
 
 def leave_one_center_out(
@@ -322,4 +338,4 @@ def leave_one_center_out(
         more = {"fixed_test": True} if held.any() else {}
         folds.append({"fold": i, "center": name, **more, "train": train, "val": val, "test": test})
         cohort.check_training(folds[-1], f"center '{name}', ")
-    return folds
+    return Folds(folds)

@@ -654,3 +654,18 @@ class Model:
         count = sum(math.prod(shape) for _, role, _, shape in self._entries if role == "param")
         size = " x ".join(map(str, self.image_size))
         return f"Model({self.backbone}, heads: {heads}, {size} px, {count:,} parameters)"
+
+    def _repr_html_(self):
+        from mdmt import summary
+        from mdmt.shown import html_table, html_text
+
+        known = summary.build(self.backbone, self.heads, self.image_size, self.channels)
+        rows = [
+            [part, f"{parameters:,}", summary.count(macs)]
+            for part, (parameters, macs) in (
+                ("backbone", known.sums(heads=False)),
+                *((f"head {task}", known.head(task)) for task in self.heads),
+            )
+        ]
+        heads = ["part", "parameters", "multiply-adds per image"]
+        return html_table(repr(self), heads, rows) + html_text("layers", summary.text(known))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from . import _core, nets
 from .nets import heads as heads_
 from .nets.builder import Builder, pair
+from .shown import html_text
 from .weights import catalogue, read_description
 
 BATCH = 16
@@ -64,6 +65,14 @@ class Network:
         """(parameters, multiply-adds of an image) of the heads or of the backbone."""
         mine = [one for one in self.layers if one.name.startswith("heads.") == heads]
         return sum(one.parameters for one in mine), sum(one.macs for one in mine)
+
+    def head(self, task: str) -> tuple[int, int]:
+        """(parameters, multiply-adds of an image) of one head."""
+        mine = [one for one in self.layers if one.name.startswith(f"heads.{task}.")]
+        return sum(one.parameters for one in mine), sum(one.macs for one in mine)
+
+    def _repr_html_(self) -> str:
+        return html_text(f"{self.backbone}: layers", text(self))
 
 
 def build(backbone: str, heads=None, size=None, channels: int = 3) -> Network:

@@ -422,6 +422,43 @@ def test_edited_predictions(small):
     refused(small, "is not valid CSV")
 
 
+BROKEN = {
+    "cohort.json": [("[]", "is not the record of a cohort"),
+                    ('{"format": 2, "datasets": []}', "(format 1)"),
+                    ('{"format": 1, "datasets": [{"name": "one"}]}', "lacks a data set's cases"),
+                    ('{"format": 1, "datasets": [{"name": "one", "task": "t", "releases": [],'
+                     ' "store": "", "cases": {"image": ["a"], "patient": []}}]}', "unlike length"),
+                    ("{", "is not valid JSON")],
+    "job.json": [("{}", "describes no training"), ("[", "is not valid JSON")],
+    "result.json": [("{", "is not valid JSON")],
+    "environment.json": [("{", "is not valid JSON")],
+    "splits.json": [("{}", "was changed after it was written")],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "sentence"), [(n, t, s) for n, some in BROKEN.items() for t, s in some]
+)
+def test_damaged_files_are_one_sentence_each(small, name, text, sentence):
+    path = small / name
+    if not path.exists():
+        path = sorted((small / "runs").iterdir())[0] / name
+    path.write_text(text)
+    before = contents(small)
+    with pytest.raises(BadInput, match=re.escape(sentence)) as caught:
+        report.make(small, resamples=100, figures=False)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    assert contents(small) == before  # nothing lost, nothing half-written
+
+
+def test_predictions_of_another_release(small):
+    path = small / "predictions.csv"
+    head, *lines = path.read_text().splitlines()
+    path.write_text("\n".join([head, *("7" + line[1:] for line in lines)]) + "\n")
+    with pytest.raises(BadInput, match="line 2 has the release '7', which"):
+        report.make(small, resamples=100, figures=False)
+
+
 def test_predictions_of_another_study(small, tmp_path):
     other = outfolder.make(tmp_path / "other", n=40, seed=5, cv={"folds": 2})
     shutil.copy(other / "predictions.csv", small)

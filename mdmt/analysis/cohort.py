@@ -6,9 +6,15 @@ out folder alone.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
+from ..errors import BadInput
+from ..paths import read_json
+
 COHORT = "cohort.json"
+FORMAT = 1
 # subgroup variable -> names that its column may have, in lower case
 VARIABLES = {
     "sex": ("sex", "gender"),
@@ -18,6 +24,28 @@ VARIABLES = {
 }
 BANDS = ((50, "under 50"), (65, "50 to 64"), (80, "65 to 79"), (float("inf"), "80 and over"))
 UNKNOWN = "not recorded"
+
+
+def read(path) -> dict | None:
+    """cohort.json, checked; None where there is none. Raises BadInput."""
+    path = Path(path)
+    if not path.is_file():
+        return None
+    found = read_json(path)
+    again = f"delete it and `mdmt run --resume --out {path.parent}` writes it again"
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise BadInput(
+            f"{path}: is not the record of a cohort that this version writes (format {FORMAT}); "
+            f"{again}"
+        )
+    for source in found.get("datasets") or [None]:
+        cases = source.get("cases") if isinstance(source, dict) else None
+        lists = cases.values() if isinstance(cases, dict) else []
+        whole = all(isinstance(v, list) for v in lists) and len({len(v) for v in lists}) == 1
+        if not whole or any(k not in source for k in ("name", "task", "releases", "store")):
+            raise BadInput(f"{path}: lacks a data set's cases, or has columns of unlike length; "
+                           f"it was changed after it was written: {again}")  # fmt: skip
+    return found
 
 
 def record(releases) -> dict:
@@ -30,7 +58,7 @@ def record(releases) -> dict:
         for cases, store in zip(release.cases, release.stores, strict=True):
             entry = entries.setdefault(id(cases), {"releases": [], **_described(cases, store)})
             entry["releases"].append(release.name)
-    return {"format": 1, "datasets": list(entries.values())}
+    return {"format": FORMAT, "datasets": list(entries.values())}
 
 
 def _described(cases, store) -> dict:

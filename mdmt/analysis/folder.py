@@ -20,6 +20,7 @@ from ..errors import BadInput, nearest
 from ..paths import digest_file, read_csv, read_json
 from ..results import PREDICTION_COLUMNS
 from .cohort import COHORT
+from .cohort import read as read_cohort
 
 PLACE = PREDICTION_COLUMNS[:7]
 
@@ -134,7 +135,6 @@ def read(out, verify: bool = True) -> Outcome:
     )
     record = splits.read(out / "splits.json") if (out / "splits.json").is_file() else None
     environment = out / "environment.json"
-    cohort = out / COHORT
     path = out / "predictions.csv"
     if not path.is_file():
         raise BadInput(
@@ -148,7 +148,7 @@ def read(out, verify: bool = True) -> Outcome:
         record,
         read_json(environment) if environment.is_file() else {},
         _read_jobs(out / "runs"),
-        read_json(cohort) if cohort.is_file() else None,
+        read_cohort(out / COHORT),
         {"predictions.csv": digest_file(path)},
     )
     if record is None:
@@ -221,6 +221,7 @@ def _part(path: Path, header, place, rows, line: int, values: dict) -> Part:
             f"not have{nearest(task, values['tasks'])}; these are predictions of another study"
         )
     known = {
+        "release": values["data"]["releases"] or [values["data"]["release"]],
         "backbone": values["backbones"],
         "configuration": values["configurations"],
         "validation": values["validation"],
@@ -288,7 +289,13 @@ def _read_jobs(runs: Path) -> dict:
     found = {}
     for folder in sorted(runs.iterdir()):
         if (folder / "result.json").is_file() and (folder / "job.json").is_file():
-            found[folder.name] = read_json(folder / "job.json")
+            job = read_json(folder / "job.json")
+            if not isinstance(job, dict) or "description" not in job:
+                raise BadInput(
+                    f"{folder / 'job.json'}: describes no training; delete that folder and "
+                    f"`mdmt run --resume --out {runs.parent}` trains it again"
+                )
+            found[folder.name] = job
     return found
 
 
@@ -323,8 +330,9 @@ def _verify(outcome: Outcome) -> None:
         if not any(_same(outcome, n, part, cache) for n in numbers):
             raise BadInput(
                 f"{path}: the rows of {_called(part)} are not those of the training in "
-                f"{outcome.out / 'runs' / numbers[0]}; it was changed after it was written: "
-                f"{_again(path)}"
+                f"{outcome.out / 'runs' / numbers[0]}; one of the two was changed after it was "
+                f"written: {_again(path)}; if it comes out the same, delete that folder, which "
+                "trains it again"
             )
     here = {(*p[:5], p.seed) for p in outcome.parts}
     lost = [k for k in jobs if k not in here and k[4] in outcome.values["configurations"]]

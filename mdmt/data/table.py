@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import BadConfig, BadData, nearest
+from ..shown import html_table
 from . import second
 from .xlsx import read_rows
 
@@ -62,6 +63,17 @@ class Cases:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def _repr_html_(self) -> str:
+        counts = np.bincount(self.labels, minlength=len(self.classes)).tolist()
+        rows = [
+            ["images", len(self)],
+            ["patients", len(set(self.patients))],
+            ["centers", len({c for c in self.centers if c}) or "not recorded"],
+            *([f"{self.task}: {c}", n] for c, n in zip(self.classes, counts, strict=True)),
+            ["rows without a label, left out", self.missing_labels],
+        ]
+        return html_table(f"Data set {self.name}", ["", "count"], rows, " ".join(self.warnings))
 
     def take(self, rows) -> Cases:
         """Return the cases of `rows` (ints), in that order."""

@@ -57,7 +57,13 @@ class Table:
     records: list[dict] = field(default_factory=list)
 
     def _repr_html_(self) -> str:
-        return to_html(self)
+        # a notebook aligns every cell to the right, whatever it is
+        left, middle = ' style="text-align:left"', ' style="text-align:center"'
+        text = to_html(self).replace('<th scope="row">', f'<th scope="row"{left}>')
+        text = text.replace('<th class="stub"', f'<th{left} class="stub"')
+        text = text.replace('<th scope="colgroup"', f'<th{middle} scope="colgroup"')
+        text = text.replace("<caption>", f"<caption{left}>")
+        return re.sub(r'<span class="unseen">[^<]*</span>', "", text)
 
     def __str__(self) -> str:
         return to_text(self)
