@@ -102,7 +102,7 @@ def _flow(outcome: Outcome, d: dict, level: int) -> str:
     if d["excluded"]:
         names = "".join(f"<li>{escape(_excluded(e))}</li>" for e in d["excluded"])
         boxes.append(
-            f'<li class="out">{len(d["excluded"])} images excluded<details>'
+            f'<li class="out">{len(d["excluded"])} image{"s" if len(d["excluded"]) > 1 else ""} excluded<details>'
             f'<summary>file and reason</summary><ul class="folds">{names}</ul></details></li>'
         )
     boxes.append(
