@@ -101,8 +101,9 @@ def _flow(outcome: Outcome, d: dict, level: int) -> str:
         boxes.append(f'<li class="out">{d["missing_labels"]} without a label: left out</li>')
     if d["excluded"]:
         names = "".join(f"<li>{escape(_excluded(e))}</li>" for e in d["excluded"])
+        images = "1 image" if len(d["excluded"]) == 1 else f"{len(d['excluded'])} images"
         boxes.append(
-            f'<li class="out">{len(d["excluded"])} image{"s" if len(d["excluded"]) > 1 else ""} excluded<details>'
+            f'<li class="out">{images} excluded<details>'
             f'<summary>file and reason</summary><ul class="folds">{names}</ul></details></li>'
         )
     boxes.append(
