@@ -6,9 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .shown import html_table
-
 from .kfold import PARTS
+from .shown import html_table
 
 # Findings that make every result of a run worthless.
 LEAKS = ("patient_overlap", "image_overlap", "row_overlap", "unknown_row", "copy_overlap")

@@ -94,6 +94,7 @@ table.text tr{padding:.5rem .4rem;border-bottom:1px solid var(--line)}}
 @media print{:root{--ground:#fff;--ink:#000;--quiet:#333;--line:#999;--soft:#f4f4f4;--link:#000;
 --warn:#000;--warnsoft:#eee}body{font-size:10pt}header,main,footer,nav.contents{max-width:none;
 padding:0}h2,h3,h4,caption{break-after:avoid}tr,.answer,.flow li{break-inside:avoid}
+details::details-content{content-visibility:visible;height:auto}
 .wide{overflow:visible}table{font-size:8pt}th,td{padding:.15rem .35rem}a{text-decoration:none}
 .skip{display:none}@page{size:A4;margin:15mm}}
 """
