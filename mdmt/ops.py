@@ -330,6 +330,55 @@ def avg_pool2d_backward(
     return call.run(call.add("avg_pool_bwd", [tdy], size=x.shape[2:], **attrs)[0])[0]
 
 
+def _upsample_mode(mode):
+    if mode not in ("nearest", "bilinear"):
+        raise ValueError(f"mode must be nearest or bilinear, not {mode!r}")
+    return mode
+
+
+def upsample(x, mode="bilinear", backend=None):
+    """Twice as high and wide; x (N,C,H,W) -> (N,C,2H,2W).
+
+    PyTorch's interpolate with scale_factor 2; "bilinear" with align_corners=False.
+    """
+    call = _Call(backend)
+    tx = call.feed("map", _array("x", x, "N,C,H,W", {}))
+    return call.run(call.add("upsample", [tx], mode=_upsample_mode(mode))[0])[0]
+
+
+def upsample_backward(dy, mode="bilinear", backend=None):
+    """Gradient of y = upsample(x, mode): each dy goes to the elements it was mixed from."""
+    call = _Call(backend)
+    tdy = call.feed("map", _array("dy", dy, "N,C,2H,2W", {}))
+    return call.run(call.add("upsample_bwd", [tdy], mode=_upsample_mode(mode))[0])[0]
+
+
+def mask_loss(logits, mask, backend=None):
+    """Loss of a mask, logits z and mask t (N,1,H,W), t in 0 to 1: for each sample the mean over the
+    pixels of the binary cross-entropy plus 1 - D, with p = 1 / (1 + exp(-z)) and the soft Dice
+    coefficient D = (2 sum p t + 1) / (sum p + sum t + 1) (Milletari et al. 2016, without squares).
+
+    Returns (losses (N) float64, dlogits (N,1,H,W): gradient of their sum).
+    """
+    shape = {}
+    logits = _array("logits", logits, "N,C,H,W", shape)
+    mask = _array("mask", mask, "N,C,H,W", shape)
+    if logits.shape[1] != 1 or not ((mask >= 0) & (mask <= 1)).all():
+        raise ValueError("mask_loss takes logits of one channel and masks within 0 to 1")
+    call = _Call(backend)
+    inputs = [call.feed("map", logits), call.feed("image", mask)]
+    (sums,) = call.run(call.add("mask_sums", inputs)[0])
+    entropy, both, guessed, true = np.float64(sums).T
+    every = guessed + true + 1
+    rise = (2 * both + 1) / every**2
+    dsums = np.stack([np.ones_like(rise), -2 / every, rise, rise], 1)
+    call = _Call(backend)
+    inputs = [call.feed("rows", np.float32(dsums))]
+    inputs += [call.feed("map", logits), call.feed("image", mask)]
+    (dlogits,) = call.run(call.add("mask_sums_bwd", inputs)[0])
+    return entropy + 1 - (2 * both + 1) / every, dlogits
+
+
 def global_avg_pool(x, backend=None):
     """The mean over H and W; x (N,C,H,W) -> (N,C)."""
     call = _Call(backend)

@@ -85,6 +85,23 @@ def test_pooling(backend):
     near(ops.global_avg_pool_backward(rows, x, backend), spread)
 
 
+def test_upsampling_and_masks(backend):
+    x = normal(2, 19, 5, 4)
+    for mode in ("nearest", "bilinear"):
+        near(ops.upsample(x, mode, backend), say.upsample(x.astype(float), mode))
+        dy = normal(2, 19, 10, 8)
+        near(ops.upsample_backward(dy, mode, backend), say.upsample_bwd(dy.astype(float), mode))
+    z, t = 3 * normal(3, 1, 9, 7), (normal(3, 1, 9, 7) > 0).astype(np.float32)
+    losses, dz = ops.mask_loss(z, t, backend)
+    exact = say.dice_and_entropy(say.mask_sums(z.astype(float), t))
+    np.testing.assert_allclose(losses, exact, rtol=1e-6)
+    direction = RNG.standard_normal(z.shape)
+    slope = say.difference(
+        lambda v: float(say.dice_and_entropy(say.mask_sums(v, t)).sum()), z.astype(float), direction
+    )
+    assert float((dz * direction).sum()) == pytest.approx(slope, rel=1e-4, abs=1e-6)
+
+
 @pytest.mark.parametrize("kind", ACTS)
 def test_activations(kind, backend):
     x, dy = 3 * normal(2, 21, 5, 7), normal(2, 21, 5, 7)
@@ -136,6 +153,8 @@ def test_other_number_types_are_taken():
         (lambda: ops.linear(normal(2, 3), normal(4, 5)), r"I = 3"),
         (lambda: ops.max_pool2d(normal(1, 1, 4, 4), 2, padding=2), r"padding"),
         (lambda: ops.dropout(normal(2, 2), 1.0), r"rate"),
+        (lambda: ops.upsample(normal(1, 1, 2, 2), "bicubic"), r"nearest or bilinear"),
+        (lambda: ops.mask_loss(normal(1, 2, 3, 3), np.ones((1, 2, 3, 3))), r"one channel"),
         (lambda: ops.act(normal(2, 2), "gelu"), r"kind must be one of none, relu"),
         (lambda: ops.gate(normal(2, 3, 1, 1), normal(2, 4)), r"C = 3"),
         (lambda: ops.batch_norm_backward(normal(1, 1, 2, 2), normal(1, 1, 2, 2), normal(1),
