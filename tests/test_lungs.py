@@ -89,8 +89,10 @@ def test_type_range_polarity_and_size_of_the_numbers_do_not_matter():
 
 @needs_covid_cxr
 def test_a_slice_of_a_ct_is_refused():
-    _, verdict = mdmt.lung_mask(picture("c_cc301862b6"))
-    assert not verdict.ok and verdict.doubt == 1
+    for grey in (picture("c_cc301862b6"), 255 - picture("c_cc301862b6")):
+        _, verdict = mdmt.lung_mask(grey)
+        assert not verdict.ok and verdict.doubt == 1
+        assert verdict.extremes > 0.14  # whatever the network makes of it
 
 
 PHOTOGRAPHS = ("astronaut", "camera", "cat", "coffee", "rocket", "coins", "clock", "moon", "page")
@@ -199,8 +201,10 @@ def test_a_usual_pair_is_believed_and_each_rule_refuses():
     undecided = pair()
     undecided[undecided > 0.5] = 0.8
     undecided[20:50] = 0.3
-    lost = np.maximum(pair(), 0.45 * (ndimage.gaussian_filter(1 - pair(), 3) > 0.9))
-    sliced = np.uint8(np.where(pair() > 0.5, 10, 230))
+    lost = pair()
+    lost[206:] = 0.99  # a third region, somewhat smaller than either lung
+    sliced = np.uint8(np.where(pair() > 0.5, 20, 230))
+    drawing = np.uint8(255 * (np.arange(256)[:, None] // 8 % 2) * np.ones(256))
     for p, look, word in [
         (pair(rows=(90, 110), left=(30, 120), right=(30, 120)), None, "of the picture high"),
         (pair(rows=(0, 256), left=(25, 128), right=(25, 128)), None, "would cover"),
@@ -208,11 +212,17 @@ def test_a_usual_pair_is_believed_and_each_rule_refuses():
         (undecided, None, "undecided"),
         (lost, None, "apart from the two"),
         (np.where(np.arange(256) < 128, pair(), np.float32(0.01)), None, "one region was found"),
-        (pair(), sliced, "slice of a CT"),
+        (pair(), sliced, "lungs differ from their surroundings by 82%"),
+        (pair(), drawing, "of the picture is black and as much is white"),
         (np.zeros((256, 256), np.float32), None, "no lung was found"),
     ]:
         found = verdict_of(p, look)
         assert not found.ok and found.doubt == 1 and word in found.reason, found
+    several = pair(right=(40, 50))
+    several[5:48] = 0.3
+    found = verdict_of(several, np.uint8(np.where(several > 0.5, 100, 102)))
+    assert not found.ok and found.doubt == 1
+    assert "unusual at once: contrast to the surroundings 1%, undecided border" in found.reason
     flat = verdict_of(pair(), np.uint8(np.where(pair() > 0.5, 100, 104)))
     assert flat.ok and 0.5 < flat.doubt < 1
 

@@ -32,17 +32,19 @@ MOST = 1 << 28  # pixels of one picture
 # larger; `doubtful` pixels of probability 0.1 to 0.9, to those above 1/2; `lost` probability
 # outside the regions kept, to that inside; `offset` of the lungs' middle from the picture's; `step`
 # of grey from the lungs to what surrounds them, of the picture's range: small in a projection,
-# where tissue lies before and behind every lung, and large in a CT slice, where none does.
+# where tissue lies before and behind every lung, and large in a CT slice, where none does; for the
+# same reason few pixels of a radiograph's middle are black and few white (`extremes`: the fewer).
 LIMITS = {
     "area": (0.08, 0.13, 0.46, 0.62),
     "ratio": (0.10, 0.40, 1.0, 1.0),
-    "doubtful": (0.0, 0.0, 0.35, 1.0),
+    "doubtful": (0.0, 0.0, 0.35, 0.80),
     "lost": (0.0, 0.0, 0.05, 0.35),
     "height": (0.28, 0.45, 1.0, 1.0),
     "width": (0.30, 0.50, 1.0, 1.0),
     "offset": (0.0, 0.0, 0.12, 0.25),
     "solidity": (0.45, 0.75, 1.0, 1.0),
-    "step": (0.0, 0.08, 0.43, 0.60),
+    "step": (0.0, 0.05, 0.43, 0.60),
+    "extremes": (0.0, 0.0, 0.08, 0.14),
 }
 REASONS = {
     "area": "the lungs would cover {value:.0%} of the picture, outside {low:.0%} to {high:.0%}",
@@ -58,7 +60,23 @@ REASONS = {
     "below {low:.0%})",
     "step": "the lungs differ from their surroundings by {value:.0%} of the grey range, outside "
     "{low:.0%} to {high:.0%} as in a slice of a CT or a drawing",
+    "extremes": "{value:.0%} of the picture is black and as much is white, above {high:.0%}, as in "
+    "a slice of a CT or a drawing",
 }
+# What is named where no number alone is beyond its limit, but several together are.
+WORDS = {
+    "area": "area",
+    "ratio": "smaller lung to larger",
+    "doubtful": "undecided border",
+    "lost": "lung-like parts elsewhere",
+    "height": "height",
+    "width": "width",
+    "offset": "distance from the middle",
+    "solidity": "share of the convex hulls",
+    "step": "contrast to the surroundings",
+    "extremes": "black and white",
+}
+TOGETHER = 0.9  # doubt from which several mild doubts refuse a picture
 
 
 class LungVerdict(NamedTuple):
@@ -76,6 +94,8 @@ class LungVerdict(NamedTuple):
     solidity : area of the regions over that of their convex hulls
     step : median grey around the lungs less that inside, of the picture's range; negative where the
         lungs are the brighter (the picture is inverted)
+    extremes : share of black or of white pixels, the smaller, in the picture without a tenth on
+        each side
     """
 
     ok: bool
@@ -91,6 +111,7 @@ class LungVerdict(NamedTuple):
     offset: float
     solidity: float
     step: float
+    extremes: float
 
 
 def _grey(image) -> np.ndarray:
@@ -168,7 +189,7 @@ def version() -> str:
     from ..paths import digest, digest_file
 
     rules = {"size": SIZE, "cut": CUT, "least": LEAST, "clip": CLIP, "joined": JOINED}
-    rules["limits"] = LIMITS
+    rules |= {"limits": LIMITS, "together": TOGETHER}
     return digest({"weights": digest_file(WEIGHTS), **rules}, 16)
 
 
@@ -217,6 +238,13 @@ def _step(picture: np.ndarray, mask: np.ndarray, rim: np.ndarray) -> float:
     return float(np.median(picture[rim]) - np.median(picture[mask])) / 255
 
 
+def _extremes(picture: np.ndarray) -> float:
+    """The smaller of the shares of black and of white pixels, without a tenth on each side."""
+    rim = len(picture) // 10
+    inner = picture[rim : len(picture) - rim, rim : len(picture) - rim]
+    return float(min((inner < 18).mean(), (inner > 237).mean()))
+
+
 def _measure(picture: np.ndarray, probability: np.ndarray, mask: np.ndarray) -> dict:
     """The numbers of a verdict."""
     from scipy import ndimage
@@ -247,6 +275,7 @@ def _measure(picture: np.ndarray, probability: np.ndarray, mask: np.ndarray) -> 
         "offset": float(np.abs(centre - 0.5).max()),
         "solidity": inside / hulls,
         "step": _step(picture, mask, rim),
+        "extremes": _extremes(picture),
     }
 
 
@@ -270,11 +299,17 @@ def judge(picture, probability, mask, regions: int) -> LungVerdict:
     worst = max(doubts, key=doubts.get)
     refused = doubts[worst] > 1
     low, _, _, high = LIMITS[worst]
+    # Several mild doubts together are worse than one of them.
+    doubt = 1.0 if refused else float(1 - np.prod([1 - 0.9 * min(d, 1) for d in doubts.values()]))
     reason = REASONS[worst].format(value=abs(numbers[worst]), low=low, high=high) if refused else ""
     if refused and regions == 1 and numbers["ratio"] == 0:
         reason = "one region was found where two lungs should be"
-    # Several mild doubts together are worse than one of them.
-    doubt = 1.0 if refused else float(1 - np.prod([1 - 0.9 * min(d, 1) for d in doubts.values()]))
+    if not refused and doubt > TOGETHER:
+        first, second = sorted(doubts, key=doubts.get)[:-3:-1]
+        reason = "several numbers are unusual at once: " + ", ".join(
+            f"{WORDS[name]} {abs(numbers[name]):.0%}" for name in (first, second)
+        )
+        refused, doubt = True, 1.0
     return LungVerdict(not refused, reason, doubt, regions, **numbers)
 
 
