@@ -63,6 +63,40 @@ typedef struct {
 
 typedef struct mdmt_backend mdmt_backend;
 
+/* What Adam works on: flat slabs of `count` floats. */
+typedef struct {
+    float *weights; /* NULL: no update */
+    const float *gradients;
+    float *first, *second;
+    int64_t count;
+} mdmt_update;
+
+/* A tensor (ROWS or SCALAR) that gets, or gives, one row of a host array per step. */
+typedef struct {
+    const mdmt_tensor *tensor;
+    void *data;   /* the tensor's                    */
+    void *host;   /* (steps, bytes)                  */
+    size_t bytes; /* of one step                     */
+} mdmt_port;
+
+enum { MDMT_MAX_FEEDS = 2, MDMT_MAX_LOGS = 20 };
+
+/* Steps in a row on resident data sets, between which the host has nothing to decide. */
+typedef struct {
+    int count, samples; /* steps; samples of each */
+    int augment;
+    mdmt_step first;    /* the first step; its sample arrays are (count, samples) */
+    mdmt_adam adam;     /* of the first step */
+    mdmt_update update;
+    int watch; /* log[0] is the loss: a step in which it is not finite updates nothing, nor do those
+                  after it */
+    int feeds, logs;
+    mdmt_port feed[MDMT_MAX_FEEDS], log[MDMT_MAX_LOGS];
+} mdmt_series;
+
+/* Work that was recorded to be repeated as a whole; the backend's own. */
+typedef struct mdmt_recording mdmt_recording;
+
 /* An op with its kernel chosen. Owned by the program that prepared it. */
 typedef struct mdmt_kernel {
     const char *name;       /* for profiles and tests                          */
@@ -96,6 +130,29 @@ struct mdmt_backend {
     /* Adam over flat slabs of `count` floats. */
     mdmt_status (*adam)(mdmt_backend *backend, const mdmt_adam *adam, float *weights,
                         const float *gradients, float *first, float *second, int64_t count);
+    /* A series; all NULL where the host runs each step itself. In this order, for each step i:
+     *   series_open   once: takes everything to the device
+     *   series_stage  on the host, before step i: its images, where they do not fit the device
+     *   series_next   begins the next step: its numbers and feeds become the current ones
+     *   (the program's ops)
+     *   series_note   ends it: keeps its logs, updates the weights
+     *   series_close  once, also after a failure: waits, copies the logs to the host. *done:
+     *                 steps before the first that updated nothing for its loss, or all
+     * What lies from series_next to series_note may be recorded and repeated instead: none of its
+     * arguments changes from step to step. A recording holds for the same program at the same
+     * addresses and the same `update`, `watch` and ports. */
+    mdmt_status (*series_open)(mdmt_backend *backend, const mdmt_series *series);
+    mdmt_status (*series_stage)(mdmt_backend *backend, const mdmt_series *series, int i);
+    mdmt_status (*series_next)(mdmt_backend *backend, const mdmt_series *series);
+    mdmt_status (*series_note)(mdmt_backend *backend, const mdmt_series *series);
+    mdmt_status (*series_close)(mdmt_backend *backend, const mdmt_series *series, int *done);
+    mdmt_status (*record_begin)(mdmt_backend *backend);
+    /* *recording: NULL when the status is not MDMT_OK. */
+    mdmt_status (*record_end)(mdmt_backend *backend, mdmt_recording **recording);
+    mdmt_status (*record_run)(mdmt_backend *backend, mdmt_recording *recording);
+    void (*record_close)(mdmt_backend *backend, mdmt_recording *recording);
+    /* Waits for all that was started; NULL: nothing runs beside the host. */
+    mdmt_status (*wait)(mdmt_backend *backend);
     /* Frees copies of image sources, whose arrays may change or go; NULL: it has none. */
     void (*forget_images)(mdmt_backend *backend);
     void (*close)(mdmt_backend *backend);

@@ -70,6 +70,16 @@ class Network:
         /,
         **step: Any,
     ) -> Arrays: ...
+    def series(
+        self,
+        mode: dict[str, Any],
+        feeds: Arrays,
+        outputs: tuple[str, ...],
+        adam: tuple[float, float, float, float, float, bool, int] | None = None,
+        /,
+        **step: Any,
+    ) -> Arrays: ...
+    def steps_done(self) -> int: ...
     def profile(
         self, mode: dict[str, Any], feeds: Arrays, /, **step: Any
     ) -> list[tuple[str, str, float]]: ...

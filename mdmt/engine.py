@@ -314,24 +314,41 @@ class Fit:
         if state.sums is None:
             state.sums = np.zeros((len(self.tasks), 2))
             self.sampler.set_epoch(state.epoch)
-        for dataset, index in self.sampler:
-            if self._spent():
-                break
+        batches = iter(self.sampler)
+        while group := self._group(batches):
+            dataset, rows = (np.stack(arrays) for arrays in zip(*group))
+            losses, per_task = self.model.fit_steps(
+                dataset, rows, lr=self.schedule.lr, epoch=state.epoch, **self.options
+            )
+            for loss, one in zip(losses, per_task):
+                state.sums += np.asarray(one, np.float64)
+                state.images += rows.shape[1]
+                if self.progress is not None:
+                    self.progress(state, float(loss))
+            self.since_saved += len(group)
+            _heed(self.stop)
+            if self._due():
+                self.save()
+
+    def _group(self, batches) -> list:
+        """The next batches of one size, [(dataset, rows)], to be trained on in one call: as many as
+        the model wants at once, and none beyond the next checkpoint or the last step."""
+        most = self.model.steps_at_once
+        if self.steps:
+            most = min(most, max(self.steps - self.since_saved, 1))
+        if self.max_steps is not None:
+            most = min(most, self.max_steps - self.model.training_step)
+        left = len(self.sampler) - self.sampler.state_dict()["position"]
+        most = min(most, left if left < 2 else left - 1)  # the last batch may be smaller
+        group: list = []
+        while len(group) < most:
+            dataset, index = next(batches)
             rows = np.empty(len(index), np.int64)
             for d, part in enumerate(self.parts):
                 mine = dataset == d
                 rows[mine] = part.train[index[mine]]
-            loss, per_task = self.model.fit_step(
-                dataset, rows, lr=self.schedule.lr, epoch=state.epoch, **self.options
-            )
-            state.sums += np.asarray(per_task, np.float64)
-            state.images += len(rows)
-            if self.progress is not None:
-                self.progress(state, loss)
-            self.since_saved += 1
-            _heed(self.stop)
-            if self._due():
-                self.save()
+            group.append((dataset, rows))
+        return group
 
     def _due(self) -> bool:
         if self.checkpoint is None:

@@ -102,6 +102,9 @@ class Model:
         self.seed = _whole("seed", seed, 0, (1 << 63) - 1)
         #: Training steps done: keys the dropout and counts for Adam's bias correction.
         self.training_step = 0
+        #: Steps that fit_steps should be given at once: a GPU waits between calls, and between two
+        #: calls a training can be stopped.
+        self.steps_at_once = 1 if self._on is None else 64
         #: Factor of each task's loss in training; a task that is not named counts 1.
         self.task_weights = {}
         self._frozen = None  # the backbone's weights while they are frozen
@@ -364,8 +367,8 @@ class Model:
         wrong = np.flatnonzero(~(known & (index >= 0) & (index < counts)))
         if len(wrong):
             raise IndexError(
-                f"sample {wrong[0]} of the batch is image {index[wrong[0]]} of data set "
-                f"{dataset[wrong[0]]}, which does not exist"
+                f"sample {wrong[0]} of the batch is image {index.flat[wrong[0]]} of data set "
+                f"{dataset.flat[wrong[0]]}, which does not exist"
             )
         return {"sources": self._sources, "dataset": dataset, "index": index, "seed": self.seed}
 
@@ -390,36 +393,84 @@ class Model:
 
         Returns (loss, per_task): per_task (K, 2) has each task's sum of losses and its samples.
         """
+        losses, per_task = self.fit_steps(
+            np.asarray(dataset)[None],
+            np.asarray(index)[None],
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            decoupled=decoupled,
+            augment=augment,
+            epoch=epoch,
+        )
+        return float(losses[0]), per_task[0]
+
+    def fit_steps(
+        self,
+        dataset,
+        index,
+        *,
+        lr=1e-3,
+        betas=(0.9, 0.999),
+        eps=1e-8,
+        weight_decay=1e-4,
+        decoupled=False,
+        augment=None,
+        epoch=0,
+    ):
+        """As fit_step, one step for each row of dataset and index (S, N), with the same result. On
+        a GPU the host only starts them: batches, labels and losses stay there until the last one.
+
+        Returns (losses (S,), per_task (S, K, 2)). FloatingPointError when a loss is not finite;
+        `training_step` then counts the steps that took effect, those before it.
+        """
+        dataset, index = np.asarray(dataset), np.asarray(index)
+        if dataset.ndim != 2 or dataset.shape != index.shape or 0 in dataset.shape:
+            raise ValueError(
+                f"dataset and index must both be (S, N), not {dataset.shape} and {index.shape}"
+            )
+        if self._frozen is not None and len(index) > 1:
+            parts = [
+                self.fit_step(
+                    d, i, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay,
+                    decoupled=decoupled, augment=augment, epoch=epoch,
+                )
+                for d, i in zip(dataset, index)
+            ]  # fmt: skip
+            return np.array([p[0] for p in parts], np.float32), np.stack([p[1] for p in parts])
         adam = self._adam(lr, betas, eps, weight_decay, decoupled)
         samples = self._samples(dataset, index)
         dataset, index = samples["dataset"], samples["index"]
-        n, width = len(index), max(target.shape[1] for _, target in self._labels)
-        task = np.empty(n, np.int32)
-        target = np.full((n, width), np.nan, np.float32)
+        width = max(target.shape[1] for _, target in self._labels)
+        task = np.empty(index.shape, np.int32)
+        target = np.full((*index.shape, width), np.nan, np.float32)
         for d, (k, labels) in enumerate(self._labels):
             mine = dataset == d
             task[mine] = k
             target[mine, : labels.shape[1]] = labels[index[mine]]
         learning = self._frozen is None
+        n = index.shape[1]
         mode = self._mode(n, self.image_size, learning, True, width, store=augment is not None)
-        out = self._network.run(
-            mode,
-            {"task": task, "target": target},
-            ("loss", "per_task"),
-            adam,
-            step=self.training_step,
-            epoch=epoch,
-            augmentation=None if augment is None else complete(augment),
-            **({"masks": self._resident} if self._masks else {}),
-            **samples,
-        )
-        self.training_step += 1
-        if learning:
-            self._batches += 1
-        else:
-            for key, value in self._frozen.items():
+        try:
+            out = self._network.series(
+                mode,
+                {"task": task, "target": target},
+                ("loss", "per_task"),
+                adam,
+                step=self.training_step,
+                epoch=epoch,
+                augmentation=None if augment is None else complete(augment),
+                **({"masks": self._resident} if self._masks else {}),
+                **samples,
+            )
+        finally:
+            done = self._network.steps_done()
+            self.training_step += done
+            self._batches += done if learning else 0
+            for key, value in (self._frozen or {}).items():
                 self._set(key, value)
-        return float(out["loss"][0]), out["per_task"].reshape(-1, 2)
+        return out["loss"][:, 0], out["per_task"].reshape(len(index), -1, 2)
 
     def freeze_backbone(self, frozen=True):
         """Lets fit_step train the heads alone, on features in evaluation mode (running statistics,
@@ -433,12 +484,17 @@ class Model:
         """As forward, of resident images."""
         dataset, index = np.asarray(dataset), np.asarray(index)
         names = ("features", *self.heads)
+        full = len(index) // batch_size * batch_size
+        pieces = [slice(s, min(s + batch_size * self.steps_at_once, full))
+                  for s in range(0, full, batch_size * self.steps_at_once)]  # fmt: skip
+        pieces += [slice(full, len(index))] if full < len(index) else []
         parts = []
-        for start in range(0, len(index), batch_size):
-            piece = slice(start, start + batch_size)
-            samples = self._samples(dataset[piece], index[piece])
-            mode = self._mode(len(samples["index"]), self.image_size, False, store=False)
-            parts.append(self._network.run(mode, {}, names, **samples))
+        for piece in pieces:
+            n = min(batch_size, piece.stop - piece.start)
+            samples = self._samples(dataset[piece].reshape(-1, n), index[piece].reshape(-1, n))
+            mode = self._mode(n, self.image_size, False, store=False)
+            out = self._network.series(mode, {}, names, **samples)
+            parts.append({k: v.reshape(-1, *v.shape[2:]) for k, v in out.items()})
         if not parts:
             raise ValueError("there is no image to predict")
         return {name: np.concatenate([part[name] for part in parts]) for name in names}

@@ -1,10 +1,12 @@
 """The CUDA backend without a GPU: csrc/cuda compiled by a C++ compiler, so that the same kernels,
-index arithmetic, layouts and launch sizes run on the processor (csrc/cuda/target.cuh).
+index arithmetic, layouts and launch sizes run on the processor (csrc/cuda/target.cuh), beside a
+stand-in for the CUDA runtime (tests/c/fake_cuda) that has streams, events and recordings.
 
     from tests import cudahost
     device = cudahost.device("fp32")        # for _core.Program(graph, device=device)
 """
 
+import ctypes
 import functools
 import hashlib
 import importlib.machinery
@@ -15,12 +17,14 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 TOP = Path(__file__).parent.parent
 CUDA, MODULE = TOP / "csrc" / "cuda", TOP / "csrc" / "py" / "cuda" / "module.c"
+RUNTIME = TOP / "tests" / "c" / "fake_cuda"
 FLAGS = "-O2 -fPIC -fvisibility=hidden -fno-strict-aliasing -ffp-contract=off -Wall -Wextra -Werror"
 
 
@@ -37,13 +41,13 @@ def compilers():
 
 
 def sources():
-    return [*sorted(CUDA.glob("*.cu")), MODULE]
+    return [*sorted(CUDA.glob("*.cu")), RUNTIME / "fake_cuda.cpp", MODULE]
 
 
 def fingerprint():
     digest = hashlib.sha256(FLAGS.encode())
     inside = [p for p in (TOP / "csrc").rglob("*") if p.suffix in (".h", ".cuh", ".cu")]
-    for path in sorted([*inside, MODULE]):
+    for path in sorted([*inside, MODULE, *RUNTIME.iterdir()]):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -52,14 +56,20 @@ def compile_into(folder):
     """folder/_cuda<suffix>; raises CalledProcessError."""
     cxx, cc = compilers()
     include = [f"-I{sysconfig.get_paths()['include']}"]
-    objects = []
-    for source in sources():
+    runtime = [f"-I{RUNTIME}"]
+
+    def compile_one(source):
         made = folder / f"{source.stem}.o"
-        how = [*cc, "-std=c11", *include] if source == MODULE else [*cxx, "-x", "c++", "-std=c++17"]
+        how = [*cc, "-std=c11", *include]
+        if source != MODULE:
+            how = [*cxx, *runtime, "-x", "c++", "-std=c++17"]
         command = [*how, *FLAGS.split(), "-c", str(source), "-o", str(made)]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, f"{shlex.join(command)}\n{done.stderr}"
-        objects.append(str(made))
+        return str(made)
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compile_one, sources()))
     target = folder / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
     subprocess.run([*cxx, "-shared", *objects, "-ldl", "-o", str(target)], check=True)
     return target
@@ -92,6 +102,20 @@ def load(path):
     made = importlib.util.module_from_spec(spec)
     loader.exec_module(made)
     return made
+
+
+def knobs(made=None):
+    """set(name, value) and get(name) of the stand-in for the CUDA runtime inside the module `made`
+    (tests/c/fake_cuda/fake_cuda.cpp names them); set("reset", 0) puts all back."""
+    library = ctypes.CDLL((made or module()).__file__)
+    library.fake_cuda_set.argtypes = [ctypes.c_char_p, ctypes.c_longlong]
+    library.fake_cuda_get.argtypes = [ctypes.c_char_p]
+    library.fake_cuda_get.restype = ctypes.c_longlong
+
+    def put(name, value):
+        assert library.fake_cuda_set(name.encode(), value) == 0, name
+
+    return put, lambda name: library.fake_cuda_get(name.encode())
 
 
 def device(precision="fp32", ordinal=0):

@@ -1,6 +1,7 @@
 """Finding cuDNN, refusing what is none, and what the backend tells it: against a library that
 carries out the descriptions by their definition (tests/c/fake_cudnn.c)."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -144,20 +145,27 @@ def number_in(text, name):
     return int(found[1]) if found else None
 
 
-HEADER = ("cudnn_graph.h", "cudnn_graph_v9.h")
+def headers():
+    """cudnn_graph.h of every cuDNN that is installed as a package, or lies in a folder that
+    MDMT_CUDNN_HEADERS names (separated by colons)."""
+    wish = os.environ.get("MDMT_CUDNN_HEADERS", "")
+    folders = [Path(f) for f in wish.split(os.pathsep) if f]
+    folders += [Path(s, "nvidia", "cudnn", "include") for s in system.site_folders()]
+    return [p for f in folders if (p := f / "cudnn_graph.h").exists()]
 
 
-def test_numbers_are_those_of_the_header(tmp_path):
-    """Where cuDNN's header is installed, every number of cudnn_api.h is compared with it."""
-    headers = [p for s in system.site_folders() for n in HEADER
-               for p in Path(s).glob(f"nvidia/cudnn/include/{n}")]  # fmt: skip
-    if not headers:
+def test_numbers_are_those_of_the_header():
+    """Every number of cudnn_api.h is compared with the headers that are here. Done for cuDNN
+    9.1.0, 9.10.2 and 9.28.1."""
+    if not headers():
         pytest.skip("cuDNN's headers are not installed (nvidia-cudnn-cu13)")
-    text = headers[0].read_text()
-    for ours, theirs in NUMBERS.items():
-        number = number_in((cudahost.CUDA / "cudnn_api.h").read_text(), ours)
-        assert number is not None, ours
-        assert number_in(text, theirs) == number, f"{theirs} is not {number}"
+    ours = (cudahost.CUDA / "cudnn_api.h").read_text()
+    for header in headers():
+        text = header.read_text()
+        for name, theirs in NUMBERS.items():
+            number = number_in(ours, name)
+            assert number is not None, name
+            assert number_in(text, theirs) == number, f"{header}: {theirs} is not {number}"
 
 
 NUMBERS = {

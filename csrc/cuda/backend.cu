@@ -198,8 +198,16 @@ static mdmt_status gpu_slab_open(mdmt_backend *backend, mdmt_slab *slab, size_t 
         return MDMT_OK;
     }
     MDMT_TRY(mdmt_device_use(gpu_of(backend)->options.device));
+    mdmt_gpu *gpu = gpu_of(backend);
     size_t size = mdmt_round_up(bytes, 256);
-    MDMT_TRY(mdmt_device_alloc(&slab->data, size, what));
+    mdmt_status status = mdmt_device_alloc(&slab->data, size, what);
+    if (status == MDMT_NO_MEMORY && gpu->residents) {
+        /* Images can come batch by batch, this cannot. */
+        mdmt_gpu_forget_images(gpu);
+        gpu->written_valid = 0;
+        status = mdmt_device_alloc(&slab->data, size, what);
+    }
+    MDMT_TRY(status);
     slab->bytes = size;
     return MDMT_OK;
 }
@@ -212,53 +220,19 @@ static void gpu_slab_close(mdmt_backend *backend, mdmt_slab *slab)
     slab->bytes = 0;
 }
 
-/* ---- Adam in the order of operations of torch.optim.Adam and AdamW ---- */
-
-struct adam_update {
-    const float *gradients;
-    float *weights, *first, *second;
-    float decay_factor, l2, one_minus_beta1, beta2, one_minus_beta2, root_correction, eps,
-        step_size;
-
-    MDMT_HD void at(uint32_t i, int unused) const
-    {
-        (void)unused;
-        float w = weights[i] * decay_factor;
-        float g = gradients[i] + l2 * w;
-        float m = first[i] + one_minus_beta1 * (g - first[i]);
-        float v = second[i] * beta2 + one_minus_beta2 * g * g;
-        float denominator = sqrtf(v) / root_correction + eps;
-        first[i] = m;
-        second[i] = v;
-        weights[i] = w - step_size * m / denominator;
-    }
-};
-
 static mdmt_status gpu_adam(mdmt_backend *backend, const mdmt_adam *adam, float *weights,
                             const float *gradients, float *first, float *second, int64_t count)
 {
     mdmt_gpu *gpu = gpu_of(backend);
-    if (!((float)adam->eps > 0)) {
-        /* 0 / 0 would put NaN into the padding. */
-        return mdmt_lent->fail(MDMT_BAD_ARGUMENT, "eps of Adam must be above 0, not %g", adam->eps);
-    }
+    mdmt_update update = {weights, gradients, first, second, count};
     MDMT_TRY(mdmt_device_use(gpu->options.device));
-    double correction1 = 1 - pow(adam->beta1, (double)adam->step);
-    double correction2 = 1 - pow(adam->beta2, (double)adam->step);
-    adam_update f;
-    f.gradients = gradients;
-    f.weights = weights;
-    f.first = first;
-    f.second = second;
-    f.decay_factor = adam->decoupled ? (float)(1 - adam->lr * adam->weight_decay) : 1.0f;
-    f.l2 = adam->decoupled ? 0.0f : (float)adam->weight_decay;
-    f.one_minus_beta1 = (float)(1 - adam->beta1);
-    f.beta2 = (float)adam->beta2;
-    f.one_minus_beta2 = (float)(1 - adam->beta2);
-    f.root_correction = (float)sqrt(correction2);
-    f.eps = (float)adam->eps;
-    f.step_size = (float)(adam->lr / correction1);
-    return mdmt_count_over(gpu->stream, (size_t)count, f);
+    return mdmt_gpu_adam_now(gpu, adam, &update);
+}
+
+static mdmt_status gpu_wait(mdmt_backend *backend)
+{
+    MDMT_TRY(mdmt_device_use(gpu_of(backend)->options.device));
+    return mdmt_device_wait(gpu_of(backend)->stream);
 }
 
 /* ---- life ---- */
@@ -273,8 +247,10 @@ static void gpu_close(mdmt_backend *backend)
     mdmt_device_use(gpu->options.device);
     mdmt_cudnn_close(gpu);
     mdmt_stream_close(gpu->stream);
+    gpu->stream = NULL;
     mdmt_gpu_forget_images(gpu);
-    mdmt_device_free(gpu->step);
+    mdmt_device_free(gpu->state);
+    mdmt_device_free(gpu->series);
     mdmt_device_free(gpu->fault);
     mdmt_device_free(gpu->sample_index);
     mdmt_device_free(gpu->sample_source);
@@ -285,16 +261,17 @@ static void gpu_forget_images(mdmt_backend *backend)
 {
     mdmt_device_use(gpu_of(backend)->options.device);
     mdmt_gpu_forget_images(gpu_of(backend));
+    gpu_of(backend)->written_valid = 0;
 }
 
 static mdmt_status open_device(mdmt_gpu *gpu)
 {
-    void *step, *fault;
+    void *state, *fault;
     MDMT_TRY(mdmt_device_open(gpu->options.device));
     gpu->opened = 1;
     MDMT_TRY(mdmt_stream_open(&gpu->stream));
-    MDMT_TRY(mdmt_device_alloc(&step, sizeof *gpu->step, "state of a step"));
-    gpu->step = (mdmt_gpu_step *)step;
+    MDMT_TRY(mdmt_device_alloc(&state, sizeof *gpu->state, "state of a step"));
+    gpu->state = (mdmt_gpu_state *)state;
     MDMT_TRY(mdmt_device_alloc(&fault, sizeof *gpu->fault, "state of a step"));
     gpu->fault = (mdmt_gpu_fault *)fault;
     return MDMT_OK;
@@ -320,7 +297,9 @@ mdmt_status mdmt_cuda_open(mdmt_backend **backend, const mdmt_cuda_services *ser
     base->slab_open = gpu_slab_open;
     base->slab_close = gpu_slab_close;
     base->adam = gpu_adam;
+    base->wait = gpu_wait;
     base->forget_images = gpu_forget_images;
+    mdmt_gpu_fill_series(base);
     base->close = gpu_close;
     mdmt_status status = open_device(gpu);
     if (status != MDMT_OK) {

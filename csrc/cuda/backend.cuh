@@ -4,9 +4,9 @@
 
 #include "site.cuh"
 
-enum { MDMT_GPU_SOURCES = 64, MDMT_GPU_RESIDENT = 64 };
+enum { MDMT_GPU_SOURCES = 64, MDMT_GPU_RESIDENT = 64, MDMT_GPU_SLOTS = 2 };
 
-/* Images of a data set in the GPU's memory. */
+/* Images of a data set in the GPU's memory; pixels NULL: too many, they come batch by batch. */
 struct mdmt_gpu_source {
     const uint8_t *pixels;
     int64_t count;
@@ -19,7 +19,34 @@ struct mdmt_gpu_step {
     uint64_t step, epoch;
     uint64_t dropout_key, augment_key, elastic_key;
     mdmt_augmentation augmentation;
+    const int32_t *sample_source; /* (N) */
+    const int64_t *sample_index;  /* (N) */
+    const uint8_t *streamed;      /* sample i at streamed + i stride, where it is streamed */
+    size_t stride;
     mdmt_gpu_source source[MDMT_GPU_SOURCES];
+};
+
+/* Adam's numbers in this step, in the order of operations of torch.optim. */
+struct mdmt_gpu_adam {
+    float decay_factor, l2, one_minus_beta1, beta2, one_minus_beta2, root_correction, eps,
+        step_size;
+};
+
+/* All that changes from step to step, in the GPU's memory. */
+struct mdmt_gpu_state {
+    mdmt_gpu_step step;
+    mdmt_gpu_adam adam;
+    /* of a series */
+    int64_t next, current; /* steps begun; the one now, from 0 */
+    int64_t samples;
+    uint64_t first_step;
+    const int32_t *all_sources; /* (steps, samples) */
+    const int64_t *all_indices; /* (steps, samples) */
+    const uint8_t *slots;       /* MDMT_GPU_SLOTS rooms of slot_bytes, or NULL */
+    size_t slot_bytes;
+    mdmt_adam adam_first;
+    int64_t halted; /* 0, or 1 + the first step that must not update anything */
+    uint32_t *feed[MDMT_MAX_FEEDS], *log[MDMT_MAX_LOGS]; /* (steps, words) */
 };
 
 /* A label or task that the loss refused, found by the GPU. kind: 0 none. */
@@ -36,9 +63,10 @@ struct mdmt_gpu {
     mdmt_cuda_options options;
     int opened; /* whether the device was found fit */
     mdmt_stream_handle stream;
-    mdmt_gpu_step *step;   /* in the GPU's memory, as the next two and fault */
-    mdmt_gpu_step written; /* what stands there */
-    int32_t *sample_source;
+    mdmt_gpu_state *state; /* in the GPU's memory, as fault and the arrays below */
+    mdmt_gpu_step written; /* what stands in state->step, if written_valid */
+    int written_valid;
+    int32_t *sample_source; /* of a single step */
     int64_t *sample_index;
     int sample_room;
     mdmt_gpu_fault *fault;
@@ -48,36 +76,53 @@ struct mdmt_gpu {
         uint8_t *pixels;
     } resident[MDMT_GPU_RESIDENT];
     int residents;
+    /* a series */
+    int in_series;
+    char *series; /* positions, feeds and logs of all its steps */
+    size_t series_room;
+    /* images on their way, where they do not fit: two rooms on each side */
+    mdmt_stream_handle copies;
+    mdmt_event_handle copied[MDMT_GPU_SLOTS], used[MDMT_GPU_SLOTS];
+    char *pinned, *slots;
+    size_t slot_bytes;
+    int64_t staged; /* batches given to the stream of copies so far */
     void *cudnn;       /* its handle, or NULL */
     int cudnn_refused; /* it could not be made */
     mdmt_conv_plan *plans;
 };
 
-/* ---- device.cu: the CUDA runtime, or the processor's memory in its place ---- */
+/* ---- store.cu: data sets in the GPU's memory, or on their way to it ---- */
 
-/* Checks driver, device and compute capability, and makes it current. */
-mdmt_status mdmt_device_open(int ordinal);
-/* Makes it current for this thread. */
-mdmt_status mdmt_device_use(int ordinal);
-mdmt_status mdmt_stream_open(mdmt_stream_handle *stream);
-void mdmt_stream_close(mdmt_stream_handle stream);
-/* `what` completes "out of GPU memory: the ... needs". Zeroed. */
-mdmt_status mdmt_device_alloc(void **data, size_t bytes, const char *what);
-void mdmt_device_free(void *data);
-/* Both in the order of the stream; the host's array may be used again at once. */
-mdmt_status mdmt_device_write(mdmt_stream_handle stream, void *to, const void *host, size_t bytes);
-mdmt_status mdmt_device_read(mdmt_stream_handle stream, void *host, const void *from, size_t bytes);
-mdmt_status mdmt_device_wait(mdmt_stream_handle stream);
+/* Checks `count` samples. */
+mdmt_status mdmt_gpu_check_samples(const mdmt_step *step, size_t count);
+/* Sets the sources of *next: copied to the GPU when they are first seen, pixels NULL where they
+ * do not fit. *streamed: bytes of the largest image of those, or 0. */
+mdmt_status mdmt_gpu_take_sources(mdmt_gpu *gpu, const mdmt_step *step, mdmt_gpu_step *next,
+                                  size_t *streamed);
+/* Room for batches of `samples` images of `stride` bytes. */
+mdmt_status mdmt_gpu_slot_room(mdmt_gpu *gpu, size_t samples, size_t stride);
+/* Sends the streamed images among these samples to the slot of the batch; what the GPU is given
+ * from now on sees them. The slot is used again two batches later, after all that the GPU was given
+ * in between. */
+mdmt_status mdmt_gpu_stage(mdmt_gpu *gpu, const mdmt_step *step, int samples, size_t stride,
+                           const mdmt_gpu_step *sources, const uint8_t **slot);
+/* Frees the data sets in the GPU's memory, and the slots. */
+void mdmt_gpu_forget_images(mdmt_gpu *gpu);
+
+/* ---- series.cu ---- */
+
+mdmt_status mdmt_gpu_adam_now(mdmt_gpu *gpu, const mdmt_adam *adam, const mdmt_update *update);
+/* Sets the entries of the backend that have to do with series. */
+void mdmt_gpu_fill_series(mdmt_backend *base);
 
 /* ---- images.cu ---- */
 
 /* Writes the step into the GPU's memory where it is another than before. With
- * samples > 0, checks the step's samples first and brings its data sets there. */
+ * samples > 0, checks the step's samples first and brings its data sets there.
+ * Nothing to do within a series. */
 mdmt_status mdmt_gpu_take_step(mdmt_gpu *gpu, const mdmt_step *step, int samples, int augment);
 /* Room for the positions of that many samples; not called during a run. */
 mdmt_status mdmt_gpu_sample_room(mdmt_gpu *gpu, int samples);
-/* Frees the data sets in the GPU's memory. */
-void mdmt_gpu_forget_images(mdmt_gpu *gpu);
 
 /* ---- loss.cu ---- */
 

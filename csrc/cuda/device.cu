@@ -1,27 +1,39 @@
-/* The GPU's memory, streams and errors; compiled without nvcc, the processor's
- * memory in their place. */
+/* The calls of the CUDA runtime, and a sentence for each of its errors. */
 #include <stdio.h>
 
 #include "backend.cuh"
 
-const mdmt_cuda_services *mdmt_lent;
+#if CUDART_VERSION < 12000
+#error "mdmt needs CUDA 12.0 or newer"
+#endif
 
-#ifdef __CUDACC__
+const mdmt_cuda_services *mdmt_lent;
 
 static mdmt_status failed(cudaError_t error, const char *what)
 {
+    cudaGetLastError(); /* or a later check would find it again */
     switch (error) {
     case cudaErrorMemoryAllocation:
         return mdmt_lent->fail(MDMT_NO_MEMORY, "out of GPU memory during %s", what);
     case cudaErrorECCUncorrectable:
     case cudaErrorLaunchFailure:
     case cudaErrorIllegalAddress:
+    case cudaErrorIllegalInstruction:
+    case cudaErrorMisalignedAddress:
+    case cudaErrorInvalidAddressSpace:
+    case cudaErrorInvalidPc:
     case cudaErrorLaunchTimeout:
     case cudaErrorHardwareStackError:
+    case cudaErrorAssert:
         return mdmt_lent->fail(MDMT_INTERNAL,
                                "the GPU was lost during %s (%s): what it held is gone; start the "
                                "program again from its last checkpoint",
                                what, cudaGetErrorString(error));
+    case cudaErrorDevicesUnavailable:
+        return mdmt_lent->fail(MDMT_UNSUPPORTED,
+                               "the GPU is busy or reserved for another process (%s): wait for it, "
+                               "or use the device 'cpu'",
+                               cudaGetErrorString(error));
     default:
         return mdmt_lent->fail(MDMT_INTERNAL, "the GPU refused %s: %s", what,
                                cudaGetErrorString(error));
@@ -88,9 +100,10 @@ mdmt_status mdmt_device_open(int ordinal)
     if (error != cudaSuccess) {
         cudaGetLastError();
         return mdmt_lent->fail(MDMT_UNSUPPORTED,
-                               "this build has no code for the GPU %s (compute capability %d.%d): "
+                               "this build has no code for the GPU %s (compute capability %d.%d; %s): "
                                "build with MDMT_CUDA_ARCHS=%d%d, or use the device 'cpu'",
-                               device.name, device.major, device.minor, device.major, device.minor);
+                               device.name, device.major, device.minor, cudaGetErrorString(error),
+                               device.major, device.minor);
     }
     return MDMT_OK;
 }
@@ -98,6 +111,12 @@ mdmt_status mdmt_device_open(int ordinal)
 mdmt_status mdmt_device_use(int ordinal)
 {
     TRY_CUDA(cudaSetDevice(ordinal), "the choice of a device");
+    return MDMT_OK;
+}
+
+mdmt_status mdmt_device_room(size_t *available, size_t *total)
+{
+    TRY_CUDA(cudaMemGetInfo(available, total), "the query of its memory");
     return MDMT_OK;
 }
 
@@ -115,14 +134,25 @@ void mdmt_stream_close(mdmt_stream_handle stream)
     }
 }
 
+mdmt_status mdmt_device_try(void **data, size_t bytes)
+{
+    *data = NULL;
+    cudaError_t error = cudaMalloc(data, bytes ? bytes : 1);
+    if (error == cudaErrorMemoryAllocation) {
+        cudaGetLastError(); /* so that no later check finds it */
+        *data = NULL;
+        return MDMT_NO_MEMORY;
+    }
+    TRY_CUDA(error, "an allocation");
+    return MDMT_OK;
+}
+
 mdmt_status mdmt_device_alloc(void **data, size_t bytes, const char *what)
 {
     const double gib = (double)((size_t)1 << 30);
     size_t available = 0, total = 0;
-    *data = NULL;
-    cudaError_t error = cudaMalloc(data, bytes ? bytes : 1);
-    if (error == cudaErrorMemoryAllocation) {
-        cudaGetLastError();
+    mdmt_status status = mdmt_device_try(data, bytes);
+    if (status == MDMT_NO_MEMORY) {
         cudaMemGetInfo(&available, &total);
         return mdmt_lent->fail(MDMT_NO_MEMORY,
                                "out of GPU memory: the %s needs %zu bytes (%.2f GiB), but only "
@@ -130,8 +160,8 @@ mdmt_status mdmt_device_alloc(void **data, size_t bytes, const char *what)
                                what, bytes, (double)bytes / gib, (double)available / gib,
                                (double)total / gib);
     }
-    TRY_CUDA(error, "an allocation");
-    TRY_CUDA(cudaMemset(*data, 0, bytes), "an allocation");
+    MDMT_TRY(status);
+    TRY_CUDA(cudaMemset(*data, 0, bytes ? bytes : 1), "an allocation");
     TRY_CUDA(cudaDeviceSynchronize(), "an allocation"); /* our streams do not wait for it */
     return MDMT_OK;
 }
@@ -162,9 +192,133 @@ mdmt_status mdmt_device_wait(mdmt_stream_handle stream)
     return MDMT_OK;
 }
 
+/* ---- pinned memory, events ---- */
+
+mdmt_status mdmt_pinned_alloc(void **data, size_t bytes)
+{
+    *data = NULL;
+    cudaError_t error = cudaMallocHost(data, bytes ? bytes : 1);
+    if (error == cudaErrorMemoryAllocation) {
+        cudaGetLastError();
+        return mdmt_lent->fail(MDMT_NO_MEMORY,
+                               "out of memory: %zu bytes of the host's memory for batches on their "
+                               "way to the GPU could not be had",
+                               bytes);
+    }
+    TRY_CUDA(error, "an allocation of the host's memory");
+    return MDMT_OK;
+}
+
+void mdmt_pinned_free(void *data)
+{
+    cudaFreeHost(data);
+}
+
+mdmt_status mdmt_pinned_write(mdmt_stream_handle stream, void *to, const void *pinned,
+                              size_t bytes)
+{
+    TRY_CUDA(cudaMemcpyAsync(to, pinned, bytes, cudaMemcpyHostToDevice, stream),
+             "a copy to its memory");
+    return MDMT_OK;
+}
+
+mdmt_status mdmt_event_open(mdmt_event_handle *event, int timed)
+{
+    TRY_CUDA(cudaEventCreateWithFlags(event, timed ? cudaEventDefault : cudaEventDisableTiming),
+             "an event");
+    return MDMT_OK;
+}
+
+void mdmt_event_close(mdmt_event_handle event)
+{
+    if (event) {
+        cudaEventDestroy(event);
+    }
+}
+
+mdmt_status mdmt_event_record(mdmt_event_handle event, mdmt_stream_handle stream)
+{
+    TRY_CUDA(cudaEventRecord(event, stream), "an event");
+    return MDMT_OK;
+}
+
+mdmt_status mdmt_event_before(mdmt_event_handle event, mdmt_stream_handle stream)
+{
+    TRY_CUDA(cudaStreamWaitEvent(stream, event, 0), "an event");
+    return MDMT_OK;
+}
+
+mdmt_status mdmt_event_wait(mdmt_event_handle event)
+{
+    TRY_CUDA(cudaEventSynchronize(event), "the work before");
+    return MDMT_OK;
+}
+
+mdmt_status mdmt_event_span(mdmt_event_handle from, mdmt_event_handle to, float *milliseconds)
+{
+    TRY_CUDA(cudaEventSynchronize(to), "the work before");
+    TRY_CUDA(cudaEventElapsedTime(milliseconds, from, to), "a measurement");
+    return MDMT_OK;
+}
+
+/* ---- recorded work ---- */
+
+mdmt_status mdmt_record_begin(mdmt_stream_handle stream)
+{
+    TRY_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "a recording");
+    return MDMT_OK;
+}
+
+mdmt_status mdmt_record_end(mdmt_stream_handle stream, mdmt_graph_handle *graph)
+{
+    cudaGraph_t recorded = NULL;
+    *graph = NULL;
+    cudaError_t error = cudaStreamEndCapture(stream, &recorded);
+    if (error == cudaSuccess) {
+        error = cudaGraphInstantiate(graph, recorded, 0);
+    }
+    if (recorded) {
+        cudaGraphDestroy(recorded);
+    }
+    if (error != cudaSuccess) {
+        cudaGetLastError();
+        *graph = NULL;
+        return failed(error, "a recording");
+    }
+    return MDMT_OK;
+}
+
+mdmt_status mdmt_record_run(mdmt_graph_handle graph, mdmt_stream_handle stream)
+{
+    TRY_CUDA(cudaGraphLaunch(graph, stream), "the start of a recording");
+    return MDMT_OK;
+}
+
+void mdmt_record_close(mdmt_graph_handle graph)
+{
+    if (graph) {
+        cudaGraphExecDestroy(graph);
+    }
+}
+
+mdmt_status mdmt_device_identity(int ordinal, char *text, size_t room)
+{
+    struct cudaDeviceProp p;
+    int driver = 0;
+    TRY_CUDA(cudaGetDeviceProperties(&p, ordinal), "the query of a device");
+    TRY_CUDA(cudaDriverGetVersion(&driver), "the query of the driver");
+    snprintf(text, room, "%s, capability %d.%d, driver %d.%d", p.name, p.major, p.minor,
+             driver / 1000, driver % 1000 / 10);
+    return MDMT_OK;
+}
+
 int mdmt_cuda_emulated(void)
 {
+#ifdef __CUDACC__
     return 0;
+#else
+    return 1;
+#endif
 }
 
 #define TEXT_OF(number)            #number
@@ -172,7 +326,11 @@ int mdmt_cuda_emulated(void)
 
 const char *mdmt_cuda_build(void)
 {
+#ifdef __CUDACC__
     return VERSION_TEXT(__CUDACC_VER_MAJOR__, __CUDACC_VER_MINOR__);
+#else
+    return "on the processor";
+#endif
 }
 
 int mdmt_cuda_probe(char *text, size_t room)
@@ -202,98 +360,3 @@ int mdmt_cuda_probe(char *text, size_t room)
     }
     return count;
 }
-
-#else
-
-int mdmt_cuda_emulated(void)
-{
-    return 1;
-}
-
-const char *mdmt_cuda_build(void)
-{
-    return "on the processor";
-}
-
-int mdmt_cuda_probe(char *text, size_t room)
-{
-    snprintf(text, room, "cuda:0 the processor in its place");
-    return 1;
-}
-
-mdmt_status mdmt_device_check(const char *what)
-{
-    (void)what;
-    return MDMT_OK;
-}
-
-mdmt_status mdmt_device_open(int ordinal)
-{
-    return ordinal == 0
-               ? MDMT_OK
-               : mdmt_lent->fail(MDMT_BAD_ARGUMENT,
-                                 "there is no device 'cuda:%d': only cuda:0 here", ordinal);
-}
-
-mdmt_status mdmt_device_use(int ordinal)
-{
-    (void)ordinal;
-    return MDMT_OK;
-}
-
-mdmt_status mdmt_stream_open(mdmt_stream_handle *stream)
-{
-    *stream = NULL;
-    return MDMT_OK;
-}
-
-void mdmt_stream_close(mdmt_stream_handle stream)
-{
-    (void)stream;
-}
-
-/* Blocks begin at 256 bytes, as the GPU's do. */
-mdmt_status mdmt_device_alloc(void **data, size_t bytes, const char *what)
-{
-    (void)what;
-    char *block = (char *)mdmt_lent->acquire(bytes + 512, 1);
-    *data = NULL;
-    if (!block) {
-        return MDMT_NO_MEMORY;
-    }
-    char *aligned = (char *)(((uintptr_t)block + 512) / 256 * 256);
-    memcpy(aligned - sizeof block, &block, sizeof block);
-    *data = aligned;
-    return MDMT_OK;
-}
-
-void mdmt_device_free(void *data)
-{
-    if (data) {
-        void *block;
-        memcpy(&block, (char *)data - sizeof block, sizeof block);
-        mdmt_lent->release(block);
-    }
-}
-
-mdmt_status mdmt_device_write(mdmt_stream_handle stream, void *to, const void *host, size_t bytes)
-{
-    (void)stream;
-    memcpy(to, host, bytes);
-    return MDMT_OK;
-}
-
-mdmt_status mdmt_device_read(mdmt_stream_handle stream, void *host, const void *from, size_t bytes)
-{
-    (void)stream;
-    memcpy(host, from, bytes);
-    return MDMT_OK;
-}
-
-mdmt_status mdmt_device_wait(mdmt_stream_handle stream)
-{
-    (void)stream;
-    return MDMT_OK;
-}
-
-#endif

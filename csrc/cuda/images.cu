@@ -49,8 +49,6 @@ MDMT_HD float spread(uint32_t bits, float range)
 
 struct make_plans {
     const mdmt_gpu_step *step;
-    const int32_t *sample_source;
-    const int64_t *sample_index;
     image_plan *plan;
     int height, width, augment;
 
@@ -111,13 +109,15 @@ struct make_plans {
     {
         (void)unused;
         image_plan *p = &plan[sample];
-        int data_set = sample_source[sample];
-        int64_t index = sample_index[sample];
+        int data_set = step->sample_source[sample];
+        int64_t index = step->sample_index[sample];
         const mdmt_gpu_source *source = &step->source[data_set];
         float shift[2] = {0, 0}, zoom = 1, angle = 0;
         p->sh = source->height;
         p->sw = source->width;
-        p->pixels = source->pixels + (size_t)index * (size_t)p->sh * (size_t)p->sw;
+        p->pixels = source->pixels
+                        ? source->pixels + (size_t)index * (size_t)p->sh * (size_t)p->sw
+                        : step->streamed + (size_t)sample * step->stride;
         p->flip = p->elastic = 0;
         p->step = 1;
         if (augment) {
@@ -289,8 +289,7 @@ static mdmt_status images(const mdmt_cuda_site *site, const mdmt_cuda_call *call
     image_room room = room_of(a->size[0], a->size[1]);
     image_plan *plan = (image_plan *)(void *)call->workspace;
     size_t planes = 2 * (size_t)a->batch;
-    make_plans plans = {gpu->step,   gpu->sample_source, gpu->sample_index, plan,
-                        room.height, room.width,         a->augment};
+    make_plans plans = {&gpu->state->step, plan, room.height, room.width, a->augment};
     MDMT_TRY(mdmt_count_over(site->stream, (size_t)a->batch, plans));
     sample_images f;
     memset((void *)&f, 0, sizeof f);
@@ -327,7 +326,7 @@ static mdmt_status images_needs(const mdmt_cuda_site *site, mdmt_cuda_needs *nee
     return mdmt_gpu_sample_room(site->gpu, a->batch);
 }
 
-/* ---- the step and the data sets ---- */
+/* ---- the step ---- */
 
 mdmt_status mdmt_gpu_sample_room(mdmt_gpu *gpu, int samples)
 {
@@ -350,72 +349,19 @@ mdmt_status mdmt_gpu_sample_room(mdmt_gpu *gpu, int samples)
     return MDMT_OK;
 }
 
-/* The images of a source in the GPU's memory; copied when they are first seen. */
-static mdmt_status resident(mdmt_gpu *gpu, const mdmt_image_source *host, const uint8_t **pixels)
-{
-    for (int i = 0; i < gpu->residents; i++) {
-        if (memcmp(&gpu->resident[i].host, host, sizeof *host) == 0) {
-            *pixels = gpu->resident[i].pixels;
-            return MDMT_OK;
-        }
-    }
-    if (gpu->residents == MDMT_GPU_RESIDENT) {
-        mdmt_gpu_forget_images(gpu);
-    }
-    size_t bytes = (size_t)host->count * (size_t)host->height * (size_t)host->width;
-    void *data;
-    MDMT_TRY(mdmt_device_alloc(&data, bytes, "images of a data set"));
-    mdmt_status status = mdmt_device_write(gpu->stream, data, host->pixels, bytes);
-    if (status != MDMT_OK) {
-        mdmt_device_free(data);
-        return status;
-    }
-    gpu->resident[gpu->residents].host = *host;
-    gpu->resident[gpu->residents].pixels = (uint8_t *)data;
-    gpu->residents++;
-    *pixels = (const uint8_t *)data;
-    return MDMT_OK;
-}
-
-void mdmt_gpu_forget_images(mdmt_gpu *gpu)
-{
-    while (gpu->residents) {
-        mdmt_device_free(gpu->resident[--gpu->residents].pixels);
-    }
-}
-
-static mdmt_status check_samples(const mdmt_step *step, int samples)
-{
-    for (int i = 0; i < samples; i++) {
-        int data_set = step->sample_source[i];
-        int64_t index = step->sample_index[i];
-        if (data_set < 0 || data_set >= step->source_count || data_set >= MDMT_GPU_SOURCES) {
-            return mdmt_lent->fail(MDMT_BAD_ARGUMENT,
-                                   "sample %d is of data set %d, but %d data sets are attached", i,
-                                   data_set, step->source_count);
-        }
-        if (index < 0 || index >= step->sources[data_set].count) {
-            return mdmt_lent->fail(
-                MDMT_BAD_ARGUMENT, "sample %d is image %lld of data set %d, which has %lld images",
-                i, (long long)index, data_set, (long long)step->sources[data_set].count);
-        }
-    }
-    return MDMT_OK;
-}
-
 static mdmt_status take_samples(mdmt_gpu *gpu, const mdmt_step *step, int samples,
                                 mdmt_gpu_step *next)
 {
-    MDMT_TRY(check_samples(step, samples));
-    for (int i = 0; i < step->source_count && i < MDMT_GPU_SOURCES; i++) {
-        const mdmt_image_source *s = &step->sources[i];
-        const uint8_t *pixels;
-        MDMT_TRY(resident(gpu, s, &pixels));
-        next->source[i].pixels = pixels;
-        next->source[i].count = s->count;
-        next->source[i].height = s->height;
-        next->source[i].width = s->width;
+    size_t stride;
+    MDMT_TRY(mdmt_gpu_check_samples(step, (size_t)samples));
+    MDMT_TRY(mdmt_gpu_take_sources(gpu, step, next, &stride));
+    next->stride = stride;
+    if (stride) {
+        MDMT_TRY(mdmt_gpu_slot_room(gpu, (size_t)samples, stride));
+        MDMT_TRY(mdmt_gpu_stage(gpu, step, samples, stride, next, &next->streamed));
     }
+    next->sample_source = gpu->sample_source;
+    next->sample_index = gpu->sample_index;
     MDMT_TRY(mdmt_device_write(gpu->stream, gpu->sample_source, step->sample_source,
                                sizeof(int32_t) * (size_t)samples));
     return mdmt_device_write(gpu->stream, gpu->sample_index, step->sample_index,
@@ -424,6 +370,9 @@ static mdmt_status take_samples(mdmt_gpu *gpu, const mdmt_step *step, int sample
 
 mdmt_status mdmt_gpu_take_step(mdmt_gpu *gpu, const mdmt_step *step, int samples, int augment)
 {
+    if (gpu->in_series) {
+        return MDMT_OK;
+    }
     mdmt_gpu_step next = gpu->written;
     uint64_t seed = step ? step->seed : 0;
     next.step = step ? step->step : 0;
@@ -445,11 +394,12 @@ mdmt_status mdmt_gpu_take_step(mdmt_gpu *gpu, const mdmt_step *step, int samples
         }
         MDMT_TRY(take_samples(gpu, step, samples, &next));
     }
-    if (memcmp(&next, &gpu->written, sizeof next) == 0) {
+    if (gpu->written_valid && memcmp(&next, &gpu->written, sizeof next) == 0) {
         return MDMT_OK;
     }
-    MDMT_TRY(mdmt_device_write(gpu->stream, gpu->step, &next, sizeof next));
+    MDMT_TRY(mdmt_device_write(gpu->stream, &gpu->state->step, &next, sizeof next));
     gpu->written = next;
+    gpu->written_valid = 1;
     return MDMT_OK;
 }
 

@@ -150,7 +150,6 @@ struct masked_loss {
     MDMT_HD void count_all(shared_type &shared) const
     {
         double all = 0;
-        fault->kind = MDMT_FAULT_NONE;
         for (int k = 0; k < attrs.tasks; k++) {
             shared.count[k] = 0;
         }
@@ -309,6 +308,11 @@ mdmt_status mdmt_gpu_check_fault(mdmt_gpu *gpu)
     }
     MDMT_TRY(mdmt_device_read(gpu->stream, &f, gpu->fault, sizeof f));
     gpu->fault_possible = 0;
+    if (f.kind != MDMT_FAULT_NONE) {
+        mdmt_gpu_fault none;
+        memset((void *)&none, 0, sizeof none);
+        MDMT_TRY(mdmt_device_write(gpu->stream, gpu->fault, &none, sizeof none));
+    }
     switch (f.kind) {
     case MDMT_FAULT_TASK:
         return mdmt_lent->fail(MDMT_BAD_ARGUMENT,

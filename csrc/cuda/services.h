@@ -55,7 +55,8 @@ typedef struct {
     ((uint64_t)sizeof(mdmt_backend) << 48 ^ (uint64_t)sizeof(mdmt_tensor) << 36 ^                  \
      (uint64_t)sizeof(mdmt_op) << 24 ^ (uint64_t)sizeof(mdmt_step) << 12 ^                         \
      (uint64_t)sizeof(mdmt_kernel) << 6 ^ (uint64_t)sizeof(mdmt_value) ^                           \
-     (uint64_t)sizeof(mdmt_graph) << 18 ^ (uint64_t)sizeof(mdmt_cuda_options))
+     (uint64_t)sizeof(mdmt_graph) << 18 ^ (uint64_t)sizeof(mdmt_series) << 30 ^                     \
+     (uint64_t)sizeof(mdmt_cuda_options))
 
 #ifdef __cplusplus
 extern "C" {

@@ -6,8 +6,9 @@
  * A block's threads run phase 0, then, when all have ended it, phase 1, and so
  * on; they share `shared`, nothing else. Compiled by nvcc, mdmt_launch starts it
  * on a stream, with __syncthreads between phases; compiled by any C++ compiler,
- * it walks through blocks, phases and threads. The arithmetic and every index are
- * therefore the same code in both. */
+ * beside a stand-in for the CUDA runtime (tests/c/fake_cuda), it walks through
+ * blocks, phases and threads. The arithmetic and every index are therefore the
+ * same code in both. */
 #ifndef MDMT_CUDA_TARGET_CUH
 #define MDMT_CUDA_TARGET_CUH
 
@@ -15,24 +16,18 @@
 #include <string.h>
 
 #include "../base/philox.h"
-#include "services.h"
+#include "device.cuh"
 
 #ifdef __CUDACC__
-#include <cuda_runtime.h>
 #define MDMT_HD __host__ __device__ inline
-typedef cudaStream_t mdmt_stream_handle;
 #else
 #define MDMT_HD inline
-typedef void *mdmt_stream_handle;
 #endif
 
 /* A kernel without shared memory. */
 struct mdmt_nothing {
     int unused;
 };
-
-/* MDMT_OK, or the sentence for the last error of the CUDA runtime (device.cu). */
-mdmt_status mdmt_device_check(const char *what);
 
 #ifdef __CUDACC__
 template <class K>
@@ -61,21 +56,36 @@ mdmt_status mdmt_launch(mdmt_stream_handle stream, size_t blocks, const K &kerne
     return mdmt_device_check("the start of a kernel");
 }
 #else
-template <class K>
-mdmt_status mdmt_launch(mdmt_stream_handle stream, size_t blocks, const K &kernel)
+template <class K> struct mdmt_started {
+    K kernel;
+    size_t blocks;
+};
+
+template <class K> void mdmt_walk_blocks(const void *started)
 {
-    (void)stream;
+    const mdmt_started<K> &s = *(const mdmt_started<K> *)started;
     typename K::shared_type shared;
-    for (size_t block = 0; block < blocks; block++) {
+    for (size_t i = 0; i < s.blocks; i++) {
+        size_t block = fake_backwards ? s.blocks - 1 - i : i;
         /* What a block finds in shared memory is undefined on a GPU. */
         memset((void *)&shared, 0xFF, sizeof shared);
         for (int phase = 0; phase < K::PHASES; phase++) {
-            for (int thread = 0; thread < K::THREADS; thread++) {
-                kernel.run(phase, block, thread, shared);
+            for (int t = 0; t < K::THREADS; t++) {
+                s.kernel.run(phase, block, fake_backwards ? K::THREADS - 1 - t : t, shared);
             }
         }
     }
-    return MDMT_OK;
+}
+
+template <class K>
+mdmt_status mdmt_launch(mdmt_stream_handle stream, size_t blocks, const K &kernel)
+{
+    if (blocks == 0) {
+        return MDMT_OK;
+    }
+    mdmt_started<K> s = {kernel, blocks};
+    fake_launch(stream, mdmt_walk_blocks<K>, &s, sizeof s);
+    return mdmt_device_check("the start of a kernel");
 }
 #endif
 

@@ -237,6 +237,7 @@ static mdmt_status make_room(mdmt_network *n, const mdmt_program *program)
     for (int i = 0; i < MAX_PROGRAMS; i++) {
         if (n->cache[i].program) {
             n->cache[i].program->bound = NULL;
+            mdmt_program_forget(n->cache[i].program);
         }
     }
     return n->backend->slab_open(n->backend, &n->activations, (size_t)program->plan.total,
@@ -264,14 +265,22 @@ mdmt_status mdmt_network_program(mdmt_network *n, const mdmt_mode *mode, mdmt_pr
     return MDMT_OK;
 }
 
-mdmt_status mdmt_network_adam(mdmt_network *n, const mdmt_adam *adam)
+mdmt_status mdmt_network_update(mdmt_network *n, mdmt_update *update)
 {
     mdmt_slab *gradients, *first, *second;
     MDMT_TRY(slab_of(n, MDMT_HOLDS_GRADIENT, &gradients));
     MDMT_TRY(slab_of(n, MDMT_HOLDS_FIRST, &first));
     MDMT_TRY(slab_of(n, MDMT_HOLDS_SECOND, &second));
-    return n->backend->adam(n->backend, adam, n->parameters.data, gradients->data, first->data,
-                            second->data, n->parameter_bytes / (int64_t)sizeof(float));
+    *update = (mdmt_update){n->parameters.data, gradients->data, first->data, second->data,
+                            n->parameter_bytes / (int64_t)sizeof(float)};
+    return MDMT_OK;
+}
+
+mdmt_status mdmt_network_adam(mdmt_network *n, const mdmt_adam *adam)
+{
+    mdmt_update u;
+    MDMT_TRY(mdmt_network_update(n, &u));
+    return n->backend->adam(n->backend, adam, u.weights, u.gradients, u.first, u.second, u.count);
 }
 
 mdmt_status mdmt_network_memory(mdmt_network *n, const mdmt_mode *mode, mdmt_memory *memory)

@@ -45,6 +45,9 @@ mdmt_status mdmt_network_program(mdmt_network *network, const mdmt_mode *mode,
 /* Adam on all parameters with the gradients of the last run. */
 mdmt_status mdmt_network_adam(mdmt_network *network, const mdmt_adam *adam);
 
+/* What Adam works on in this network. */
+mdmt_status mdmt_network_update(mdmt_network *network, mdmt_update *update);
+
 /* What this mode needs, as planned, without taking it. */
 mdmt_status mdmt_network_memory(mdmt_network *network, const mdmt_mode *mode, mdmt_memory *memory);
 

@@ -99,11 +99,20 @@ mdmt_status mdmt_program_open(mdmt_program **program, mdmt_graph *graph, mdmt_ba
     return MDMT_OK;
 }
 
+void mdmt_program_forget(mdmt_program *p)
+{
+    if (p->recording) {
+        p->backend->record_close(p->backend, p->recording);
+        p->recording = NULL;
+    }
+}
+
 void mdmt_program_close(mdmt_program *p)
 {
     if (!p) {
         return;
     }
+    mdmt_program_forget(p);
     mdmt_graph_close(p->graph);
     mdmt_plan_free(&p->plan);
     mdmt_release(p->kernel);
@@ -131,6 +140,7 @@ static mdmt_value argument(const mdmt_program *p, int tensor)
 void mdmt_program_bind(mdmt_program *p, void *slab)
 {
     char *base = slab;
+    mdmt_program_forget(p); /* it holds the former addresses */
     for (int t = 0; t < p->graph->tensors; t++) {
         if (p->plan.offset[t] >= 0) {
             p->address[t] = base + p->plan.offset[t];
@@ -200,6 +210,7 @@ mdmt_status mdmt_program_profile(mdmt_program *p, const mdmt_step *step, double 
     double before = now();
     for (int i = 0; i < p->graph->ops; i++) {
         MDMT_TRY(run_op(p, i, step));
+        MDMT_TRY(p->backend->wait ? p->backend->wait(p->backend) : MDMT_OK);
         double after = now();
         seconds[i] += after - before;
         before = after;

@@ -20,6 +20,10 @@ typedef struct {
     void **out;       /* per op MDMT_MAX_OUT results                 */
     void **workspace; /* per op                                      */
     void *bound;      /* the slab that the addresses point into      */
+    /* A step that the backend recorded (series.c), and for which series. */
+    mdmt_recording *recording; /* or NULL */
+    mdmt_series recorded;
+    int warm, unrecordable; /* it ran once; the backend refused to record it */
 } mdmt_program;
 
 /* Takes the graph over (also on failure). `force` (or NULL) names a kernel that
@@ -30,6 +34,9 @@ void mdmt_program_close(mdmt_program *program);
 
 /* Resolves the addresses into `slab` of at least program->plan.total bytes. */
 void mdmt_program_bind(mdmt_program *program, void *slab);
+
+/* Drops what was recorded. */
+void mdmt_program_forget(mdmt_program *program);
 
 /* Between plain host arrays and the tensor of that name. */
 mdmt_status mdmt_program_write(mdmt_program *program, const char *name, const void *host);

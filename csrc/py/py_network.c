@@ -1,6 +1,6 @@
 /* _core.Network: a network with weights, gradients and optimiser state. */
 #include "py_io.h"
-#include "py_step.h"
+#include "py_series.h"
 
 #include <math.h>
 #include <string.h>
@@ -9,6 +9,7 @@ typedef struct {
     PyObject_HEAD
     mdmt_network *network;
     mdmt_py_backend backend;
+    int done; /* steps of the last series that took effect */
 } py_network;
 
 static PyObject *network_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
@@ -235,15 +236,7 @@ static mdmt_status check_loss(mdmt_program *program, const mdmt_mode *mode, cons
     if (isfinite(loss)) {
         return MDMT_OK;
     }
-    const char *task = "all tasks";
-    for (int k = mode->loss.tasks - 1; k >= 0; k--) {
-        task = isfinite(per_task[2 * k]) ? task : mode->logits[k];
-    }
-    return mdmt_fail(MDMT_NOT_FINITE,
-                     "the loss is not a finite number at training step %llu (task %s): the input, "
-                     "the target or the weights hold NaN or infinity, or the learning rate is too "
-                     "high; the weights were not updated in this step",
-                     (unsigned long long)step->step, task);
+    return mdmt_loss_not_finite(mode, per_task, step->step);
 }
 
 static mdmt_status run_step(py_network *self, mdmt_program *program, const mdmt_mode *mode,
@@ -296,7 +289,7 @@ static PyObject *network_run(PyObject *object, PyObject *args, PyObject *keyword
         prepare(self, dict, feeds, &mode, &program) < 0 || mdmt_py_step_parse(&s, keywords) < 0) {
         return NULL;
     }
-    if (mode.from_store && mdmt_py_step_samples(&s) != mode.batch) {
+    if (mode.from_store && (s.samples != mode.batch || s.steps != 1)) {
         PyErr_SetString(PyExc_ValueError, "a batch needs a data set and an index per sample");
         mdmt_py_step_free(&s);
         return NULL;
@@ -307,6 +300,32 @@ static PyObject *network_run(PyObject *object, PyObject *args, PyObject *keyword
     Py_END_ALLOW_THREADS
     mdmt_py_step_free(&s);
     return status == MDMT_OK ? read_named(program, names) : mdmt_py_raise(status);
+}
+
+static PyObject *network_series(PyObject *object, PyObject *args, PyObject *keywords)
+{
+    py_network *self = (py_network *)object;
+    PyObject *dict, *feeds, *names, *tuple = Py_None;
+    mdmt_mode mode;
+    mdmt_py_step s;
+    mdmt_adam adam;
+    self->done = 0;
+    if (!PyArg_ParseTuple(args, "O!O!O!|O", &PyDict_Type, &dict, &PyDict_Type, &feeds,
+                          &PyTuple_Type, &names, &tuple) ||
+        (tuple != Py_None && parse_adam(tuple, &adam) < 0) || parse_mode(dict, &mode) < 0 ||
+        refresh(self) < 0 || mdmt_py_step_parse(&s, keywords) < 0) {
+        return NULL;
+    }
+    PyObject *out = mdmt_py_series(self->network, &mode, feeds, names,
+                                   tuple == Py_None ? NULL : &adam, &s, &self->done);
+    mdmt_py_step_free(&s);
+    return out;
+}
+
+static PyObject *network_steps_done(PyObject *object, PyObject *unused)
+{
+    (void)unused;
+    return PyLong_FromLong(((py_network *)object)->done);
 }
 
 static PyObject *network_profile(PyObject *object, PyObject *args, PyObject *keywords)
@@ -381,6 +400,11 @@ static PyMethodDef network_methods[] = {
     {"names", network_names, METH_NOARGS, "names() -> [(name, is_parameter)]"},
     {"run", (PyCFunction)(void (*)(void))network_run, METH_VARARGS | METH_KEYWORDS,
      "run(mode, feeds, outputs, adam=None, **step) -> {output: array}"},
+    {"series", (PyCFunction)(void (*)(void))network_series, METH_VARARGS | METH_KEYWORDS,
+     "series(mode, feeds, outputs, adam=None, **step) -> {output: array (steps, ...)}: as run with\n"
+     "from_store, for the rows of dataset and index (steps, batch)."},
+    {"steps_done", network_steps_done, METH_NOARGS,
+     "steps_done() -> steps of the last series that took effect, also where it failed"},
     {"profile", (PyCFunction)(void (*)(void))network_profile, METH_VARARGS | METH_KEYWORDS,
      "profile(mode, feeds, **step) -> [(op, kernel, seconds)]"},
     {"describe", network_describe, METH_O, "describe(mode) -> list of dicts, one per op"},

@@ -11,13 +11,13 @@ static int number(PyObject *keywords, const char *key, uint64_t *out)
     return PyErr_Occurred() ? -1 : 0;
 }
 
-static PyArrayObject *hold(mdmt_py_step *s, PyObject *object, int type, int dims,
+static PyArrayObject *hold(mdmt_py_step *s, PyObject *object, int type, int least, int most,
                            const char *what)
 {
     PyArrayObject *array =
         (PyArrayObject *)PyArray_FROM_OTF(object, type, NPY_ARRAY_IN_ARRAY | NPY_ARRAY_FORCECAST);
-    if (array && PyArray_NDIM(array) != dims) {
-        PyErr_Format(PyExc_ValueError, "%s must have %d dimensions, not %d", what, dims,
+    if (array && (PyArray_NDIM(array) < least || PyArray_NDIM(array) > most)) {
+        PyErr_Format(PyExc_ValueError, "%s must have %d dimensions, not %d", what, least,
                      PyArray_NDIM(array));
         Py_CLEAR(array);
     }
@@ -41,7 +41,7 @@ static int parse_sources(mdmt_py_step *s, PyObject *list)
             Py_CLEAR(item);
         }
         PyArrayObject *array =
-            item ? hold(s, item, NPY_UINT8, 3, "resident images (count, height, width)") : NULL;
+            item ? hold(s, item, NPY_UINT8, 3, 3, "resident images (count, height, width)") : NULL;
         Py_XDECREF(item);
         if (!array) {
             return -1;
@@ -66,7 +66,7 @@ static int parse_masks(mdmt_py_step *s, PyObject *list)
     for (int i = 0; i < s->step.source_count; i++) {
         PyObject *item = PySequence_GetItem(list, i);
         PyArrayObject *array =
-            item && item != Py_None ? hold(s, item, NPY_UINT8, 3, "resident masks") : NULL;
+            item && item != Py_None ? hold(s, item, NPY_UINT8, 3, 3, "resident masks") : NULL;
         Py_XDECREF(item);
         if (PyErr_Occurred()) {
             return -1;
@@ -83,20 +83,24 @@ static int parse_masks(mdmt_py_step *s, PyObject *list)
     return 0;
 }
 
+/* (samples), or (steps, samples). */
 static int parse_samples(mdmt_py_step *s, PyObject *dataset, PyObject *index)
 {
-    PyArrayObject *d = hold(s, dataset, NPY_INT32, 1, "dataset");
-    PyArrayObject *i = d ? hold(s, index, NPY_INT64, 1, "index") : NULL;
+    PyArrayObject *d = hold(s, dataset, NPY_INT32, 1, 2, "dataset");
+    PyArrayObject *i = d ? hold(s, index, NPY_INT64, 1, 2, "index") : NULL;
     if (!i) {
         return -1;
     }
-    if (PyArray_DIM(d, 0) != PyArray_DIM(i, 0)) {
+    int dims = PyArray_NDIM(d);
+    if (PyArray_NDIM(i) != dims || !PyArray_CompareLists(PyArray_DIMS(d), PyArray_DIMS(i), dims)) {
         PyErr_SetString(PyExc_ValueError, "dataset and index must have one length");
         return -1;
     }
+    s->steps = dims == 1 ? 1 : (int)PyArray_DIM(d, 0);
+    s->samples = (int)PyArray_DIM(d, dims - 1);
     s->step.sample_source = PyArray_DATA(d);
     s->step.sample_index = PyArray_DATA(i);
-    for (npy_intp n = 0; n < PyArray_DIM(d, 0); n++) {
+    for (npy_intp n = 0; n < PyArray_SIZE(d); n++) {
         int32_t from = s->step.sample_source[n];
         int64_t at = s->step.sample_index[n];
         if (from < 0 || from >= s->step.source_count || at < 0 || at >= s->source[from].count) {
@@ -176,11 +180,4 @@ void mdmt_py_step_free(mdmt_py_step *s)
     while (s->held_count) {
         Py_DECREF(s->held[--s->held_count]);
     }
-}
-
-Py_ssize_t mdmt_py_step_samples(const mdmt_py_step *s)
-{
-    return s->step.sample_index
-               ? PyArray_DIM((PyArrayObject *)s->held[s->held_count - 1], 0)
-               : 0;
 }

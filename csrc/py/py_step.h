@@ -12,13 +12,12 @@ typedef struct {
     mdmt_image_source source[MDMT_PY_MAX_SOURCES];
     PyObject *held[2 * MDMT_PY_MAX_SOURCES + 2]; /* the arrays that the step points into */
     int held_count;
+    int steps, samples; /* of dataset and index: (samples), then steps is 1, or (steps, samples) */
 } mdmt_py_step;
 
 /* Parses `keywords` (a dict or NULL). Checks that every sample lies inside its
  * source. 0, or -1 with an exception; then nothing is held. */
 int mdmt_py_step_parse(mdmt_py_step *s, PyObject *keywords);
 void mdmt_py_step_free(mdmt_py_step *s);
-/* Samples that dataset and index name; 0 when there are none. */
-Py_ssize_t mdmt_py_step_samples(const mdmt_py_step *s);
 
 #endif

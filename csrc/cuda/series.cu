@@ -1,0 +1,402 @@
+/* Steps in a row without the host: what changes from step to step lies in the GPU's memory and
+ * moves on by itself, so that a step is the same launches every time and can be recorded. And
+ * Adam, which takes its numbers from there. */
+#include "backend.cuh"
+#include "map.cuh"
+
+/* ---- Adam, in the order of operations of torch.optim.Adam and AdamW ---- */
+
+MDMT_HD mdmt_gpu_adam adam_numbers(const mdmt_adam &a, int64_t step)
+{
+    double correction1 = 1 - pow(a.beta1, (double)step);
+    double correction2 = 1 - pow(a.beta2, (double)step);
+    mdmt_gpu_adam n;
+    n.decay_factor = a.decoupled ? (float)(1 - a.lr * a.weight_decay) : 1.0f;
+    n.l2 = a.decoupled ? 0.0f : (float)a.weight_decay;
+    n.one_minus_beta1 = (float)(1 - a.beta1);
+    n.beta2 = (float)a.beta2;
+    n.one_minus_beta2 = (float)(1 - a.beta2);
+    n.root_correction = (float)sqrt(correction2);
+    n.eps = (float)a.eps;
+    n.step_size = (float)(a.lr / correction1);
+    return n;
+}
+
+enum { ADAM_PACK = 4 }; /* numbers of a thread; slabs are padded to more */
+
+struct alignas(16) adam_pack {
+    float v[ADAM_PACK];
+};
+
+struct adam_update {
+    const mdmt_gpu_state *state;
+    const float *gradients;
+    float *weights, *first, *second;
+
+    MDMT_HD void at(uint32_t i, int unused) const
+    {
+        (void)unused;
+        if (state->halted) {
+            return;
+        }
+        const mdmt_gpu_adam n = state->adam;
+        adam_pack w = ((const adam_pack *)(const void *)weights)[i];
+        adam_pack g = ((const adam_pack *)(const void *)gradients)[i];
+        adam_pack m = ((const adam_pack *)(const void *)first)[i];
+        adam_pack v = ((const adam_pack *)(const void *)second)[i];
+        for (int k = 0; k < ADAM_PACK; k++) {
+            float weight = w.v[k] * n.decay_factor;
+            float gradient = g.v[k] + n.l2 * weight;
+            m.v[k] = m.v[k] + n.one_minus_beta1 * (gradient - m.v[k]);
+            v.v[k] = v.v[k] * n.beta2 + n.one_minus_beta2 * gradient * gradient;
+            float denominator = sqrtf(v.v[k]) / n.root_correction + n.eps;
+            w.v[k] = weight - n.step_size * m.v[k] / denominator;
+        }
+        ((adam_pack *)(void *)first)[i] = m;
+        ((adam_pack *)(void *)second)[i] = v;
+        ((adam_pack *)(void *)weights)[i] = w;
+    }
+};
+
+static mdmt_status launch_update(mdmt_gpu *gpu, const mdmt_update *u)
+{
+    adam_update f = {gpu->state, u->gradients, u->weights, u->first, u->second};
+    return mdmt_count_over(gpu->stream, mdmt_ceil_div((size_t)u->count, ADAM_PACK), f);
+}
+
+static mdmt_status check_adam(const mdmt_adam *adam)
+{
+    /* 0 / 0 would put NaN into the padding. */
+    return (float)adam->eps > 0
+               ? MDMT_OK
+               : mdmt_lent->fail(MDMT_BAD_ARGUMENT, "eps of Adam must be above 0, not %g",
+                                 adam->eps);
+}
+
+/* Sets the numbers of one update outside a series. */
+struct set_adam {
+    mdmt_gpu_state *state;
+    mdmt_adam adam;
+    MDMT_HD void at(uint32_t i, int unused) const
+    {
+        (void)i;
+        (void)unused;
+        state->adam = adam_numbers(adam, adam.step);
+        state->halted = 0;
+    }
+};
+
+mdmt_status mdmt_gpu_adam_now(mdmt_gpu *gpu, const mdmt_adam *adam, const mdmt_update *update)
+{
+    set_adam f = {gpu->state, *adam};
+    MDMT_TRY(check_adam(adam));
+    MDMT_TRY(mdmt_count_over(gpu->stream, 1, f));
+    return launch_update(gpu, update);
+}
+
+/* ---- the start and the end of a step ---- */
+
+/* One thread: the numbers of the step that begins. */
+struct advance {
+    mdmt_gpu_state *state;
+    MDMT_HD void at(uint32_t i, int unused) const
+    {
+        (void)i;
+        (void)unused;
+        mdmt_gpu_state *s = state;
+        int64_t now = s->next;
+        s->next = now + 1;
+        s->current = now;
+        s->step.step = s->first_step + (uint64_t)now;
+        s->step.sample_source = s->all_sources + now * s->samples;
+        s->step.sample_index = s->all_indices + now * s->samples;
+        s->step.streamed =
+            s->slots ? s->slots + (size_t)(now % MDMT_GPU_SLOTS) * s->slot_bytes : NULL;
+        s->adam = adam_numbers(s->adam_first, s->adam_first.step + now);
+    }
+};
+
+/* Words between the ports' tensors and their rows of this step. */
+struct move_ports {
+    const mdmt_gpu_state *state;
+    uint32_t *tensor[MDMT_MAX_LOGS];
+    uint32_t words[MDMT_MAX_LOGS];
+    int count, to_log;
+
+    MDMT_HD void at(uint32_t i, int unused) const
+    {
+        (void)unused;
+        int k = 0;
+        while (k < count - 1 && i >= words[k]) {
+            i -= words[k++];
+        }
+        uint32_t *rows = to_log ? state->log[k] : state->feed[k];
+        uint32_t *row = rows + (size_t)state->current * words[k] + i;
+        if (to_log) {
+            *row = tensor[k][i];
+        } else {
+            tensor[k][i] = *row;
+        }
+    }
+};
+
+/* One thread: whether this step, and so all after it, must not update anything. */
+struct watch_step {
+    mdmt_gpu_state *state;
+    const mdmt_gpu_fault *fault;
+    const float *loss; /* NULL: there is none */
+    MDMT_HD void at(uint32_t i, int unused) const
+    {
+        (void)i;
+        (void)unused;
+        int bad = 0;
+        if (loss) {
+            uint32_t bits;
+            memcpy(&bits, loss, sizeof bits);
+            bad = (bits & 0x7f800000u) == 0x7f800000u || fault->kind != MDMT_FAULT_NONE;
+        }
+        if (bad && !state->halted) {
+            state->halted = state->current + 1;
+        }
+    }
+};
+
+static mdmt_gpu *gpu_of(mdmt_backend *backend)
+{
+    return (mdmt_gpu *)(void *)backend; /* base is its first member */
+}
+
+static mdmt_status move(mdmt_gpu *gpu, const mdmt_port *port, int count, int to_log)
+{
+    move_ports f;
+    size_t words = 0;
+    memset((void *)&f, 0, sizeof f);
+    f.state = gpu->state;
+    f.count = count;
+    f.to_log = to_log;
+    for (int k = 0; k < count; k++) {
+        f.tensor[k] = (uint32_t *)port[k].data;
+        f.words[k] = (uint32_t)(port[k].bytes / sizeof(uint32_t));
+        words += f.words[k];
+    }
+    return mdmt_count_over(gpu->stream, words, f);
+}
+
+static mdmt_status series_next(mdmt_backend *backend, const mdmt_series *s)
+{
+    mdmt_gpu *gpu = gpu_of(backend);
+    advance f = {gpu->state};
+    MDMT_TRY(mdmt_device_use(gpu->options.device));
+    MDMT_TRY(mdmt_count_over(gpu->stream, 1, f));
+    return move(gpu, s->feed, s->feeds, 0);
+}
+
+static mdmt_status series_note(mdmt_backend *backend, const mdmt_series *s)
+{
+    mdmt_gpu *gpu = gpu_of(backend);
+    watch_step f = {gpu->state, gpu->fault, s->watch ? (const float *)s->log[0].data : NULL};
+    MDMT_TRY(move(gpu, s->log, s->logs, 1));
+    MDMT_TRY(mdmt_count_over(gpu->stream, 1, f));
+    return s->update.weights ? launch_update(gpu, &s->update) : MDMT_OK;
+}
+
+/* ---- a series ---- */
+
+enum { PIECE = 256 }; /* arrays begin at multiples of it */
+
+static size_t series_bytes(const mdmt_series *s)
+{
+    size_t samples = (size_t)s->count * (size_t)s->samples;
+    size_t bytes = mdmt_round_up(samples * sizeof(int32_t), PIECE) +
+                   mdmt_round_up(samples * sizeof(int64_t), PIECE);
+    for (int k = 0; k < s->feeds; k++) {
+        bytes += mdmt_round_up((size_t)s->count * s->feed[k].bytes, PIECE);
+    }
+    for (int k = 0; k < s->logs; k++) {
+        bytes += mdmt_round_up((size_t)s->count * s->log[k].bytes, PIECE);
+    }
+    return bytes;
+}
+
+static mdmt_status series_room(mdmt_gpu *gpu, const mdmt_series *s)
+{
+    size_t bytes = series_bytes(s);
+    void *data;
+    if (bytes <= gpu->series_room) {
+        return MDMT_OK;
+    }
+    mdmt_device_free(gpu->series);
+    gpu->series = NULL;
+    gpu->series_room = 0;
+    MDMT_TRY(mdmt_device_alloc(&data, bytes, "labels and results of a series of steps"));
+    gpu->series = (char *)data;
+    gpu->series_room = bytes;
+    return MDMT_OK;
+}
+
+static mdmt_status put(mdmt_gpu *gpu, char **at, const void *host, size_t bytes)
+{
+    char *to = *at;
+    *at += mdmt_round_up(bytes, PIECE);
+    return mdmt_device_write(gpu->stream, to, host, bytes);
+}
+
+/* Positions and feeds go there; where everything lies, into *state. */
+static mdmt_status put_all(mdmt_gpu *gpu, const mdmt_series *s, mdmt_gpu_state *state)
+{
+    size_t samples = (size_t)s->count * (size_t)s->samples;
+    char *at = gpu->series;
+    state->all_sources = (const int32_t *)(const void *)at;
+    MDMT_TRY(put(gpu, &at, s->first.sample_source, samples * sizeof(int32_t)));
+    state->all_indices = (const int64_t *)(const void *)at;
+    MDMT_TRY(put(gpu, &at, s->first.sample_index, samples * sizeof(int64_t)));
+    for (int k = 0; k < s->feeds; k++) {
+        state->feed[k] = (uint32_t *)(void *)at;
+        MDMT_TRY(put(gpu, &at, s->feed[k].host, (size_t)s->count * s->feed[k].bytes));
+    }
+    for (int k = 0; k < s->logs; k++) {
+        state->log[k] = (uint32_t *)(void *)at;
+        at += mdmt_round_up((size_t)s->count * s->log[k].bytes, PIECE);
+    }
+    return MDMT_OK;
+}
+
+static mdmt_status check_series(const mdmt_series *s)
+{
+    if (s->feeds > MDMT_MAX_FEEDS || s->logs > MDMT_MAX_LOGS) {
+        return mdmt_lent->fail(MDMT_INTERNAL, "a series of steps has too many tensors");
+    }
+    for (int k = 0; k < s->feeds + s->logs; k++) {
+        const mdmt_port *p = k < s->feeds ? &s->feed[k] : &s->log[k - s->feeds];
+        if (p->tensor->kind != MDMT_ROWS && p->tensor->kind != MDMT_SCALAR) {
+            return mdmt_lent->fail(MDMT_UNSUPPORTED,
+                                   "the tensor %s cannot be followed through a series of steps",
+                                   p->tensor->name);
+        }
+    }
+    MDMT_TRY(s->update.weights ? check_adam(&s->adam) : MDMT_OK);
+    MDMT_TRY(s->augment ? mdmt_lent->check_augmentation(&s->first.augmentation) : MDMT_OK);
+    return mdmt_gpu_check_samples(&s->first, (size_t)s->count * (size_t)s->samples);
+}
+
+static void fill_state(const mdmt_gpu *gpu, const mdmt_series *s, mdmt_gpu_state *state)
+{
+    const mdmt_step *first = &s->first;
+    state->step.epoch = first->epoch;
+    state->step.dropout_key = mdmt_stream_key(first->seed, MDMT_STREAM_DROPOUT);
+    state->step.augment_key = mdmt_stream_key(first->seed, MDMT_STREAM_AUGMENT);
+    state->step.elastic_key = mdmt_stream_key(first->seed, MDMT_STREAM_ELASTIC);
+    state->step.augmentation = first->augmentation;
+    state->samples = s->samples;
+    state->first_step = first->step;
+    state->slots = state->step.stride ? (const uint8_t *)gpu->slots : NULL;
+    state->slot_bytes = gpu->slot_bytes;
+    state->adam_first = s->adam;
+}
+
+static mdmt_status series_open(mdmt_backend *backend, const mdmt_series *s)
+{
+    mdmt_gpu *gpu = gpu_of(backend);
+    mdmt_gpu_state state;
+    size_t stride;
+    memset((void *)&state, 0, sizeof state);
+    MDMT_TRY(check_series(s));
+    MDMT_TRY(mdmt_device_use(gpu->options.device));
+    MDMT_TRY(mdmt_gpu_take_sources(gpu, &s->first, &state.step, &stride));
+    if (stride) {
+        MDMT_TRY(mdmt_gpu_slot_room(gpu, (size_t)s->samples, stride));
+        MDMT_TRY(mdmt_device_wait(gpu->stream));
+        gpu->staged = 0;
+    }
+    state.step.stride = stride;
+    MDMT_TRY(series_room(gpu, s));
+    MDMT_TRY(put_all(gpu, s, &state));
+    fill_state(gpu, s, &state);
+    gpu->written = state.step;
+    gpu->written_valid = 0;
+    MDMT_TRY(mdmt_device_write(gpu->stream, gpu->state, &state, sizeof state));
+    gpu->fault_possible = s->watch;
+    gpu->in_series = 1;
+    return MDMT_OK;
+}
+
+static mdmt_status series_stage(mdmt_backend *backend, const mdmt_series *s, int i)
+{
+    mdmt_gpu *gpu = gpu_of(backend);
+    const uint8_t *slot;
+    if (!gpu->written.stride) {
+        return MDMT_OK;
+    }
+    mdmt_step step = s->first;
+    step.sample_source += (size_t)i * (size_t)s->samples;
+    step.sample_index += (size_t)i * (size_t)s->samples;
+    MDMT_TRY(mdmt_device_use(gpu->options.device));
+    return mdmt_gpu_stage(gpu, &step, s->samples, gpu->written.stride, &gpu->written, &slot);
+}
+
+static mdmt_status series_close(mdmt_backend *backend, const mdmt_series *s, int *done)
+{
+    mdmt_gpu *gpu = gpu_of(backend);
+    int64_t halted = 0;
+    *done = 0;
+    if (!gpu->in_series) {
+        return MDMT_OK;
+    }
+    gpu->in_series = 0;
+    char *at = gpu->series + mdmt_round_up((size_t)s->count * (size_t)s->samples * 4, PIECE) +
+               mdmt_round_up((size_t)s->count * (size_t)s->samples * 8, PIECE);
+    for (int k = 0; k < s->feeds; k++) {
+        at += mdmt_round_up((size_t)s->count * s->feed[k].bytes, PIECE);
+    }
+    MDMT_TRY(mdmt_device_use(gpu->options.device));
+    for (int k = 0; k < s->logs; k++) {
+        size_t bytes = (size_t)s->count * s->log[k].bytes;
+        MDMT_TRY(mdmt_device_read(gpu->stream, s->log[k].host, at, bytes));
+        at += mdmt_round_up(bytes, PIECE);
+    }
+    MDMT_TRY(mdmt_device_read(gpu->stream, &halted, &gpu->state->halted, sizeof halted));
+    *done = halted ? (int)halted - 1 : s->count;
+    return mdmt_gpu_check_fault(gpu);
+}
+
+/* ---- recordings ---- */
+
+static mdmt_status record_begin(mdmt_backend *backend)
+{
+    MDMT_TRY(mdmt_device_use(gpu_of(backend)->options.device));
+    return mdmt_record_begin(gpu_of(backend)->stream);
+}
+
+static mdmt_status record_end(mdmt_backend *backend, mdmt_recording **recording)
+{
+    mdmt_graph_handle graph;
+    mdmt_status status = mdmt_record_end(gpu_of(backend)->stream, &graph);
+    *recording = (mdmt_recording *)(void *)graph;
+    return status;
+}
+
+static mdmt_status record_run(mdmt_backend *backend, mdmt_recording *recording)
+{
+    MDMT_TRY(mdmt_device_use(gpu_of(backend)->options.device));
+    return mdmt_record_run((mdmt_graph_handle)(void *)recording, gpu_of(backend)->stream);
+}
+
+static void record_close(mdmt_backend *backend, mdmt_recording *recording)
+{
+    mdmt_device_use(gpu_of(backend)->options.device);
+    mdmt_device_wait(gpu_of(backend)->stream); /* it may still run */
+    mdmt_record_close((mdmt_graph_handle)(void *)recording);
+}
+
+void mdmt_gpu_fill_series(mdmt_backend *base)
+{
+    base->series_open = series_open;
+    base->series_stage = series_stage;
+    base->series_next = series_next;
+    base->series_note = series_note;
+    base->series_close = series_close;
+    base->record_begin = record_begin;
+    base->record_end = record_end;
+    base->record_run = record_run;
+    base->record_close = record_close;
+}

@@ -1,0 +1,14 @@
+/* Network.series: many steps in one call. */
+#ifndef MDMT_PY_SERIES_H
+#define MDMT_PY_SERIES_H
+
+#include "py_step.h"
+
+#include "../exec/series.h"
+
+/* {output: array (steps, ...)} for the outputs named in the tuple `names`; feeds: {"task",
+ * "target"} with a row per step, used with mode->want_gradients. *done: steps that took effect. */
+PyObject *mdmt_py_series(mdmt_network *network, const mdmt_mode *mode, PyObject *feeds,
+                         PyObject *names, const mdmt_adam *adam, const mdmt_py_step *s, int *done);
+
+#endif

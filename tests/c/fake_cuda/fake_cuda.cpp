@@ -1,0 +1,556 @@
+/* A stand-in for the CUDA runtime on the processor (cuda_runtime.h beside it).
+ *
+ * A stream is a queue. What is asynchronous in CUDA is queued and runs when it must: when the host
+ * waits for it, or another stream for an event behind it. fake_cuda_set("order", n) chooses among
+ * the orders that CUDA allows: 0 at once, 1 as late as possible, 2 other streams first. So that
+ * work that misses a wait reads or writes too early or too late, and results change ("waits" 0
+ * drops all waits of streams: to see that they do). "backwards" 1 takes the blocks and threads of a
+ * kernel from the last to the first. What CUDA forbids during a recording is refused. Fresh and freed memory holds garbage. */
+#include "cuda_runtime.h"
+
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <map>
+#include <string>
+#include <vector>
+
+long fake_backwards;
+
+namespace {
+
+struct settings {
+    long order = 0, driver = 13000, devices = 1, code = 1, capture = 1;
+    long lose_after = -1, fail_at_launch = -1, waits = 1;
+    long long memory = 1ll << 40;
+    long long allocations = 0, launches = 0, graph_launches = 0, captures = 0, copies = 0;
+} now;
+
+cudaError_t last = cudaSuccess, lost = cudaSuccess;
+struct block {
+    size_t bytes;
+    int counted;
+};
+std::map<void *, block> blocks;
+long long used;
+
+struct task {
+    void (*run)(const void *) = nullptr;
+    std::vector<char> bytes; /* what run gets */
+    cudaStream_t other = nullptr; /* wait for it to have done `until` tasks */
+    uint64_t until = 0;
+    cudaEvent_t event = nullptr; /* note the time */
+    void *to = nullptr;          /* copy */
+    const void *from = nullptr;
+    size_t size = 0;
+};
+
+cudaError_t say(cudaError_t error)
+{
+    if (error != cudaSuccess) {
+        last = error;
+    }
+    return error;
+}
+
+/* Counts down to the loss of the device; afterwards every call fails, as after a real one. */
+cudaError_t alive(void)
+{
+    if (lost == cudaSuccess && now.lose_after >= 0 && now.lose_after-- == 0) {
+        lost = cudaErrorIllegalAddress;
+    }
+    return say(lost);
+}
+
+} // namespace
+
+struct fake_graph {
+    std::vector<task> tasks;
+    int invalid = 0;
+};
+
+/* The first two members are known to the other stand-ins (fake_cudnn.c). */
+struct fake_stream {
+    cudaError_t (*enqueue)(cudaStream_t, void (*)(const void *), const void *, size_t);
+    double clock; /* milliseconds of work, as its jobs say */
+    std::deque<task> queue;
+    uint64_t begun, done; /* tasks given and done so far */
+    fake_graph *recording;
+    int waiting; /* for another stream */
+};
+
+struct fake_event {
+    cudaStream_t stream;
+    uint64_t at;
+    double clock;
+};
+
+namespace {
+
+std::vector<cudaStream_t> streams;
+
+void perform(const task &t);
+
+void run_until(cudaStream_t s, uint64_t until)
+{
+    while (s->done < until) {
+        if (now.order == 2) {
+            for (cudaStream_t o : streams) {
+                while (o != s && !o->waiting && !o->queue.empty() && !o->queue.front().other) {
+                    task t = o->queue.front();
+                    o->queue.pop_front();
+                    o->done++;
+                    perform(t);
+                }
+            }
+        }
+        task t = s->queue.front();
+        s->queue.pop_front();
+        s->done++;
+        s->waiting = t.other != nullptr;
+        perform(t);
+        s->waiting = 0;
+    }
+}
+
+void perform(const task &t)
+{
+    if (t.other) {
+        run_until(t.other, t.until);
+    }
+    if (t.run) {
+        t.run(t.bytes.data());
+    }
+    if (t.to) {
+        memcpy(t.to, t.from ? t.from : t.bytes.data(), t.size);
+    }
+    if (t.event) {
+        t.event->clock = t.event->stream->clock;
+    }
+}
+
+cudaError_t give(cudaStream_t s, task t)
+{
+    if (s->recording) {
+        s->recording->tasks.push_back(std::move(t));
+        return cudaSuccess;
+    }
+    s->queue.push_back(std::move(t));
+    s->begun++;
+    if (now.order == 0) {
+        run_until(s, s->begun);
+    }
+    return cudaSuccess;
+}
+
+/* A call that CUDA refuses while a stream of this thread records. */
+cudaError_t not_recording(void)
+{
+    for (cudaStream_t s : streams) {
+        if (s->recording) {
+            s->recording->invalid = 1;
+            return say(cudaErrorStreamCaptureUnsupported);
+        }
+    }
+    return cudaSuccess;
+}
+
+cudaError_t give_launch(cudaStream_t s, void (*run)(const void *), const void *kernel,
+                        size_t bytes)
+{
+    task t;
+    t.run = run;
+    t.bytes.assign((const char *)kernel, (const char *)kernel + bytes);
+    return give(s, std::move(t));
+}
+
+} // namespace
+
+#define CHECK(call)                                                                                \
+    do {                                                                                           \
+        cudaError_t e_ = (call);                                                                   \
+        if (e_ != cudaSuccess) {                                                                   \
+            return e_;                                                                             \
+        }                                                                                          \
+    } while (0)
+
+cudaError_t cudaGetLastError(void)
+{
+    cudaError_t was = last;
+    last = lost;
+    return was;
+}
+
+const char *cudaGetErrorString(cudaError_t error)
+{
+    static char text[64];
+    snprintf(text, sizeof text, "fake error %d", (int)error);
+    return text;
+}
+
+cudaError_t cudaDriverGetVersion(int *version)
+{
+    *version = (int)now.driver;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGetDeviceCount(int *count)
+{
+    *count = (int)now.devices;
+    return now.devices ? cudaSuccess : say(cudaErrorNoDevice);
+}
+
+cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *p, int device)
+{
+    (void)device;
+    memset((void *)p, 0, sizeof *p);
+    strcpy(p->name, "the processor in its place");
+    p->totalGlobalMem = (size_t)now.memory;
+    p->major = 9;
+    return cudaSuccess;
+}
+
+cudaError_t cudaSetDevice(int device)
+{
+    CHECK(alive());
+    return device < now.devices ? cudaSuccess : say(cudaErrorInvalidDevice);
+}
+
+cudaError_t cudaFuncGetAttributes(struct cudaFuncAttributes *a, void (*function)(void))
+{
+    a->binaryVersion = 90;
+    function();
+    return now.code ? cudaSuccess : say(cudaErrorNoKernelImageForDevice);
+}
+
+cudaError_t cudaMemGetInfo(size_t *available, size_t *total)
+{
+    *total = (size_t)now.memory;
+    *available = (size_t)(now.memory - used);
+    return cudaSuccess;
+}
+
+/* counted: against the device's memory. */
+static cudaError_t take(void **data, size_t bytes, int counted)
+{
+    CHECK(alive());
+    CHECK(not_recording());
+    if (counted && used + (long long)bytes > now.memory) {
+        return say(cudaErrorMemoryAllocation);
+    }
+    size_t rounded = (bytes + 511) / 256 * 256;
+    *data = aligned_alloc(256, rounded);
+    if (!*data) {
+        return say(cudaErrorMemoryAllocation);
+    }
+    memset(*data, 0xCB, rounded);
+    blocks[*data] = block{bytes, counted};
+    used += counted ? (long long)bytes : 0;
+    now.allocations++;
+    return cudaSuccess;
+}
+
+static cudaError_t give_back(void *data)
+{
+    if (!data) {
+        return cudaSuccess;
+    }
+    CHECK(not_recording());
+    for (cudaStream_t s : streams) {
+        run_until(s, s->begun);
+    }
+    auto found = blocks.find(data);
+    if (found == blocks.end()) {
+        return say(cudaErrorInvalidDevice);
+    }
+    memset(data, 0xFF, found->second.bytes);
+    used -= found->second.counted ? (long long)found->second.bytes : 0;
+    blocks.erase(found);
+    free(data);
+    return cudaSuccess;
+}
+
+cudaError_t cudaMalloc(void **data, size_t bytes)
+{
+    return take(data, bytes, 1);
+}
+
+cudaError_t cudaFree(void *data)
+{
+    return give_back(data);
+}
+
+cudaError_t cudaMallocHost(void **data, size_t bytes)
+{
+    return take(data, bytes, 0);
+}
+
+cudaError_t cudaFreeHost(void *data)
+{
+    return give_back(data);
+}
+
+cudaError_t cudaMemset(void *to, int value, size_t bytes)
+{
+    CHECK(alive());
+    CHECK(not_recording());
+    memset(to, value, bytes);
+    return cudaSuccess;
+}
+
+/* Whether it is one of cudaMallocHost (or of the device: they are kept alike). */
+static int pinned(const void *data)
+{
+    auto after = blocks.upper_bound((void *)(uintptr_t)data);
+    return after != blocks.begin() && (const char *)data < (char *)std::prev(after)->first +
+                                                               std::prev(after)->second.bytes;
+}
+
+cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind,
+                            cudaStream_t stream)
+{
+    CHECK(alive());
+    now.copies++;
+    if (kind == cudaMemcpyDeviceToHost) {
+        CHECK(not_recording());
+        run_until(stream, stream->begun);
+        memcpy(to, from, bytes);
+        return cudaSuccess;
+    }
+    task t;
+    t.to = to;
+    t.size = bytes;
+    if (pinned(from)) {
+        t.from = from; /* read when its turn comes */
+    } else {
+        CHECK(not_recording());
+        t.bytes.assign((const char *)from, (const char *)from + bytes);
+    }
+    return give(stream, std::move(t));
+}
+
+cudaError_t cudaDeviceSynchronize(void)
+{
+    CHECK(alive());
+    CHECK(not_recording());
+    for (cudaStream_t s : streams) {
+        run_until(s, s->begun);
+    }
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags)
+{
+    (void)flags;
+    CHECK(alive());
+    *stream = new fake_stream();
+    (*stream)->enqueue = give_launch;
+    streams.push_back(*stream);
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamSynchronize(cudaStream_t stream)
+{
+    CHECK(alive());
+    CHECK(not_recording());
+    run_until(stream, stream->begun);
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamDestroy(cudaStream_t stream)
+{
+    run_until(stream, stream->begun);
+    for (size_t i = 0; i < streams.size(); i++) {
+        if (streams[i] == stream) {
+            streams.erase(streams.begin() + (long)i);
+            break;
+        }
+    }
+    delete stream;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags)
+{
+    (void)flags;
+    CHECK(alive());
+    CHECK(not_recording());
+    task t;
+    t.other = event->stream == stream ? nullptr : event->stream;
+    t.until = event->at;
+    return event->stream && now.waits ? give(stream, std::move(t)) : cudaSuccess;
+}
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags)
+{
+    (void)flags;
+    CHECK(alive());
+    *event = new fake_event();
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream)
+{
+    CHECK(alive());
+    CHECK(not_recording());
+    task t;
+    event->stream = stream;
+    event->at = stream->begun + 1;
+    t.event = event;
+    return give(stream, std::move(t));
+}
+
+cudaError_t cudaEventSynchronize(cudaEvent_t event)
+{
+    CHECK(alive());
+    CHECK(not_recording());
+    if (event->stream) {
+        run_until(event->stream, event->at);
+    }
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t from, cudaEvent_t to)
+{
+    CHECK(alive());
+    *milliseconds = (float)(to->clock - from->clock);
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventDestroy(cudaEvent_t event)
+{
+    for (cudaStream_t s : streams) {
+        run_until(s, s->begun); /* its tasks may note their time there */
+    }
+    delete event;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, int mode)
+{
+    (void)mode;
+    CHECK(alive());
+    CHECK(not_recording());
+    if (!now.capture) {
+        return say(cudaErrorStreamCaptureUnsupported);
+    }
+    stream->recording = new fake_graph();
+    now.captures++;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph)
+{
+    fake_graph *made = stream->recording;
+    stream->recording = nullptr;
+    *graph = nullptr;
+    if (!made || made->invalid) {
+        delete made;
+        return say(cudaErrorStreamCaptureInvalidated);
+    }
+    *graph = made;
+    return alive();
+}
+
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *made, cudaGraph_t graph, unsigned long long flags)
+{
+    (void)flags;
+    CHECK(alive());
+    *made = new fake_graph(*graph);
+    return cudaSuccess;
+}
+
+static void run_all(const void *which)
+{
+    for (const task &t : (*(fake_graph *const *)which)->tasks) {
+        perform(t);
+    }
+}
+
+cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream)
+{
+    CHECK(alive());
+    CHECK(not_recording());
+    now.graph_launches++;
+    return give_launch(stream, run_all, &graph, sizeof graph);
+}
+
+cudaError_t cudaGraphDestroy(cudaGraph_t graph)
+{
+    delete graph;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph)
+{
+    for (cudaStream_t s : streams) {
+        run_until(s, s->begun);
+    }
+    delete graph;
+    return cudaSuccess;
+}
+
+cudaError_t fake_launch(cudaStream_t stream, void (*run)(const void *), const void *kernel,
+                        size_t bytes)
+{
+    CHECK(alive());
+    now.launches++;
+    if (now.fail_at_launch >= 0 && now.fail_at_launch-- == 0) {
+        return say(cudaErrorLaunchFailure);
+    }
+    return give_launch(stream, run, kernel, bytes);
+}
+
+/* ---- for the tests, through ctypes ---- */
+
+extern "C" __attribute__((visibility("default"))) int fake_cuda_set(const char *name,
+                                                                    long long value);
+extern "C" __attribute__((visibility("default"))) long long fake_cuda_get(const char *name);
+
+static std::map<std::string, long *> knobs(void)
+{
+    return {{"order", &now.order},     {"driver", &now.driver},         {"devices", &now.devices},
+            {"code", &now.code},       {"capture", &now.capture},   {"backwards", &fake_backwards},  {"waits", &now.waits},       {"lose_after", &now.lose_after},
+            {"fail_at_launch", &now.fail_at_launch}};
+}
+
+int fake_cuda_set(const char *name, long long value)
+{
+    if (strcmp(name, "reset") == 0) {
+        now = settings();
+        fake_backwards = 0;
+        last = lost = cudaSuccess;
+        return 0;
+    }
+    if (strcmp(name, "memory") == 0) {
+        now.memory = value;
+        return 0;
+    }
+    if (strcmp(name, "memory_left") == 0) {
+        now.memory = used + value;
+        return 0;
+    }
+    auto all = knobs();
+    if (!all.count(name)) {
+        return -1;
+    }
+    *all[name] = (long)value;
+    return 0;
+}
+
+long long fake_cuda_get(const char *name)
+{
+    const std::map<std::string, long long> all = {
+        {"used", used},
+        {"blocks", (long long)blocks.size()},
+        {"allocations", now.allocations},
+        {"launches", now.launches},
+        {"graph_launches", now.graph_launches},
+        {"captures", now.captures},
+        {"copies", now.copies},
+        {"streams", (long long)streams.size()}};
+    auto found = all.find(name);
+    return found == all.end() ? -1 : found->second;
+}

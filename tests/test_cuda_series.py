@@ -1,0 +1,309 @@
+"""Steps in a row on a GPU: recorded and repeated, with images that come batch by batch, out of
+memory, on a lost device. The backend's own code, beside a stand-in for the CUDA runtime that runs
+asynchronous work in any order that CUDA allows (tests/c/fake_cuda)."""
+
+import functools
+import gc
+import sys
+
+import numpy as np
+import pytest
+
+import mdmt
+from tests import cudahost
+from tests.test_cuda_net import ADAM, MODE, batch, network
+
+STEPS = 5
+ORDERS = {"at once": 0, "as late as possible": 1, "other streams first": 2}
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """(set, get) of the stand-in."""
+    put, get = cudahost.knobs()
+    put("reset", 0)
+    monkeypatch.setitem(sys.modules, "mdmt._cuda", cudahost.module())
+    yield put, get
+    gc.collect()
+    put("reset", 0)
+
+
+@functools.cache
+def sources(images):
+    """The data sets of `batch`, filled up to so many images; always the same arrays."""
+    return [np.resize(s, (max(images, len(s)), *s.shape[1:])) for s in batch()[1]["sources"]]
+
+
+def series(net, steps=STEPS, start=0, samples=12, lr=1e-3, images=4):
+    """Runs steps start .. start + steps of one fixed sequence of batches."""
+    feeds, how = batch()
+    how["sources"] = sources(images)
+    rng = np.random.default_rng(3)
+    index = rng.integers(0, 4, (64, samples)).astype(np.int64)[start : start + steps]
+    dataset = np.tile(how["dataset"][:samples], (steps, 1))
+    labels = {k: np.tile(v[:samples], (steps,) + (1,) * v.ndim) for k, v in feeds.items()}
+    labels["target"] += (index[..., None] % 2 * (labels["task"][..., None] == 0)).astype(np.float32)
+    how |= {"dataset": dataset, "index": index, "seed": 3, "step": start, "epoch": 2}
+    adam = (lr, *ADAM[1:], start + 1)
+    return net.series(MODE | {"batch": samples}, labels, ("loss", "per_task"), adam, **how)
+
+
+def everything(net, names):
+    return b"".join(net.get(n).tobytes() for n in sorted(names))
+
+
+def run(gpu, calls=((STEPS, 0),), **how):
+    """(losses, weights) of a fresh network."""
+    net, names = network(cudahost.device("fp32"))
+    losses = [series(net, *c, **how)["loss"] for c in calls]
+    return np.concatenate(losses)[:, 0], everything(net, names)
+
+
+def test_steps_in_a_row_are_single_steps(gpu):
+    """One call for all steps, one per step, and the CPU's."""
+    put, _ = gpu
+    losses, weights = run(gpu)
+    single = run(gpu, [(1, i) for i in range(STEPS)])
+    assert losses.tobytes() == single[0].tobytes() and weights == single[1]
+    assert len(np.unique(losses)) == STEPS
+    net, _ = network(None)
+    assert losses == pytest.approx(series(net)["loss"][:, 0], rel=1e-3)
+    assert net.steps_done() == STEPS
+
+
+def test_a_recorded_step_is_the_plain_one(gpu):
+    put, get = gpu
+    recorded = run(gpu)
+    assert get("captures") == 1 and get("graph_launches") == STEPS - 1
+    put("capture", 0)  # the device refuses to record
+    plain = run(gpu)
+    assert get("graph_launches") == STEPS - 1
+    assert recorded[0].tobytes() == plain[0].tobytes() and recorded[1] == plain[1]
+
+
+def test_the_host_does_nothing_within_a_series(gpu):
+    """Copies and launches do not grow with the number of steps, but for the recording's start."""
+    _, get = gpu
+    net, _ = network(cudahost.device("fp32"))
+    series(net, 4)
+    counted = []
+    for steps in (2, 12):
+        before = {k: get(k) for k in ("copies", "launches", "allocations", "graph_launches")}
+        series(net, steps)
+        counted.append({k: get(k) - before[k] for k in before})
+    assert counted[0].pop("graph_launches") == 2 and counted[1].pop("graph_launches") == 12
+    assert counted[1].pop("allocations") <= 1  # room for the labels of more steps
+    assert counted[0].pop("allocations") == 0
+    assert counted[0] == counted[1] and counted[0]["launches"] == 0
+
+
+@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
+def test_any_order_gives_the_same_bits(gpu, order):
+    put, _ = gpu
+    expected = run(gpu)
+    put("order", order)
+    found = run(gpu)
+    assert found[0].tobytes() == expected[0].tobytes() and found[1] == expected[1]
+
+
+def test_what_was_recorded_is_dropped_when_addresses_change(gpu):
+    """A larger batch moves the activations: freed memory holds NaN, which a stale recording would
+    read. Each change of the shape and back is recorded anew or found again."""
+    put, get = gpu
+    calls = [(3, 0, 6), (3, 3, 12), (3, 6, 6), (2, 9, 12)]
+    recorded = run(gpu, calls)
+    captures = get("captures")
+    put("capture", 0)
+    plain = run(gpu, calls)
+    assert recorded[0].tobytes() == plain[0].tobytes() and recorded[1] == plain[1]
+    assert np.isfinite(recorded[0]).all()
+    assert captures == 3  # 6 samples, 12, and 6 again after the move
+
+
+def test_evaluation_is_recorded_too(gpu):
+    _, get = gpu
+    net, _ = network(cudahost.device("fp32"))
+    mode = {k: MODE[k] for k in ("batch", "height", "width", "from_store", "mean", "std")}
+    _, how = batch()
+    how |= {"dataset": np.tile(how["dataset"], (4, 1)), "index": np.tile(how["index"], (4, 1))}
+    how["index"][1] = (how["index"][1] + 1) % 4
+    out = net.series(mode, {}, ("a", "b"), None, **how)
+    assert out["a"].shape == (4, 12, 3) and get("captures") == 1 and get("graph_launches") == 3
+    for i in range(4):
+        one = how | {"dataset": how["dataset"][i], "index": how["index"][i]}
+        for name, value in net.run(mode, {}, ("a", "b"), None, **one).items():
+            assert value.tobytes() == out[name][i].tobytes()
+    assert out["a"][0].tobytes() == out["a"][2].tobytes() != out["a"][1].tobytes()
+
+
+@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
+@pytest.mark.parametrize("limit", ["0", "0.005"], ids=["nothing stays", "one data set stays"])
+def test_images_that_do_not_fit_come_batch_by_batch(gpu, monkeypatch, limit, order):
+    put, get = gpu
+    expected = run(gpu, [(9, 0)])
+    streams = get("streams")
+    monkeypatch.setenv("MDMT_CUDA_STORE_MB", limit)
+    put("order", order)
+    net, names = network(cudahost.device("fp32"))
+    losses = series(net, 9)["loss"][:, 0]
+    assert get("streams") == streams + 2  # its own, and one for the copies
+    assert losses.tobytes() == expected[0].tobytes() and everything(net, names) == expected[1]
+    feeds, how = batch()  # and outside of a series
+    seen = [net.run(MODE, feeds, ("loss",), None, **how)["loss"] for _ in range(3)]
+    assert seen[0] == seen[1] == seen[2]
+
+
+def test_without_waits_the_order_would_show(gpu, monkeypatch):
+    """So the tests above can fail."""
+    put, _ = gpu
+    expected = run(gpu, [(9, 0)])
+    monkeypatch.setenv("MDMT_CUDA_STORE_MB", "0")
+    put("order", 1)
+    put("waits", 0)
+    with np.errstate(all="ignore"):
+        try:
+            losses = run(gpu, [(9, 0)])[0]
+        except FloatingPointError:
+            return
+    assert losses.tobytes() != expected[0].tobytes()
+
+
+def test_a_wrong_limit_is_named(gpu, monkeypatch):
+    monkeypatch.setenv("MDMT_CUDA_STORE_MB", "some")
+    with pytest.raises(ValueError, match="MDMT_CUDA_STORE_MB is 'some'; give a number of megabyte"):
+        run(gpu)
+
+
+def test_images_give_way_to_a_larger_batch(gpu):
+    """Where only one of both fits, the images leave and come batch by batch."""
+    put, get = gpu
+    expected = run(gpu, [(2, 0, 6), (3, 2, 12)])
+    net, names = network(cudahost.device("fp32"))
+    losses = [series(net, 2, 0, 6, images=400)["loss"]]
+    sizes = [sum(net.memory(MODE | {"batch": n})[k] for k in ("activations", "workspace"))
+             for n in (6, 12)]  # fmt: skip
+    put("memory_left", sizes[1] - sizes[0] - 1024)
+    streams = get("streams")
+    losses.append(series(net, 3, 2, 12, images=400)["loss"])
+    assert get("streams") == streams + 1
+    found = np.concatenate(losses)[:, 0]
+    assert found.tobytes() == expected[0].tobytes() and everything(net, names) == expected[1]
+
+
+def test_out_of_memory_names_the_bytes_and_leaves_all_usable(gpu):
+    put, get = gpu
+    net, names = network(cudahost.device("fp32"))
+    series(net, 2, 0, 6)
+    before = everything(net, names)
+    put("memory_left", 1 << 16)
+    planned = net.memory(MODE)
+    total = -(-(planned["activations"] + planned["workspace"]) // 256) * 256
+    says = (
+        rf"out of GPU memory: the batch \(its activations and workspace\) needs {total} bytes "
+        r"\(\d+\.\d\d GiB\), but only \d+\.\d\d of \d+\.\d\d GiB are free; use a smaller batch"
+    )
+    with pytest.raises(MemoryError, match=says):
+        series(net, 2, 2, 12)
+    assert everything(net, names) == before and net.steps_done() == 0
+    put("memory", 1 << 40)
+    assert np.isfinite(series(net, 2, 2, 12)["loss"]).all()
+
+
+def test_nothing_is_kept_after_the_end(gpu):
+    _, get = gpu
+    gc.collect()
+    before = get("used"), get("streams")
+    run(gpu)
+    gc.collect()
+    assert (get("used"), get("streams")) == before
+
+
+@pytest.mark.parametrize("calls", [0, 3, 20, 80, 200, 420])
+def test_a_lost_device_is_one_sentence(gpu, calls):
+    put, _ = gpu
+    net, _ = network(cudahost.device("fp32"))
+    series(net, 2)
+    put("lose_after", calls)
+    with pytest.raises(RuntimeError, match=r"the GPU was lost during .*: what it held is gone"):
+        for _ in range(100):
+            series(net, 3)
+    with pytest.raises(RuntimeError, match="the GPU was lost"):
+        net.get("conv0.weight")
+
+
+def test_a_failed_launch_is_one_sentence(gpu):
+    put, _ = gpu
+    net, _ = network(cudahost.device("fp32"))
+    put("fail_at_launch", 30)
+    with pytest.raises(RuntimeError, match="the GPU was lost during the start of a kernel"):
+        series(net)
+
+
+def test_a_loss_that_is_no_number_stops_the_updates(gpu):
+    """The third of five steps meets a target beyond all bounds; two steps took effect."""
+    results = []
+    for device in (None, cudahost.device("fp32")):
+        net, names = network(device)
+        with pytest.raises(FloatingPointError, match=r"not a finite number at training step \d"):
+            for start in range(0, 40, 5):
+                series(net, 5, start, lr=1e30)
+        results.append((start, net.steps_done(), everything(net, names)))
+    assert results[0][:2] == results[1][:2]
+    net, names = network(cudahost.device("fp32"))
+    parameters = [n for n, is_parameter in net.names() if is_parameter]
+    try:
+        for i in range(start + results[1][1]):
+            series(net, 1, i, lr=1e30)
+    except FloatingPointError:
+        pytest.fail("the updates before were too many")
+    again, _ = network(cudahost.device("fp32"))
+    with pytest.raises(FloatingPointError):
+        series(again, 40, 0, lr=1e30)
+    assert everything(again, parameters) == everything(net, parameters)
+
+
+@pytest.mark.parametrize(
+    "knob, value, says",
+    [
+        ("driver", 0, "the device 'cuda' is not available here: no NVIDIA driver; use 'cpu'"),
+        ("driver", 11040, r"the NVIDIA driver supports CUDA 11\.4, but this build needs 13\.0 or ne"),
+        ("devices", 0, "the device 'cuda' is not available here: fake error 100"),
+        ("code", 0, r"no code for the GPU the processor in its place \(compute capability 9.0; .*"
+                    r"build with MDMT_CUDA_ARCHS=90, or use the device 'cpu'"),
+        ("lose_after", 0, "the GPU was lost"),
+    ],
+)  # fmt: skip
+def test_what_is_said_of_a_device_that_cannot_be_used(gpu, knob, value, says):
+    gpu[0](knob, value)
+    with pytest.raises((NotImplementedError, RuntimeError), match=says):
+        mdmt.Model("resnet18", device="cuda")
+
+
+def test_a_model_does_steps_in_a_row(gpu):
+    """fit_steps, predict with more batches than one, frozen backbones: as on the CPU."""
+    from tests.test_cuda_device import make
+
+    rng = np.random.default_rng(0)
+    dataset, index = rng.integers(0, 2, (3, 4)), rng.integers(0, 6, (3, 4))
+    here, there = make("cpu"), make("cuda")
+    for model in (here, there):
+        model.losses, model.tasks = model.fit_steps(dataset, index, augment={}, epoch=1)
+    assert there.losses[0] == pytest.approx(here.losses[0], rel=1e-3)
+    single = make("cuda")
+    for i in range(3):
+        assert single.fit_step(dataset[i], index[i], augment={}, epoch=1)[0] == there.losses[i]
+    assert there.tasks.shape == (3, 2, 2) and np.array_equal(
+        there.tasks[..., 1], here.tasks[..., 1]
+    )
+    assert there.training_step == 3 and there.steps_at_once > 1
+    for batch_size in (2, 5, 16):
+        out = there.predict(dataset.ravel(), index.ravel(), batch_size)
+        assert out["a"].shape == (12, 2) and out["features"].shape[0] == 12
+        assert np.abs(out["a"] - there.predict(dataset.ravel(), index.ravel(), 1)["a"]).max() < 1e-4
+    there.freeze_backbone()
+    kept = {k: v for k, v in there.state_dict().items() if not k.startswith("heads.")}
+    losses, _ = there.fit_steps(dataset, index)
+    assert losses.shape == (3,) and there.training_step == 6
+    assert all(np.array_equal(v, there.state_dict()[k]) for k, v in kept.items())
+    with pytest.raises(ValueError, match=r"must both be \(S, N\)"):
+        there.fit_steps(dataset[0], index[0])
