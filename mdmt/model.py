@@ -4,6 +4,7 @@ import json
 import math
 import numbers
 import os
+import sys
 import warnings
 from collections.abc import Mapping
 
@@ -267,6 +268,7 @@ class Model:
         mode = self._mode(len(x), x.shape[2:], training)
         names = ("features", *self.heads)
         out = self._network.run(mode, {"image": x}, names, seed=self.seed, step=self.training_step)
+        self._keep_tuning()
         self._batches += bool(training)
         return out
 
@@ -280,6 +282,7 @@ class Model:
         if self._masks:
             feeds["mask"] = self._masked(task, mask, (len(x), *x.shape[2:]))
         out = self._network.run(mode, feeds, names, adam, seed=self.seed, step=self.training_step)
+        self._keep_tuning()
         self._batches += bool(training)
         return out
 
@@ -322,6 +325,11 @@ class Model:
         loss = self._pass(x, task, target, True, ("loss",), adam, mask)["loss"]
         self.training_step += 1
         return float(loss[0])
+
+    def _keep_tuning(self):
+        """On a GPU: engines that were measured for new shapes go to the cache folder."""
+        if self._on is not None:
+            system.keep_tuning(sys.modules["mdmt._cuda"], self._on[1])
 
     # Resident data sets ------------------------------------------------------------------------
 
@@ -470,6 +478,7 @@ class Model:
             self._batches += done if learning else 0
             for key, value in (self._frozen or {}).items():
                 self._set(key, value)
+            self._keep_tuning()
         return out["loss"][:, 0], out["per_task"].reshape(len(index), -1, 2)
 
     def freeze_backbone(self, frozen=True):
@@ -495,6 +504,7 @@ class Model:
             mode = self._mode(n, self.image_size, False, store=False)
             out = self._network.series(mode, {}, names, **samples)
             parts.append({k: v.reshape(-1, *v.shape[2:]) for k, v in out.items()})
+        self._keep_tuning()
         if not parts:
             raise ValueError("there is no image to predict")
         return {name: np.concatenate([part[name] for part in parts]) for name in names}

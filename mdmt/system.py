@@ -5,8 +5,11 @@ import os
 import platform
 import sys
 import sysconfig
+import warnings
 
 from mdmt import _core
+from mdmt.errors import NoSpace
+from mdmt.paths import cache_folder, digest, write_atomic
 
 
 def set_num_threads(n):
@@ -58,6 +61,62 @@ def load_cudnn(module):
     return f"no cuDNN ({said}): slower convolutions of its own"
 
 
+TUNING_FORMAT = "mdmt engines 1"
+_kept = {}  # identity: choices that were measured when the file was last written
+
+
+def tuning_file(identity):
+    """Where the measured choices for a kind of device, driver and cuDNN are kept."""
+    return cache_folder() / "cuda" / f"engines-{digest(identity, 16)}.txt"
+
+
+def read_tuning(path, identity):
+    """The choices in a file as {convolution: line}; empty, with a warning, where it is damaged."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        warnings.warn(f"{path}: cannot be read ({error}); engines are measured anew", stacklevel=2)
+        return {}
+    lines = text.splitlines()
+    if lines[:2] != [TUNING_FORMAT, identity] or lines[-1:] != [f"end {len(lines) - 3}"]:
+        warnings.warn(f"{path}: is damaged; engines are measured anew", stacklevel=2)
+        return {}
+    return {" ".join(line.split(" ")[:-4]): line for line in lines[2:-1]}
+
+
+def load_tuning(module, ordinal):
+    """Hands the module the choices of engines that were measured before. `module`: mdmt._cuda."""
+    identity, _, measured = module.tuning(ordinal)
+    if not identity or identity in _kept:
+        return
+    _kept[identity] = measured
+    path = tuning_file(identity)
+    lines = read_tuning(path, identity)
+    if module.take_tuning(ordinal, "".join(f"{line}\n" for line in lines.values())) < 0:
+        warnings.warn(f"{path}: is damaged; engines are measured anew", stacklevel=2)
+
+
+def keep_tuning(module, ordinal):
+    """Writes the choices to the cache folder when there are new ones, beside those that other
+    processes wrote; where that fails, they are measured again the next time."""
+    identity, text, measured = module.tuning(ordinal)
+    if not identity or measured == _kept.get(identity):
+        return
+    _kept[identity] = measured
+    path = tuning_file(identity)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        lines = read_tuning(path, identity)
+    lines |= {" ".join(line.split(" ")[:-4]): line for line in text.splitlines()}
+    try:
+        write_atomic(path, "\n".join([TUNING_FORMAT, identity, *lines.values(),
+                                      f"end {len(lines)}", ""]))  # fmt: skip
+    except (OSError, NoSpace) as error:
+        warnings.warn(f"measured engines are not kept: {error}", stacklevel=2)
+
+
 def cuda_devices():
     """(number of GPUs that can be used, their names or why there is none)."""
     try:
@@ -84,6 +143,7 @@ def open_device(name):
         raise ValueError(f"there is no device {name!r}: the GPUs here are {text}")
     module = importlib.import_module("mdmt._cuda")
     load_cudnn(module)
+    load_tuning(module, ordinal)
     return module.module, ordinal
 
 

@@ -140,9 +140,8 @@ def test_where_libraries_are_looked_for(tmp_path, monkeypatch):
 
 
 def number_in(text, name):
-    """Of an enumerator that is given by a number; None where it is not there."""
-    found = re.search(rf"\b{name}\b(?:\s+CUDNN_DEPRECATED_ENUM)?\s*=\s*(\d+)", text)
-    return int(found[1]) if found else None
+    """Of an enumerator that is given by a number."""
+    return int(re.search(rf"\b{name}\b\s*=\s*(\d+)", text)[1])
 
 
 def headers():
@@ -154,21 +153,54 @@ def headers():
     return [p for f in folders if (p := f / "cudnn_graph.h").exists()]
 
 
-def test_numbers_are_those_of_the_header():
-    """Every number of cudnn_api.h is compared with the headers that are here. Done for cuDNN
-    9.1.0, 9.10.2 and 9.28.1."""
-    if not headers():
+SIGNATURES = """
+size_t (*version)(void) = cudnnGetVersion;
+const char *(*error)(cudnnStatus_t) = cudnnGetErrorString;
+cudnnStatus_t (*create)(cudnnHandle_t *) = cudnnCreate;
+cudnnStatus_t (*destroy)(cudnnHandle_t) = cudnnDestroy;
+cudnnStatus_t (*stream)(cudnnHandle_t, cudaStream_t) = cudnnSetStream;
+cudnnStatus_t (*make)(cudnnBackendDescriptorType_t, cudnnBackendDescriptor_t *) =
+    cudnnBackendCreateDescriptor;
+cudnnStatus_t (*drop)(cudnnBackendDescriptor_t) = cudnnBackendDestroyDescriptor;
+cudnnStatus_t (*set)(cudnnBackendDescriptor_t, cudnnBackendAttributeName_t,
+                     cudnnBackendAttributeType_t, int64_t, const void *) = cudnnBackendSetAttribute;
+cudnnStatus_t (*finish)(cudnnBackendDescriptor_t) = cudnnBackendFinalize;
+cudnnStatus_t (*execute)(cudnnHandle_t, cudnnBackendDescriptor_t, cudnnBackendDescriptor_t) =
+    cudnnBackendExecute;
+_Static_assert(sizeof(cudnnBackendAttributeName_t) == sizeof(int), "an enumeration is an int");
+"""
+
+
+def test_numbers_and_functions_are_those_of_the_header(tmp_path):
+    """A C compiler compares cudnn_api.h with the headers that are here. Done for cuDNN 9.1.0,
+    9.10.2 and 9.28.1."""
+    if not headers() or cudahost.compilers() is None:
         pytest.skip("cuDNN's headers are not installed (nvidia-cudnn-cu13)")
+    runtime = "#include <stddef.h>\ntypedef struct CUstream_st *cudaStream_t;\n"
+    runtime += "typedef struct CUgraph_st *cudaGraph_t;\n"
+    (tmp_path / "cuda_runtime_api.h").write_text(runtime)
+    (tmp_path / "library_types.h").write_text("typedef int libraryPropertyType;\n")
     ours = (cudahost.CUDA / "cudnn_api.h").read_text()
+    lines = [f'_Static_assert({theirs} == {number_in(ours, name)}, "{name}");'
+             for name, theirs in NUMBERS.items()]  # fmt: skip
+    source = tmp_path / "compare.c"
+    source.write_text("\n".join(["#include <cudnn_graph.h>", *lines, SIGNATURES]))
     for header in headers():
-        text = header.read_text()
-        for name, theirs in NUMBERS.items():
-            number = number_in(ours, name)
-            assert number is not None, name
-            assert number_in(text, theirs) == number, f"{header}: {theirs} is not {number}"
+        command = [*cudahost.compilers()[1], "-std=c11", f"-I{tmp_path}", f"-I{header.parent}",
+                   "-Wno-deprecated-declarations", "-fsyntax-only", str(source)]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, f"{header}\n{done.stderr}"
+
+
+def test_every_number_is_compared():
+    ours = (cudahost.CUDA / "cudnn_api.h").read_text()
+    assert set(re.findall(r"\b(CUDNN_\w+) = \d+", ours)) == set(NUMBERS)
 
 
 NUMBERS = {
+    "CUDNN_SUCCESS": "CUDNN_STATUS_SUCCESS",
+    "CUDNN_CROSS_CORRELATION_MODE": "CUDNN_CROSS_CORRELATION",
+    "CUDNN_ENGINE_GLOBAL_INDEX": "CUDNN_ATTR_ENGINE_GLOBAL_INDEX",
     "CUDNN_BF16": "CUDNN_DATA_BFLOAT16", "CUDNN_FLOAT": "CUDNN_DATA_FLOAT",
     "CUDNN_HEUR_A": "CUDNN_HEUR_MODE_A", "CUDNN_HEUR_FALLBACK": "CUDNN_HEUR_MODE_FALLBACK",
     "CUDNN_AS_HANDLE": "CUDNN_TYPE_HANDLE", "CUDNN_AS_DATA_TYPE": "CUDNN_TYPE_DATA_TYPE",

@@ -48,6 +48,10 @@ def series(net, steps=STEPS, start=0, samples=12, lr=1e-3, images=4):
     return net.series(MODE | {"batch": samples}, labels, ("loss", "per_task"), adam, **how)
 
 
+def network_on(device):
+    return network(device)[0]
+
+
 def everything(net, names):
     return b"".join(net.get(n).tobytes() for n in sorted(names))
 
@@ -266,7 +270,7 @@ def test_a_loss_that_is_no_number_stops_the_updates(gpu):
     "knob, value, says",
     [
         ("driver", 0, "the device 'cuda' is not available here: no NVIDIA driver; use 'cpu'"),
-        ("driver", 11040, r"the NVIDIA driver supports CUDA 11\.4, but this build needs 13\.0 or ne"),
+        ("driver", 11040, r"driver supports CUDA 11\.4, but this build needs 13\.0 or newer"),
         ("devices", 0, "the device 'cuda' is not available here: fake error 100"),
         ("code", 0, r"no code for the GPU the processor in its place \(compute capability 9.0; .*"
                     r"build with MDMT_CUDA_ARCHS=90, or use the device 'cpu'"),

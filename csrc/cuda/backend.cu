@@ -1,4 +1,6 @@
 /* Fills mdmt_backend: storage, conversion, the choice of kernels, Adam. */
+#include <stdlib.h>
+
 #include "cudnn.cuh"
 
 static mdmt_gpu *gpu_of(const mdmt_backend *backend)
@@ -267,8 +269,11 @@ static void gpu_forget_images(mdmt_backend *backend)
 static mdmt_status open_device(mdmt_gpu *gpu)
 {
     void *state, *fault;
+    const char *tune = getenv("MDMT_CUDA_TUNE");
     MDMT_TRY(mdmt_device_open(gpu->options.device));
     gpu->opened = 1;
+    gpu->tune = !tune || strcmp(tune, "off") != 0;
+    gpu->tuning = mdmt_tuning_of(gpu->options.device);
     MDMT_TRY(mdmt_stream_open(&gpu->stream));
     MDMT_TRY(mdmt_device_alloc(&state, sizeof *gpu->state, "state of a step"));
     gpu->state = (mdmt_gpu_state *)state;

@@ -57,6 +57,7 @@ struct mdmt_gpu_fault {
 enum { MDMT_FAULT_NONE, MDMT_FAULT_TASK, MDMT_FAULT_BCE, MDMT_FAULT_MSE, MDMT_FAULT_CLASS };
 
 struct mdmt_conv_plan; /* cudnn.cu */
+struct mdmt_tuning;    /* tune.cu */
 
 struct mdmt_gpu {
     mdmt_backend base;
@@ -85,10 +86,12 @@ struct mdmt_gpu {
     mdmt_event_handle copied[MDMT_GPU_SLOTS], used[MDMT_GPU_SLOTS];
     char *pinned, *slots;
     size_t slot_bytes;
-    int64_t staged; /* batches given to the stream of copies so far */
+    int64_t staged;    /* batches given to the stream of copies so far */
     void *cudnn;       /* its handle, or NULL */
     int cudnn_refused; /* it could not be made */
     mdmt_conv_plan *plans;
+    int tune; /* engines are measured */
+    mdmt_tuning *tuning;
 };
 
 /* ---- store.cu: data sets in the GPU's memory, or on their way to it ---- */

@@ -74,6 +74,11 @@ int mdmt_cuda_load_library(const char *path, char *text, size_t room)
     return loaded;
 }
 
+int mdmt_cudnn_version(void)
+{
+    return loaded;
+}
+
 int mdmt_cudnn_ready(mdmt_gpu *gpu)
 {
     if (!loaded || !gpu->options.library) {
@@ -229,14 +234,45 @@ static void *plan_of(void *handle, void *config, size_t *workspace)
     return plan;
 }
 
+/* ---- candidates ---- */
+
 enum { CONFIGS = 24 };
 
-/* The first allowed configuration, in the order of the heuristic, that makes a plan.
- * The descriptors stay in `shop`: the plan may refer to them. */
-static void *choose(workshop *shop, void *handle, const mdmt_conv_key *key, void *graph, int mode,
-                    size_t *workspace)
+/* An engine of the heuristic `mode`, by its rank there. */
+struct candidate {
+    void *plan;
+    size_t workspace;
+    int mode, rank;
+    int64_t engine; /* its number in the library */
+};
+
+struct mdmt_conv_plan {
+    mdmt_conv_key key;
+    candidate chosen;        /* plan NULL: no engine does it */
+    workshop graph, configs; /* what the plan was made from */
+    mdmt_conv_plan *next;
+};
+
+static int64_t engine_number(void *config)
 {
-    void *config[CONFIGS], *plan = NULL;
+    void *engine = NULL;
+    int64_t count = 0, number = -1;
+    if (api.make(CUDNN_IS_ENGINE, &engine) != CUDNN_SUCCESS) {
+        return -1;
+    }
+    if (api.get(config, CUDNN_CFG_ENGINE, CUDNN_AS_DESCRIPTOR, 1, &count, &engine) !=
+            CUDNN_SUCCESS ||
+        api.get(engine, CUDNN_ENGINE_GLOBAL_INDEX, CUDNN_AS_INT64, 1, &count, &number) !=
+            CUDNN_SUCCESS) {
+        number = -1;
+    }
+    api.drop(engine);
+    return number;
+}
+
+/* Configurations in the order of the heuristic; their number. They stay in `shop`. */
+static int64_t configs_of(workshop *shop, void *graph, int mode, void **config)
+{
     int64_t count = 0;
     void *heuristic = make(shop, CUDNN_IS_HEURISTIC);
     set(shop, heuristic, CUDNN_HEUR_GRAPH, CUDNN_AS_DESCRIPTOR, 1, &graph);
@@ -245,33 +281,93 @@ static void *choose(workshop *shop, void *handle, const mdmt_conv_key *key, void
     for (int i = 0; i < CONFIGS; i++) {
         config[i] = make(shop, CUDNN_IS_ENGINECFG);
     }
-    if (!shop->failed && api.get(heuristic, CUDNN_HEUR_RESULTS, CUDNN_AS_DESCRIPTOR, CONFIGS,
-                                 &count, config) == CUDNN_SUCCESS) {
-        for (int64_t i = 0; i < count && i < CONFIGS && !plan; i++) {
-            plan = forbidden(key, config[i]) ? NULL : plan_of(handle, config[i], workspace);
-        }
+    if (shop->failed || api.get(heuristic, CUDNN_HEUR_RESULTS, CUDNN_AS_DESCRIPTOR, CONFIGS, &count,
+                                config) != CUDNN_SUCCESS) {
+        return 0;
     }
-    return plan;
+    return count < (int64_t)CONFIGS ? count : (int64_t)CONFIGS;
 }
 
-/* ---- plans that were made ---- */
+/* Up to `most` allowed configurations that make a plan, from rank `first` on. */
+static int candidates_of(mdmt_gpu *gpu, mdmt_conv_plan *p, void *graph, int mode, int first,
+                         candidate *found, int most)
+{
+    void *config[CONFIGS];
+    int made = 0;
+    drop_all(&p->configs);
+    p->configs.failed = 0;
+    int64_t count = configs_of(&p->configs, graph, mode, config);
+    for (int i = first; i < count && made < most; i++) {
+        size_t workspace = 0;
+        void *plan =
+            forbidden(&p->key, config[i]) ? NULL : plan_of(gpu->cudnn, config[i], &workspace);
+        if (plan) {
+            candidate c = {plan, workspace, mode, i, engine_number(config[i])};
+            found[made++] = c;
+        }
+    }
+    return made;
+}
 
-struct mdmt_conv_plan {
-    mdmt_conv_key key;
-    void *plan; /* NULL: no engine does it */
-    size_t workspace;
-    workshop graph, configs; /* what the plan was made from */
-    mdmt_conv_plan *next;
-};
+/* ---- the choice: what was measured before, or measured now, or the heuristic's first ---- */
+
+static int kept_choice(mdmt_gpu *gpu, mdmt_conv_plan *p, void *graph)
+{
+    mdmt_tuned kept;
+    candidate c;
+    if (!mdmt_tuning_find(gpu->tuning, &p->key, &kept) ||
+        !candidates_of(gpu, p, graph, kept.mode, kept.rank, &c, 1)) {
+        return 0;
+    }
+    if (c.rank != kept.rank || c.engine != kept.engine) { /* another library than it says */
+        api.drop(c.plan);
+        return 0;
+    }
+    p->chosen = c;
+    return 1;
+}
+
+static void measured_choice(mdmt_gpu *gpu, mdmt_conv_plan *p, candidate *c, int count)
+{
+    void *plan[MDMT_TUNE_MOST];
+    size_t workspace[MDMT_TUNE_MOST];
+    float milliseconds = 0;
+    int best = 0;
+    for (int i = 0; i < count; i++) {
+        plan[i] = c[i].plan;
+        workspace[i] = c[i].workspace;
+    }
+    if (count > 1 && gpu->tune) {
+        best = mdmt_tune(gpu, &p->key, plan, workspace, count, &milliseconds);
+    }
+    for (int i = 0; i < count; i++) {
+        if (i != best) {
+            api.drop(c[i].plan);
+        }
+    }
+    if (best >= 0) {
+        p->chosen = c[best];
+        mdmt_tuned t = {p->key, c[best].mode, c[best].rank, c[best].engine, milliseconds};
+        if (milliseconds > 0) {
+            mdmt_tuning_keep(gpu->tuning, &t);
+        }
+    }
+}
 
 static void make_plan(mdmt_gpu *gpu, mdmt_conv_plan *p)
 {
     static const int modes[] = {CUDNN_HEUR_A, CUDNN_HEUR_FALLBACK};
+    candidate c[MDMT_TUNE_MOST];
     void *graph = graph_of(&p->graph, gpu->cudnn, &p->key);
-    for (int i = 0; i < 2 && !p->plan && !p->graph.failed; i++) {
-        drop_all(&p->configs);
-        p->configs.failed = 0;
-        p->plan = choose(&p->configs, gpu->cudnn, &p->key, graph, modes[i], &p->workspace);
+    if (p->graph.failed || (gpu->tune && kept_choice(gpu, p, graph))) {
+        return;
+    }
+    for (int i = 0; i < 2 && !p->chosen.plan; i++) {
+        int most = gpu->tune ? MDMT_TUNE_MOST : 1;
+        int count = candidates_of(gpu, p, graph, modes[i], 0, c, most);
+        if (count) {
+            measured_choice(gpu, p, c, count);
+        }
     }
 }
 
@@ -291,8 +387,8 @@ void *mdmt_cudnn_plan(mdmt_gpu *gpu, const mdmt_conv_key *key, size_t *workspace
         p->next = gpu->plans;
         gpu->plans = p;
     }
-    *workspace = p->workspace;
-    return p->plan;
+    *workspace = p->chosen.workspace;
+    return p->chosen.plan;
 }
 
 mdmt_status mdmt_cudnn_run(mdmt_gpu *gpu, void *plan, void *x, void *w, void *y, void *workspace)
@@ -318,8 +414,8 @@ void mdmt_cudnn_close(mdmt_gpu *gpu)
 {
     while (gpu->plans) {
         mdmt_conv_plan *next = gpu->plans->next;
-        if (gpu->plans->plan) {
-            api.drop(gpu->plans->plan);
+        if (gpu->plans->chosen.plan) {
+            api.drop(gpu->plans->chosen.plan);
         }
         drop_all(&gpu->plans->configs);
         drop_all(&gpu->plans->graph);

@@ -99,11 +99,12 @@ mdmt_status mdmt_device_open(int ordinal)
     error = cudaFuncGetAttributes(&attributes, nothing_to_do);
     if (error != cudaSuccess) {
         cudaGetLastError();
-        return mdmt_lent->fail(MDMT_UNSUPPORTED,
-                               "this build has no code for the GPU %s (compute capability %d.%d; %s): "
-                               "build with MDMT_CUDA_ARCHS=%d%d, or use the device 'cpu'",
-                               device.name, device.major, device.minor, cudaGetErrorString(error),
-                               device.major, device.minor);
+        return mdmt_lent->fail(
+            MDMT_UNSUPPORTED,
+            "this build has no code for the GPU %s (compute capability %d.%d; %s): "
+            "build with MDMT_CUDA_ARCHS=%d%d, or use the device 'cpu'",
+            device.name, device.major, device.minor, cudaGetErrorString(error), device.major,
+            device.minor);
     }
     return MDMT_OK;
 }
@@ -214,8 +215,7 @@ void mdmt_pinned_free(void *data)
     cudaFreeHost(data);
 }
 
-mdmt_status mdmt_pinned_write(mdmt_stream_handle stream, void *to, const void *pinned,
-                              size_t bytes)
+mdmt_status mdmt_pinned_write(mdmt_stream_handle stream, void *to, const void *pinned, size_t bytes)
 {
     TRY_CUDA(cudaMemcpyAsync(to, pinned, bytes, cudaMemcpyHostToDevice, stream),
              "a copy to its memory");

@@ -115,9 +115,8 @@ struct make_plans {
         float shift[2] = {0, 0}, zoom = 1, angle = 0;
         p->sh = source->height;
         p->sw = source->width;
-        p->pixels = source->pixels
-                        ? source->pixels + (size_t)index * (size_t)p->sh * (size_t)p->sw
-                        : step->streamed + (size_t)sample * step->stride;
+        p->pixels = source->pixels ? source->pixels + (size_t)index * (size_t)p->sh * (size_t)p->sw
+                                   : step->streamed + (size_t)sample * step->stride;
         p->flip = p->elastic = 0;
         p->step = 1;
         if (augment) {

@@ -253,7 +253,8 @@ template <class T>
 static mdmt_status dropout_of(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
 {
     const mdmt_dropout_attrs *a = MDMT_ATTRS(mdmt_dropout_attrs, site->op);
-    drop_rule rule = {&site->gpu->state->step, (uint32_t)a->stream, a->rate, 1.0f / (1.0f - a->rate)};
+    drop_rule rule = {&site->gpu->state->step, (uint32_t)a->stream, a->rate,
+                      1.0f / (1.0f - a->rate)};
     if (site->in[0]->kind != MDMT_MAP) {
         drop_rows f = {rule, (const float *)call->in[0].data, (float *)call->out[0]};
         return mdmt_count_over(site->stream, mdmt_stored_elements(site->in[0]), f);

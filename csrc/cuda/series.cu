@@ -67,10 +67,9 @@ static mdmt_status launch_update(mdmt_gpu *gpu, const mdmt_update *u)
 static mdmt_status check_adam(const mdmt_adam *adam)
 {
     /* 0 / 0 would put NaN into the padding. */
-    return (float)adam->eps > 0
-               ? MDMT_OK
-               : mdmt_lent->fail(MDMT_BAD_ARGUMENT, "eps of Adam must be above 0, not %g",
-                                 adam->eps);
+    return (float)adam->eps > 0 ? MDMT_OK
+                                : mdmt_lent->fail(MDMT_BAD_ARGUMENT,
+                                                  "eps of Adam must be above 0, not %g", adam->eps);
 }
 
 /* Sets the numbers of one update outside a series. */

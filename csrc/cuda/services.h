@@ -55,7 +55,7 @@ typedef struct {
     ((uint64_t)sizeof(mdmt_backend) << 48 ^ (uint64_t)sizeof(mdmt_tensor) << 36 ^                  \
      (uint64_t)sizeof(mdmt_op) << 24 ^ (uint64_t)sizeof(mdmt_step) << 12 ^                         \
      (uint64_t)sizeof(mdmt_kernel) << 6 ^ (uint64_t)sizeof(mdmt_value) ^                           \
-     (uint64_t)sizeof(mdmt_graph) << 18 ^ (uint64_t)sizeof(mdmt_series) << 30 ^                     \
+     (uint64_t)sizeof(mdmt_graph) << 18 ^ (uint64_t)sizeof(mdmt_series) << 30 ^                    \
      (uint64_t)sizeof(mdmt_cuda_options))
 
 #ifdef __cplusplus
@@ -72,6 +72,13 @@ const char *mdmt_cuda_build(void);
 /* cudnn.cu: loads cuDNN from the file; its version (91002: 9.10.2), or 0; what was found, or
  * why not, in `text`. Once one is loaded, it stays. */
 int mdmt_cuda_load_library(const char *path, char *text, size_t room);
+/* tune.cu: measured choices of engines on a device, as text of at most `room` bytes (0: none), and
+ * what they depend on; their number, and how many this process measured. */
+int mdmt_cuda_tuning(int ordinal, char *identity, size_t identity_room, char *text, size_t room,
+                     int *measured);
+/* Takes over such a text, for what is not known yet; the number of choices taken, or -1 (and
+ * nothing taken) where it is none. */
+int mdmt_cuda_take_tuning(int ordinal, const char *text);
 /* The number of usable GPUs; their names, or why there is none, in `text`. */
 int mdmt_cuda_probe(char *text, size_t room);
 #ifdef __cplusplus

@@ -100,11 +100,10 @@ static int same_ports(const mdmt_port *a, const mdmt_port *b, int count)
 static int same_recording(const mdmt_series *a, const mdmt_series *b)
 {
     return a->samples == b->samples && a->augment == b->augment && a->watch == b->watch &&
-           a->feeds == b->feeds && a->logs == b->logs &&
-           a->update.weights == b->update.weights && a->update.gradients == b->update.gradients &&
-           a->update.first == b->update.first && a->update.second == b->update.second &&
-           a->update.count == b->update.count && same_ports(a->feed, b->feed, a->feeds) &&
-           same_ports(a->log, b->log, a->logs);
+           a->feeds == b->feeds && a->logs == b->logs && a->update.weights == b->update.weights &&
+           a->update.gradients == b->update.gradients && a->update.first == b->update.first &&
+           a->update.second == b->update.second && a->update.count == b->update.count &&
+           same_ports(a->feed, b->feed, a->feeds) && same_ports(a->log, b->log, a->logs);
 }
 
 /* The first step of a program runs op by op: libraries load what they need then, which
@@ -197,10 +196,9 @@ mdmt_status mdmt_network_series(mdmt_network *n, const mdmt_mode *mode,
     MDMT_TRY(describe(n, p, mode, call, &s));
     MDMT_TRY(p->backend->series_open ? run_beside(p, &s, done) : run_here(p, &s, done));
     if (*done < s.count) {
-        return mdmt_loss_not_finite(mode,
-                                    (const float *)call->to[1] +
-                                        (size_t)*done * 2 * (size_t)mode->loss.tasks,
-                                    call->first.step + (uint64_t)*done);
+        return mdmt_loss_not_finite(
+            mode, (const float *)call->to[1] + (size_t)*done * 2 * (size_t)mode->loss.tasks,
+            call->first.step + (uint64_t)*done);
     }
     return MDMT_OK;
 }

@@ -11,10 +11,10 @@ typedef struct {
     int count;       /* steps                                                             */
     mdmt_step first; /* the first step; sample_source, sample_index (count, mode->batch)  */
     /* with mode->want_gradients: the labels */
-    const int32_t *task;   /* (count, mode->batch)                     */
-    const float *target;   /* (count, mode->batch, mode->target_width) */
-    const mdmt_adam *adam; /* of the first step; NULL: no update       */
-    int outputs;           /* tensors to keep of every step            */
+    const int32_t *task;     /* (count, mode->batch)                     */
+    const float *target;     /* (count, mode->batch, mode->target_width) */
+    const mdmt_adam *adam;   /* of the first step; NULL: no update       */
+    int outputs;             /* tensors to keep of every step            */
     const char *const *name; /* (outputs)                                */
     void *const *to;         /* (outputs): arrays (count, ...)           */
 } mdmt_series_call;

@@ -68,8 +68,12 @@ PyObject *mdmt_py_series(mdmt_network *network, const mdmt_mode *mode, PyObject 
     PyArrayObject *task = NULL, *target = NULL;
     outputs o;
     npy_intp samples = (npy_intp)s->steps * mode->batch;
-    mdmt_series_call call = {.count = s->steps, .first = s->step, .adam = adam,
-                             .outputs = (int)PyTuple_GET_SIZE(names), .name = o.name, .to = o.to};
+    mdmt_series_call call = {.count = s->steps,
+                             .first = s->step,
+                             .adam = adam,
+                             .outputs = (int)PyTuple_GET_SIZE(names),
+                             .name = o.name,
+                             .to = o.to};
     if (s->steps < 1 || s->samples != mode->batch || call.outputs > MAX_OUTPUTS) {
         return PyErr_Format(PyExc_ValueError,
                             "a series needs a data set and an index per step and sample, and at "
@@ -80,17 +84,15 @@ PyObject *mdmt_py_series(mdmt_network *network, const mdmt_mode *mode, PyObject 
         task = labels(feeds, "task", NPY_INT32, samples);
         target = task ? labels(feeds, "target", NPY_FLOAT32, samples * mode->target_width) : NULL;
     }
-    PyObject *dict = mode->want_gradients && !target
-                         ? NULL
-                         : make_outputs(network, mode, names, s->steps, &o);
+    PyObject *dict =
+        mode->want_gradients && !target ? NULL : make_outputs(network, mode, names, s->steps, &o);
     if (dict) {
         mdmt_status status;
         call.task = task ? PyArray_DATA(task) : NULL;
         call.target = target ? PyArray_DATA(target) : NULL;
-        Py_BEGIN_ALLOW_THREADS
-        status = mdmt_network_series(network, mode, &call, done);
-        Py_END_ALLOW_THREADS
-        if (status != MDMT_OK) {
+        Py_BEGIN_ALLOW_THREADS status = mdmt_network_series(network, mode, &call, done);
+        Py_END_ALLOW_THREADS if (status != MDMT_OK)
+        {
             Py_CLEAR(dict);
             mdmt_py_raise(status);
         }

@@ -1,7 +1,12 @@
 /* A library with the functions of cuDNN that the backend calls. It keeps descriptors as they are
  * set, refuses what the real one refuses (an attribute of the wrong type, use before the end of
- * the description), and carries out convolutions by their definition, on the processor.
- * MDMT_FAKE_VERSION: what it claims to be; FAKE_ENGINES below: what its engines are. */
+ * the description), and carries out convolutions by their definition, on the processor, in the
+ * order of a stream of the stand-in for the CUDA runtime (fake_cuda).
+ * MDMT_FAKE_VERSION: what it claims to be. Its engines:
+ *   0 is not deterministic and uses tensor cores, 1 has no plan, 2 takes 3 ms, 3 takes 2 ms,
+ *   4 wants too large a workspace, 5 does not run.
+ * FAKE_CUDNN_FASTEST in the environment names one that takes 1 ms; with FAKE_CUDNN_IDLE they take
+ * their time, but compute nothing. */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,7 +17,7 @@
 #define MDMT_FAKE_VERSION 91002
 #endif
 
-enum { ATTRIBUTES = 16, VALUES = 8, WRONG = 2000, FAKE_ENGINES = 3 };
+enum { ATTRIBUTES = 16, VALUES = 8, WRONG = 2000, FAKE_ENGINES = 6 };
 
 typedef struct {
     int name, type;
@@ -66,9 +71,19 @@ const char *cudnnGetErrorString(int status)
     return status ? "FAKE_ERROR" : "FAKE_SUCCESS";
 }
 
+/* The beginning of fake_cuda's stream. */
+typedef struct {
+    int (*enqueue)(void *stream, void (*run)(const void *), const void *job, size_t bytes);
+    double clock;
+} stream_head;
+
+typedef struct {
+    stream_head *stream;
+} handle_of;
+
 int cudnnCreate(void **handle)
 {
-    *handle = malloc(1);
+    *handle = calloc(1, sizeof(handle_of));
     return *handle ? CUDNN_SUCCESS : WRONG;
 }
 
@@ -80,8 +95,11 @@ int cudnnDestroy(void *handle)
 
 int cudnnSetStream(void *handle, void *stream)
 {
-    (void)stream;
-    return handle ? CUDNN_SUCCESS : WRONG;
+    if (!handle) {
+        return WRONG;
+    }
+    ((handle_of *)handle)->stream = stream;
+    return CUDNN_SUCCESS;
 }
 
 int cudnnBackendCreateDescriptor(int kind, void **made)
@@ -144,7 +162,6 @@ int cudnnBackendFinalize(void *which)
     return CUDNN_SUCCESS;
 }
 
-/* Engine 0 is not deterministic and uses tensor cores, 1 has no plan, 2 is plain. */
 int cudnnBackendGetAttribute(void *from, int name, int type, int64_t room, int64_t *count, void *to)
 {
     descriptor *d = from, **list = to;
@@ -162,6 +179,9 @@ int cudnnBackendGetAttribute(void *from, int name, int type, int64_t room, int64
     if (name == CUDNN_CFG_ENGINE) {
         list[0]->engine = d->engine;
         *count = 1;
+    } else if (name == CUDNN_ENGINE_GLOBAL_INDEX) {
+        *(int64_t *)to = 10 * d->engine + 1;
+        *count = 1;
     } else if (name == CUDNN_ENGINE_NUMERICAL_NOTE) {
         const int notes[2] = {CUDNN_NOTE_TENSOR_CORE, CUDNN_NOTE_NONDETERMINISTIC};
         *count = d->engine == 0 ? 2 : 0;
@@ -170,7 +190,7 @@ int cudnnBackendGetAttribute(void *from, int name, int type, int64_t room, int64
         descriptor *config = child(d, CUDNN_PLAN_CFG);
         d->engine = config->engine;
         d->graph = config->graph;
-        *(int64_t *)to = 512;
+        *(int64_t *)to = d->engine == 4 ? (int64_t)1 << 31 : 512 * d->engine;
         *count = 1;
     } else {
         return WRONG;
@@ -180,7 +200,7 @@ int cudnnBackendGetAttribute(void *from, int name, int type, int64_t room, int64
 
 typedef struct {
     char *data;
-    const int64_t *dim, *stride;
+    int64_t dim[4], stride[4];
     int type;
 } view;
 
@@ -189,8 +209,9 @@ static view view_of(descriptor *t, descriptor *variants)
     const int64_t *id = values(variants, CUDNN_VARIANT_IDS);
     char *const *pointer = values(variants, CUDNN_VARIANT_POINTERS);
     const int64_t *own = values(t, CUDNN_TENSOR_ID);
-    view v = {NULL, values(t, CUDNN_TENSOR_DIMENSIONS), values(t, CUDNN_TENSOR_STRIDES),
-              *(const int *)values(t, CUDNN_TENSOR_TYPE)};
+    view v = {.type = *(const int *)values(t, CUDNN_TENSOR_TYPE)};
+    memcpy(v.dim, values(t, CUDNN_TENSOR_DIMENSIONS), sizeof v.dim);
+    memcpy(v.stride, values(t, CUDNN_TENSOR_STRIDES), sizeof v.stride);
     for (int i = 0; i < 3; i++) {
         v.data = id[i] == *own ? pointer[i] : v.data;
     }
@@ -231,11 +252,34 @@ static void store(const view *v, char *at, double value)
 
 typedef struct {
     view x, w, y;
-    const int64_t *stride, *dilation, *before;
+    int64_t stride[2], dilation[2], before[2];
+    int kind;
+    double milliseconds;
+    stream_head *stream;
 } job;
 
-/* Sum over the pairs of y's element and tap that stand over the element of the
- * result at index `at`; pass as in csrc/cuda/cudnn.cuh. */
+/* The element of dx at `at`: over the windows that its taps belong to. */
+static double data_at(const job *j, const int64_t *at)
+{
+    double sum = 0;
+    for (int64_t r = 0; r < j->w.dim[2]; r++) {
+        for (int64_t s = 0; s < j->w.dim[3]; s++) {
+            int64_t h = at[2] + j->before[0] - r * j->dilation[0];
+            int64_t c = at[3] + j->before[1] - s * j->dilation[1];
+            if (h < 0 || c < 0 || h % j->stride[0] || c % j->stride[1] ||
+                h / j->stride[0] >= j->y.dim[2] || c / j->stride[1] >= j->y.dim[3]) {
+                continue;
+            }
+            for (int64_t k = 0; k < j->w.dim[0]; k++) {
+                sum += load(&j->w, element(&j->w, k, at[1], r, s)) *
+                       load(&j->y, element(&j->y, at[0], k, h / j->stride[0], c / j->stride[1]));
+            }
+        }
+    }
+    return sum;
+}
+
+/* The element of y or dw at `at`: over the pairs of y's element and tap. */
 static double sum_at(const job *j, int kind, const int64_t *at)
 {
     const view *x = &j->x, *w = &j->w, *y = &j->y;
@@ -243,30 +287,49 @@ static double sum_at(const job *j, int kind, const int64_t *at)
             to[7] = {y->dim[0], y->dim[1], y->dim[2], y->dim[3], w->dim[1], w->dim[2], w->dim[3]};
     int64_t i[7];
     double sum = 0;
-    static const int fixed[3][4] = {{0, 1, 2, 3}, {1, 4, 5, 6}, {0, 4, -1, -1}};
-    int which = kind == CUDNN_IS_CONV_FORWARD ? 0 : kind == CUDNN_IS_CONV_WEIGHT ? 1 : 2;
+    static const int fixed[2][4] = {{0, 1, 2, 3}, {1, 4, 5, 6}};
+    int forward = kind == CUDNN_IS_CONV_FORWARD;
     for (int k = 0; k < 4; k++) {
-        if (fixed[which][k] >= 0) {
-            from[fixed[which][k]] = at[k];
-            to[fixed[which][k]] = at[k] + 1;
-        }
+        int which = fixed[!forward][k];
+        from[which] = at[k];
+        to[which] = at[k] + 1;
     }
 #define OVER(n) for (i[n] = from[n]; i[n] < to[n]; i[n]++)
     OVER(0) OVER(1) OVER(2) OVER(3) OVER(4) OVER(5) OVER(6)
     {
         int64_t h = i[2] * j->stride[0] - j->before[0] + i[5] * j->dilation[0];
         int64_t c = i[3] * j->stride[1] - j->before[1] + i[6] * j->dilation[1];
-        if (h < 0 || h >= x->dim[2] || c < 0 || c >= x->dim[3] ||
-            (which == 2 && (h != at[2] || c != at[3]))) {
-            continue;
+        if (h >= 0 && h < x->dim[2] && c >= 0 && c < x->dim[3]) {
+            sum += load(x, element(x, i[0], i[4], h, c)) *
+                   (forward ? load(w, element(w, i[1], i[4], i[5], i[6]))
+                            : load(y, element(y, i[0], i[1], i[2], i[3])));
         }
-        double a = which == 2 ? load(w, element(w, i[1], i[4], i[5], i[6]))
-                              : load(x, element(x, i[0], i[4], h, c));
-        double b = which == 0 ? load(w, element(w, i[1], i[4], i[5], i[6]))
-                              : load(y, element(y, i[0], i[1], i[2], i[3]));
-        sum += a * b;
     }
     return sum;
+}
+
+/* All of it is in the job: descriptors may be gone when its turn comes. */
+static void run_job(const void *which)
+{
+    const job *j = which;
+    const view *out = j->kind == CUDNN_IS_CONV_FORWARD  ? &j->y
+                      : j->kind == CUDNN_IS_CONV_WEIGHT ? &j->w
+                                                        : &j->x;
+    int64_t i[4];
+    j->stream->clock += j->milliseconds;
+    if (getenv("FAKE_CUDNN_IDLE")) {
+        return;
+    }
+    for (i[0] = 0; i[0] < out->dim[0]; i[0]++) {
+        for (i[1] = 0; i[1] < out->dim[1]; i[1]++) {
+            for (i[2] = 0; i[2] < out->dim[2]; i[2]++) {
+                for (i[3] = 0; i[3] < out->dim[3]; i[3]++) {
+                    store(out, element(out, i[0], i[1], i[2], i[3]),
+                          j->kind == CUDNN_IS_CONV_DATA ? data_at(j, i) : sum_at(j, j->kind, i));
+                }
+            }
+        }
+    }
 }
 
 int cudnnBackendExecute(void *handle, void *plan_of, void *variants_of)
@@ -277,27 +340,19 @@ int cudnnBackendExecute(void *handle, void *plan_of, void *variants_of)
                 : op->kind == CUDNN_IS_CONV_WEIGHT ? CUDNN_WEIGHT_FIRST
                                                    : CUDNN_DATA_FIRST;
     descriptor *conv = child(op, first + 2);
-    job j = {view_of(child(op, first + 3), variants), view_of(child(op, first + 4), variants),
-             view_of(child(op, first + 5), variants), values(conv, CUDNN_CONV_STRIDES),
-             values(conv, CUDNN_CONV_DILATIONS),      values(conv, CUDNN_CONV_PRE_PADDINGS)};
-    view w = j.x, x = j.w; /* in the order of the attributes: w, x, y */
-    j.x = x;
-    j.w = w;
-    const view *out = op->kind == CUDNN_IS_CONV_FORWARD  ? &j.y
-                      : op->kind == CUDNN_IS_CONV_WEIGHT ? &j.w
-                                                         : &j.x;
-    int64_t i[4];
-    if (!handle || !plan->done || plan->engine != 2 || !variants->done || !out->data) {
+    const char *fastest = getenv("FAKE_CUDNN_FASTEST");
+    job j = {.w = view_of(child(op, first + 3), variants), /* in the order of the attributes */
+             .x = view_of(child(op, first + 4), variants),
+             .y = view_of(child(op, first + 5), variants),
+             .kind = op->kind};
+    memcpy(j.stride, values(conv, CUDNN_CONV_STRIDES), sizeof j.stride);
+    memcpy(j.dilation, values(conv, CUDNN_CONV_DILATIONS), sizeof j.dilation);
+    memcpy(j.before, values(conv, CUDNN_CONV_PRE_PADDINGS), sizeof j.before);
+    if (!handle || !plan->done || plan->engine < 2 || plan->engine > 4 || !variants->done ||
+        !j.x.data || !j.w.data || !j.y.data) {
         return 5000;
     }
-    for (i[0] = 0; i[0] < out->dim[0]; i[0]++) {
-        for (i[1] = 0; i[1] < out->dim[1]; i[1]++) {
-            for (i[2] = 0; i[2] < out->dim[2]; i[2]++) {
-                for (i[3] = 0; i[3] < out->dim[3]; i[3]++) {
-                    store(out, element(out, i[0], i[1], i[2], i[3]), sum_at(&j, op->kind, i));
-                }
-            }
-        }
-    }
-    return CUDNN_SUCCESS;
+    j.stream = ((handle_of *)handle)->stream;
+    j.milliseconds = fastest && atoi(fastest) == plan->engine ? 1 : 5 - plan->engine;
+    return j.stream->enqueue(j.stream, run_job, &j, sizeof j) ? 4000 : CUDNN_SUCCESS;
 }

@@ -38,9 +38,44 @@ static PyObject *load_cudnn(PyObject *self, PyObject *path)
                 : NULL;
 }
 
+static PyObject *tuning(PyObject *self, PyObject *ordinal)
+{
+    (void)self;
+    char identity[320];
+    int measured = 0, device = (int)PyLong_AsLong(ordinal);
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    size_t room = (size_t)mdmt_cuda_tuning(device, identity, sizeof identity, NULL, 0, &measured);
+    room = 512 * (room + 1);
+    char *text = PyMem_Malloc(room);
+    if (!text) {
+        return PyErr_NoMemory();
+    }
+    mdmt_cuda_tuning(device, identity, sizeof identity, text, room, &measured);
+    PyObject *found = Py_BuildValue("(ssi)", identity, text, measured);
+    PyMem_Free(text);
+    return found;
+}
+
+static PyObject *take_tuning(PyObject *self, PyObject *args)
+{
+    (void)self;
+    int device;
+    const char *text;
+    return PyArg_ParseTuple(args, "is", &device, &text)
+               ? PyLong_FromLong(mdmt_cuda_take_tuning(device, text))
+               : NULL;
+}
+
 static PyMethodDef functions[] = {
     {"load_cudnn", load_cudnn, METH_O,
      "load_cudnn(path) -> (version, text): loads cuDNN; version 0: text says why not."},
+    {"tuning", tuning, METH_O,
+     "tuning(ordinal) -> (identity, text, measured): the choices of engines that were measured on "
+     "a device,\nwhat they depend on, and how many this process measured."},
+    {"take_tuning", take_tuning, METH_VARARGS,
+     "take_tuning(ordinal, text) -> choices taken over, or -1 where the text is damaged."},
     {"devices", devices, METH_NOARGS,
      "devices() -> (count, text): the GPUs that can be used, or 0 and why there is none."},
     {NULL, NULL, 0, NULL}};

@@ -5,7 +5,8 @@
  * the orders that CUDA allows: 0 at once, 1 as late as possible, 2 other streams first. So that
  * work that misses a wait reads or writes too early or too late, and results change ("waits" 0
  * drops all waits of streams: to see that they do). "backwards" 1 takes the blocks and threads of a
- * kernel from the last to the first. What CUDA forbids during a recording is refused. Fresh and freed memory holds garbage. */
+ * kernel from the last to the first. What CUDA forbids during a recording is refused. Fresh and
+ * freed memory holds garbage. */
 #include "cuda_runtime.h"
 
 #include <cstdint>
@@ -19,7 +20,8 @@
 
 long fake_backwards;
 
-namespace {
+namespace
+{
 
 struct settings {
     long order = 0, driver = 13000, devices = 1, code = 1, capture = 1;
@@ -38,7 +40,7 @@ long long used;
 
 struct task {
     void (*run)(const void *) = nullptr;
-    std::vector<char> bytes; /* what run gets */
+    std::vector<char> bytes;      /* what run gets */
     cudaStream_t other = nullptr; /* wait for it to have done `until` tasks */
     uint64_t until = 0;
     cudaEvent_t event = nullptr; /* note the time */
@@ -87,7 +89,8 @@ struct fake_event {
     double clock;
 };
 
-namespace {
+namespace
+{
 
 std::vector<cudaStream_t> streams;
 
@@ -157,8 +160,7 @@ cudaError_t not_recording(void)
     return cudaSuccess;
 }
 
-cudaError_t give_launch(cudaStream_t s, void (*run)(const void *), const void *kernel,
-                        size_t bytes)
+cudaError_t give_launch(cudaStream_t s, void (*run)(const void *), const void *kernel, size_t bytes)
 {
     task t;
     t.run = run;
@@ -304,8 +306,8 @@ cudaError_t cudaMemset(void *to, int value, size_t bytes)
 static int pinned(const void *data)
 {
     auto after = blocks.upper_bound((void *)(uintptr_t)data);
-    return after != blocks.begin() && (const char *)data < (char *)std::prev(after)->first +
-                                                               std::prev(after)->second.bytes;
+    return after != blocks.begin() &&
+           (const char *)data < (char *)std::prev(after)->first + std::prev(after)->second.bytes;
 }
 
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind,
@@ -511,8 +513,14 @@ extern "C" __attribute__((visibility("default"))) long long fake_cuda_get(const 
 
 static std::map<std::string, long *> knobs(void)
 {
-    return {{"order", &now.order},     {"driver", &now.driver},         {"devices", &now.devices},
-            {"code", &now.code},       {"capture", &now.capture},   {"backwards", &fake_backwards},  {"waits", &now.waits},       {"lose_after", &now.lose_after},
+    return {{"order", &now.order},
+            {"driver", &now.driver},
+            {"devices", &now.devices},
+            {"code", &now.code},
+            {"capture", &now.capture},
+            {"backwards", &fake_backwards},
+            {"waits", &now.waits},
+            {"lose_after", &now.lose_after},
             {"fail_at_launch", &now.fail_at_launch}};
 }
 
@@ -542,15 +550,14 @@ int fake_cuda_set(const char *name, long long value)
 
 long long fake_cuda_get(const char *name)
 {
-    const std::map<std::string, long long> all = {
-        {"used", used},
-        {"blocks", (long long)blocks.size()},
-        {"allocations", now.allocations},
-        {"launches", now.launches},
-        {"graph_launches", now.graph_launches},
-        {"captures", now.captures},
-        {"copies", now.copies},
-        {"streams", (long long)streams.size()}};
+    const std::map<std::string, long long> all = {{"used", used},
+                                                  {"blocks", (long long)blocks.size()},
+                                                  {"allocations", now.allocations},
+                                                  {"launches", now.launches},
+                                                  {"graph_launches", now.graph_launches},
+                                                  {"captures", now.captures},
+                                                  {"copies", now.copies},
+                                                  {"streams", (long long)streams.size()}};
     auto found = all.find(name);
     return found == all.end() ? -1 : found->second;
 }
