@@ -146,7 +146,7 @@ struct mdmt_backend {
     mdmt_status (*series_next)(mdmt_backend *backend, const mdmt_series *series);
     mdmt_status (*series_note)(mdmt_backend *backend, const mdmt_series *series);
     mdmt_status (*series_close)(mdmt_backend *backend, const mdmt_series *series, int *done);
-    mdmt_status (*record_begin)(mdmt_backend *backend);
+    mdmt_status (*record_begin)(mdmt_backend *backend); /* NULL: nothing is recorded */
     /* *recording: NULL when the status is not MDMT_OK. */
     mdmt_status (*record_end)(mdmt_backend *backend, mdmt_recording **recording);
     mdmt_status (*record_run)(mdmt_backend *backend, mdmt_recording *recording);

@@ -1,50 +1,137 @@
-"""benchmarks/gpu_check.py, as far as it can be proven without a GPU."""
+"""benchmarks/gpu_check.py and its slices, as far as they can be proven without a GPU: they run on
+the processor, with the backend of tests/cudahost.py, to the same files and summaries."""
+
+import csv
+import os
 
 import pytest
 
 import mdmt
 from benchmarks import gpu_check
 from tests import cudahost
-from tests.optable import CASES
+from tests.test_cuda_ops import CASES
 
 
 @pytest.fixture(autouse=True)
-def results_elsewhere(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_check.machine, "RESULTS", tmp_path)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_check.machine, "RESULTS", tmp_path / "results")
+    monkeypatch.setenv("MDMT_CACHE", str(tmp_path / "cache"))
 
 
 def test_the_list_names_every_case(capsys):
     assert gpu_check.main(["--list"]) == 0
     lines = [line.split(" ", 1) for line in capsys.readouterr().out.splitlines()]
-    assert {slice_ for slice_, _ in lines} == set(gpu_check.SLICES)
+    assert [slice_ for slice_, _ in dict(lines).items()] == list(gpu_check.SLICES)
     assert [case for slice_, case in lines if slice_ == "table"] == [c.id for c in CASES]
     for part in ("nets", "speed"):
         assert [case for slice_, case in lines if slice_ == part] == list(mdmt.backbones())
 
 
-def test_an_unknown_slice_is_refused(capsys):
-    with pytest.raises(SystemExit):
-        gpu_check.main(["--only", "nothing"])
-    assert "invalid choice" in capsys.readouterr().err
+def test_limits_leave_time():
+    """Nine minutes for all that must be seen first; what comes last takes what is left."""
+    assert (
+        sum(gpu_check.LIMITS[p] for p in gpu_check.LIMITS if p not in ("compile", "sanitizer"))
+        <= 480
+    )
+    assert set(gpu_check.LIMITS) == set(gpu_check.SLICES) == set(gpu_check.CASES)
 
 
 @pytest.mark.parametrize(
-    "arguments, says",
+    "wrong, says",
     [
-        (["--only", "table", "--stride", "60"], "table: "),
-        (["--only", "nets", "--backbones", "shufflenet_v2_x0_5"], "nets: 2 of 2 right"),
-        (["--only", "speed"], "speed: left out"),
+        (["--only", "nothing"], "there is no slice 'nothing'"),
+        (["--backbones", "vgg"], "there is no backbone 'vgg'"),
     ],
 )
-def test_it_runs_on_the_processor(arguments, says, capsys, monkeypatch):
+def test_what_is_unknown_is_refused(wrong, says, capsys):
+    with pytest.raises(SystemExit):
+        gpu_check.main(wrong)
+    assert says in capsys.readouterr().err
+
+
+def run(arguments, tmp_path, monkeypatch):
+    """(exit status, {slice: rows of its file})."""
     cudahost.module()
     monkeypatch.setitem(gpu_check.sys.modules, "mdmt._cuda", None)
-    monkeypatch.setenv("MDMT_CUDNN", "/dev/null")
-    assert gpu_check.main([*arguments, "--emulate"]) == 0, capsys.readouterr().out
-    assert says in capsys.readouterr().out
+    monkeypatch.setenv("MDMT_CUDNN", os.devnull)
+    status = gpu_check.main([*arguments, "--dry", "--inside", "--out", str(tmp_path)])
+    files = {}
+    for path in tmp_path.glob("gpu_*.csv"):
+        with path.open(newline="") as file:
+            files[path.stem.removeprefix("gpu_")] = list(csv.DictReader(file))
+    return status, files
 
 
-def test_without_a_gpu_it_fails_with_the_reason(capsys, monkeypatch):
+@pytest.mark.parametrize(
+    "part, options, cases",
+    [
+        ("table", ["--stride", "60"], 30),
+        ("golden", [], 2),
+        ("steps", [], 2),
+        ("nets", ["--backbones", "shufflenet_v2_x0_5"], 2),
+        ("resume", [], 3),
+        ("errors", [], 2),
+        ("kernels", ["--backbones", "shufflenet_v2_x1_0"], 10),
+        ("speed", ["--backbones", "shufflenet_v2_x0_5"], 2),
+    ],
+)
+def test_a_slice_runs_on_the_processor(part, options, cases, tmp_path, monkeypatch, capsys):
+    status, files = run(["--only", part, *options], tmp_path, monkeypatch)
+    said = capsys.readouterr().out
+    assert status == 0, said
+    rows = files[part]
+    assert len(rows) >= cases and all(row["ok"] == "1" for row in rows), said
+    assert f"{part}: {len(rows)} of {len(rows)} right" in said
+    assert all("the processor in its place" in row["device"] for row in rows)
+    assert all(row["mdmt"] == mdmt.__version__ for row in rows)
+
+
+def test_what_needs_a_gpu_is_named_as_left_out(tmp_path, monkeypatch, capsys):
+    status, files = run(["--only", "interrupts,compile,sanitizer"], tmp_path, monkeypatch)
+    said = capsys.readouterr().out
+    assert status == 0 and files == {}
+    for part in ("interrupts", "compile", "sanitizer"):
+        assert f"{part}: 0 of 0 right" in said and f"left out: {part}: " in said
+
+
+def test_a_limit_cuts_a_slice_off_and_names_the_rest(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(gpu_check.LIMITS, "nets", 0.0)
+    status, files = run(["--only", "nets,errors"], tmp_path, monkeypatch)
+    said = capsys.readouterr().out
+    assert status == 0 and set(files) == {"errors"}
+    assert f"left out: nets: {mdmt.backbones()[0]} and all after it" in said
+
+
+def test_a_slice_that_fails_is_told(tmp_path, monkeypatch, capsys):
+    def broken(run):
+        run.attempt("one", "fp32", lambda: (1, True, ""))
+        run.attempt("two", "fp32", lambda: 1 / 0)
+
+    monkeypatch.setitem(gpu_check.SLICES, "golden", broken)
+    status, files = run(["--only", "golden"], tmp_path, monkeypatch)
+    said = capsys.readouterr().out
+    assert status == 1 and "golden: 1 of 2 right" in said
+    assert "FAILED golden two fp32: ZeroDivisionError: division by zero" in said
+    assert [row["ok"] for row in files["golden"]] == ["1", "0"]
+
+
+def test_slices_run_in_processes_of_their_own(tmp_path, capsys):
+    """Without --inside; and what a process that cannot start leaves behind is a failure."""
+    out = ["--dry", "--out", str(tmp_path)]
+    assert gpu_check.main(["--only", "errors,interrupts", *out]) == 0
+    said = capsys.readouterr().out
+    assert "errors: 2 of 2 right" in said and "left out: interrupts: " in said
+    assert (tmp_path / "gpu_errors.csv").exists()
+
+
+def test_a_process_that_dies_is_a_failure(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gpu_check.sys, "executable", "/bin/false")
+    assert gpu_check.main(["--only", "golden", "--dry", "--out", str(tmp_path)]) == 1
+    assert "FAILED golden: its process ended with status 1" in capsys.readouterr().out
+
+
+def test_without_a_gpu_it_fails_with_the_reason(capsys, monkeypatch, tmp_path):
     monkeypatch.setitem(gpu_check.sys.modules, "mdmt._cuda", None)
-    assert gpu_check.main(["--only", "table", "--stride", "400"]) == 1
+    arguments = ["--only", "table", "--stride", "400", "--inside", "--out", str(tmp_path)]
+    assert gpu_check.main(arguments) == 1
     assert "the device 'cuda:0' is not available here: not in this build" in capsys.readouterr().out

@@ -252,21 +252,14 @@ template <class T, class X> struct tap_sums {
     }
 };
 
-/* One thread per stored weight: the parts in order. */
+/* The parts merged. */
 struct tap_totals {
-    const float *partial;
     float *dw;
-    int parts, channels, stored;
-    size_t weights;
+    int channels, stored;
 
-    MDMT_HD void at(uint32_t i, int unused) const
+    MDMT_HD void done(size_t i, double total) const
     {
-        (void)unused;
-        double sum = 0;
-        for (int part = 0; part < parts; part++) {
-            sum += (double)partial[(size_t)part * weights + i];
-        }
-        dw[i] = (int)(i % (uint32_t)stored) < channels ? (float)sum : 0.0f;
+        dw[i] = (int)(i % (size_t)stored) < channels ? (float)total : 0.0f;
     }
 };
 
@@ -292,9 +285,9 @@ static mdmt_status weight(const mdmt_cuda_site *site, const mdmt_cuda_call *call
                         w->dim[1] * w->dim[2] * w->dim[3], window_of(site)};
     MDMT_TRY(mdmt_reduce_over<TAPS_AT_ONCE>(site->stream, f.dy.pixels(), f.dy.packs, parts,
                                             weight_jobs(site), f));
-    tap_totals totals = {f.partial, (float *)call->out[0], parts,
-                         w->dim[0], mdmt_up(w->dim[0]),    mdmt_stored_elements(w)};
-    return mdmt_count_over(site->stream, totals.weights, totals);
+    tap_totals totals = {(float *)call->out[0], w->dim[0], mdmt_up(w->dim[0])};
+    size_t weights = mdmt_stored_elements(w);
+    return mdmt_sum_rows(site->stream, f.partial, weights, weights, parts, totals);
 }
 
 static mdmt_status depth_bwd_weight(const mdmt_cuda_site *site, const mdmt_cuda_call *call)

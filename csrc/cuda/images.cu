@@ -367,6 +367,17 @@ static mdmt_status take_samples(mdmt_gpu *gpu, const mdmt_step *step, int sample
                              sizeof(int64_t) * (size_t)samples);
 }
 
+mdmt_status mdmt_gpu_check_augmentation(const mdmt_augmentation *a)
+{
+    MDMT_TRY(mdmt_lent->check_augmentation(a));
+    if (a->gamma > 0 || a->contrast > 0 || a->brightness > 0 || a->invert > 0 || a->noise > 0) {
+        return mdmt_lent->fail(MDMT_UNSUPPORTED,
+                               "gamma, contrast, brightness, invert and noise of the "
+                               "augmentation are not on the GPU yet; train on the CPU");
+    }
+    return MDMT_OK;
+}
+
 mdmt_status mdmt_gpu_take_step(mdmt_gpu *gpu, const mdmt_step *step, int samples, int augment)
 {
     if (gpu->in_series) {
@@ -382,14 +393,7 @@ mdmt_status mdmt_gpu_take_step(mdmt_gpu *gpu, const mdmt_step *step, int samples
     if (samples) {
         next.augmentation = step->augmentation;
         if (augment) {
-            const mdmt_augmentation *a = &step->augmentation;
-            MDMT_TRY(mdmt_lent->check_augmentation(a));
-            if (a->gamma > 0 || a->contrast > 0 || a->brightness > 0 || a->invert > 0 ||
-                a->noise > 0) {
-                return mdmt_lent->fail(MDMT_UNSUPPORTED,
-                                       "gamma, contrast, brightness, invert and noise of the "
-                                       "augmentation are not on the GPU yet; train on the CPU");
-            }
+            MDMT_TRY(mdmt_gpu_check_augmentation(&step->augmentation));
         }
         MDMT_TRY(take_samples(gpu, step, samples, &next));
     }

@@ -1,7 +1,7 @@
 /* The masked multi-task loss, equations (1) to (3) of Ruffini et al. (MICCAI
- * 2024), in one block: a batch has few samples and few logits. In double, summed
- * in the order of the samples. Conventions: ops/attrs.h, and a sample without a
- * label (task -1, or NaN among its targets) adds nothing and is not counted. */
+ * 2024), in one block: a batch has few samples and few logits. In double; a thread
+ * takes every 128th sample, and the threads are summed in order. Conventions: ops/attrs.h, and a
+ * sample without a label (task -1, or NaN among its targets) adds nothing and is not counted. */
 #include "backend.cuh"
 
 /* ---- one sample with k logits z and target t; dz = scale * d loss / d z, or NULL ---- */
@@ -89,9 +89,12 @@ MDMT_HD double ranked_score(const float *z, int k, const float *t, double scale,
 }
 
 struct masked_loss {
-    enum { THREADS = 128, PHASES = 4 };
+    enum { THREADS = 128, PHASES = 6, NO_SAMPLE = 0x7fffffff };
     struct shared_type {
-        double scale[MDMT_MAX_TASKS], count[MDMT_MAX_TASKS];
+        double sum[THREADS][MDMT_MAX_TASKS];
+        int count[THREADS][MDMT_MAX_TASKS], refused[THREADS];
+        double scale[MDMT_MAX_TASKS], total[MDMT_MAX_TASKS];
+        int labels[MDMT_MAX_TASKS];
     };
     mdmt_loss_attrs attrs;
     const int32_t *task;
@@ -99,13 +102,9 @@ struct masked_loss {
     float *dlogits[MDMT_MAX_TASKS], *loss, *per_task;
     int width[MDMT_MAX_TASKS];
     int samples, target_width, widest;
-    double *scratch; /* (samples, 1 + 2 widest): a sample's loss, then room for it */
+    double *scratch; /* (samples, 2 widest): room of a sample */
     mdmt_gpu_fault *fault;
 
-    MDMT_HD double *room(int i) const
-    {
-        return scratch + (size_t)i * (size_t)(1 + 2 * widest);
-    }
     MDMT_HD int columns(int k) const
     {
         return attrs.loss[k] == MDMT_LOSS_BCE || attrs.loss[k] == MDMT_LOSS_MSE ? width[k] : 1;
@@ -146,34 +145,54 @@ struct masked_loss {
         }
         return MDMT_FAULT_NONE;
     }
-    /* Counts the labels and sets the factors; one thread. */
-    MDMT_HD void count_all(shared_type &shared) const
+    /* Counts a thread's labels, and notes its first sample that is refused. */
+    MDMT_HD void count_own(int thread, shared_type &shared) const
     {
-        double all = 0;
+        shared.refused[thread] = NO_SAMPLE;
         for (int k = 0; k < attrs.tasks; k++) {
-            shared.count[k] = 0;
+            shared.count[thread][k] = 0;
+            shared.sum[thread][k] = 0;
         }
-        for (int i = 0; i < samples; i++) {
-            float value = 0;
-            int kind = refused(i, &value);
-            if (kind != MDMT_FAULT_NONE && fault->kind == MDMT_FAULT_NONE) {
-                fault->kind = kind;
-                fault->sample = i;
-                fault->task = task[i];
-                fault->value = value;
-                fault->classes = kind == MDMT_FAULT_CLASS ? width[task[i]] : attrs.tasks;
-            }
-            if (kind == MDMT_FAULT_NONE && labelled(i)) {
-                shared.count[task[i]] += 1;
-                all += 1;
+        for (int i = thread; i < samples; i += THREADS) {
+            float value;
+            if (refused(i, &value) != MDMT_FAULT_NONE) {
+                shared.refused[thread] = i < shared.refused[thread] ? i : shared.refused[thread];
+            } else if (labelled(i)) {
+                shared.count[thread][task[i]]++;
             }
         }
-        for (int k = 0; k < attrs.tasks; k++) {
-            double over = attrs.reduction == MDMT_REDUCE_MEAN            ? all
-                          : attrs.reduction == MDMT_REDUCE_PER_TASK_MEAN ? shared.count[k]
-                                                                         : 1;
-            shared.scale[k] = over > 0 ? (double)attrs.weight[k] / over : 0;
+    }
+    /* The first of all, unless an earlier step left one; one thread. */
+    MDMT_HD void report(const shared_type &shared) const
+    {
+        int first = NO_SAMPLE;
+        for (int t = 0; t < THREADS; t++) {
+            first = shared.refused[t] < first ? shared.refused[t] : first;
         }
+        if (first == NO_SAMPLE || fault->kind != MDMT_FAULT_NONE) {
+            return;
+        }
+        float value = 0;
+        int kind = refused(first, &value);
+        fault->kind = kind;
+        fault->sample = first;
+        fault->task = task[first];
+        fault->value = value;
+        fault->classes = kind == MDMT_FAULT_CLASS ? width[task[first]] : attrs.tasks;
+    }
+    /* The factor of task k. */
+    MDMT_HD double factor(int k, const shared_type &shared) const
+    {
+        int over = 1;
+        if (attrs.reduction == MDMT_REDUCE_PER_TASK_MEAN) {
+            over = shared.labels[k];
+        } else if (attrs.reduction == MDMT_REDUCE_MEAN) {
+            over = 0;
+            for (int j = 0; j < attrs.tasks; j++) {
+                over += shared.labels[j];
+            }
+        }
+        return over > 0 ? (double)attrs.weight[k] / over : 0;
     }
     MDMT_HD void clear(int thread) const
     {
@@ -183,63 +202,65 @@ struct masked_loss {
             }
         }
     }
-    MDMT_HD void one(int i, double scale) const
+    MDMT_HD double one(int i, const shared_type &shared) const
     {
-        float ignored;
-        if (!labelled(i) || refused(i, &ignored) != MDMT_FAULT_NONE) {
-            return;
-        }
+        double scale = shared.scale[task[i]];
         int k = task[i], n = width[k];
         const float *z = logits[k] + (size_t)i * (size_t)n;
         const float *t = target + (size_t)i * (size_t)target_width;
         float *dz = dlogits[k] ? dlogits[k] + (size_t)i * (size_t)n : NULL;
-        double *to = room(i);
+        double *free_room = scratch + (size_t)i * (size_t)(2 * widest);
         switch (attrs.loss[k]) {
         case MDMT_LOSS_BCE:
-            *to = binary_cross_entropy(z, n, t, scale, dz);
-            break;
+            return binary_cross_entropy(z, n, t, scale, dz);
         case MDMT_LOSS_MSE:
-            *to = squared_error(z, n, t, scale, dz);
-            break;
+            return squared_error(z, n, t, scale, dz);
         case MDMT_LOSS_ORDINAL:
-            *to = ranked_score(z, n, t, scale, dz, to + 1, to + 1 + n);
-            break;
+            return ranked_score(z, n, t, scale, dz, free_room, free_room + n);
         default:
-            *to = cross_entropy(z, n, t, scale, dz);
+            return cross_entropy(z, n, t, scale, dz);
         }
     }
-    MDMT_HD void sum_all(const shared_type &shared) const
+    MDMT_HD void sum_task(int k, shared_type &shared) const
     {
-        double sum[MDMT_MAX_TASKS], total = 0;
-        float ignored;
-        for (int k = 0; k < attrs.tasks; k++) {
-            sum[k] = 0;
+        double sum = 0;
+        for (int t = 0; t < THREADS; t++) {
+            sum += shared.sum[t][k];
         }
-        for (int i = 0; i < samples; i++) {
-            if (labelled(i) && refused(i, &ignored) == MDMT_FAULT_NONE) {
-                sum[task[i]] += *room(i);
-            }
-        }
-        for (int k = 0; k < attrs.tasks; k++) {
-            total += shared.count[k] > 0 ? shared.scale[k] * sum[k] : 0.0;
-            per_task[2 * k] = (float)sum[k];
-            per_task[2 * k + 1] = (float)shared.count[k];
-        }
-        loss[0] = (float)total;
+        shared.total[k] = shared.labels[k] > 0 ? shared.scale[k] * sum : 0.0;
+        per_task[2 * k] = (float)sum;
+        per_task[2 * k + 1] = (float)shared.labels[k];
     }
     MDMT_HD void run(int phase, size_t block, int thread, shared_type &shared) const
     {
         (void)block;
+        float ignored;
         if (phase == 0) {
             clear(thread);
-        } else if (phase == 1 && thread == 0) {
-            count_all(shared);
-        } else if (phase == 2) {
-            for (int i = thread; i < samples; i += THREADS) {
-                one(i, task[i] >= 0 && task[i] < attrs.tasks ? shared.scale[task[i]] : 0.0);
+            count_own(thread, shared);
+        } else if (phase == 1 && thread < attrs.tasks) {
+            shared.labels[thread] = 0;
+            for (int t = 0; t < THREADS; t++) {
+                shared.labels[thread] += shared.count[t][thread];
             }
-        } else if (phase == 3 && thread == 0) {
-            sum_all(shared);
+        } else if (phase == 1 && thread == THREADS - 1) {
+            report(shared);
+        } else if (phase == 2 && thread < attrs.tasks) {
+            shared.scale[thread] = factor(thread, shared);
+        } else if (phase == 3) {
+            for (int i = thread; i < samples; i += THREADS) {
+                if (labelled(i) && refused(i, &ignored) == MDMT_FAULT_NONE) {
+                    shared.sum[thread][task[i]] += one(i, shared);
+                }
+            }
+        } else if (phase == 4 && thread < attrs.tasks) {
+            sum_task(thread, shared);
+        } else if (phase == 5 && thread == 0) {
+            double all = 0;
+            for (int k = 0; k < attrs.tasks; k++) {
+                all += shared.total[k];
+            }
+            loss[0] = (float)all;
         }
     }
 };
@@ -273,7 +294,7 @@ static mdmt_status needs(const mdmt_cuda_site *site, mdmt_cuda_needs *n)
         }
     }
     n->workspace_bytes =
-        sizeof(double) * (size_t)site->in[0]->dim[0] * (size_t)(1 + 2 * widest_of(site));
+        sizeof(double) * (size_t)site->in[0]->dim[0] * (size_t)(2 * widest_of(site));
     return MDMT_OK;
 }
 

@@ -216,4 +216,43 @@ mdmt_status mdmt_reduce_over(mdmt_stream_handle stream, size_t pixels, int packs
     return mdmt_launch(stream, (size_t)kernel.groups * (size_t)parts * (size_t)jobs, kernel);
 }
 
+/* ---- sums over the rows of an array (count, stride), in double, in an order of its own ----
+ * f.done(c, total) for each of `columns` numbers. 32 threads share the rows of a column. */
+template <class F> struct mdmt_row_sums {
+    enum { COLUMNS = 8, ROWS = 32, THREADS = COLUMNS * ROWS, PHASES = 2 };
+    struct shared_type {
+        double sum[ROWS][COLUMNS];
+    };
+    F f;
+    const float *rows;
+    size_t columns, stride;
+    int count;
+
+    MDMT_HD void run(int phase, size_t block, int thread, shared_type &shared) const
+    {
+        int column = thread % COLUMNS, row = thread / COLUMNS;
+        size_t c = block * COLUMNS + (size_t)column;
+        double total = 0;
+        if (phase == 0) {
+            for (int r = row; c < columns && r < count; r += ROWS) {
+                total += (double)rows[(size_t)r * stride + c];
+            }
+            shared.sum[row][column] = total;
+        } else if (row == 0 && c < columns) {
+            for (int r = 0; r < ROWS; r++) {
+                total += shared.sum[r][column];
+            }
+            f.done(c, total);
+        }
+    }
+};
+
+template <class F>
+mdmt_status mdmt_sum_rows(mdmt_stream_handle stream, const float *rows, size_t columns,
+                          size_t stride, int count, const F &f)
+{
+    mdmt_row_sums<F> kernel = {f, rows, columns, stride, count};
+    return mdmt_launch(stream, mdmt_ceil_div(columns, mdmt_row_sums<F>::COLUMNS), kernel);
+}
+
 #endif

@@ -71,44 +71,77 @@ static mdmt_status stats_needs(const mdmt_cuda_site *site, mdmt_cuda_needs *need
     return MDMT_OK;
 }
 
-/* Mean and biased variance of a channel from its partial statistics, merged in
- * order (Chan, Golub & LeVeque 1983). */
-MDMT_HD void merge_stats(const float *stats, int parts, size_t row, size_t c, double *mean,
-                         double *variance)
-{
-    double n = 0, m = 0, m2 = 0;
-    for (int part = 0; part < parts; part++) {
-        const float *s = stats + (size_t)part * MDMT_STATS_ROWS * row + c;
-        double pn = s[MDMT_STATS_COUNT * row];
-        if (pn <= 0) {
-            continue;
-        }
-        double sum = s[MDMT_STATS_SUM * row];
-        double pm = (double)s[MDMT_STATS_PIVOT * row] + sum / pn;
-        double pm2 = (double)s[MDMT_STATS_SQUARE * row] - sum * sum / pn;
-        double delta = pm - m, total = n + pn;
-        m += delta * (pn / total);
-        m2 += (pm2 < 0 ? 0 : pm2) + delta * delta * (n * pn / total);
-        n = total;
-    }
-    *mean = m;
-    *variance = n > 0 ? m2 / n : 0;
-}
+/* Mean and sum of squares of the deviations of n elements, merged with more (Chan, Golub &
+ * LeVeque 1983). */
+struct merged {
+    double n, mean, m2;
 
-/* One thread per stored channel. */
-struct moments {
-    const float *stats;
-    float *mean, *var;
+    MDMT_HD void add(double pn, double pmean, double pm2)
+    {
+        if (pn > 0) {
+            double delta = pmean - mean, total = n + pn;
+            mean += delta * (pn / total);
+            m2 += (pm2 < 0 ? 0 : pm2) + delta * delta * (n * pn / total);
+            n = total;
+        }
+    }
+    MDMT_HD double variance() const
+    {
+        return n > 0 ? m2 / n : 0;
+    }
+};
+
+/* f.done(c, mean, variance) for each stored channel of partial statistics: 32 threads share the
+ * parts of a channel, then they are merged in order. */
+template <class F> struct merge_stats {
+    enum { COLUMNS = 8, ROWS = 32, THREADS = COLUMNS * ROWS, PHASES = 2 };
+    struct shared_type {
+        merged part[ROWS][COLUMNS];
+    };
+    F f;
+    const float *stats; /* (parts, MDMT_STATS_ROWS, row) */
     int parts, channels;
     size_t row;
 
-    MDMT_HD void at(uint32_t c, int unused) const
+    MDMT_HD void run(int phase, size_t block, int thread, shared_type &shared) const
     {
-        (void)unused;
-        double m = 0, v = 0;
-        if ((int)c < channels) {
-            merge_stats(stats, parts, row, c, &m, &v);
+        int column = thread % COLUMNS, first = thread / COLUMNS;
+        size_t c = block * COLUMNS + (size_t)column;
+        merged m = {0, 0, 0};
+        if (phase == 0) {
+            for (int part = first; (int)c < channels && part < parts; part += ROWS) {
+                const float *s = stats + (size_t)part * MDMT_STATS_ROWS * row + c;
+                double n = s[MDMT_STATS_COUNT * row], sum = s[MDMT_STATS_SUM * row];
+                if (n > 0) {
+                    m.add(n, (double)s[MDMT_STATS_PIVOT * row] + sum / n,
+                          (double)s[MDMT_STATS_SQUARE * row] - sum * sum / n);
+                }
+            }
+            shared.part[first][column] = m;
+        } else if (first == 0 && c < row) {
+            for (int r = 0; r < ROWS; r++) {
+                m.add(shared.part[r][column].n, shared.part[r][column].mean,
+                      shared.part[r][column].m2);
+            }
+            f.done(c, m.mean, m.variance());
         }
+    }
+};
+
+template <class F>
+static mdmt_status merge_all(const mdmt_cuda_site *site, const float *stats, const mdmt_tensor *s,
+                             const F &f)
+{
+    size_t row = (size_t)mdmt_up(s->dim[2]);
+    merge_stats<F> kernel = {f, stats, s->dim[0], s->dim[2], row};
+    return mdmt_launch(site->stream, row / merge_stats<F>::COLUMNS, kernel);
+}
+
+struct moments {
+    float *mean, *var;
+
+    MDMT_HD void done(size_t c, double m, double v) const
+    {
         mean[c] = (float)m;
         var[c] = (float)v;
     }
@@ -116,45 +149,26 @@ struct moments {
 
 static mdmt_status stats_moments(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
 {
-    const mdmt_tensor *s = site->in[0];
-    size_t row = (size_t)mdmt_up(s->dim[2]);
-    moments f = {(const float *)call->in[0].data,
-                 (float *)call->out[0],
-                 (float *)call->out[1],
-                 s->dim[0],
-                 s->dim[2],
-                 row};
-    return mdmt_count_over(site->stream, row, f);
+    moments f = {(float *)call->out[0], (float *)call->out[1]};
+    return merge_all(site, (const float *)call->in[0].data, site->in[0], f);
 }
 
 /* scale = gamma / sqrt(var + eps), shift = beta - mean * scale; in training the
  * running statistics move towards the batch's, the variance unbiased. */
 struct fold {
-    const float *stats, *gamma, *beta, *given_mean, *given_var;
+    const float *gamma, *beta, *given_mean, *given_var;
     float *rmean, *rvar, *scale, *shift, *mean, *invstd;
-    int parts, channels, training;
-    size_t row;
+    int channels, training;
     double count, eps, momentum;
 
-    MDMT_HD void at(uint32_t c, int unused) const
+    MDMT_HD void done(size_t c, double m, double v) const
     {
-        (void)unused;
-        double m = 0, deviation = 0, factor = 0, offset = 0;
+        double deviation = 0, factor = 0, offset = 0;
         if ((int)c < channels) {
-            double v;
             if (training) {
-                if (stats) {
-                    merge_stats(stats, parts, row, c, &m, &v);
-                } else {
-                    m = given_mean[c];
-                    v = given_var[c];
-                }
                 double unbiased = count > 1 ? v * (count / (count - 1)) : v;
                 rmean[c] = (float)((1 - momentum) * (double)rmean[c] + momentum * m);
                 rvar[c] = (float)((1 - momentum) * (double)rvar[c] + momentum * unbiased);
-            } else {
-                m = rmean[c];
-                v = rvar[c];
             }
             deviation = 1.0 / sqrt(v + eps);
             factor = (double)gamma[c] * deviation;
@@ -163,11 +177,19 @@ struct fold {
         scale[c] = (float)factor;
         shift[c] = (float)offset;
         if (mean) {
-            mean[c] = (float)m;
+            mean[c] = (int)c < channels ? (float)m : 0.0f;
         }
         if (invstd) {
             invstd[c] = (float)deviation;
         }
+    }
+    /* Without partial statistics: one thread per stored channel. */
+    MDMT_HD void at(uint32_t c, int unused) const
+    {
+        (void)unused;
+        const float *from = training ? given_mean : rmean, *spread = training ? given_var : rvar;
+        int live = (int)c < channels;
+        done(c, live ? (double)from[c] : 0.0, live ? (double)spread[c] : 0.0);
     }
 };
 
@@ -183,9 +205,7 @@ static mdmt_status bn_fold(const mdmt_cuda_site *site, const mdmt_cuda_call *cal
         out[i] = (float *)call->output(site, i);
     }
     int channels = site->in[1]->dim[0];
-    size_t row = (size_t)mdmt_up(channels);
-    fold f = {in[0],
-              in[1],
+    fold f = {in[1],
               in[2],
               in[5],
               in[6],
@@ -195,14 +215,13 @@ static mdmt_status bn_fold(const mdmt_cuda_site *site, const mdmt_cuda_call *cal
               out[1],
               out[2],
               out[3],
-              site->in[0] ? site->in[0]->dim[0] : 0,
               channels,
               a->training,
-              row,
               (double)a->count,
               (double)a->eps,
               (double)a->momentum};
-    return mdmt_count_over(site->stream, row, f);
+    return a->training && in[0] ? merge_all(site, in[0], site->in[0], f)
+                                : mdmt_count_over(site->stream, (size_t)mdmt_up(channels), f);
 }
 
 /* ---- z = act(scale x + shift [+ residual]) ---- */
@@ -333,28 +352,20 @@ template <class T> struct bn_sums {
     }
 };
 
-/* One thread per stored channel: partial sums merged in order. */
+/* Of rows of (2, stored) numbers. */
 struct bn_totals {
-    const float *partial;
-    float *dot, *sum, *dgamma, *dbeta; /* dgamma, dbeta: or NULL */
-    int parts, channels, stored;
+    float *sum, *dot, *dgamma, *dbeta; /* dgamma, dbeta: or NULL */
+    size_t stored;
+    int channels;
 
-    MDMT_HD void at(uint32_t c, int unused) const
+    MDMT_HD void done(size_t i, double total) const
     {
-        (void)unused;
-        double total[2] = {0, 0};
-        for (int part = 0; (int)c < channels && part < parts; part++) {
-            const float *p = partial + (size_t)part * 2 * (size_t)stored + c;
-            total[0] += (double)p[0];
-            total[1] += (double)p[stored];
-        }
-        sum[c] = (float)total[0];
-        dot[c] = (float)total[1];
-        if (dbeta) {
-            dbeta[c] = (float)total[0];
-        }
-        if (dgamma) {
-            dgamma[c] = (float)total[1];
+        size_t c = i % stored;
+        float v = (int)c < channels ? (float)total : 0.0f;
+        float *also = i < stored ? dbeta : dgamma;
+        (i < stored ? sum : dot)[c] = v;
+        if (also) {
+            also[c] = v;
         }
     }
 };
@@ -421,9 +432,11 @@ static mdmt_status bn_bwd_of(const mdmt_cuda_site *site, const mdmt_cuda_call *c
     bn_sums<T> sums = {in, partial, stored};
     MDMT_TRY(mdmt_reduce_over<2>(site->stream, in.x.pixels(), in.x.packs, parts, 1, sums));
     bn_totals totals = {
-        partial, dot,    sum,   (float *)call->output(site, 1), (float *)call->output(site, 2),
-        parts,   in.x.c, stored};
-    MDMT_TRY(mdmt_count_over(site->stream, (size_t)stored, totals));
+        sum,    dot, (float *)call->output(site, 1), (float *)call->output(site, 2), (size_t)stored,
+        in.x.c,
+    };
+    size_t row = 2 * (size_t)stored;
+    MDMT_TRY(mdmt_sum_rows(site->stream, partial, row, row, parts, totals));
     bn_apply<T> f;
     memset((void *)&f, 0, sizeof f);
     f.in = in;

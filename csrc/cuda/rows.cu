@@ -119,21 +119,22 @@ template <class T> struct map_sums {
     }
 };
 
-/* One thread per stored channel: rows of a (rows, stride) array, in order. */
-struct row_sums {
-    const float *rows;
+struct channel_totals {
     float *sum;
-    int count, channels;
-    size_t stride;
+    MDMT_HD void done(size_t c, double total) const
+    {
+        sum[c] = (float)total;
+    }
+};
 
-    MDMT_HD void at(uint32_t c, int unused) const
+/* Channels beyond C become zero. */
+struct clear_tail {
+    float *sum;
+    int channels;
+    MDMT_HD void at(uint32_t i, int unused) const
     {
         (void)unused;
-        double total = 0;
-        for (int r = 0; (int)c < channels && r < count; r++) {
-            total += (double)rows[(size_t)r * stride + c];
-        }
-        sum[c] = (float)total;
+        sum[channels + (int)i] = 0.0f;
     }
 };
 
@@ -141,17 +142,20 @@ template <class T>
 static mdmt_status channel_sum_of(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
 {
     const mdmt_tensor *x = site->in[0];
-    size_t stored = (size_t)mdmt_up(x->dim[1]);
-    row_sums rows = {(const float *)call->in[0].data, (float *)call->out[0], x->dim[0], x->dim[1],
-                     (size_t)x->dim[1]};
+    size_t channels = (size_t)x->dim[1], stored = (size_t)mdmt_up(x->dim[1]), stride = channels;
+    const float *rows = (const float *)call->in[0].data;
+    int count = x->dim[0];
+    channel_totals totals = {(float *)call->out[0]};
+    clear_tail tail = {(float *)call->out[0], (int)channels};
     if (x->kind == MDMT_MAP) {
         map_sums<T> f = {mdmt_map_of<T>(x, call->in[0].data), (float *)call->workspace};
-        rows.rows = f.partial;
-        rows.count = mdmt_cuda_stat_parts(x);
-        rows.stride = stored;
-        MDMT_TRY(mdmt_reduce_over<1>(site->stream, f.x.pixels(), f.x.packs, rows.count, 1, f));
+        rows = f.partial;
+        count = mdmt_cuda_stat_parts(x);
+        stride = stored;
+        MDMT_TRY(mdmt_reduce_over<1>(site->stream, f.x.pixels(), f.x.packs, count, 1, f));
     }
-    return mdmt_count_over(site->stream, stored, rows);
+    MDMT_TRY(mdmt_sum_rows(site->stream, rows, channels, stride, count, totals));
+    return mdmt_count_over(site->stream, stored - channels, tail);
 }
 
 static mdmt_status channel_sum(const mdmt_cuda_site *site, const mdmt_cuda_call *call)

@@ -1,6 +1,8 @@
 /* Steps in a row without the host: what changes from step to step lies in the GPU's memory and
  * moves on by itself, so that a step is the same launches every time and can be recorded. And
  * Adam, which takes its numbers from there. */
+#include <stdlib.h>
+
 #include "backend.cuh"
 #include "map.cuh"
 
@@ -274,7 +276,7 @@ static mdmt_status check_series(const mdmt_series *s)
         }
     }
     MDMT_TRY(s->update.weights ? check_adam(&s->adam) : MDMT_OK);
-    MDMT_TRY(s->augment ? mdmt_lent->check_augmentation(&s->first.augmentation) : MDMT_OK);
+    MDMT_TRY(s->augment ? mdmt_gpu_check_augmentation(&s->first.augmentation) : MDMT_OK);
     return mdmt_gpu_check_samples(&s->first, (size_t)s->count * (size_t)s->samples);
 }
 
@@ -394,7 +396,8 @@ void mdmt_gpu_fill_series(mdmt_backend *base)
     base->series_next = series_next;
     base->series_note = series_note;
     base->series_close = series_close;
-    base->record_begin = record_begin;
+    const char *wish = getenv("MDMT_CUDA_RECORD");
+    base->record_begin = wish && strcmp(wish, "off") == 0 ? NULL : record_begin;
     base->record_end = record_end;
     base->record_run = record_run;
     base->record_close = record_close;

@@ -113,7 +113,7 @@ static mdmt_status run_step(mdmt_program *p, const mdmt_series *s)
     if (p->recording && !same_recording(&p->recorded, s)) {
         mdmt_program_forget(p);
     }
-    if (!p->recording && p->warm && !p->unrecordable) {
+    if (!p->recording && p->warm && !p->unrecordable && p->backend->record_begin) {
         MDMT_TRY(record(p, s));
     }
     p->warm = 1;

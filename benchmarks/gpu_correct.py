@@ -1,0 +1,342 @@
+"""The slices of gpu_check that ask whether results are right; that module describes them."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+ADAM = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-4}
+HEADS = {"prognosis": 2, "severity": 4}
+# How far from the CPU's float32: features and gradients relative to their size, the median over
+# tensors for the latter; losses of ten steps.
+FEATURES = {"fp32": 1e-4, "tf32": 1e-2, "bf16": 6e-2}
+GRADIENTS = {"fp32": 2e-3, "tf32": 5e-2, "bf16": 3e-1}
+LOSSES = {"fp32": 1e-2, "tf32": 3e-2, "bf16": 1e-1}
+STEP_NETS = ("shufflenet_v2_x0_5", "resnet18", "densenet121", "efficientnet_b0")
+CHECKS = ("memcheck", "racecheck", "initcheck", "synccheck")
+
+
+def table(run):
+    from mdmt import _core
+    from tests.opcase import check
+    from tests.test_cuda_ops import BF16, to_bf16
+    from tests.test_cuda_ops import CASES as TABLE
+
+    def one(case, precision):
+        arrays = case.arrays()
+        if precision == "bf16":
+            for name, feed in case.feeds.items():
+                if feed.startswith(("map", "w_dense")) and arrays[name].dtype == np.float32:
+                    arrays[name] = to_bf16(arrays[name])
+        graph, _ = case.graph(_core)
+        program = _core.Program(graph, device=run.device(precision))
+        got = {k: np.array(v) for k, v in program.run(arrays, seed=5, step=3).items()}
+        got |= {name: np.array(program.read(name)) for name in case.reads}
+        kernel = next(kernel for op, kernel in program.kernels() if op == case.op)
+        if precision == "fp32":
+            check(case, got, kernel)
+            return kernel, True, ""
+        outputs, bounds = case.expected(arrays)
+        exact = {k: v.astype(float) if v.dtype == np.float32 else v for k, v in arrays.items()}
+        sizes = case.magnitude(exact) if case.magnitude else {}
+        unit = BF16 if precision == "bf16" else 2.0**-10
+        worst = 0.0
+        for name, value in outputs.items():
+            size = np.maximum(np.abs(sizes.get(name, value)), np.abs(value))
+            error = np.abs(got[name].astype(np.float64) - value) / (bounds[name] + unit * size)
+            worst = max(worst, float(error.max(initial=0.0)))
+        return kernel, worst <= 1, f"{worst:.3g} of what rounding explains"
+
+    for precision in run.precisions():
+        for case in TABLE[:: run.options.stride]:
+            if run.late(f"{precision} from {case.id} on"):
+                break
+            run.attempt(case.id, precision, lambda c=case, p=precision: one(c, p))
+
+
+def golden(run):
+    import pytest
+
+    import mdmt
+    from tests import golden as runs
+    from tests import test_golden
+
+    def one(name):
+        size = runs.RUNS[name][0]
+        made = mdmt.Model(name, heads=test_golden.PLAIN, image_size=size, device=run.device_name)
+        made.load_state_dict(runs.weights({k: v.shape for k, v in made.state_dict().items()}))
+        wanted = test_golden.recorded(name)
+        worst = test_golden.worst_gradient(made, name)[1]
+        losses = [made.train_step(*runs.batch(name, i), **runs.ADAM) for i in range(runs.STEPS)]
+        drift = float(np.abs(np.array(losses) / wanted["losses"] - 1).max())
+        return f"{worst:.2g}", worst < 1e-3 and drift < 1e-3, f"losses {drift:.2g}"
+
+    with pytest.MonkeyPatch.context() as patch:
+        test_golden.add_small_networks(patch)
+        for name in ("shuffle", "excited") if run.dry else runs.RUNS:
+            if not run.late(name):
+                run.attempt(name, "fp32", lambda n=name: one(n))
+
+
+# ---------------------------------------------------------------- backbones
+
+
+def resident(size, count):
+    rng = np.random.default_rng(5)
+    return [
+        {"images": rng.integers(0, 256, (count, size, size), np.uint8), "task": k,
+         "target": rng.integers(0, 2, count).astype(np.float32)} for k in range(len(HEADS))
+    ]  # fmt: skip
+
+
+def model_of(name, device, precision, size, count=16):
+    import mdmt
+
+    model = mdmt.Model(name, HEADS, image_size=size, device=device, precision=precision, seed=3)
+    model.attach(resident(size, count))
+    return model
+
+
+def relative(found, exact):
+    return float(np.linalg.norm(found - exact) / (np.linalg.norm(exact) + 1e-30))
+
+
+def batches(steps, batch):
+    rng = np.random.default_rng(9)
+    return np.tile(np.arange(batch) % len(HEADS), (steps, 1)), rng.integers(0, 16, (steps, batch))
+
+
+def train(model, steps, batch):
+    return model.fit_steps(*batches(steps, batch), augment={}, **ADAM)[0]
+
+
+def bits(model):
+    return b"".join(v.tobytes() for _, v in sorted(model.state_dict().items()))
+
+
+def steps(run):
+    size, batch, count = (64, 4, 4) if run.dry else (96, 8, 12)
+
+    def one(name, precision):
+        def trained(together=True, **environment):
+            before = {k: os.environ.get(k) for k in environment}
+            os.environ.update(environment)
+            try:
+                model = model_of(name, run.device_name, precision, size)
+                dataset, index = batches(count, batch)
+                losses = (
+                    train(model, count, batch) if together else
+                    [model.fit_step(d, i, augment={}, **ADAM)[0] for d, i in zip(dataset, index)]
+                )  # fmt: skip
+                return np.asarray(losses, np.float32).tobytes(), bits(model)
+            finally:
+                for key, value in before.items():
+                    os.environ.pop(key) if value is None else os.environ.update({key: value})
+
+        recorded = trained()
+        same = {
+            "again": trained() == recorded,
+            "one by one": trained(together=False) == recorded,
+            "plain": trained(MDMT_CUDA_RECORD="off") == recorded,
+            "streamed": trained(MDMT_CUDA_STORE_MB="0") == recorded,
+        }
+        return (
+            sum(same.values()),
+            all(same.values()),
+            ", ".join(f"{k} {v}" for k, v in same.items()),
+        )
+
+    for name in STEP_NETS[: 1 if run.dry else None]:
+        for precision in ("fp32", "bf16"):
+            if not run.late(f"{name} {precision}"):
+                run.attempt(name, precision, lambda n=name, p=precision: one(n, p))
+
+
+def nets(run):
+    size, batch, count = (64, 8, 2) if run.dry else (96, 8, 10)
+    dataset, index = np.arange(batch) % len(HEADS), np.arange(batch)
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal((batch, 3, size, size)).astype(np.float32)
+    task, target = np.arange(batch) % len(HEADS), rng.integers(0, 2, batch)
+    for name in run.backbones:
+        if run.late(f"{name} and all after it"):
+            return
+        here = model_of(name, "cpu", "fp32", size)
+        state, features = here.state_dict(), here.predict(dataset, index)["features"]
+        true = here.loss_and_gradients(x, task, target, training=False)[1]
+        here.load_state_dict(state)
+        losses = train(here, count, batch)
+
+        def one(precision, name=name, state=state, features=features, true=true, losses=losses):
+            there = model_of(name, run.device_name, precision, size)
+            there.load_state_dict(state)
+            off = relative(there.predict(dataset, index)["features"], features)
+            found = there.loss_and_gradients(x, task, target, training=False)[1]
+            middle = float(np.median([relative(found[k], v) for k, v in true.items()]))
+            there.load_state_dict(state)
+            moved = float(np.abs(train(there, count, batch) - losses).max())
+            ok = (off < FEATURES[precision] and middle < GRADIENTS[precision]
+                  and moved < LOSSES[precision])  # fmt: skip
+            return f"{off:.3g}", ok, f"gradients {middle:.2g}, losses {moved:.2g}"
+
+        for precision in run.precisions():
+            run.attempt(name, precision, lambda p=precision, f=one: f(p))
+
+
+def resume(run):
+    size, batch = (64, 4) if run.dry else (96, 8)
+
+    def go_on(source, device, precision, folder):
+        """A model on `device` in the state of `source`, through files."""
+        source.save(Path(folder, "m.safetensors"))
+        moments, step = source.optimizer_state()
+        np.savez(Path(folder, "adam.npz"), **moments)
+        model = model_of("shufflenet_v2_x0_5", device, precision, size)
+        kept = type(source).load(Path(folder, "m.safetensors"))
+        model.load_state_dict(kept.state_dict())
+        with np.load(Path(folder, "adam.npz")) as file:
+            model.load_optimizer_state(dict(file), step)
+        return model
+
+    def one(start, end, precision):
+        with tempfile.TemporaryDirectory() as folder:
+            first = model_of("shufflenet_v2_x0_5", start, precision, size)
+            train(first, 3, batch)
+            second = go_on(first, end, precision, folder)
+            carried = bits(first) == bits(second)
+            losses = [train(m, 3, batch) for m in (first, second)]
+        off = float(np.abs(losses[0] - losses[1]).max())
+        exact = start == end
+        ok = carried and (off == 0 and bits(first) == bits(second) if exact else off < 2e-2)
+        return f"{off:.2g}", ok, f"weights carried to the bit {carried}"
+
+    gpu = run.device_name
+    for start, end in ((gpu, gpu), ("cpu", gpu), (gpu, "cpu")):
+        if not run.late(f"{start} to {end}"):
+            run.attempt(f"{start} to {end}", "fp32", lambda a=start, b=end: one(a, b, "fp32"))
+
+
+# ---------------------------------------------------------------- errors
+
+
+def errors(run):
+    import mdmt
+
+    def too_large():
+        model = model_of("resnet18", run.device_name, "fp32" if run.dry else "bf16", 224)
+        batch, before = 1 << 17, bits(model)
+        planned = sum(model.memory(batch, training=True).values())
+        try:
+            train(model, 1, batch)
+        except MemoryError as error:
+            sentence = str(error)
+        else:
+            return "", True, f"{batch} images of 224 px fit ({planned / 2**30:.0f} GiB)"
+        usable = np.isfinite(train(model, 2, 4)).all() and bits(model) != before
+        return f"{planned / 2**30:.0f} GiB", "GiB" in sentence and usable, sentence
+
+    def no_device():
+        try:
+            mdmt.Model("resnet18", device="cuda:99")
+        except ValueError as error:
+            return "", "there is no device 'cuda:99'" in str(error), error
+        return "", False, "cuda:99 was accepted"
+
+    def hidden():
+        code = "import mdmt; mdmt.Model('resnet18', device='cuda')"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                              env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})  # fmt: skip
+        said = done.stderr.strip().splitlines()[-1]
+        return "", "the device 'cuda' is not available here" in said, said
+
+    run.attempt("no such device", "", no_device)
+    run.attempt("no GPU visible", "", hidden)
+    if not run.dry:
+        run.attempt("out of memory", "bf16", too_large)
+
+
+def interrupts(run):
+    if run.dry:
+        run.left_out.append("there is no GPU for another process")
+        return
+    small = ["--set", "backbones=[shufflenet_v2_x0_5]", "--set", "folds=[0]",
+             "--set", "configurations=[STL-tau1]", "--set", "train.epochs=12"]  # fmt: skip
+    base = [sys.executable, "-m", "mdmt.run", "demo", "--device", run.device_name, *small]
+
+    def one():
+        with tempfile.TemporaryDirectory() as folder:
+            whole, parts = Path(folder, "whole"), Path(folder, "parts")
+            done = subprocess.run([*base, "--out", str(whole)], capture_output=True, text=True)
+            if done.returncode:
+                return done.returncode, False, done.stderr[-200:]
+            statuses = []
+            for pause in (6, 9):
+                again = ["--resume"] if statuses else []
+                child = subprocess.Popen([*base, "--out", str(parts), *again],
+                                         stdout=subprocess.DEVNULL)  # fmt: skip
+                time.sleep(pause)
+                child.send_signal(signal.SIGTERM)
+                statuses.append(child.wait(60))
+            subprocess.run([*base, "--out", str(parts), "--resume"], stdout=subprocess.DEVNULL)
+            same = [(whole / n).read_bytes() == (parts / n).read_bytes()
+                    for n in ("results.csv", "predictions.csv")]  # fmt: skip
+        stopped = any(s == 75 for s in statuses) and all(s in (0, 75) for s in statuses)
+        return str(statuses), stopped and all(same), f"results and predictions alike: {same}"
+
+    run.attempt("signals", "fp32", one)
+
+
+def sanitizer(run):
+    tool = shutil.which("compute-sanitizer")
+    if run.dry or not tool:
+        run.left_out.append("compute-sanitizer is not here")
+        return
+
+    def one(check):
+        inside = [sys.executable, "-m", "benchmarks.gpu_check", "--inside", "--only", "table",
+                  "--stride", "60", "--device", run.device_name, "--out", tempfile.gettempdir(),
+                  "--seconds", "40"]  # fmt: skip
+        command = [tool, "--tool", check, "--error-exitcode", "9", *inside]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=90)
+        found = re.findall(r"ERROR SUMMARY: (.*)", done.stdout + done.stderr)
+        return done.returncode, done.returncode == 0, found[-1] if found else done.stderr[-200:]
+
+    for check in CHECKS:
+        if not run.late(check):
+            run.attempt(check, "", lambda c=check: one(c))
+
+
+SLICES = {"table": table, "golden": golden, "steps": steps, "nets": nets, "resume": resume,
+          "errors": errors, "interrupts": interrupts, "sanitizer": sanitizer}  # fmt: skip
+
+
+def table_cases(options):
+    from tests.test_cuda_ops import CASES as TABLE
+
+    return [case.id for case in TABLE[:: options.stride]]
+
+
+def golden_cases(options):
+    from tests.golden import RUNS
+
+    return list(RUNS)
+
+
+CASES = {
+    "table": table_cases,
+    "golden": golden_cases,
+    "steps": lambda options: STEP_NETS,
+    "nets": lambda options: options.backbones,
+    "resume": lambda options: [f"{options.device} to {options.device}", f"cpu to {options.device}",
+                               f"{options.device} to cpu"],
+    "errors": lambda options: ["no such device", "no GPU visible", "out of memory"],
+    "interrupts": lambda options: ["signals"],
+    "sanitizer": lambda options: CHECKS,
+}  # fmt: skip

@@ -1,0 +1,224 @@
+"""The slices of gpu_check that measure; that module describes them."""
+
+import gc
+import os
+import time
+
+import numpy as np
+
+from benchmarks.gpu_correct import ADAM, HEADS, batches, model_of
+
+BATCH = 128
+# Limit P in images/s, 224 px, bf16, of a GPU whose memory moves 4.3 TB/s (an H200, measured): the
+# bytes of a step with statistics free in the convolutions, one pass that applies batch norm and
+# activation forward, two backward, and concatenations in place.
+LIMIT_P = {
+    "densenet121": 11684, "densenet161": 5950, "densenet169": 9749, "densenet201": 7617,
+    "efficientnet_b0": 21916, "efficientnet_b1_pruned": 23260, "efficientnet_es": 17866,
+    "efficientnet_es_pruned": 17866, "efficientnet_lite0": 24213, "googlenet": 32720,
+    "mobilenet_v2": 24464, "resnet18": 39859, "resnet34": 22398, "resnet50": 11368,
+    "resnet101": 7214, "wide_resnet50_2": 6488, "shufflenet_v2_x0_5": 154566,
+    "shufflenet_v2_x1_0": 81255,
+}  # fmt: skip
+LIMIT_BANDWIDTH = 4.3e12
+# Least ratio to eager AMP.
+FLOORS = {"resnet": 1.3, "wide_resnet": 1.3, "densenet": 1.6, "mobilenet": 1.5,
+          "efficientnet": 1.5, "shufflenet": 3.0, "googlenet": 1.3}  # fmt: skip
+KERNEL_NETS = ("resnet50", "densenet121", "efficientnet_b0", "shufflenet_v2_x1_0")
+COMPILE_NETS = ("resnet50", "densenet121", "efficientnet_b0", "shufflenet_v2_x1_0", "mobilenet_v2")
+
+
+def floor_of(name):
+    return next(v for k, v in FLOORS.items() if name.startswith(k))
+
+
+def torch_here():
+    """PyTorch with a GPU, or None."""
+    try:
+        from tests import oracle
+
+        torch = oracle.load("torch")
+    except ImportError:
+        return None
+    return torch if torch.cuda.is_available() else None
+
+
+def rate_of(step, images, seconds=1.5):
+    """Images per second of step(): the median of rounds, after two that warm up."""
+    step()
+    step()
+    found, began = [], time.monotonic()
+    while len(found) < 3 or time.monotonic() - began < seconds:
+        start = time.monotonic()
+        step()
+        found.append(images / (time.monotonic() - start))
+    return float(np.median(found))
+
+
+def our_rate(run, name, precision, count, batch, size):
+    """(images per second, model) in calls of `count` steps each."""
+    model = model_of(name, run.device_name, precision, size)
+    dataset, index = batches(count, batch)
+    rate = rate_of(lambda: model.fit_steps(dataset, index, augment={}, **ADAM), count * batch,
+                   0.2 if run.dry else 1.5)  # fmt: skip
+    return rate, model
+
+
+def peer_rate(torch, name, batch, size, compiled):
+    """(images per second, peak bytes) of PyTorch with bfloat16 autocast, channels last. Its images
+    are on the GPU and normalised already: it need not load, augment or copy anything."""
+    from tests import oracle
+
+    torch.cuda.reset_peak_memory_stats()
+    x = torch.randn(batch, 3, size, size, device="cuda").to(memory_format=torch.channels_last)
+    task = (torch.arange(batch) % len(HEADS)).cuda()
+    target = torch.zeros(batch, dtype=torch.long, device="cuda")
+    model = oracle.two_heads(name).train().cuda().to(memory_format=torch.channels_last)
+    forward = torch.compile(model) if compiled else model
+    adam = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=1e-4, fused=True)
+
+    def steps(forward=forward, adam=adam, x=x):
+        for _ in range(5):
+            adam.zero_grad(set_to_none=True)
+            with torch.autocast("cuda", torch.bfloat16):
+                out = forward(x)
+            loss = oracle.masked_loss({k: v.float() for k, v in out.items()}, task, target)
+            loss.backward()
+            adam.step()
+        torch.cuda.synchronize()
+
+    rate, peak = rate_of(steps, 5 * batch), torch.cuda.max_memory_allocated()
+    del model, forward, adam, x, steps
+    gc.collect()
+    torch.cuda.empty_cache()
+    return rate, peak
+
+
+def bandwidth(torch):
+    """Bytes per second that a copy within the GPU's memory moves, read and written."""
+    if torch is None:
+        return LIMIT_BANDWIDTH
+    a = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+    b = torch.empty_like(a)
+
+    def copies():
+        for _ in range(10):
+            b.copy_(a)
+        torch.cuda.synchronize()
+
+    return 2 * rate_of(copies, 10 * a.numel(), 0.3)
+
+
+def speed(run):
+    """Ours in bf16 and tf32, PyTorch eager in the same process between them."""
+    torch = None if run.dry else torch_here()
+    batch, size, count = (4, 64, 2) if run.dry else (BATCH, 224, 12)
+    width = bandwidth(torch)
+    run.note("memory bandwidth", "", f"{width / 1e12:.2f} TB/s", True,
+             "" if torch else "assumed: PyTorch is not here")  # fmt: skip
+    for name in run.backbones[: 1 if run.dry else None]:
+        if run.late(f"{name} and all after it"):
+            return
+
+        def one(name=name):
+            ours, model = our_rate(run, name, "bf16", count, batch, size)
+            planned = sum(model.memory(batch, training=True).values())
+            del model
+            share = ours / (LIMIT_P[name] * width / LIMIT_BANDWIDTH)
+            text = f"{100 * share:.0f} % of limit P, planned {planned / 2**20:.0f} MiB"
+            if torch is None:
+                return f"{ours:.0f}", True, text
+            eager, peak = peer_rate(torch, name, batch, size, False)
+            text += f", eager {eager:.0f} ({ours / eager:.2f}x, {planned / peak:.2f} of its memory)"
+            return f"{ours:.0f}", ours >= floor_of(name) * eager, text
+
+        run.attempt(name, "bf16", one)
+        if not run.dry and not run.late(f"{name} tf32"):
+            run.attempt(name, "tf32", lambda n=name: (
+                f"{our_rate(run, n, 'tf32', count, batch, size)[0]:.0f}", True, ""))  # fmt: skip
+
+
+def compiled(run):
+    torch = None if run.dry else torch_here()
+    if torch is None:
+        run.left_out.append("PyTorch with a GPU is not here")
+        return
+    for name in [n for n in COMPILE_NETS if n in run.backbones]:
+        if run.late(f"{name} and all after it"):
+            return
+
+        def one(name=name):
+            ours, _ = our_rate(run, name, "bf16", 12, BATCH, 224)
+            theirs, _ = peer_rate(torch, name, BATCH, 224, True)
+            return f"{ours / theirs:.2f}", ours >= theirs / 1.1, f"{ours:.0f} and {theirs:.0f}"
+
+        run.attempt(name, "bf16", one)
+
+
+# ---------------------------------------------------------------- kernels
+
+
+def step_profile(model, batch):
+    """[(op, kernel, seconds, bytes)] of a step, one op at a time, the best of three."""
+    from mdmt.augmentation import complete
+
+    mode = model._mode(batch, model.image_size, True, True, 1, store=True)
+    dataset, index = (a[0] for a in batches(1, batch))
+    how = model._samples(dataset, index) | {"step": 0, "epoch": 0, "augmentation": complete({})}
+    feeds = {"task": dataset.astype(np.int32), "target": np.zeros((batch, 1), np.float32)}
+    moved = [op["bytes"] for op in model._network.describe(mode)]
+    rounds = [model._network.profile(mode, feeds, **how) for _ in range(4)][1:]
+    best = np.min([[s for _, _, s in r] for r in rounds], axis=0)
+    return [(op, kernel, float(s), b) for (op, kernel, _), s, b in zip(rounds[0], best, moved)]
+
+
+def kernels(run):
+    """Per backbone the step recorded, plain, and the sum of its ops; then each kernel: its share of
+    the time, and the bytes per second that it moves (in bfloat16)."""
+    batch, size, count = (2, 32, 2) if run.dry else (BATCH, 224, 12)
+    nets = [n for n in KERNEL_NETS if n in run.backbones][: 1 if run.dry else None]
+    for name in nets:
+        if run.late(f"{name} and all after it"):
+            return
+
+        def gaps(name=name):
+            recorded, model = our_rate(run, name, "bf16", count, batch, size)
+            single = rate_of(lambda: [model.fit_step(d, i, augment={}, **ADAM)
+                                      for d, i in zip(*batches(count, batch))],
+                             count * batch, 0.5)  # fmt: skip
+            os.environ["MDMT_CUDA_RECORD"] = "off"
+            try:
+                plain, _ = our_rate(run, name, "bf16", count, batch, size)
+            finally:
+                del os.environ["MDMT_CUDA_RECORD"]
+            ops = step_profile(model, batch)
+            alone = sum(s for _, _, s, _ in ops)
+            times = [1e3 * batch / r for r in (recorded, single, plain)]
+            text = (f"ms per step: recorded {times[0]:.3f}, one per call {times[1]:.3f}, not "
+                    f"recorded {times[2]:.3f}; its ops one by one {1e3 * alone:.3f}")  # fmt: skip
+            report(run, name, ops)
+            # A recording that left gaps would not beat launches that the host waits for.
+            return f"{times[0]:.3f}", run.dry or times[0] < 1e3 * alone, text
+
+        run.attempt(f"{name}: a step", "bf16", gaps)
+
+
+def report(run, name, ops):
+    total = sum(s for _, _, s, _ in ops)
+    grouped = {}
+    for _, kernel, seconds, moved in ops:
+        entry = grouped.setdefault(kernel, [0.0, 0.0, 0])
+        entry[0] += seconds
+        entry[1] += moved / 2  # counted as float32
+        entry[2] += 1
+    for kernel, (seconds, moved, calls) in sorted(grouped.items(), key=lambda g: -g[1][0]):
+        text = f"{100 * seconds / total:.1f} % in {calls} calls, {moved / seconds / 1e9:.0f} GB/s"
+        run.note(f"{name}: {kernel}", "bf16", f"{1e3 * seconds:.4f} ms", True, text)
+
+
+SLICES = {"kernels": kernels, "speed": speed, "compile": compiled}
+CASES = {
+    "kernels": lambda options: [f"{n}: a step" for n in KERNEL_NETS],
+    "speed": lambda options: options.backbones,
+    "compile": lambda options: COMPILE_NETS,
+}
