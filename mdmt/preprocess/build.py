@@ -53,13 +53,15 @@ class Survey:
         """Refused images as sentences that name file and reason."""
         return [f"{self.cases.paths[i]}: {reason}" for i, reason in self.refused.items()]
 
-    def doubtful(self) -> list[tuple[float, str, str]]:
-        """(doubt, file, finding) of the images in use that were doubted, most doubtful first."""
+    def doubtful(self, least: float = 0.5) -> list[tuple[float, str, str]]:
+        """(doubt, file, finding) of the images in use whose doubt is `least` or more, or that only
+        a person's decision keeps in use; most doubtful first."""
         found = []
         for path, entry in zip(self.cases.paths, self.store.entries, strict=True):
-            if "reason" not in entry and entry.get("finding"):
-                found.append((entry.get("doubt", 0.0), str(path), entry["finding"]))
-        return sorted(found, reverse=True)
+            doubt = entry.get("doubt", 0.0)
+            if "reason" not in entry and doubt >= least:
+                found.append((doubt, str(path), entry.get("finding", "")))
+        return sorted(found, key=lambda f: (-f[0], f[1]))
 
 
 def build(cases: Cases, values: dict, progress: bool = True, workers: int | None = None):

@@ -313,6 +313,18 @@ def judge(picture, probability, mask, regions: int) -> LungVerdict:
     return LungVerdict(not refused, reason, doubt, regions, **numbers)
 
 
+def unusual(verdict: LungVerdict) -> str:
+    """The number of a verdict that is farthest from the usual, in words; "" where none is."""
+    doubts = {name: _doubt(abs(getattr(verdict, name)), LIMITS[name]) for name in LIMITS}
+    worst = max(doubts, key=doubts.get)
+    if doubts[worst] <= 0:
+        return ""
+    _, low, high, _ = LIMITS[worst]
+    value = abs(getattr(verdict, worst))
+    side = f"usual from {low:.0%}" if value < low else f"usual to {high:.0%}"
+    return f"{WORDS[worst]} {value:.0%}, {side}"
+
+
 def _full_size(probability: np.ndarray, mask: np.ndarray, shape) -> np.ndarray:
     """The cleaned mask at the picture's own size: the probabilities, kept above the cut inside the
     mask and below it outside, interpolated and cut."""

@@ -206,12 +206,20 @@ def _given(decision: list, shape, facts: dict) -> crop.Box | None:
 def _judge(facts: dict, verdict, inner, decision) -> None:
     """Put doubt and finding of a verdict into facts, and the reason where it refuses."""
     facts["doubt"] = round(float(verdict.doubt), 4)
-    if not verdict.ok:
-        facts["finding"] = str(verdict.reason)
+    finding = str(verdict.reason) if not verdict.ok else _unusual(verdict)
+    if finding:
+        facts["finding"] = finding
     if not verdict.ok and decision != ["accept"]:
         facts["reason"] = f"shows no plausible lungs ({verdict.reason})"
     elif inner is None:
         facts["reason"] = "shows no lungs, so that there are none to accept; give a box"
+
+
+def _unusual(verdict) -> str:
+    """What makes a mask that is used a little doubtful."""
+    from .lungs import unusual
+
+    return unusual(verdict)
 
 
 def _enlarged(mask: np.ndarray, shape) -> np.ndarray:
