@@ -138,8 +138,8 @@ def check(arguments) -> None:
     values = config.load(arguments.config, arguments.overrides)
     report = checks.examine(values, None, arguments.quiet, not arguments.quick)
     path = Path(arguments.out or Path("results") / f"{values['name']}-check.html")
-    print(checks.terminal.text(report))
     write_atomic(path, checks.page.page(report))
+    print(checks.terminal.text(report))
     print(f"page     {path}", flush=True)
     if report.errors:
         raise BadInput(f"{values['name']}: {checks.terminal.headline(report).split(': ', 1)[1]}")

@@ -12,7 +12,7 @@ import numpy as np
 from .. import __version__
 from ..kfold import PARTS
 from ..preprocess import sheets
-from ..report.page import facts, paragraph, text_table
+from ..report.page import facts, paragraph
 from ..report.page import page as whole_page
 from .found import GRADES, Report
 from .terminal import cost_facts, data_table, headline, verdict
@@ -46,7 +46,7 @@ def page(report: Report) -> str:
     if report.gathered:
         rows = data_table(report)
         heads = [h.capitalize() for h in rows[0]]
-        parts.append(("data", "Data", text_table("Data sets as read", heads, rows[1:])))
+        parts.append(("data", "Data", _table("Data sets as read", heads, rows[1:])))
         parts.append(("pictures", "Pictures", _pictures(report)))
     if report.study is not None:
         parts.append(("splits", "Splits", _splits(report)))
@@ -74,6 +74,22 @@ def _findings(report: Report) -> str:
         )
         out.append(f'<h3>{TITLES[grade]}</h3><ul class="items">{inside}</ul>')
     return "\n".join(out) or paragraph("None.")
+
+
+def _table(caption: str, heads: list[str], rows: list[list[str]]) -> str:
+    """A table of short cells, which a narrow screen scrolls; the first column heads the rows."""
+    head = "".join(f'<th scope="col">{escape(h)}</th>' for h in heads)
+    body = "".join(
+        f'<tr><th scope="row">{escape(row[0])}</th>'
+        + "".join(f"<td>{escape(c)}</td>" for c in row[1:])
+        + "</tr>"
+        for row in rows
+    )
+    return (
+        f'<div class="wide" role="region" tabindex="0" aria-label="{escape(caption, quote=True)}">'
+        f"<table><caption><span>{escape(caption)}</span></caption><thead><tr>{head}</tr></thead>"
+        f"<tbody>{body}</tbody></table></div>"
+    )
 
 
 def _pictures(report: Report) -> str:
@@ -162,17 +178,17 @@ def _splits(report: Report) -> str:
                     f"{validation}, {cases.name}{release}: images of {' / '.join(cases.classes)} "
                     "(patients)"
                 )
-                out.append(text_table(title, ["Fold", "Training", "Validation", "Test"], rows))
+                out.append(_table(title, ["Fold", "Training", "Validation", "Test"], rows))
     return "\n".join(out)
 
 
 def _sheets(report: Report) -> str:
     """The most doubtful images of each data set, as `mdmt prepare` draws them."""
-    out, room, shown = [], SHEETS, set()
-    for (_, name), survey in reversed(report.surveys.items()):
-        if name in shown or not len(survey.cases):
+    out, room = [], SHEETS
+    last = {name: survey for (_, name), survey in report.surveys.items()}
+    for name, survey in last.items():
+        if not len(survey.cases):
             continue
-        shown.add(name)
         pages = [
             _inside(image, f"{name}, contact sheet {k}", "JPEG", "sheet")
             for k, image in enumerate(sheets.pages(survey, DOUBTFUL), start=1)

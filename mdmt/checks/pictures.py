@@ -9,7 +9,8 @@ import numpy as np
 from ..data import similar
 
 TINY = 200  # shorter side of a picture, in pixels, below which there is little to see
-UPSIDE = -0.05  # correlation with the median picture below which one is taken to be inverted
+UPSIDE = -0.12  # likeness to the median picture below which one is taken to be inverted: among 546
+# radiographs the least was -0.09, and 99 of 100 turned over would lie below it
 MEDIAN = 20  # pictures that make a median
 ALIKE = 0.3  # likeness to it that half of them must have, to say anything about the others
 SAME = 0.97  # two exposures of one patient in one pose reach 0.96
