@@ -170,7 +170,13 @@ def folds_for(cases, folder, validation: str) -> list[dict]:
             f"'{absent[0]}'); give all of them, or the folds of the right release"
         )
     return [
-        {**fold, **{p: np.sort([row_of[found.cases["image"][r]] for r in fold[p]]) for p in PARTS}}
+        {
+            **fold,
+            **{
+                p: np.sort(np.array([row_of[found.cases["image"][r]] for r in fold[p]], np.int64))
+                for p in PARTS
+            },
+        }
         for fold in found
     ]
 

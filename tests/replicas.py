@@ -77,8 +77,34 @@ def _published(folder, limit):
     return [line.split(" ") for line in lines[:: len(lines) // limit][:limit]]
 
 
-def make_aiforcovid(root, counts=(24, 10, 14), size=96):
-    """Write the replica into `root`; return the truth: a dictionary per patient."""
+def small_published(root, name, every=1):
+    """Write every so-many-th image of every published test part of data set `name` into `root`, in
+    all the parts of all the folds that it is in; return {image: (label, center, score)}."""
+    folder = PUBLISHED / name
+    files = sorted(folder.glob("*/*/*.txt"))
+    lines = {p: p.read_text().splitlines() for p in files}
+    kept = {}
+    for path in files:
+        if path.name == "test.txt":
+            for line in lines[path][1::every]:
+                kept[line.split(" ")[0]] = None
+    for path, text in lines.items():
+        rows = [line for line in text[1:] if line.split(" ")[0] in kept]
+        for line in rows:
+            cells = dict(zip(text[0].split(" "), line.split(" ")))
+            facts = cells.get("label", ""), cells.get("center", ""), cells.get("scores", "")
+            kept[cells["img"]] = kept[cells["img"]] or facts
+        copy = root / path.relative_to(folder)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text("".join(f"{line}\n" for line in [text[0], *rows]))
+    return kept
+
+
+def make_aiforcovid(root, counts=(24, 10, 14), size=96, patients=None):
+    """Write the replica into `root`; return the truth: a dictionary per patient.
+
+    patients: {id: (label, center, ...)} to use instead of made up ones, as from `small_published`.
+    """
     import openpyxl
 
     rng = random.Random(0)
@@ -87,6 +113,11 @@ def make_aiforcovid(root, counts=(24, 10, 14), size=96):
         [f"P_{1 + i % 2}_{7 * i + 2}" for i in range(counts[1])],
         [f"P_3_{3 * i + 1}" for i in range(counts[2])],
     ]
+    if patients:
+        later = [i for i in patients if i.count("_") > 1]
+        third = [i for i in later if i.startswith("P_3_")]
+        names = [[i for i in patients if i not in later], sorted(set(later) - set(third)), third]
+        counts = [len(n) for n in names]
     grey = pictures(sum(counts), size)
     truth, number = [], 0
     for release, ids in enumerate(names, start=1):
@@ -101,15 +132,19 @@ def make_aiforcovid(root, counts=(24, 10, 14), size=96):
             # Every center has both outcomes as soon as it has two patients.
             case = {"image": name, "release": release, "center": "ABCDEF"[k % 6],
                     "label": ("MILD", "SEVERE")[k // 6 % 2]}  # fmt: skip
+            if patients:
+                case["label"], case["center"] = patients[name][:2]
             spellings = {
                 "MILD": {1: "mild", 3: "MLID", 5: " Mild"},
                 "SEVERE": {7: "Severe", 8: "severe ", 10: "SEVRE"},
             }
             written = spellings[case["label"]].get(k % 12, case["label"])
-            if release == 3 and k == 4:
+            if release == 3 and k == 4 and not patients:
                 case["label"], written = None, None
-            hospital = {7: "b ", 9: "Hospital D"}.get(k, case["center"])
-            if k == 11 and release == 1:
+            hospital = {7: f"{case['center'].lower()} ", 9: f"Hospital {case['center']}"}.get(
+                k, case["center"]
+            )
+            if k == 11 and release == 1 and not patients:
                 case["center"], hospital = "", None
             values = [rng.choice([None, round(rng.uniform(1, 90), 1), rng.randrange(2)])
                       for _ in CLINICAL]  # fmt: skip
@@ -125,9 +160,14 @@ def make_aiforcovid(root, counts=(24, 10, 14), size=96):
     return truth
 
 
-def make_brixia(root, count=48, size=96):
-    """Write the replica into `root`; return the truth: a dictionary per image."""
-    rows = _published("BX", count)
+def make_brixia(root, count=48, size=96, images=None):
+    """Write the replica into `root`; return the truth: a dictionary per image.
+
+    images: {id: (label, center, score)} to use, as from `small_published`.
+    """
+    if images:
+        count = len(images)
+    rows = [[i, f[0], f[2]] for i, f in images.items()] if images else _published("BX", count)
     rng = random.Random(1)
     while len(rows) < count:
         six = "".join(rng.choices("0123", [(4, 2, 1, 1), (1, 1, 2, 4)][len(rows) % 2], k=6))
@@ -144,7 +184,7 @@ def make_brixia(root, count=48, size=96):
         case = {"image": row[0], "regions": six, "manufacturer": MANUFACTURERS[i % 12],
                 "consensus": int(i % 8 == 5)}  # fmt: skip
         total = str(sum(six))
-        if i == count - 1:
+        if i == count - 1 and not images:
             case["regions"], lost, total = None, "", ""
         lines.append(
             f"{row[0]}.dcm;2020{3 + i % 4:02d}{1 + i % 28:02d};{('CR', 'DX')[i % 2]};"

@@ -471,34 +471,73 @@ sampler: {{drop_last: true}}
 """
 
 
-@pytest.mark.parametrize("release", [1, 2, 3])
-def test_a_replica_runs_from_download_to_results(tmp_path, afc, bx, release):
-    """Check and a short training of all four configurations, one command each."""
+def call(*arguments):
+    root = str(Path(__file__).parents[1])
+    environment = dict(os.environ, PYTHONPATH=root, MDMT_NUM_THREADS="1")
+    done = subprocess.run([sys.executable, "-m", *map(str, arguments)], env=environment,
+                          capture_output=True, text=True, timeout=300)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def written(out, name):
+    with open(out / name, newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_replicas_run_from_download_to_results_in_three_releases(tmp_path, afc, bx):
+    """Prepare, check, splits and a short training, one command each."""
     for name, folder in (("afc", afc[0]), ("bx", bx[0])):
         (tmp_path / name).symlink_to(folder)
     path = tmp_path / "replica.yaml"
-    path.write_text(REPLICA.format(root=tmp_path, release=release))
-    root = str(Path(__file__).parents[1])
-    environment = dict(os.environ, PYTHONPATH=root, MDMT_NUM_THREADS="1")
-
-    def call(*arguments):
-        done = subprocess.run([sys.executable, "-m", *map(str, arguments)], env=environment,
-                              capture_output=True, text=True, timeout=300)  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
+    text = REPLICA.replace('release: "{release}"', "releases: ['1', '2', '3']")
+    path.write_text(text.format(root=tmp_path))
+    printed = call("mdmt", "prepare", path, "--out", tmp_path / "sheets", "--quiet")
+    assert "brixia: 47 images: 47 used" in printed
     printed = call("mdmt", "check", path, "--quick", "--out", tmp_path / "check.html")
-    count = sum(t["release"] <= release and t["label"] is not None for t in afc[1])
-    assert re.search(rf"^aiforcovid +{count} +{count} +6 ", printed, re.M)
+    for release in (1, 2, 3):
+        count = sum(t["release"] <= release and t["label"] is not None for t in afc[1])
+        assert re.search(rf"^aiforcovid \({release}\) +{count} +{count} +6 ", printed, re.M)
     assert "without A, B, C, D, E, F" in printed
-    if release == 3:
-        call("mdmt.run", path, "--out", tmp_path / "out", "--quiet", "--no-report")
-        with open(tmp_path / "out" / "results.csv", newline="") as stream:
-            rows = list(csv.DictReader(stream))
-        assert {r["release"] for r in rows} == {"3"}
-        assert {(r["validation"], r["configuration"], r["task"]) for r in rows} == {
-            (v, c, t)
-            for v in ("cv", "loco")
-            for c, t in (("STL-tau1", "prognosis"), ("STL-tau2", "severity"), ("FT", "prognosis"),
-                         ("MDMT", "prognosis"), ("MDMT", "severity"))
-        }  # fmt: skip
+    assert "4 of 24 outcomes are misspelt" in " ".join(printed.split())
+    printed = call("mdmt", "splits", path, "--out", tmp_path / "splits.json")
+    assert "fold 5 F" in printed
+    call("mdmt.run", path, "--out", tmp_path / "out", "--quiet", "--no-report",
+         "--set", "configurations=[MDMT]", "--set", "validation=[loco]")  # fmt: skip
+    assert {(r["release"], r["validation"], r["configuration"], r["task"])
+            for r in written(tmp_path / "out", "results.csv")} == {
+        (r, "loco", "MDMT", t) for r in "123" for t in ("prognosis", "severity")
+    }  # fmt: skip
+    tested = {
+        r: {p["image"] for p in written(tmp_path / "out", "predictions.csv")
+            if (p["release"], p["task"]) == (r, "prognosis")} for r in "123"
+    }  # fmt: skip
+    assert tested["1"] < tested["2"] < tested["3"]  # center A grows
+
+
+@needs_published
+def test_a_replica_runs_on_exactly_the_published_folds(tmp_path):
+    """Every 40th patient and 160th image of the published test parts, with their own ids."""
+    patients = replicas.small_published(tmp_path / "folds" / "AFC", "AFC", 40)
+    images = replicas.small_published(tmp_path / "folds" / "BX", "BX", 160)
+    replicas.make_aiforcovid(tmp_path / "afc", size=40, patients=patients)
+    replicas.make_brixia(tmp_path / "bx", size=40, images=images)
+    path = tmp_path / "replica.yaml"
+    path.write_text(REPLICA.format(root=tmp_path, release=3))
+    folds = [
+        "--set", f"data.datasets.0.published={tmp_path}/folds/AFC",
+        "--set", f"data.datasets.1.published={tmp_path}/folds/BX",
+    ]  # fmt: skip
+    printed = " ".join(
+        call("mdmt", "check", path, "--quick", "--out", tmp_path / "c.html", *folds).split()
+    )
+    assert "loco, brixia: folds that do not leave exactly one center out" in printed
+    call("mdmt.run", path, "--out", tmp_path / "out", "--quiet", "--no-report",
+         "--set", "configurations=[MDMT]", "--set", "validation=[cv]", "--set", "folds=[3]",
+         *folds)  # fmt: skip
+    rows = written(tmp_path / "out", "predictions.csv")
+    for task, name in (("prognosis", "AFC"), ("severity", "BX")):
+        text = (tmp_path / "folds" / name / "5" / "3" / "test.txt").read_text()
+        wanted = {line.split(" ")[0] for line in text.splitlines()[1:]}
+        assert wanted
+        assert {r["image"] for r in rows if r["task"] == task} == wanted
