@@ -83,8 +83,8 @@ class Looks:
                 f"the patient ids, or name one of each in leave_out; {done}",
             )  # fmt: skip
 
-    def _patients(self, pair) -> tuple:
-        return tuple((n, self.cases[n].patients[i]) for n, i in (pair.one, pair.two))
+    def _patients(self, pair) -> frozenset:
+        return frozenset((n, self.cases[n].patients[i]) for n, i in (pair.one, pair.two))
 
     def _odd_findings(self):
         sentences = {
