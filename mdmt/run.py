@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import __version__, checks, config
+from . import __version__, apart, checks, config
 from .analysis import cohort
 from .errors import BadConfig, BadInput, JobsFailed, MdmtError, debugging
 from .paths import folder_lock, make_folder, read_json, write_atomic, write_json
@@ -228,21 +228,30 @@ def _remove_empty(out: Path) -> None:
         out.rmdir()
 
 
+def ready(out: str, values: dict, quiet: bool, memory: bool) -> Study:
+    """Read and check the data, make the splits and plan the jobs of the out folder; say what there
+    is and write what is known before any training. memory: whether this machine's must do."""
+    out = Path(out)
+    study = prepare(values, out, quiet)
+    found = checks.before(study, memory=memory, quiet=quiet)
+    if not quiet:
+        _introduce(study, out, found)
+    record = split_record(study)
+    check_same_data(out, record)
+    write_json(out / "splits.json", record)
+    if not (out / "environment.json").exists():
+        write_json(out / "environment.json", environment())
+    write_json(out / cohort.COHORT, cohort.record(study.releases))
+    write_atomic(out / "config.yaml", config.dump(stored_form(values)))
+    write_atomic(out / "check.html", checks.page.page(found))
+    return study
+
+
 def _run_in(out: Path, values: dict, options: Options) -> list[dict]:
     with folder_lock(out, "out folder"):
-        study = prepare(values, out, options.quiet, apart=True)
         elsewhere = bool(options.dask or options.emit_slurm or options.only_collect)
-        found = checks.before(study, memory=not elsewhere, quiet=options.quiet)
-        if not options.quiet:
-            _introduce(study, out, found)
-        record = split_record(study)
-        check_same_data(out, record)
-        write_json(out / "splits.json", record)
-        if not (out / "environment.json").exists():
-            write_json(out / "environment.json", environment())
-        write_json(out / cohort.COHORT, cohort.record(study.releases))
-        write_atomic(out / "config.yaml", config.dump(stored_form(values)))
-        write_atomic(out / "check.html", checks.page.page(found))
+        # Decoders, spreadsheets, checks and large images leave no trace in this process.
+        study = apart.call("mdmt.run:ready", str(out), values, options.quiet, not elsewhere)
         if options.emit_slurm:
             from .runner import slurm
 

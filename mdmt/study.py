@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import pickle
 import platform
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import __version__, config, experiments, splits
-from .errors import BadConfig, BadInput, MdmtError, nearest
+from .errors import BadConfig, BadInput, nearest
 from .paths import canonical, digest, read_json, write_json
 
 
@@ -119,17 +114,10 @@ def gather(
     return found
 
 
-def prepare(
-    values: dict, out: Path | None = None, quiet: bool = False, apart: bool = False
-) -> Study:
-    """Read the data, build the stores, look for near-duplicates, make the splits, plan the jobs.
-
-    apart: read and build in another process, so that this one does not grow by what decoders,
-    spreadsheets and large images take.
-    """
+def prepare(values: dict, out: Path | None = None, quiet: bool = False) -> Study:
+    """Read the data, build the stores, look for near-duplicates, make the splits, plan the jobs."""
     check_names(values)
-    read = _gather_apart if apart else gather
-    return plan(values, read(values, out, quiet))
+    return plan(values, gather(values, out, quiet))
 
 
 def plan(values: dict, gathered: list[tuple], found: list[list] | None = None) -> Study:
@@ -161,46 +149,6 @@ def find_alike(values: dict, gathered: list[tuple]) -> list[list]:
     every = {s.key: s for _, _, stores in gathered for s in stores}
     found = similar.by_source(list(every.values()), store.store_folder(values))
     return [similar.across(stores, found) for _, _, stores in gathered]
-
-
-def _gather_apart(values: dict, out: Path | None, quiet: bool) -> list[tuple]:
-    """`gather` in a process of its own; its errors are raised here."""
-    from .data.store import Store
-
-    request = json.dumps({"values": values, "out": out and str(out), "quiet": quiet})
-    line = [sys.executable, "-c", _APART, json.dumps(sys.path)]
-    done = subprocess.run(line, input=request.encode(), stdout=subprocess.PIPE)
-    if done.returncode:
-        how = f"signal {-done.returncode}" if done.returncode < 0 else f"status {done.returncode}"
-        raise BadInput(f"reading the data ended with {how}; free some memory, or see above")
-    answer = pickle.loads(done.stdout)  # of our own process
-    if isinstance(answer, BaseException):
-        raise answer
-    opened = {f: Store(f) for f in {f for _, _, folders in answer for f in folders}}
-    return [(name, cases, [opened[f] for f in folders]) for name, cases, folders in answer]
-
-
-_APART = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from mdmt.study import _answer; _answer()"
-)
-
-
-def _answer() -> None:
-    """The other process of `_gather_apart`: what was asked for on standard input, as a pickle."""
-    stream = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a decoder prints is no answer
-    asked = json.load(sys.stdin)
-    try:
-        found = gather(asked["values"], asked["out"] and Path(asked["out"]), asked["quiet"])
-        find_alike(asked["values"], found)  # kept beside the stores
-        answer = [(name, cases, [s.folder for s in stores]) for name, cases, stores in found]
-    except MdmtError as error:
-        answer = error
-    except KeyboardInterrupt:
-        sys.exit(130)  # the parent had it too
-    with stream:
-        pickle.dump(answer, stream)
 
 
 def check_across(cases: list, stores: list, made: dict) -> None:

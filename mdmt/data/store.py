@@ -62,6 +62,9 @@ class Store:
             np.memmap(path, np.uint8, "r", shape=shape) if shape[0] else np.empty(shape, np.uint8)
         )
 
+    def __reduce__(self):
+        return Store, (self.folder,)  # another process maps the file itself
+
     def look(self, entry: dict) -> tuple[np.ndarray | None, np.ndarray | None]:
         """The whole picture of an entry, small (h, w) uint8, and its lung mask (h, w) bool.
 

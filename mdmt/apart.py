@@ -1,0 +1,56 @@
+"""Work in a process of its own, whose memory goes back to the system when it has ended."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import pickle
+import subprocess
+import sys
+
+from .errors import BadInput, MdmtError
+
+_START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from mdmt.apart import serve; serve()"
+)
+
+
+def call(name: str, *arguments):
+    """Return what the function `name` ("module:function") gives for plain `arguments`.
+
+    What it prints goes to standard error. Its MdmtErrors are raised here; BadInput when the process
+    dies.
+    """
+    line = [sys.executable, "-c", _START, json.dumps(sys.path)]
+    request = json.dumps([name, arguments]).encode()
+    done = subprocess.run(line, input=request, stdout=subprocess.PIPE)
+    if done.returncode == 130:
+        raise KeyboardInterrupt
+    if done.returncode:
+        code = done.returncode
+        how = f"signal {-code}; free some memory" if code < 0 else f"status {code}, see above"
+        raise BadInput(f"reading and checking the data ended with {how}")
+    answer = pickle.loads(done.stdout)  # of our own process
+    if isinstance(answer, MdmtError):
+        raise answer
+    return answer
+
+
+def serve() -> None:
+    """The other process: answer what standard input asks."""
+    stream = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what is printed is no answer
+    name, arguments = json.load(sys.stdin)
+    module, _, function = name.partition(":")
+    try:
+        answer = getattr(importlib.import_module(module), function)(*arguments)
+    except MdmtError as error:
+        answer = error
+    except KeyboardInterrupt:
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+        os._exit(130)
+    with stream:
+        pickle.dump(answer, stream)
