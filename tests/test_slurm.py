@@ -17,6 +17,7 @@ pytestmark = [
     pytest.mark.skipif(not os.environ.get("MDMT_SLOW"), reason="minutes: set MDMT_SLOW=1"),
 ]
 SCRIPT = Path(__file__).parent / "slurm.sh"
+EPOCHS = "train.epochs=36"  # so long that a preemption finds a training under way
 CLUSTER = ("cluster.cores=1", "cluster.memory=1GB", "cluster.jobs=2", "cluster.partition=low")
 
 
@@ -49,8 +50,7 @@ def study(tmp_path_factory):
     """(configuration's file, fingerprint of the undisturbed sweep on this machine)."""
     folder = tmp_path_factory.mktemp("study")
     config = sweeps.write(folder)
-    # The epochs give the preemption a moment in which a training runs.
-    line = sweeps.command(config, "--out", folder / "out", "--set", "train.epochs=12")
+    line = sweeps.command(config, "--out", folder / "out", "--set", EPOCHS)
     done = subprocess.run(line, env=sweeps.environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return config, sweeps.fingerprint(folder / "out")
@@ -75,9 +75,7 @@ def wait_for(environment, condition, seconds):
 def test_arrays_with_preemption_end_as_the_undisturbed_sweep(slurm, study, tmp_path):
     config, want = study
     out = tmp_path / "out"
-    line = sweeps.command(
-        config, "--out", out, "--emit-slurm", "--set", "train.epochs=12", *settings()
-    )
+    line = sweeps.command(config, "--out", out, "--emit-slurm", "--set", EPOCHS, *settings())
     done = subprocess.run(line, env=slurm, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "4 trainings in" in done.stdout
@@ -109,7 +107,7 @@ def test_dask_jobqueue_starts_its_workers(slurm, study, tmp_path):
     pytest.importorskip("dask_jobqueue", reason="the extra [dask] is not installed")
     config, want = study
     line = sweeps.command(
-        config, "--out", tmp_path / "out", "--dask", "slurm", "--set", "train.epochs=12",
+        config, "--out", tmp_path / "out", "--dask", "slurm", "--set", EPOCHS,
         *settings(),
     )  # fmt: skip
     done = subprocess.run(line, env=slurm, capture_output=True, text=True, cwd=tmp_path,
