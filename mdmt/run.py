@@ -241,7 +241,7 @@ def ready(out: str, values: dict, quiet: bool, memory: bool) -> Study:
     write_json(out / "splits.json", record)
     if not (out / "environment.json").exists():
         write_json(out / "environment.json", environment())
-    write_json(out / cohort.COHORT, cohort.record(study.releases))
+    write_json(out / cohort.COHORT, cohort.record(study.releases, found.said))
     write_atomic(out / "config.yaml", config.dump(stored_form(values)))
     write_atomic(out / "check.html", checks.page.page(found))
     return study

@@ -128,6 +128,7 @@ def test_suspicious_pictures_are_named(data, pictures):
     assert any(s.startswith("two: 1 picture (two11): one grey value") for s in found)
     assert any(s.startswith("two: 1 picture (two07): fewer than 200 pixels") for s in found)
     assert any("1 patient ids are in both (o3)" in s for s in found)
+    assert set(report.said) == set(found)  # the report of a run says so, too
     looks = report.looks
     assert {looks.kind(p) for p in looks.alike} == {"patients", "data sets"}
     html = page.page(report)

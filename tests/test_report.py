@@ -610,3 +610,14 @@ def test_second_reader_is_the_human_reference(releases):
     assert "The human reference" in page and "Two people scored" in page
     assert "Two readers of severity on" in page  # CLAIM, item 18
     assert analysis.readers(a.matrix, None, 200) is None
+
+
+def test_nested_and_all_pairs_are_named_as_what_they_are(tmp_path):
+    outfolder.make(tmp_path / "out", n=80, cv={"folds": 2, "inner": 2},
+                   validation=["nested", "loco-all"])  # fmt: skip
+    made = report.make(tmp_path / "out", resamples=100, samples=False, figures=False)
+    assert "in nested cross-validation (4 folds)" in made["headlines"][0]
+    assert "leave one center out, all pairs of centers" in made["headlines"][1]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Each test part belongs to several networks" in page
+    assert "nested CV" in page and "LOCO, all pairs" in page

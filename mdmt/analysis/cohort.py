@@ -48,17 +48,18 @@ def read(path) -> dict | None:
     return found
 
 
-def record(releases) -> dict:
+def record(releases, found=()) -> dict:
     """The content of cohort.json: what each data set was in each release (`study.Release`).
 
-    A data set that several releases share has one entry that names them all.
+    A data set that several releases share has one entry that names them all. found: sentences on
+    the pictures and patients of the study, such as near-duplicates.
     """
     entries: dict = {}
     for release in releases:
         for cases, store in zip(release.cases, release.stores, strict=True):
             entry = entries.setdefault(id(cases), {"releases": [], **_described(cases, store)})
             entry["releases"].append(release.name)
-    return {"format": FORMAT, "datasets": list(entries.values())}
+    return {"format": FORMAT, "datasets": list(entries.values()), "found": list(found)}
 
 
 def _described(cases, store) -> dict:
@@ -111,10 +112,11 @@ def _second(cases) -> dict:
 
 
 def findings(cohort: dict | None, record: dict | None) -> list[str]:
-    """What `mdmt.splits.audit` finds in splits.json, as sentences; needs both files."""
+    """What was found before training, and what `mdmt.splits.audit` finds in splits.json, as
+    sentences; needs both files."""
     from .. import splits
 
-    found = []
+    found = [str(f) for f in (cohort or {}).get("found", [])]
     for source in (cohort or {}).get("datasets", []):
         row = {image: i for i, image in enumerate(source["cases"]["image"])}
         for validation, entries in (record or {"validation": {}})["validation"].items():

@@ -43,6 +43,13 @@ class Report:
         if item not in self.items:
             self.items.append(item)
 
+    @property
+    def said(self) -> list[str]:
+        """What is to be known of pictures and patients when results are read, as sentences."""
+        own = [f"{i.topic}: {i.sentence}" for i in self.items if "patient ids are in" in i.sentence]
+        looks = self.looks.findings() if self.looks is not None else []
+        return [*own, *(f"{topic}: {what}" for grade, topic, what in looks if grade != "note")]
+
     def count(self, grade: str) -> int:
         """How many findings there are of a grade."""
         return sum(i.grade == grade for i in self.items)
