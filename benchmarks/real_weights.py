@@ -27,6 +27,9 @@ TASKS = {"STL-tau1": "prognosis", "STL-tau2": "severity"}
 SETTINGS = {
     "backbones": "[efficientnet_lite0]",
     "configurations": f"[{', '.join(TASKS)}]",
+    "data.crop": "whole",
+    "data.minmax": "false",
+    "data.on_bad_image": "error",
     "image_size": 128,
     "train.epochs": 30,
     "train.warmup_epochs": 5,
@@ -75,38 +78,41 @@ def spread(values):
     return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
 
 
+def chosen(trained, validated, name):
+    """{initialisation: its key in `trained` with the lowest mean validation loss}."""
+    found = {}
+    for key in trained:
+        loss = statistics.mean(validated[key][name])
+        if key[0] not in found or loss < found[key[0]][0]:
+            found[key[0]] = (loss, key)
+    return {start: key for start, (_, key) in found.items()}
+
+
 def table(trained):
     """Markdown lines and CSV rows. trained: {(initialisation, rate): folder}."""
-    rows, tested, validated = [], {}, {}
-    for key, folder in trained.items():
-        tested[key], validated[key] = figures(folder), losses(folder)
-    lines = ["| task | weights | lr | validation loss | accuracy | G-mean | AUC |"]
+    rows, lines = [], ["| task | weights | lr | validation loss | accuracy | G-mean | AUC |"]
     lines += ["|---" * 7 + "|"]
+    tested = {key: figures(folder) for key, folder in trained.items()}
+    validated = {key: losses(folder) for key, folder in trained.items()}
     for name, task in TASKS.items():
-        best = {}
-        for start in ("random", "real"):
-            keys = [key for key in trained if key[0] == start]
-            best[start] = min(keys, key=lambda key: statistics.mean(validated[key][name]))
-            for key in keys:
-                loss, values = statistics.mean(validated[key][name]), tested[key][name]
-                cells = [spread(values[metric]) for metric in METRICS]
-                mark = "**" if key == best[start] else ""
-                lines.append(
-                    f"| {task} | {start} | {mark}{key[1]}{mark} | {loss:.3f} | "
-                    + " | ".join(cells)
-                    + " |"
-                )
-                for fold in range(len(values["auc"])):
-                    row = {"task": task, "weights": start, "lr": key[1], "fold": fold}
-                    row |= {"chosen": key == best[start]}
-                    row |= {metric: f"{values[metric][fold]:.2f}" for metric in METRICS}
-                    rows.append(row)
-        apart = []
+        best = chosen(trained, validated, name)
+        for key in sorted(trained):
+            start, rate = key
+            values = tested[key][name]
+            cells = [task, start, f"**{rate}**" if key == best[start] else str(rate)]
+            cells.append(f"{statistics.mean(validated[key][name]):.3f}")
+            cells += [spread(values[metric]) for metric in METRICS]
+            lines.append(f"| {' | '.join(cells)} |")
+            for fold in range(len(values["auc"])):
+                row = {"task": task, "weights": start, "lr": rate, "fold": fold}
+                row |= {"chosen": key == best[start]}
+                rows.append(row | {metric: f"{values[metric][fold]:.2f}" for metric in METRICS})
+        cells = [task, "real - random", "", ""]
         for metric in METRICS:
-            pairs = zip(*(tested[best[start]][name][metric] for start in ("real", "random")))
-            gains = [real - random for real, random in pairs]
-            apart.append(f"{spread(gains)}, {sum(g > 0 for g in gains)} of {len(gains)} folds up")
-        lines.append(f"| {task} | real - random, chosen lr | | | " + " | ".join(apart) + " |")
+            real, random = (tested[best[start]][name][metric] for start in ("real", "random"))
+            gains = [a - b for a, b in zip(real, random)]
+            cells.append(f"{spread(gains)}, {sum(g > 0 for g in gains)} of {len(gains)} folds up")
+        lines.append(f"| {' | '.join(cells)} |")
     return lines, rows
 
 
@@ -116,10 +122,11 @@ def main():
     parser.add_argument("data", help="the folder with prognosis.csv, severity.csv and images/")
     parser.add_argument("--out", type=Path, default=Path("results/real_weights"))
     parser.add_argument("--weights", default=None, help="file with weights of efficientnet_lite0")
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="learning rates")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     trained = {}
-    for rate in RATES:
+    for rate in options.rates:
         for start in ("random", "real"):
             weights = "random" if start == "random" else options.weights or published()
             trained[start, rate] = options.out / f"{start}-{rate}"
