@@ -125,3 +125,23 @@ def test_every_gradient_at_other_sizes(name, size):
     sides, data = Sides(name, SIZE), oracle.batch(2, size)
     (ours, theirs), _ = sides.training([data], exact=False)
     assert_gradients(ours.gradients, theirs.gradients, sides, data)
+
+
+def test_a_wrong_gradient_is_not_excused(monkeypatch):
+    """By no choice of the comparisons in doubt; a right one stays what it is."""
+    sides, data = Sides("googlenet", SIZE), oracle.batch(BATCH, SIZE)
+    right = sides.ours.loss_and_gradients
+    rng = np.random.default_rng(0)
+
+    def wrong(*data):
+        loss, gradients = right(*data)
+        value = gradients["inception4c.branch2.1.conv.weight"]
+        off = rng.standard_normal(value.shape).astype(np.float32)
+        off *= 1e-3 * np.linalg.norm(value) / np.linalg.norm(off)
+        return loss, gradients | {"inception4c.branch2.1.conv.weight": value + off}
+
+    monkeypatch.setattr(sides.ours, "loss_and_gradients", wrong)
+    doubts, found = kinks.taken(sides, data)
+    assert doubts > 0
+    assert found["ours"][2] > 9e-4
+    assert found["torch"][2] <= GRADIENT
