@@ -73,7 +73,7 @@ typedef struct {
     const int64_t *data_set, *index; /* (n) */
     uint64_t seed, epoch;
     mdmt_augmentation augmentation;
-    int masks; /* 1: the images are masks, moved alike, but their values are left alone */
+    int masks;  /* 1: the images are masks, moved alike, but their values are left alone */
     float *out; /* (n, height, width) grey values 0 .. 255 */
     int height, width;
     float *scratch; /* mdmt_warp_scratch(height, width) floats per thread of the pool */

@@ -1,7 +1,7 @@
 /* Kernel of the op images: for each sample of the step, augment (images.h), and
  * write (v / 255 - mean[c]) / std[c] for every channel: the grey value repeated,
- * normalised per channel; where masks are wanted, those of the samples, moved alike, as v / 255. One
- * task per sample. */
+ * normalised per channel; where masks are wanted, those of the samples, moved alike, as v / 255.
+ * One task per sample. */
 #include "images.h"
 
 #include <string.h>

@@ -16,7 +16,10 @@ typedef struct {
 static inline mask_pixel mask_pixel_of(double z, double t)
 {
     double small = exp(-fabs(z)), inverse = 1 / (1 + small); /* of the less likely side */
-    return (mask_pixel){(z > 0 ? z : isnan(z) ? z : 0.0) - z * t + log1p(small),
+    return (mask_pixel){(z > 0      ? z
+                         : isnan(z) ? z
+                                    : 0.0) -
+                            z * t + log1p(small),
                         z >= 0 ? inverse : small * inverse, small * inverse * inverse};
 }
 

@@ -21,8 +21,8 @@ typedef struct {
 /* The first lanes of consecutive pixels. */
 MDMT_INLINE reg mask_logits(const float *z)
 {
-    const __m512i lane = _mm512_setr_epi32(0, 16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 176, 192,
-                                           208, 224, 240);
+    const __m512i lane =
+        _mm512_setr_epi32(0, 16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 176, 192, 208, 224, 240);
     return _mm512_i32gather_ps(lane, z, 4);
 }
 MDMT_INLINE reg mask_load(const float *p)
@@ -192,8 +192,7 @@ static void mask_sums_bwd_task(void *context, int task, int thread)
         }
     }
     for (; at < end; at++) {
-        float value =
-            (float)mask_gradient(dsums, (double)job->area, z[at * MDMT_BLOCK], t[at]);
+        float value = (float)mask_gradient(dsums, (double)job->area, z[at * MDMT_BLOCK], t[at]);
         mask_put(dz + at * MDMT_BLOCK, &value);
     }
 }

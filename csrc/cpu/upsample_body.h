@@ -117,8 +117,8 @@ typedef struct {
 
 static upsample_shares upsample_shares_of(int at, int size)
 {
-    return (upsample_shares){at ? 0.25f : 0, {at ? 0.75f : 1, at + 1 < size ? 0.75f : 1},
-                             at + 1 < size ? 0.25f : 0};
+    return (upsample_shares){
+        at ? 0.25f : 0, {at ? 0.75f : 1, at + 1 < size ? 0.75f : 1}, at + 1 < size ? 0.25f : 0};
 }
 
 /* Rows 2i - 1 .. 2i + 2 of dy, added up by their shares. */
@@ -131,9 +131,9 @@ static upsample_rows upsample_rows_of(const float *dy, int i, int size, ptrdiff_
 {
     upsample_shares s = upsample_shares_of(i, size);
     const float *own = dy + 2 * i * row;
-    return (upsample_rows){{i ? own - row : own, own, own + row, i + 1 < size ? own + 2 * row : own},
-                           {lanes_set(s.before), lanes_set(s.own[0]), lanes_set(s.own[1]),
-                            lanes_set(s.after)}};
+    return (upsample_rows){
+        {i ? own - row : own, own, own + row, i + 1 < size ? own + 2 * row : own},
+        {lanes_set(s.before), lanes_set(s.own[0]), lanes_set(s.own[1]), lanes_set(s.after)}};
 }
 
 MDMT_INLINE lanes upsample_down(const upsample_rows *r, ptrdiff_t column)

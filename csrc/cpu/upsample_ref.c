@@ -41,8 +41,8 @@ static void forward_task(void *context, int task, int thread)
             for (int lane = 0; lane < lanes; lane++) {
                 double sum = 0;
                 for (int i = 0; i < 4; i++) {
-                    double share = (i / 2 ? job->far : 1 - job->far) *
-                                   (i % 2 ? job->far : 1 - job->far);
+                    double share =
+                        (i / 2 ? job->far : 1 - job->far) * (i % 2 ? job->far : 1 - job->far);
                     size_t at =
                         mdmt_at(x, n, block * MDMT_BLOCK + lane, rows[i / 2], columns[i % 2]);
                     sum += share > 0 ? share * (double)job->from[at] : 0;

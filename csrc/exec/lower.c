@@ -289,10 +289,10 @@ static mdmt_status lower_sources(lowering *l)
             MDMT_TRY(mdmt_graph_tensor(l->graph, MDMT_NAME_IMAGE, from->kind, from->dtype,
                                        MDMT_ROLE_INPUT, 4, dim, &v->stored));
             dim[1] = 1;
-            MDMT_TRY(!wants_mask(l->mode) ? MDMT_OK
-                                          : mdmt_graph_tensor(l->graph, MDMT_NAME_MASK, from->kind,
-                                                              MDMT_F32, MDMT_ROLE_INPUT, 4, dim,
-                                                              &l->mask));
+            MDMT_TRY(!wants_mask(l->mode)
+                         ? MDMT_OK
+                         : mdmt_graph_tensor(l->graph, MDMT_NAME_MASK, from->kind, MDMT_F32,
+                                             MDMT_ROLE_INPUT, 4, dim, &l->mask));
         }
     }
     return MDMT_OK;

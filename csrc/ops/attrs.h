@@ -124,13 +124,7 @@ typedef enum {
 } mdmt_loss_kind;
 /* What mask_sums gives of a sample: with p = sigmoid(z) and the mask t in 0..1, the mean over the
  * pixels of the binary cross-entropy, and the sums of p t, p and t. */
-enum {
-    MDMT_MASK_ENTROPY,
-    MDMT_MASK_BOTH,
-    MDMT_MASK_GUESSED,
-    MDMT_MASK_TRUE,
-    MDMT_MASK_SUMS
-};
+enum { MDMT_MASK_ENTROPY, MDMT_MASK_BOTH, MDMT_MASK_GUESSED, MDMT_MASK_TRUE, MDMT_MASK_SUMS };
 typedef enum {
     MDMT_REDUCE_MEAN,          /* sum over samples / samples of the batch          */
     MDMT_REDUCE_PER_TASK_MEAN, /* each task's mean over its own samples, weighted  */

@@ -66,10 +66,10 @@ static mdmt_status check_mask(const mdmt_graph *graph, const mdmt_op *op, int at
     MDMT_TRY(mdmt_expect(graph, op, at + 1, MDMT_IMAGE));
     MDMT_TRY(mdmt_expect_same(graph, op, at, at + 1));
     const mdmt_tensor *z = mdmt_in(graph, op, at);
-    return z->dim[1] == 1 ? MDMT_OK
-                          : mdmt_fail(MDMT_BAD_ARGUMENT,
-                                      "%s takes logits of one channel, not of %d",
-                                      op->record->name, z->dim[1]);
+    return z->dim[1] == 1
+               ? MDMT_OK
+               : mdmt_fail(MDMT_BAD_ARGUMENT, "%s takes logits of one channel, not of %d",
+                           op->record->name, z->dim[1]);
 }
 
 static mdmt_status mask_sums_infer(mdmt_graph *graph, mdmt_op *op)
@@ -105,7 +105,5 @@ const mdmt_op_record mdmt_op_mask_sums = {.name = "mask_sums",
                                           .infer = mask_sums_infer,
                                           .gradient = mask_sums_gradient};
 
-const mdmt_op_record mdmt_op_mask_sums_bwd = {.name = "mask_sums_bwd",
-                                              .min_inputs = 3,
-                                              .max_inputs = 3,
-                                              .infer = mask_sums_bwd_infer};
+const mdmt_op_record mdmt_op_mask_sums_bwd = {
+    .name = "mask_sums_bwd", .min_inputs = 3, .max_inputs = 3, .infer = mask_sums_bwd_infer};

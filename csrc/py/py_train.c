@@ -126,12 +126,13 @@ static PyObject *masked_loss(PyObject *self, PyObject *args)
 
 /* ---- augmentation ---- */
 
-PyDoc_STRVAR(augment_doc,
-             "augment(images, dataset, index, seed, epoch, ranges, size, threads, masks, /) -> grey\n\n"
-             "images (N, h, w) uint8; dataset, index (N) int64: what the random numbers are keyed "
-             "by; ranges:\n(probability, shift, zoom, flip, rotation, alpha low, alpha high, "
-             "sigma, gamma, contrast, brightness,\ninvert, noise); size (H, W); masks: move "
-             "only. grey (N, H, W) float32, 0 to 255.");
+PyDoc_STRVAR(
+    augment_doc,
+    "augment(images, dataset, index, seed, epoch, ranges, size, threads, masks, /) -> grey\n\n"
+    "images (N, h, w) uint8; dataset, index (N) int64: what the random numbers are keyed "
+    "by; ranges:\n(probability, shift, zoom, flip, rotation, alpha low, alpha high, "
+    "sigma, gamma, contrast, brightness,\ninvert, noise); size (H, W); masks: move "
+    "only. grey (N, H, W) float32, 0 to 255.");
 
 /* Checks the arrays of an augment job and takes their data. */
 static int take_images(PyArrayObject *images, PyArrayObject *set, PyArrayObject *index,
@@ -207,12 +208,12 @@ static PyObject *augment(PyObject *self, PyObject *args)
     mdmt_augment_job job = {.images = NULL};
     mdmt_augmentation *a = &job.augmentation;
     (void)self;
-    if (!PyArg_ParseTuple(args, "O!O!O!KK(fffffffffffff)(ii)ip", &PyArray_Type, &images, &PyArray_Type,
-                          &set, &PyArray_Type, &index, &seed, &epoch, &a->probability, &a->shift,
-                          &a->zoom, &a->flip, &a->rotation, &a->elastic_alpha[0],
-                          &a->elastic_alpha[1], &a->elastic_sigma, &a->gamma, &a->contrast,
-                          &a->brightness, &a->invert, &a->noise, &job.height, &job.width, &threads,
-                          &job.masks) ||
+    if (!PyArg_ParseTuple(args, "O!O!O!KK(fffffffffffff)(ii)ip", &PyArray_Type, &images,
+                          &PyArray_Type, &set, &PyArray_Type, &index, &seed, &epoch,
+                          &a->probability, &a->shift, &a->zoom, &a->flip, &a->rotation,
+                          &a->elastic_alpha[0], &a->elastic_alpha[1], &a->elastic_sigma, &a->gamma,
+                          &a->contrast, &a->brightness, &a->invert, &a->noise, &job.height,
+                          &job.width, &threads, &job.masks) ||
         take_images(images, set, index, &job) < 0) {
         return NULL;
     }
