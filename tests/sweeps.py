@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -53,6 +54,15 @@ def command(*arguments) -> list[str]:
 def environment(**more) -> dict:
     path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH")) if p)
     return dict(os.environ, PYTHONPATH=path, MDMT_NUM_THREADS="1", **more)
+
+
+def trainings_of(pid) -> dict[int, str]:
+    """{process id: job's folder} of the trainings that a coordinator or worker has under way."""
+    listed = subprocess.run(
+        ["ps", "-ww", "--ppid", str(pid), "-o", "pid=,args="], capture_output=True, text=True
+    ).stdout.splitlines()
+    split = [line.split() for line in listed if "mdmt.runner.job" in line]
+    return {int(words[0]): words[-1] for words in split}
 
 
 def rows(path) -> list[dict]:

@@ -1,5 +1,6 @@
 """Sweeps on a real Dask scheduler with two worker processes on loopback."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -12,6 +13,28 @@ import pytest
 from tests import sweeps
 
 pytest.importorskip("distributed", reason="the extra [dask] is not installed")
+
+
+@contextlib.contextmanager
+def running(folder):
+    """(address of a scheduler, function that starts a worker and returns its process)."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = f"tcp://127.0.0.1:{port}"
+    processes = [start("distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", port,
+                       "--no-dashboard", "--no-show")]  # fmt: skip
+
+    def more(environment=None):
+        processes.append(worker(address, folder / f"dask{len(processes)}", environment))
+        return processes[-1]
+
+    try:
+        yield address, more
+    finally:
+        for process in reversed(processes):
+            process.kill()
+            process.wait()
 
 
 def start(module, *arguments):
@@ -32,22 +55,8 @@ def worker(address, folder, environment=None):
 
 @pytest.fixture
 def cluster(tmp_path):
-    """(address, function that starts a worker and returns its process)."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    address = f"tcp://127.0.0.1:{port}"
-    processes = [start("distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", port,
-                       "--no-dashboard", "--no-show")]  # fmt: skip
-
-    def more(environment=None):
-        processes.append(worker(address, tmp_path / f"dask{len(processes)}", environment))
-        return processes[-1]
-
-    yield address, more
-    for process in reversed(processes):
-        process.kill()
-        process.wait()
+    with running(tmp_path) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -61,16 +70,6 @@ def study(tmp_path_factory):
     return config, sweeps.fingerprint(folder / "out")
 
 
-def children_of(process):
-    """Trainings that a worker has under way."""
-    listed = subprocess.run(
-        ["ps", "-ww", "--ppid", str(process.pid), "-o", "pid=,args="],
-        capture_output=True,
-        text=True,
-    )
-    return [int(line.split()[0]) for line in listed.stdout.splitlines() if "runner.job" in line]
-
-
 def test_two_workers_one_killed_in_mid_sweep(cluster, study, tmp_path):
     config, want = study
     address, more = cluster
@@ -81,7 +80,7 @@ def test_two_workers_one_killed_in_mid_sweep(cluster, study, tmp_path):
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     end = time.monotonic() + 240
-    while not children_of(first) and run.poll() is None and time.monotonic() < end:
+    while not sweeps.trainings_of(first.pid) and run.poll() is None and time.monotonic() < end:
         time.sleep(0.05)
     os.kill(first.pid, signal.SIGKILL)
     more()

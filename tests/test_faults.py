@@ -1,14 +1,10 @@
-"""A sweep among faults: trainings and the coordinator killed, a full disk, another version, clocks
-that jump. Each ends complete or in a sentence, and nothing is lost or done twice."""
+"""A sweep among faults: a full disk, another version, clocks that jump. Each ends complete or in a
+sentence, and nothing is lost or done twice. (Killed processes: tests/test_fault_sweeps.py.)"""
 
 import ast
 import itertools
 import json
-import os
-import random
-import signal
 import subprocess
-import time
 
 import pytest
 
@@ -27,54 +23,6 @@ def study(tmp_path_factory):
     done = subprocess.run(line, env=sweeps.environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return config, sweeps.fingerprint(folder / "out")
-
-
-def trainings_of(pid):
-    """{process id: job's folder} of a coordinator's children."""
-    listed = subprocess.run(
-        ["ps", "-ww", "--ppid", str(pid), "-o", "pid=,args="], capture_output=True, text=True
-    ).stdout.splitlines()
-    split = [line.split() for line in listed if "mdmt.runner.job" in line]
-    return {int(words[0]): words[-1] for words in split}
-
-
-def test_a_fifth_of_the_jobs_and_the_coordinator_killed(study, tmp_path):
-    config, want = study
-    out, rng = tmp_path / "out", random.Random(4)
-    line = sweeps.command(config, "--out", out, *GROW, "--workers", "2")
-    jobs = len([k for k in want if k.endswith("/history")])
-    chosen = set(rng.sample(range(jobs - 1), max(jobs // 5, 2)))  # by the order of their starts
-    victims, seen, killed = len(chosen), [], 0
-    for attempt in range(3):
-        with open(tmp_path / f"said{attempt}", "wb") as said:
-            run = subprocess.Popen(line, env=sweeps.environment(), stdout=said, stderr=said,
-                                   start_new_session=True)  # fmt: skip
-        while run.poll() is None:
-            for pid, folder in trainings_of(run.pid).items():
-                if folder in seen:
-                    continue
-                seen.append(folder)
-                if len(seen) - 1 in chosen:
-                    time.sleep(rng.uniform(0, 1.0))
-                    try:
-                        os.kill(pid, signal.SIGKILL)
-                        killed += 1
-                    except ProcessLookupError:
-                        chosen.add(min(set(range(len(seen), jobs)) - chosen))  # it had ended
-            if attempt == 0 and len(list(out.glob("runs/*/result.json"))) >= jobs // 2:
-                os.kill(run.pid, signal.SIGKILL)
-            time.sleep(0.05)
-        if run.returncode == 0:
-            break
-        assert run.returncode == -signal.SIGKILL, (tmp_path / f"said{attempt}").read_text()
-    assert run.returncode == 0
-    assert attempt == 1, "the coordinator was killed once"
-    assert killed == victims
-    assert sweeps.fingerprint(out) == want
-    assert sweeps.trained_once(out)
-    results = sweeps.rows(out / "results.csv")
-    places = [(r["configuration"], r["task"], r["fold"]) for r in results]
-    assert len(places) == len(set(places))
 
 
 def test_the_long_control_takes_as_many_steps_as_mdmt_in_all(study):
