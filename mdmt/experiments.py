@@ -24,13 +24,14 @@ _STL2 = {"tasks": ["tau2"]}
 # heads and task_weights None: those of the key `mdmt`.
 _JOINT = {"tasks": ["tau1", "tau2"], "heads": None, "task_weights": None}
 
-# The paper's four configurations for the tasks tau1 (prognosis) and tau2 (severity), then the
-# controls. The keys of a stage are described in `schema.STAGE`.
+# The paper's four configurations for the tasks tau1 (prognosis) and tau2 (severity), FT the other
+# way round, then the controls. The keys of a stage are described in `schema.STAGE`.
 EXPERIMENTS = {
     "STL-tau1": [_STL1],
     "STL-tau2": [_STL2],
     "FT": [_STL2, {"tasks": ["tau1"], "init": 0}],
     "MDMT": [_STL1, _STL2, {**_JOINT, "init": [0, 1]}],
+    "FT-tau2": [_STL1, {"tasks": ["tau2"], "init": 0}],
     "STL-tau1-long": [{"tasks": ["tau1"], "steps_of": "MDMT"}],
     "MDMT-plain": [_JOINT],
     "AVG": [
@@ -146,6 +147,11 @@ def _check_init(where: str, position: int, stage: dict, beta: float) -> None:
 def stages_of(values: dict, name: str) -> list[dict]:
     """Return the stages of configuration `name`; an unknown one or unknown task is an error."""
     known = table(values)
+    if name.startswith("MDMT-beta") and name not in known:
+        raise BadConfig(
+            f"configurations: '{name}' is not MDMT-beta<number> with a number from 0 to 1, such as "
+            "MDMT-beta0.25; correct it"
+        )
     if name not in known:
         raise BadConfig(f"configurations: '{name}' is unknown{nearest(name, known)}")
     used = {d["task"] for d in values["data"]["datasets"]}

@@ -155,6 +155,7 @@ def final_table(results: list[dict], values: dict) -> str:
     import numpy as np
 
     lines = []
+    wide = max([22, *(len(name) + 2 for name in values["backbones"])])
     places = dict.fromkeys((r["release"], r["validation"], r["task"]) for r in results)
     several = len({release for release, _, _ in places}) > 1
     for release, validation, task in places:
@@ -172,7 +173,7 @@ def final_table(results: list[dict], values: dict) -> str:
             else f"{where}, test part of one fold: percent"
         )
         lines.append(
-            f"  {'backbone':<22}{'configuration':<15}{'accuracy':>14}"
+            f"  {'backbone':<{wide}}{'configuration':<15}{'accuracy':>14}"
             f"{average:>18}{'G-mean':>14}{'AUC':>14}"
         )
         keys = dict.fromkeys((r["backbone"], r["configuration"]) for r in rows)
@@ -198,7 +199,7 @@ def final_table(results: list[dict], values: dict) -> str:
                     cell += f" ± {np.std(numbers, ddof=1):.1f}"
                 cells.append(cell)
             lines.append(
-                f"  {backbone:<22}{name:<15}{cells[0]:>14}{cells[1]:>18}"
+                f"  {backbone:<{wide}}{name:<15}{cells[0]:>14}{cells[1]:>18}"
                 f"{cells[2]:>14}{cells[3]:>14}"
             )
         lines.append("")

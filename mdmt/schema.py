@@ -402,7 +402,7 @@ SCHEMA = _map(
         "list",
         ["STL-tau1", "STL-tau2", "FT", "MDMT"],
         "configurations to train; `controls` stands for STL-tau1-long, MDMT-plain and AVG, and "
-        "MDMT-beta<number> is MDMT with that beta",
+        "MDMT-beta<number> is MDMT with that beta; FT-tau2 is FT the other way round",
         item=Key("text"),
         nonempty=True,
     ),

@@ -382,3 +382,17 @@ def test_a_sweep_notes_what_it_cost(jobs, tmp_path):
     assert noted["images"] == 400
     assert 0 < noted["coordinator_seconds"] < 5
     assert noted["coordinator_bytes"] > 10 << 20
+
+
+def test_the_table_at_the_end_has_room_for_every_backbone(paper):
+    values, _ = paper
+    rows = [
+        {"release": "1", "validation": "cv", "task": "severity", "fold": 0, "seed": 0,
+         "backbone": b, "configuration": "MDMT", "accuracy": 0.5, "f1": 0.5, "gmean": None,
+         "auc": 0.5}
+        for b in values["backbones"]
+    ]  # fmt: skip
+    text = results.final_table(rows, values)
+    assert "efficientnet_b1_pruned  MDMT " in text
+    lines = [line for line in text.splitlines() if line.startswith("  ")]
+    assert len({len(line) for line in lines}) == 1
