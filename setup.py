@@ -7,8 +7,9 @@ is compiled for: `_avx2.c`, `_avx512.c`; on other processors these are empty.
 
 Environment: CC, CPPFLAGS, CFLAGS, LDFLAGS as usual; MDMT_WERROR=1 makes warnings errors;
 MDMT_SANITIZE=address,undefined builds with sanitizers; MDMT_BUILD_JOBS=n compiles n files at once.
-MDMT_CUDA=skip leaves the CUDA backend out, require fails without it; nvcc is looked for on PATH, in
-CUDA_HOME and among the packages of pip; MDMT_CUDA_ARCHS="90 120" names the GPUs to compile for.
+MDMT_CUDA=skip leaves the CUDA backend out, require fails without it; nvcc (CUDA 12 or newer) is
+looked for on PATH, in CUDA_HOME, in /usr/local/cuda and among the packages of pip, a PyTorch's
+included; MDMT_CUDA_ARCHS="90 120" names the GPUs to compile for.
 """
 
 import os
@@ -55,6 +56,7 @@ NVCC_FLAGS = [
 ]
 # Compute capabilities with code of their own; the last one's PTX serves what comes after.
 CUDA_ARCHS = "80 86 89 90 100 120"
+SYSTEM_CUDA = "/usr/local/cuda/bin"
 
 
 def sources():
@@ -70,14 +72,58 @@ def cuda_sources():
 
 
 def find_nvcc():
-    """The CUDA compiler, or None: on PATH, in CUDA_HOME, or from pip (nvidia-cuda-nvcc)."""
+    """The CUDA compiler, or None: in CUDA_HOME, on PATH, in /usr/local/cuda, or among packages of
+    pip (nvidia-cuda-nvcc: nvidia/cuda_nvcc/bin, nvidia/cu13/bin)."""
     homes = [os.environ.get(v) for v in ("CUDA_HOME", "CUDA_PATH")]
     found = [shutil.which("nvcc", path=str(Path(h, "bin"))) for h in homes if h]
-    found.append(shutil.which("nvcc"))
+    found += [shutil.which("nvcc"), shutil.which("nvcc", path=SYSTEM_CUDA)]
     for site in dict.fromkeys([*sys.path, sysconfig.get_paths()["purelib"]]):
         places = sorted(Path(site, "nvidia").glob("*/bin")) if site else []
         found += [shutil.which("nvcc", path=str(p)) for p in places]
     return next((n for n in found if n), None)
+
+
+def said_by(*command):
+    """What a command prints, or "" where it fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError:
+        return ""
+    return done.stdout if done.returncode == 0 else ""
+
+
+def cuda_archs(nvcc):
+    """Compute capabilities to compile for: those asked for, else those of ours that nvcc knows."""
+    asked = os.environ.get("MDMT_CUDA_ARCHS", "").replace(",", " ").split()
+    if asked:
+        wrong = [a for a in asked if not re.fullmatch(r"[1-9][0-9]{1,2}[af]?", a)]
+        if wrong:
+            raise CompileError(f"MDMT_CUDA_ARCHS holds {wrong[0]!r}; give numbers as 80 or 90a")
+        return asked
+    known = re.findall(r"compute_(\d+)", said_by(nvcc, "--list-gpu-arch"))
+    return [a for a in CUDA_ARCHS.split() if a in known] or CUDA_ARCHS.split()
+
+
+def too_old(nvcc):
+    """Why this nvcc cannot be used, or None."""
+    release = re.search(r"release (\d+)\.(\d+)", said_by(nvcc, "--version"))
+    if not release:
+        return f"{nvcc} does not run"
+    if int(release[1]) < 12:
+        return f"{nvcc} is of CUDA {release[1]}.{release[2]}, but 12.0 or newer is needed"
+    return None
+
+
+def wheel_flags(nvcc):
+    """Where the packages of pip keep the headers and libraries that belong to this nvcc: beside it,
+    or each in a folder of its own (nvidia/cuda_runtime, nvidia/cuda_cccl)."""
+    home = Path(nvcc).resolve().parent.parent
+    if (home / "include" / "cuda_runtime.h").exists():
+        places = [home]
+    else:
+        places = [p for p in sorted(home.parent.glob("*")) if (p / "include").is_dir()]
+    flags = [f"-I{p / 'include'}" for p in places]
+    return flags + [f"-L{p / 'lib'}" for p in places if (p / "lib").is_dir()]
 
 
 def want_cuda():
@@ -88,11 +134,24 @@ def want_cuda():
     if wish == "skip" or (os.environ.get("MDMT_SANITIZE") and not wish):
         return None
     nvcc = find_nvcc()
-    if wish == "require" and not nvcc:
-        raise CompileError(
-            "MDMT_CUDA=require, but nvcc was not found: put it on PATH, or set CUDA_HOME"
-        )
-    return nvcc
+    why = too_old(nvcc) if nvcc else "nvcc was not found: put it on PATH, or set CUDA_HOME"
+    if why and wish == "require":
+        raise CompileError(f"MDMT_CUDA=require, but {why}")
+    if why and nvcc:
+        print(f"mdmt._cuda: {why}", file=sys.stderr)
+    return None if why else nvcc
+
+
+def tell(line):
+    """A line that a person sees although pip keeps what a build prints to itself, where there is a
+    terminal; and in the log of the build."""
+    print(line, flush=True)
+    try:
+        with open("/dev/tty", "w") as terminal:
+            if not sys.stdout.isatty():
+                print(f"\n{line}", file=terminal, flush=True)
+    except OSError:
+        pass  # no terminal
 
 
 def c_compiler():
@@ -188,7 +247,8 @@ class BuildEngine(build_ext):
     def build_cuda(self, ext):
         nvcc = want_cuda()
         if not nvcc:
-            why = "left out" if os.environ.get("MDMT_CUDA") == "skip" else "nvcc was not found"
+            skipped = os.environ.get("MDMT_CUDA") == "skip"
+            why = "left out" if skipped else "no nvcc of CUDA 12 or newer was found"
             print(f"mdmt._cuda: {why}; the package runs on the CPU", flush=True)
             Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)  # of an earlier build
             return
@@ -197,15 +257,20 @@ class BuildEngine(build_ext):
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            units = self.cuda_units(objects, nvcc)
+            archs = cuda_archs(nvcc)
+            tell(
+                f"mdmt._cuda: compiling the CUDA backend with {nvcc} for the compute capabilities "
+                f"{' '.join(archs)} (about a minute; MDMT_CUDA=skip leaves it out, "
+                f"MDMT_CUDA_ARCHS={archs[-1]} compiles for one alone)"
+            )
+            units = self.cuda_units(objects, nvcc, archs)
             self.compile_units(
                 [u for u in units if self.force or not u.is_current()], len(units), ext.name
             )
-            self.link_command(
-                [nvcc, "-shared", "-cudart", "static", *[str(u.object) for u in units],
-                 "-Xlinker=--exclude-libs,ALL", "-ldl", "-lrt", "-lpthread", "-o", str(target)],
-                units, target,
-            )  # fmt: skip
+            made = [str(u.object) for u in units]
+            command = [nvcc, "-shared", "-cudart", "static", *wheel_flags(nvcc), *made]
+            command += ["-Xlinker=--exclude-libs,ALL", "-ldl", "-lrt", "-lpthread"]
+            self.link_command([*command, "-o", str(target)], units, target)
         except (CompileError, LinkError) as error:
             if os.environ.get("MDMT_CUDA") == "require":
                 raise
@@ -214,12 +279,16 @@ class BuildEngine(build_ext):
             return
         self.copy_beside_sources(target)
 
-    def cuda_units(self, objects, nvcc):
-        archs = (os.environ.get("MDMT_CUDA_ARCHS") or CUDA_ARCHS).replace(",", " ").split()
+    def cuda_units(self, objects, nvcc, archs):
         code = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
         code.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
         strict = os.environ.get("MDMT_WERROR") == "1"
-        flags = [*NVCC_FLAGS, *code, *(["-Werror", "all-warnings"] if strict else [])]
+        flags = [
+            *NVCC_FLAGS,
+            *code,
+            *wheel_flags(nvcc),
+            *(["-Werror", "all-warnings"] if strict else []),
+        ]
         units = []
         for source in cuda_sources():
             if source.endswith(".cu"):

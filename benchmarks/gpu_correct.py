@@ -33,7 +33,8 @@ def table(run):
         arrays = case.arrays()
         if precision == "bf16":
             for name, feed in case.feeds.items():
-                if feed.startswith(("map", "w_dense")) and arrays[name].dtype == np.float32:
+                rounded = feed.startswith(("map", "image", "w_dense", "w_stem"))
+                if rounded and arrays[name].dtype == np.float32:
                     arrays[name] = to_bf16(arrays[name])
         graph, _ = case.graph(_core)
         program = _core.Program(graph, device=run.device(precision))

@@ -25,7 +25,12 @@ import pytest
 TOP = Path(__file__).parent.parent
 CUDA, MODULE = TOP / "csrc" / "cuda", TOP / "csrc" / "py" / "cuda" / "module.c"
 RUNTIME = TOP / "tests" / "c" / "fake_cuda"
+# With the sanitizers of MDMT_SANITIZE, for a Python that has them loaded.
+SANITIZE = os.environ.get("MDMT_SANITIZE", "")
 FLAGS = "-O2 -fPIC -fvisibility=hidden -fno-strict-aliasing -ffp-contract=off -Wall -Wextra -Werror"
+
+if SANITIZE:
+    FLAGS += f" -g -fsanitize={SANITIZE} -fno-sanitize-recover=undefined -Wno-maybe-uninitialized"
 
 
 def compilers():
@@ -71,7 +76,8 @@ def compile_into(folder):
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(compile_one, sources()))
     target = folder / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
-    subprocess.run([*cxx, "-shared", *objects, "-ldl", "-o", str(target)], check=True)
+    how = [f"-fsanitize={SANITIZE}"] if SANITIZE else []
+    subprocess.run([*cxx, *how, "-shared", *objects, "-ldl", "-o", str(target)], check=True)
     return target
 
 

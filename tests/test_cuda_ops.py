@@ -97,3 +97,27 @@ def test_the_definition_of_convolution_agrees(case):
     """The kernel for any convolution, where a faster one would have been chosen."""
     kernel = {"conv2d": "cuda_conv2d_any"}.get(case.op, f"cuda_{case.op}_any")
     check(case, *run(case, "fp32", kernel))
+
+
+def few():
+    """Up to six cases of each op, the smallest ones."""
+    found = {}
+    for case in sorted(CASES, key=lambda c: c.macs):
+        found.setdefault(case.op, []).append(case)
+    return [c for cases in found.values() for c in cases[:6]]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("case", few(), ids=lambda c: c.id)
+def test_threads_and_blocks_may_come_in_any_order(case, precision):
+    """From the last to the first: a thread that reads within a phase what another one writes there
+    (a race on a GPU) would give other bits."""
+    put, _ = cudahost.knobs()
+    forwards, _ = run(case, precision)
+    put("backwards", 1)
+    try:
+        backwards, _ = run(case, precision)
+    finally:
+        put("backwards", 0)
+    for name, value in forwards.items():
+        assert value.tobytes() == backwards[name].tobytes(), name

@@ -110,6 +110,14 @@ def test_any_order_gives_the_same_bits(gpu, order):
     assert found[0].tobytes() == expected[0].tobytes() and found[1] == expected[1]
 
 
+def test_threads_and_blocks_may_come_in_any_order(gpu):
+    put, _ = gpu
+    expected = run(gpu)
+    put("backwards", 1)
+    found = run(gpu)
+    assert found[0].tobytes() == expected[0].tobytes() and found[1] == expected[1]
+
+
 def test_what_was_recorded_is_dropped_when_addresses_change(gpu):
     """A larger batch moves the activations: freed memory holds NaN, which a stale recording would
     read. Each change of the shape and back is recorded anew or found again."""

@@ -1,13 +1,15 @@
-/* Dense convolutions of feature maps by cuDNN. Channels are passed as they are
- * stored: those beyond C are zeros in maps and weights alike, so that results are
- * exact and every count is a multiple of 8, as tensor cores want it. */
+/* Dense convolutions by cuDNN. Channels are passed as they are stored: those beyond
+ * C are zeros in maps and weights alike, so that results are exact and every count
+ * is a multiple of 8, as tensor cores want it. The image of a stem is made such a
+ * map first. */
 #include "cudnn.cuh"
 #include "cudnn_api.h"
 #include "geometry.cuh"
 
 struct conv_sizes {
     mdmt_conv_key key;
-    size_t x, w, y, dw, plan; /* bytes in the workspace; 0: not needed */
+    size_t x, w, dw, plan; /* bytes in the workspace; 0: not needed */
+    int stem;
     void *made;
 };
 
@@ -27,10 +29,12 @@ static void fill_map(int *dim, int *pitch, const mdmt_tensor *t, int dense)
     *pitch = dense ? mdmt_up(t->dim[1]) : mdmt_pitch(t);
 }
 
+/* Bytes of a tensor as a MAP without the pitch of a root. */
 static size_t dense_bytes(const mdmt_cuda_site *site, const mdmt_tensor *t)
 {
     mdmt_tensor dense = *t;
     dense.pitch = 0;
+    dense.kind = MDMT_MAP;
     return mdmt_round_up(mdmt_stored_elements(&dense) * mdmt_element(&dense, site->precision), 256);
 }
 
@@ -45,12 +49,14 @@ static int sizes_of(const mdmt_cuda_site *site, conv_sizes *s)
                            : pass == MDMT_CONV_WEIGHT ? site->in[1]
                                                       : site->out[0];
     memset((void *)s, 0, sizeof *s);
-    if (w->kind != MDMT_W_DENSE || !mdmt_cudnn_ready(site->gpu)) {
+    s->stem = w->kind == MDMT_W_STEM && x->kind == MDMT_IMAGE && pass != MDMT_CONV_DATA;
+    if ((w->kind != MDMT_W_DENSE && !s->stem) || !mdmt_cudnn_ready(site->gpu)) {
         return 0;
     }
     int bf16 = site->precision == MDMT_CUDA_BF16;
     int added = pass == MDMT_CONV_DATA && site->op->inputs > 2 && site->in[2];
-    s->x = added || (pass != MDMT_CONV_DATA && x->lazy_source >= 0) ? dense_bytes(site, x) : 0;
+    int lazy = pass != MDMT_CONV_DATA && x->lazy_source >= 0;
+    s->x = added || lazy || s->stem ? dense_bytes(site, x) : 0;
     mdmt_conv_key *k = &s->key;
     k->pass = pass;
     fill_map(k->x, &k->x_pitch, x, s->x > 0);
@@ -68,10 +74,12 @@ static int sizes_of(const mdmt_cuda_site *site, conv_sizes *s)
     k->result_type = CUDNN_FLOAT;
     k->exact = site->precision == MDMT_CUDA_FP32;
     k->deterministic = site->gpu->options.deterministic;
-    size_t elements = mdmt_stored_elements(w);
-    s->w = bf16 && pass != MDMT_CONV_WEIGHT ? mdmt_round_up(elements * 2, 256) : 0;
+    size_t elements = (size_t)k->w[0] * (size_t)k->w[1] * (size_t)(k->w[2] * k->w[3]);
+    int weight = pass == MDMT_CONV_WEIGHT;
+    s->w = (bf16 || s->stem) && !weight ? mdmt_round_up(elements * (bf16 ? 2 : 4), 256) : 0;
+    s->dw = s->stem && weight ? mdmt_round_up(elements * 4, 256) : 0;
     s->made = mdmt_cudnn_plan(site->gpu, k, &s->plan);
-    if (!s->made && bf16 && pass == MDMT_CONV_WEIGHT) {
+    if (!s->made && bf16 && weight) {
         k->result_type = CUDNN_BF16; /* rounded once more, where no engine writes floats */
         s->dw = mdmt_round_up(elements * 2, 256);
         s->made = mdmt_cudnn_plan(site->gpu, k, &s->plan);
@@ -106,6 +114,70 @@ template <class A, class B> struct converted {
         mdmt_from_float(mdmt_to_float(from[i]), &to[i]);
     }
 };
+
+/* One thread per pixel: an IMAGE as a map of eight channels. */
+template <class T> struct image_map {
+    const float *image; /* (N, C, H, W) */
+    T *map;             /* (N, H, W, 8) */
+    int c;
+    size_t area;
+
+    MDMT_HD void at(uint32_t pixel, int unused) const
+    {
+        (void)unused;
+        size_t n = pixel / area, place = pixel % area;
+        mdmt_pack p = mdmt_zero_pack();
+        for (int i = 0; i < c; i++) {
+            p.v[i] = image[(n * (size_t)c + (size_t)i) * area + place];
+        }
+        mdmt_store_pack(map + (size_t)pixel * MDMT_PACK, p);
+    }
+};
+
+/* One thread per (output channel as stored, tap): between the weights of a stem,
+ * [I][taps][O up], and those of a map of eight channels, [O up][taps][8]. */
+template <class T> struct stem_weights {
+    float *stem;
+    T *dense;
+    int inputs, outputs, up, taps, to_dense;
+
+    MDMT_HD void at(uint32_t row, int unused) const
+    {
+        (void)unused;
+        int o = (int)(row / (uint32_t)taps), tap = (int)(row % (uint32_t)taps);
+        T *here = dense + (size_t)row * MDMT_PACK;
+        for (int i = 0; i < MDMT_PACK; i++) {
+            float *there = stem + ((size_t)i * (size_t)taps + (size_t)tap) * (size_t)up + (size_t)o;
+            if (to_dense) {
+                mdmt_from_float(i < inputs && o < outputs ? *there : 0.0f, here + i);
+            } else if (i < inputs) {
+                *there = o < outputs ? mdmt_to_float(here[i]) : 0.0f;
+            }
+        }
+    }
+};
+
+template <class T>
+static mdmt_status turn_weights(const mdmt_cuda_site *site, const mdmt_tensor *w, void *stem,
+                                void *dense, int to_dense)
+{
+    stem_weights<T> f = {(float *)stem, (T *)dense,         w->dim[1],
+                         w->dim[0],     mdmt_up(w->dim[0]), w->dim[2] * w->dim[3],
+                         to_dense};
+    return mdmt_count_over(site->stream, (size_t)f.up * (size_t)f.taps, f);
+}
+
+static mdmt_status turn_image(const mdmt_cuda_site *site, const void *image, void *map)
+{
+    const int *dim = site->in[0]->dim;
+    size_t area = (size_t)dim[2] * (size_t)dim[3];
+    if (site->precision == MDMT_CUDA_BF16) {
+        image_map<mdmt_bf16> f = {(const float *)image, (mdmt_bf16 *)map, dim[1], area};
+        return mdmt_count_over(site->stream, (size_t)dim[0] * area, f);
+    }
+    image_map<float> f = {(const float *)image, (float *)map, dim[1], area};
+    return mdmt_count_over(site->stream, (size_t)dim[0] * area, f);
+}
 
 template <class T> struct plus_bias {
     mdmt_map<T> y;
@@ -156,6 +228,40 @@ static mdmt_status finish_data(const mdmt_cuda_site *site, const mdmt_cuda_call 
     return mdmt_walk_over(site->stream, f.dx.pixels(), f.dx.packs, f);
 }
 
+/* x and w as the library reads them, into the workspace where they are others. */
+static mdmt_status bring(const mdmt_cuda_site *site, const mdmt_cuda_call *call,
+                         const conv_sizes *s, char *own_x, char *own_w, void *w)
+{
+    int bf16 = site->precision == MDMT_CUDA_BF16;
+    if (s->stem) {
+        MDMT_TRY(turn_image(site, call->in[0].data, own_x));
+    } else if (s->x && s->key.pass != MDMT_CONV_DATA) {
+        MDMT_TRY(mdmt_cuda_store_lazy(site, site->in[0], &call->in[0], own_x));
+    }
+    if (s->w && s->stem) {
+        return bf16 ? turn_weights<mdmt_bf16>(site, site->in[1], w, own_w, 1)
+                    : turn_weights<float>(site, site->in[1], w, own_w, 1);
+    }
+    if (s->w) {
+        converted<float, mdmt_bf16> f = {(const float *)w, (mdmt_bf16 *)(void *)own_w};
+        return mdmt_count_over(site->stream, mdmt_stored_elements(site->in[1]), f);
+    }
+    return MDMT_OK;
+}
+
+/* dw as the library wrote it, as it is stored. */
+static mdmt_status finish_weight(const mdmt_cuda_site *site, const conv_sizes *s, void *made,
+                                 void *dw)
+{
+    if (s->stem) {
+        return s->key.result_type == CUDNN_BF16
+                   ? turn_weights<mdmt_bf16>(site, site->out[0], dw, made, 0)
+                   : turn_weights<float>(site, site->out[0], dw, made, 0);
+    }
+    converted<mdmt_bf16, float> f = {(const mdmt_bf16 *)made, (float *)dw};
+    return mdmt_count_over(site->stream, mdmt_stored_elements(site->out[0]), f);
+}
+
 static mdmt_status run(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
 {
     conv_sizes s;
@@ -163,30 +269,21 @@ static mdmt_status run(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
         return mdmt_lent->fail(MDMT_INTERNAL, "the plan of a convolution is gone");
     }
     char *room = call->workspace, *own_x = room, *own_w = own_x + s.x, *own_dw = own_w + s.w;
-    int pass = s.key.pass;
+    int pass = s.key.pass, bf16 = site->precision == MDMT_CUDA_BF16;
     void *x = pass == MDMT_CONV_DATA ? call->out[0] : call->in[0].data;
     void *w = pass == MDMT_CONV_WEIGHT ? call->out[0] : call->in[1].data;
     void *y = pass == MDMT_CONV_DATA     ? call->in[0].data
               : pass == MDMT_CONV_WEIGHT ? call->in[1].data
                                          : call->out[0];
-    size_t weights = mdmt_stored_elements(pass == MDMT_CONV_WEIGHT ? site->out[0] : site->in[1]);
-    if (s.x) {
-        x = own_x;
-    }
-    if (s.x && pass != MDMT_CONV_DATA) {
-        MDMT_TRY(mdmt_cuda_store_lazy(site, site->in[0], &call->in[0], own_x));
-    }
-    if (s.w) {
-        converted<float, mdmt_bf16> f = {(const float *)w, (mdmt_bf16 *)(void *)own_w};
-        MDMT_TRY(mdmt_count_over(site->stream, weights, f));
-        w = own_w;
-    }
-    MDMT_TRY(mdmt_cudnn_run(site->gpu, s.made, x, s.dw ? own_dw : w, y, own_dw + s.dw));
+    MDMT_TRY(bring(site, call, &s, own_x, own_w, w));
+    MDMT_TRY(mdmt_cudnn_run(site->gpu, s.made, s.x ? own_x : x,
+                            s.w    ? own_w
+                            : s.dw ? own_dw
+                                   : w,
+                            y, own_dw + s.dw));
     if (s.dw) {
-        converted<mdmt_bf16, float> f = {(const mdmt_bf16 *)(void *)own_dw, (float *)w};
-        return mdmt_count_over(site->stream, weights, f);
+        return finish_weight(site, &s, own_dw, w);
     }
-    int bf16 = site->precision == MDMT_CUDA_BF16;
     if (pass == MDMT_CONV_FORWARD) {
         return bf16 ? finish_forward<mdmt_bf16>(site, call) : finish_forward<float>(site, call);
     }
