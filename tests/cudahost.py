@@ -62,6 +62,7 @@ def compile_into(folder):
     cxx, cc = compilers()
     include = [f"-I{sysconfig.get_paths()['include']}"]
     runtime = [f"-I{RUNTIME}"]
+    plain = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}  # of a sanitizer
 
     def compile_one(source):
         made = folder / f"{source.stem}.o"
@@ -69,7 +70,7 @@ def compile_into(folder):
         if source != MODULE:
             how = [*cxx, *runtime, "-x", "c++", "-std=c++17"]
         command = [*how, *FLAGS.split(), "-c", str(source), "-o", str(made)]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, env=plain)
         assert done.returncode == 0, f"{shlex.join(command)}\n{done.stderr}"
         return str(made)
 
@@ -77,7 +78,9 @@ def compile_into(folder):
         objects = list(pool.map(compile_one, sources()))
     target = folder / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
     how = [f"-fsanitize={SANITIZE}"] if SANITIZE else []
-    subprocess.run([*cxx, *how, "-shared", *objects, "-ldl", "-o", str(target)], check=True)
+    subprocess.run(
+        [*cxx, *how, "-shared", *objects, "-ldl", "-o", str(target)], check=True, env=plain
+    )
     return target
 
 
