@@ -1,9 +1,12 @@
 """From a picture to the network's input, what a person decides, contact sheets, `mdmt prepare`."""
 
 import csv
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -384,6 +387,40 @@ def test_long_names_keep_their_ends(study):
     assert short.endswith("90.dcm") and short.startswith("aaa")
     lines = sheets._wrapped(draw, "one two three " * 20, sheets._font(10), 150, 2)
     assert len(lines) == 2 and lines[1].endswith("…")
+
+
+def test_ctrl_c_is_one_sentence_and_the_same_command_goes_on(tmp_path):
+    cases = make_cases(tmp_path / "images", 600)
+    rows = [f"{name},{name},{'MILD' if k % 2 else 'SEVERE'}" for k, name in enumerate(cases.images)]
+    (tmp_path / "t.csv").write_text("\n".join(["image,patient,label", *rows]))
+    (tmp_path / "c.yaml").write_text(f"""
+name: many
+image_size: 32
+data:
+  root: {tmp_path}
+  store: {tmp_path}/store
+  datasets: [{{name: d, table: t.csv, task: t}}]
+tasks: {{t: {{classes: [MILD, SEVERE]}}}}
+""")
+    line = [sys.executable, "-m", "mdmt", "prepare", tmp_path / "c.yaml", "--out", tmp_path / "o"]
+    options = {
+        "text": True, "cwd": Path(__file__).parents[1], "stderr": subprocess.PIPE,
+        "env": {**os.environ, "MDMT_NUM_THREADS": "2"}, "stdout": subprocess.PIPE,
+    }  # fmt: skip
+    process = subprocess.Popen(line, **options)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        found = list((tmp_path / "store").glob(".building-*/entries.jsonl"))
+        if found and found[0].stat().st_size:
+            break
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert error == "mdmt: interrupted; run the same command to go on\n"
+    done = subprocess.run(line, check=True, timeout=60, **options)
+    decoded, _, there = map(int, re.findall(r"(\d+) (?:decoded|copied|there)", done.stdout))
+    assert decoded + there == 600 and there >= 8
 
 
 # ---- the published data sets, as downloaded
