@@ -149,7 +149,8 @@ def _data(outcome, known: dict) -> None:
     excluded = sum(len(d["excluded"]) for d in sets)
     missing = sum(d["missing_labels"] for d in sets)
     known["exclusions"] = known["flow"] = (
-        f"{missing} rows without a label left out, {excluded} images excluded; see Data."
+        f"{missing} rows without a label left out, {excluded} "
+        f"image{'s' * (excluded != 1)} excluded; see Data."
         " Eligibility before that: " + YOURS.lower()
         if sets
         else YOURS
@@ -219,6 +220,23 @@ def _readers(people: dict) -> str:
     )
 
 
+def _selection(data: dict) -> str:
+    """Which parts of the data are used, and whether a person chose them."""
+    part = {
+        "whole": "The whole image is used",
+        "box": "The box around the lungs, found by a network, is used",
+        "masked": "The lungs alone, found by a network, are used",
+    }[data["crop"]]
+    named = [d for d in data["datasets"] if d.get("corrections") or d.get("accept")]
+    tables = [d["corrections"] for d in named if d.get("corrections")]
+    if not named:
+        return f"{part}; no region was chosen by hand."
+    accepted = sum(len(d.get("accept") or []) for d in named)
+    said = [f"the tables {', '.join(tables)}"] * bool(tables)
+    said += [f"accepted as found: {accepted}"] * bool(accepted)
+    return f"{part}; a person decided otherwise for single images ({'; '.join(said)})."
+
+
 def answers(outcome, analyses: list, people: dict | None = None) -> dict:
     """{name: what the run knows}, for the entries of CLAIM and TRIPOD.
 
@@ -237,7 +255,7 @@ def answers(outcome, analyses: list, people: dict | None = None) -> dict:
         "retrospective": "Retrospective use of existing images."
         if not outcome.synthetic
         else "Neither: the images were drawn by software.",
-        "selection": "Preprocessing uses the whole image; no region was chosen by hand.",
+        "selection": _selection(values["data"]),
         "splits": _parts(outcome),
         "disjoint": "Patient: no patient is in two parts of a fold (checked).",
         "size": "Not computed in advance; all labelled cases were used.",
