@@ -9,8 +9,8 @@ from pathlib import Path
 
 from . import __version__, config, run
 from .errors import BadInput, nearest
-from .paths import write_atomic
-from .study import stored_values
+from .paths import write_atomic, write_json
+from .study import split_record, stored_values
 
 MOST = 1 << 24  # images or pixels that can be asked for
 
@@ -98,12 +98,12 @@ def prepare(arguments) -> None:
     start(config.load(arguments.config, arguments.overrides), arguments.out, arguments.quiet)
 
 
-def _fold_lines(study: run.Study) -> list[str]:
+def _fold_lines(release) -> list[str]:
     import numpy as np
 
     lines = []
-    for validation, folds in study.splits.items():
-        for cases in study.cases:
+    for validation, folds in release.splits.items():
+        for cases in release.cases:
             lines.append(
                 f"{validation}, {cases.name}: cases of {', '.join(cases.classes)} (patients)"
             )
@@ -122,13 +122,15 @@ def _fold_lines(study: run.Study) -> list[str]:
 
 def splits(arguments) -> None:
     """Print the class counts of every part; write the JSON file if asked to."""
-    from . import splits as module
-
     study = _study(arguments)
-    print("\n".join(_fold_lines(study)))
+    for release in study.releases:
+        if len(study.releases) > 1:
+            print(f"release {release.name}")
+        print("\n".join(_fold_lines(release)))
     if arguments.out:
-        number = module.write(arguments.out, study.splits, study.cases)
-        print(f"{arguments.out}: written, hash {number[:16]}")
+        record = split_record(study)
+        write_json(arguments.out, record)
+        print(f"{arguments.out}: written, hash {record['hash'][:16]}")
 
 
 def check(arguments) -> None:

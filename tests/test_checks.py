@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from mdmt import checks, config
-from mdmt.checks import page, terminal
+from mdmt.checks import page, plan, terminal
 from mdmt.runner import estimate
 from tests.realdata import COVID_CXR, needs_covid_cxr
 from tests.test_similar import drawn
@@ -184,6 +184,15 @@ def test_what_would_fail_later_is_an_error_now(data, monkeypatch):
     data[1]["one"] = [[a, "o0", c, d] for a, _, c, d in data[1]["one"]]
     found = sentences(examine(data), "error")
     assert any("1 patients cannot fill 2 folds" in s for s in found)
+
+
+def test_backbones_beyond_the_budget_are_estimated(data, monkeypatch):
+    monkeypatch.setattr(plan, "BUDGET", 0)
+    report = examine(data, "backbones=[resnet18,shufflenet_v2_x0_5]", costs=True)
+    assert report.costs["guessed"] == ["shufflenet_v2_x0_5"]
+    small, large = (report.costs["backbones"][b] for b in ("shufflenet_v2_x0_5", "resnet18"))
+    assert small["image"] < 0.1 * large["image"] and small["weights"] < large["weights"]
+    assert "(1 backbone not measured)" in terminal.text(report, 100, False)
 
 
 def test_few_patients_of_a_class_are_a_warning(data):

@@ -428,6 +428,18 @@ def test_the_store_of_a_replica_shows_the_pictures(bx):
         assert np.abs(found - wanted).max() <= 0.5 + 1e-3
 
 
+@pytest.mark.parametrize("bits, more", [(8, {}), (8, {"compression": "tiff_lzw"}), (16, {}),
+                                        (16, {"compression": "tiff_adobe_deflate"})])  # fmt: skip
+def test_tiff(tmp_path, bits, more):
+    grey = next(replicas.pictures(1, 60)).astype(np.uint16)
+    values = (grey << 8 | grey) if bits == 16 else grey.astype(np.uint8)
+    (tmp_path / "images").mkdir()
+    Image.fromarray(values).save(tmp_path / "images" / "a.tiff", **more)
+    (tmp_path / "t.csv").write_text("image,patient,label\na,1,MILD\n")
+    cases = readers.read_cases(spec("table", table="t.csv"), PROGNOSIS, tmp_path)
+    assert np.array_equal(images.read_grey(cases.paths[0]), values)
+
+
 @needs_covid_cxr
 def test_covid_cxr_from_jpeg_and_from_dicom_gives_the_same_store(tmp_path):
     raw = config.load("covid_cxr", ["image_size=64", f"data.store={tmp_path / 'store'}"])

@@ -112,7 +112,15 @@ def before(ready: study.Study, memory: bool = True, quiet: bool = False) -> Repo
 
 
 def _refused(report: Report, survey) -> None:
-    """Images that cannot be used."""
+    """Images that cannot be used, or whose lungs are doubted."""
+    doubted = survey.doubtful()
+    if doubted:
+        named = ", ".join(Path(file).name for _, file, _ in doubted[:5])
+        report.add(
+            "note", survey.cases.name,
+            f"{len(doubted)} images in use have doubtful lungs ({named}"
+            f"{', ...' if len(doubted) > 5 else ''}); look at the contact sheets",
+        )  # fmt: skip
     if not survey.refused:
         return
     listed = survey.listed()
