@@ -357,6 +357,16 @@ def test_a_file_that_cannot_be_read_is_refused_not_fatal(tmp_path):
         build.build(cases, values(tmp_path), progress=False)
 
 
+def test_progress_in_a_log_is_a_line_now_and_then(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(build, "LOG_SECONDS", 0)
+    cases = make_cases(tmp_path / "images", 3)
+    build.inspect(cases, values(tmp_path), progress=True)
+    lines = capsys.readouterr().err.splitlines()
+    assert [x for x in lines if x.startswith("preparing")] == [
+        f"preparing d: {k} of 3 images" for k in (1, 2, 3)
+    ]
+
+
 def test_workers_make_the_same_store(tmp_path):
     cases = make_cases(tmp_path / "images", 60)
     one = inspect(cases, tmp_path)

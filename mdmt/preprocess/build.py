@@ -24,6 +24,7 @@ from ..errors import BadData
 from . import corrections, crew, picture
 from .picture import BATCH, Prepared, Task
 
+LOG_SECONDS = 60.0  # between lines of progress where there is no terminal
 FEW = 3 * BATCH  # images below which workers would cost more time than they save
 
 
@@ -241,24 +242,32 @@ def _prepared(tasks: list[Task], settings: dict, workers: int):
 
 
 class _Bar:
-    """Progress on the terminal; called once per image."""
+    """Progress: a bar on a terminal, a line a minute in a log; called once per image."""
 
     def __init__(self, cases: Cases, what: str, progress: bool, done: int = 0):
         from tqdm import tqdm
 
+        self._name, self._done, self._total = f"{what} {cases.name}", done, len(cases)
+        self._logs = progress and not sys.stderr.isatty()
+        self._last = time.monotonic()
         self._bar = tqdm(
             total=len(cases),
             initial=done,
             unit="image",
-            desc=f"{what} {cases.name}",
+            desc=self._name,
             file=sys.stderr,
             leave=False,
             delay=1,
-            disable=not (progress and sys.stderr.isatty()),
+            disable=not progress or self._logs,
         )
 
     def __call__(self) -> None:
         self._bar.update()
+        self._done += 1
+        if self._logs and time.monotonic() - self._last >= LOG_SECONDS:
+            self._last = time.monotonic()
+            text = f"{self._name}: {self._done} of {self._total} images"
+            print(text, file=sys.stderr, flush=True)
 
     def __enter__(self) -> _Bar:
         return self
