@@ -242,6 +242,7 @@ def independent(path):
     return grey, tolerance
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("path", further(), ids=lambda p: p.name)
 def test_files_of_pydicom_data(path):
     check_against_another_decoder(path)
@@ -317,6 +318,7 @@ def expanded_onto(out, part):
     return out + [start + (end - start) * (k + 1) / part[1] for k in range(part[1])]
 
 
+@pytest.mark.oracle
 @pytest.mark.skipif(not further(), reason="needs the package pydicom-data")
 @pytest.mark.parametrize("name", ["gdcm-US-ALOKA-16.dcm", "gdcm-US-ALOKA-16_big.dcm"])
 def test_a_palette_in_segments(name):
