@@ -160,6 +160,7 @@ def main():
     parser.add_argument("--jobs", type=int, help="about so many of the 2,376 trainings")
     parser.add_argument("--workers", type=int, default=2, help="trainings at a time (2)")
     parser.add_argument("--out", type=Path, default=Path("results/miniature"))
+    parser.add_argument("--no-estimate", action="store_true", help="without measuring steps before")
     parser.add_argument("--no-report", action="store_true", help="without tables and figures")
     arguments = parser.parse_args()
     os.environ.setdefault("MDMT_NUM_THREADS", "1")
@@ -167,7 +168,7 @@ def main():
     out.mkdir(parents=True, exist_ok=True)
     overrides, study = settings_of(out, arguments.jobs), out / "study"
     estimate = None
-    if not (study / "sweeps.jsonl").is_file():
+    if not arguments.no_estimate and not (study / "sweeps.jsonl").is_file():
         estimate = forecast(overrides, study, arguments.workers)
     code = sweep(overrides, study, arguments.workers)
     if (study / "sweeps.jsonl").is_file():
