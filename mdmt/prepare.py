@@ -16,12 +16,14 @@ from html import escape
 from pathlib import Path
 
 from . import study
+from .data.store import INDEX, store_folder
 from .errors import BadData
 from .paths import digest, folder_lock, write_atomic, write_csv
 from .preprocess import build, sheets
 from .preprocess.build import Survey
 
 COLUMNS = ["image", "file", "state", "doubt", "finding", "box", "width", "height", "decision"]
+MANY = 10  # stores in the folder, above which their size is told
 SHOWN = 20  # refused images that are printed; the page lists all
 
 
@@ -48,6 +50,7 @@ def prepare(values: dict, out=None, quiet: bool = False, say=print) -> list[Surv
     for survey in surveys:
         say("\n".join(summary(survey)))
     say(f"contact sheets: {out / 'index.html'}")
+    _say_size(store_folder(values), say)
     refused = [s for s in surveys if s.refused]
     if refused and values["data"]["on_bad_image"] == "error":
         raise BadData(build.refusal(refused[0], out / "index.html"))
@@ -55,6 +58,17 @@ def prepare(values: dict, out=None, quiet: bool = False, say=print) -> list[Surv
         if not len(survey.usable):
             raise BadData(f"data set '{survey.cases.name}' is empty: no image of it can be used")
     return surveys
+
+
+def _say_size(root: Path, say) -> None:
+    """Tell of many stores: each change of a setting, a file or a decision makes another one."""
+    stores = [p for p in root.glob("[!.]*") if (p / INDEX).is_file()]
+    if len(stores) > MANY:
+        size = sum(f.stat().st_size for p in stores for f in p.iterdir())
+        say(
+            f"{root}: holds {len(stores)} stores, {size / 2**30:.1f} GiB; those that no run is "
+            "using can be deleted, they are made again when they are needed"
+        )
 
 
 def _write_set(survey: Survey, out: Path, quiet: bool) -> list[Path]:

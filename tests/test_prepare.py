@@ -318,6 +318,16 @@ def test_a_person_decides_and_only_that_is_made_again(study, tmp_path, capsys):
     assert np.array_equal(found.store.images[3], picture.preprocess(root / "c03.png", plain))
 
 
+def test_many_stores_are_told(study, tmp_path, capsys, monkeypatch):
+    from mdmt import prepare
+
+    monkeypatch.setattr(prepare, "MANY", 1)
+    more = ["--set", "data.on_bad_image=exclude"]
+    assert "can be deleted" not in run(study, tmp_path / "o", *more, capsys=capsys)[1]
+    _, printed, _ = run(study, tmp_path / "o", *more, "--set", "data.border=0.1", capsys=capsys)
+    assert f"{tmp_path / 'store'}: holds 2 stores, 0.0 GiB" in printed
+
+
 @pytest.mark.parametrize(
     "content, sentence",
     [
