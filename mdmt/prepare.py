@@ -136,7 +136,7 @@ def summary(survey: Survey) -> list[str]:
         f"{survey.found} there already",
     ]
     if survey.decoded:
-        rate = len(cases) / survey.seconds
+        rate = survey.decoded / survey.seconds
         alone = survey.workers * survey.decoded / max(survey.decoder_seconds, 1e-9)
         lines.append(
             f"  speed   {rate:.1f} images/s on {survey.workers} "
