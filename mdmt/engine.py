@@ -130,7 +130,8 @@ def check_memory(model, batch_size: int) -> int:
         planned = sum(model.memory(batch_size, training=True).values())
     except (ValueError, OverflowError) as error:
         raise MemoryError(f"a batch of {batch_size} is larger than any memory ({error})") from error
-    available = available_memory()
+    # A GPU has memory of its own, and says itself what it lacks.
+    available = available_memory() if model.device == "cpu" else None
     if available is not None and planned > available:
         raise MemoryError(
             f"a batch of {batch_size} needs {planned / 2**30:.1f} GiB as planned, and "

@@ -319,3 +319,13 @@ def test_a_model_does_steps_in_a_row(gpu):
     assert all(np.array_equal(v, there.state_dict()[k]) for k, v in kept.items())
     with pytest.raises(ValueError, match=r"must both be \(S, N\)"):
         there.fit_steps(dataset[0], index[0])
+
+
+def test_the_hosts_memory_does_not_limit_a_gpu(gpu, monkeypatch):
+    from mdmt import engine
+    from tests.test_cuda_device import make
+
+    monkeypatch.setattr(engine, "available_memory", lambda: 1)
+    with pytest.raises(MemoryError, match=r"a batch of 4 needs .* GiB as planned"):
+        engine.check_memory(make("cpu"), 4)
+    assert engine.check_memory(make("cuda"), 4) > 1
