@@ -174,5 +174,20 @@ def _odd(stores: list) -> dict:
         likeness = detail @ middle / np.maximum(norm, 1e-6)
         if np.median(likeness) < ALIKE:
             continue
-        odd["inverted"] += [(n, int(rows[i])) for i in np.flatnonzero(likeness < UPSIDE)]
+        for i in rows[likeness < UPSIDE].tolist():
+            if _bright_lungs(store, usable[i]):
+                odd["inverted"].append((n, i))
     return {kind: places for kind, places in odd.items() if places}
+
+
+def _bright_lungs(store, entry: dict) -> bool:
+    """False where a lung mask shows that the lungs are darker than what lies around them."""
+    from scipy.ndimage import binary_dilation
+
+    if "look" not in entry:
+        return True
+    picture, mask = store.look(entry)
+    if picture is None or mask is None or not mask.any():
+        return True
+    ring = binary_dilation(mask, iterations=8) & ~mask
+    return bool(picture[mask].mean() > picture[ring].mean()) if ring.any() else True
