@@ -621,3 +621,13 @@ def test_nested_and_all_pairs_are_named_as_what_they_are(tmp_path):
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Each test part belongs to several networks" in page
     assert "nested CV" in page and "LOCO, all pairs" in page
+
+
+def test_correlation_is_of_the_expected_class(releases):
+    from scipy.stats import pearsonr
+
+    outcome = analysis.read(releases[0])
+    a = next(a for a in analysis.compare(outcome, 100) if a.matrix.place == ("2", "cv", "severity"))
+    parts = outcome.select(release="2", task="severity", configuration="MDMT")
+    each = [pearsonr(p.y, p.p @ [0, 1, 2, 3]).statistic for p in parts]
+    assert analysis.operating(a.matrix, "MDMT")["correlation"] == pytest.approx(np.mean(each))
