@@ -30,6 +30,7 @@ SETTINGS = {
     "data.crop": "whole",
     "data.minmax": "false",
     "data.on_bad_image": "error",
+    "cv.centers": "false",
     "image_size": 128,
     "train.epochs": 30,
     "train.warmup_epochs": 5,
