@@ -81,7 +81,10 @@ ARGUMENTS = {
     "channels as text": ({"channels": "3"}, "channels must be an integer"),
     "seed": ({"seed": -1}, "seed must be 0 to"),
     "no file": ({"weights": "none.pth"}, "there is no weight file none.pth"),
-    "weights of no kind": ({"weights": 3}, "weights must be None, 'imagenet' or a file"),
+    "weights of no kind": (
+        {"weights": 3},
+        "weights must be None, 'imagenet', a file or a dictionary",
+    ),
 }
 
 
