@@ -43,16 +43,16 @@ def test_threads_are_shared_out(monkeypatch):
 
 def test_images_of_an_earlier_process_are_done_but_not_in_the_rate(capsys):
     one = job([40], 8)
-    one.description.update(backbone="b", validation="cv", fold=0)
+    one.description.update(backbone="b", validation="cv", fold=0, release="1")
     view = display.Display([one], {"id": 400}, 0, quiet=False)
     event = {"resumed": 160, "epoch": 5, "epochs": 10, "loss": 0.5}
     view.progress(one, {**event, "images": 168})
     view.progress(one, {**event, "images": 200})
     assert view.seen["id"] == 200
-    assert view.trained == 40
+    assert view.images == 40
     result = {"images": 240, "resumed": 160, "epochs": 6, "best_epoch": 2, "seconds": 4.0}
     view.finish(one, result)
     view.close()
     line = capsys.readouterr().err
-    assert "[1/1] b cv fold 0 seed 0 label: 6 epochs, best 3, 4 s, 20 img/s" in line
+    assert "[1/1] b cv fold 0 label: 6 epochs (best 3), 4 s, 20 img/s" in line
     assert "about 0:00 left" in line
