@@ -140,7 +140,7 @@ def test_every_op_is_equal_in_onnxruntime(tmp_path):
             state[key] = rng.uniform(low, 1.0, shape).astype(np.float32)
             network.set(key, state[key].reshape(shape[:2] if key in b.rows else shape))
     path = tmp_path / "net.onnx"
-    write(path, b.graph, (1, 3, 19, 23), {"features": 96, "t": 3}, state, {"backbone": "all"})
+    write(path, b.graph, (1, 3, 19, 23), {"features": (96,), "t": (3,)}, state, {"backbone": "all"})
     x = rng.standard_normal((3, 3, 19, 23)).astype(np.float32)
     mode = {"batch": 3, "height": 19, "width": 23, "training": 0}
     assert_near(run(path, x), network.run(mode, {"image": x}, ("features", "t"), seed=0, step=0))
@@ -152,7 +152,9 @@ def test_a_pooling_that_onnx_cannot_say_is_refused(tmp_path):
     b.graph.output(b.global_avg_pool(x), "features")
     state = {"stem.weight": np.ones((16, 3, 1, 1), np.float32)}
     with pytest.raises(NotImplementedError, match="no counterpart"):
-        write(tmp_path / "n.onnx", b.graph, (1, 3, 8, 8), {"features": 16}, state, {"backbone": ""})
+        write(
+            tmp_path / "n.onnx", b.graph, (1, 3, 8, 8), {"features": (16,)}, state, {"backbone": ""}
+        )
     assert os.listdir(tmp_path) == []
 
 
