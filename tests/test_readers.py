@@ -428,6 +428,23 @@ def test_the_store_of_a_replica_shows_the_pictures(bx):
         assert np.abs(found - wanted).max() <= 0.5 + 1e-3
 
 
+@pytest.mark.parametrize("suffix", ["tiff", "gif"])
+def test_a_file_of_several_pictures_is_refused(tmp_path, suffix):
+    pages = [Image.fromarray(np.full((40, 50), k, np.uint8)) for k in (10, 90)]
+    pages[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=pages[1:])
+    with pytest.raises(BadData, match=f"a.{suffix}: holds 2 pictures; keep the right one"):
+        images.read_grey(tmp_path / f"a.{suffix}")
+
+
+def test_a_smaller_copy_inside_a_tiff_is_no_second_picture(tmp_path):
+    full, small = (Image.fromarray(np.full(shape, 7, np.uint8)) for shape in ((40, 50), (4, 5)))
+    small.encoderinfo = {"tiffinfo": {images.NEW_SUBFILE_TYPE: 1}}
+    full.save(tmp_path / "a.tiff", save_all=True, append_images=[small])
+    with Image.open(tmp_path / "a.tiff") as image:
+        assert image.n_frames == 2
+    assert images.read_grey(tmp_path / "a.tiff").shape == (40, 50)
+
+
 @pytest.mark.parametrize("bits, more", [(8, {}), (8, {"compression": "tiff_lzw"}), (16, {}),
                                         (16, {"compression": "tiff_adobe_deflate"})])  # fmt: skip
 def test_tiff(tmp_path, bits, more):

@@ -9,6 +9,7 @@ from . import dicom
 from .levels import Levels, of_integers
 
 MAX_PIXELS = 200_000_000
+NEW_SUBFILE_TYPE = 254  # TIFF 6.0, page 36: bit 0 marks a smaller copy of another page
 
 
 def read_grey(path, voi: bool = True) -> np.ndarray:
@@ -35,6 +36,21 @@ def read_levels(path, voi: bool = True, alone: bool = False) -> Levels:
     return of_integers(values)
 
 
+def _pages(image) -> int:
+    """Pictures in an open file; a JPEG's previews and a TIFF's reduced copies do not count."""
+    count = getattr(image, "n_frames", 1)
+    if count == 1 or image.format in ("JPEG", "MPO"):
+        return 1
+    if image.format != "TIFF":
+        return count
+    full = 0
+    for page in range(count):
+        image.seek(page)
+        full += not image.tag_v2.get(NEW_SUBFILE_TYPE, 0) & 1
+    image.seek(0)
+    return full
+
+
 def _read_picture(path) -> np.ndarray:
     """Grey values of a file that Pillow reads: (H, W)."""
     from PIL import Image, ImageOps, UnidentifiedImageError
@@ -45,6 +61,11 @@ def _read_picture(path) -> np.ndarray:
                 raise BadData(
                     f"{path}: has {image.width} x {image.height} pixels, more than "
                     f"{MAX_PIXELS // 10**6} million; scale the image down"
+                )
+            pages = _pages(image)
+            if pages > 1:
+                raise BadData(
+                    f"{path}: holds {pages} pictures; keep the right one in a file of its own"
                 )
             image.load()
             image = ImageOps.exif_transpose(image)
