@@ -1,6 +1,7 @@
 """From a picture to the network's input, what a person decides, contact sheets, `mdmt prepare`."""
 
 import csv
+import functools
 import os
 import re
 import signal
@@ -422,7 +423,9 @@ tasks: {{t: {{classes: [MILD, SEVERE]}}}}
         "text": True, "cwd": Path(__file__).parents[1], "stderr": subprocess.PIPE,
         "env": {**os.environ, "MDMT_NUM_THREADS": "2"}, "stdout": subprocess.PIPE,
     }  # fmt: skip
-    process = subprocess.Popen(line, **options)
+    # A shell's background jobs, and what they start, ignore Ctrl-C.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(line, preexec_fn=heed, **options)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
         found = list((tmp_path / "store").glob(".building-*/entries.jsonl"))
