@@ -243,7 +243,8 @@ struct candidate {
     void *plan;
     size_t workspace;
     int mode, rank;
-    int64_t engine; /* its number in the library */
+    int64_t engine;     /* its number in the library */
+    float milliseconds; /* 0: not measured */
 };
 
 struct mdmt_conv_plan {
@@ -302,7 +303,7 @@ static int candidates_of(mdmt_gpu *gpu, mdmt_conv_plan *p, void *graph, int mode
         void *plan =
             forbidden(&p->key, config[i]) ? NULL : plan_of(gpu->cudnn, config[i], &workspace);
         if (plan) {
-            candidate c = {plan, workspace, mode, i, engine_number(config[i])};
+            candidate c = {plan, workspace, mode, i, engine_number(config[i]), 0};
             found[made++] = c;
         }
     }
@@ -324,6 +325,7 @@ static int kept_choice(mdmt_gpu *gpu, mdmt_conv_plan *p, void *graph)
         return 0;
     }
     p->chosen = c;
+    p->chosen.milliseconds = kept.milliseconds;
     return 1;
 }
 
@@ -337,7 +339,7 @@ static void measured_choice(mdmt_gpu *gpu, mdmt_conv_plan *p, candidate *c, int 
         plan[i] = c[i].plan;
         workspace[i] = c[i].workspace;
     }
-    if (count > 1 && gpu->tune) {
+    if (gpu->tune) {
         best = mdmt_tune(gpu, &p->key, plan, workspace, count, &milliseconds);
     }
     for (int i = 0; i < count; i++) {
@@ -347,6 +349,7 @@ static void measured_choice(mdmt_gpu *gpu, mdmt_conv_plan *p, candidate *c, int 
     }
     if (best >= 0) {
         p->chosen = c[best];
+        p->chosen.milliseconds = milliseconds;
         mdmt_tuned t = {p->key, c[best].mode, c[best].rank, c[best].engine, milliseconds};
         if (milliseconds > 0) {
             mdmt_tuning_keep(gpu->tuning, &t);
@@ -371,7 +374,8 @@ static void make_plan(mdmt_gpu *gpu, mdmt_conv_plan *p)
     }
 }
 
-void *mdmt_cudnn_plan(mdmt_gpu *gpu, const mdmt_conv_key *key, size_t *workspace)
+void *mdmt_cudnn_plan(mdmt_gpu *gpu, const mdmt_conv_key *key, size_t *workspace,
+                      float *milliseconds)
 {
     mdmt_conv_plan *p = gpu->plans;
     while (p && memcmp(&p->key, key, sizeof *key) != 0) {
@@ -388,6 +392,7 @@ void *mdmt_cudnn_plan(mdmt_gpu *gpu, const mdmt_conv_key *key, size_t *workspace
         gpu->plans = p;
     }
     *workspace = p->chosen.workspace;
+    *milliseconds = p->chosen.milliseconds;
     return p->chosen.plan;
 }
 

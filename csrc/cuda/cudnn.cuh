@@ -22,8 +22,9 @@ int mdmt_cudnn_version(void);
 /* Whether a library is loaded, and a handle could be made on this device. */
 int mdmt_cudnn_ready(mdmt_gpu *gpu);
 /* A plan for the key, made when it is first asked for; NULL when no engine does it.
- * Needs *workspace bytes. */
-void *mdmt_cudnn_plan(mdmt_gpu *gpu, const mdmt_conv_key *key, size_t *workspace);
+ * Needs *workspace bytes. *milliseconds: its time where it was measured, else 0. */
+void *mdmt_cudnn_plan(mdmt_gpu *gpu, const mdmt_conv_key *key, size_t *workspace,
+                      float *milliseconds);
 /* x, w and y (or their gradients) of the pass. */
 mdmt_status mdmt_cudnn_run(mdmt_gpu *gpu, void *plan, void *x, void *w, void *y, void *workspace);
 void mdmt_cudnn_close(mdmt_gpu *gpu);

@@ -23,6 +23,10 @@ template <class T> struct mdmt_map {
     {
         return (size_t)n * (size_t)h * (size_t)w;
     }
+    MDMT_HD mdmt_raw<T> raw(size_t pixel, int pack) const
+    {
+        return mdmt_load_raw(data + at(pixel, pack));
+    }
     MDMT_HD mdmt_pack load(size_t pixel, int pack) const
     {
         return mdmt_load_pack(data + at(pixel, pack));
@@ -30,7 +34,7 @@ template <class T> struct mdmt_map {
     /* Channels beyond c become zero. */
     MDMT_HD void store(size_t pixel, int pack, mdmt_pack value) const
     {
-        for (int i = 0; i < MDMT_PACK; i++) {
+        for (int i = 0; pack * MDMT_PACK + MDMT_PACK > c && i < MDMT_PACK; i++) {
             value.v[i] = pack * MDMT_PACK + i < c ? value.v[i] : 0.0f;
         }
         mdmt_store_pack(data + at(pixel, pack), value);
@@ -138,6 +142,63 @@ template <class F> mdmt_status mdmt_count_over(mdmt_stream_handle stream, size_t
     return mdmt_walk_over(stream, count, 1, f);
 }
 
+/* ---- many pixels of one pack for a thread ----
+ * What depends on the channels alone is fetched once, into F::constants by f.prepare(&constants,
+ * pack); then f.read(pixel, pack) brings F::items of AHEAD pixels under way before
+ * f.write(constants, items, pixel, pack) uses the first. A thread reads each of its elements before
+ * it writes it, so that results may lie over inputs. */
+template <class F> struct mdmt_sweep {
+    enum { THREADS = 256, PHASES = 1, AHEAD = F::AHEAD };
+    typedef mdmt_nothing shared_type;
+    F f;
+    uint32_t pixels, packs, step; /* pixels from one of a thread to its next */
+
+    MDMT_HD void run(int phase, size_t block, int thread, shared_type &shared) const
+    {
+        (void)phase;
+        (void)shared;
+        uint32_t i = (uint32_t)block * THREADS + (uint32_t)thread;
+        uint32_t pixel = i / packs;
+        int pack = (int)(i % packs);
+        if (pixel >= step || pixel >= pixels) {
+            return;
+        }
+        typename F::constants constants;
+        f.prepare(&constants, pack);
+        for (; pixel + (AHEAD - 1) * step < pixels; pixel += AHEAD * step) {
+            typename F::items items[AHEAD];
+            MDMT_UNROLL for (uint32_t k = 0; k < AHEAD; k++) {
+                items[k] = f.read(pixel + k * step, pack);
+            }
+            MDMT_UNROLL for (uint32_t k = 0; k < AHEAD; k++) {
+                f.write(constants, items[k], pixel + k * step, pack);
+            }
+        }
+        for (; pixel < pixels; pixel += step) {
+            f.write(constants, f.read(pixel, pack), pixel, pack);
+        }
+    }
+};
+
+template <class F>
+mdmt_status mdmt_sweep_over(mdmt_stream_handle stream, size_t pixels, int packs, const F &f)
+{
+    enum { THREADS = mdmt_sweep<F>::THREADS, AHEAD = mdmt_sweep<F>::AHEAD };
+    size_t count = pixels * (size_t)packs;
+    /* Some waves of blocks at least, then two rounds of AHEAD pixels a thread. */
+    size_t step = mdmt_ceil_div(pixels, AHEAD);
+    if (count / THREADS > 16384) {
+        step = mdmt_ceil_div(pixels, 2 * AHEAD);
+    }
+    /* Sums of the indices stay within 32 bits. */
+    if (count + 4 * AHEAD * step > 0xffffffffu) {
+        return mdmt_lent->fail(MDMT_UNSUPPORTED,
+                               "a feature map of %zu packs is too large for one launch", count);
+    }
+    mdmt_sweep<F> kernel = {f, (uint32_t)pixels, (uint32_t)packs, (uint32_t)step};
+    return mdmt_launch(stream, mdmt_ceil_div(step * (size_t)packs, THREADS), kernel);
+}
+
 /* ---- sums over pixels ----
  * The pixels are cut into `parts` ranges of `per_part`; z counts jobs that read
  * the same maps (groups of kernel taps). For every (z, part, pack of channels)
@@ -146,8 +207,9 @@ template <class F> mdmt_status mdmt_count_over(mdmt_stream_handle stream, size_t
  *   f.done(k, part, c, z, total)         receives sum k of channel c, c < 8 packs.
  * The order of the additions follows from the shape alone. */
 template <class F, int SUMS> struct mdmt_reduce {
-    enum { COLUMNS = 4, ROWS = 64, THREADS = COLUMNS * ROWS, PHASES = 2 };
-    enum { LANES = COLUMNS * MDMT_PACK };
+    enum { COLUMNS = 4, ROWS = 64, THREADS = COLUMNS * ROWS, PHASES = 3 };
+    enum { LANES = COLUMNS * MDMT_PACK, AHEAD = 4 };
+    enum { ITEMS = SUMS * LANES, SHARES = THREADS / ITEMS, SHARE = ROWS / SHARES };
     struct shared_type {
         float sum[SUMS][ROWS][LANES];
     };
@@ -164,15 +226,20 @@ template <class F, int SUMS> struct mdmt_reduce {
             gather(group, part, z, thread, shared);
             return;
         }
-        for (int i = thread; i < SUMS * LANES; i += THREADS) {
-            int k = i / LANES, lane = i % LANES, c = group * LANES + lane;
-            float total = 0;
-            for (int row = 0; row < ROWS; row++) {
-                total += shared.sum[k][row][lane];
+        /* Rows are summed in SHARES shares, each into its own first row; then the shares. */
+        int item = thread % ITEMS, share = thread / ITEMS;
+        int k = item / LANES, lane = item % LANES, c = group * LANES + lane;
+        float total = 0;
+        if (phase == 1) {
+            for (int row = 0; row < SHARE; row++) {
+                total += shared.sum[k][share * SHARE + row][lane];
             }
-            if (c < packs * MDMT_PACK) {
-                f.done(k, part, c, z, total);
+            shared.sum[k][share * SHARE][lane] = total;
+        } else if (share == 0 && c < packs * MDMT_PACK) {
+            for (int s = 0; s < SHARES; s++) {
+                total += shared.sum[k][s * SHARE][lane];
             }
+            f.done(k, part, c, z, total);
         }
     }
 
@@ -186,8 +253,17 @@ template <class F, int SUMS> struct mdmt_reduce {
         for (int k = 0; k < SUMS; k++) {
             sums[k] = mdmt_zero_pack();
         }
-        for (size_t p = first + (size_t)row; pack < packs && p < end; p += ROWS) {
-            f.add(sums, p, pack, z, first);
+        size_t p = first + (size_t)row;
+        if (pack < packs) {
+            /* Nothing is stored here, so that loads of several pixels can be under way at once. */
+            for (; p + (AHEAD - 1) * ROWS < end; p += AHEAD * ROWS) {
+                MDMT_UNROLL for (size_t k = 0; k < AHEAD; k++) {
+                    f.add(sums, p + k * ROWS, pack, z, first);
+                }
+            }
+            for (; p < end; p += ROWS) {
+                f.add(sums, p, pack, z, first);
+            }
         }
         for (int k = 0; k < SUMS; k++) {
             for (int i = 0; i < MDMT_PACK; i++) {
@@ -197,13 +273,15 @@ template <class F, int SUMS> struct mdmt_reduce {
     }
 };
 
+enum { MDMT_PARTS_MOST = 512 };
+
 /* Parts that keep a GPU busy, at least 256 pixels each; by shape alone. */
 static inline int mdmt_parts_of(size_t pixels, int packs, int jobs)
 {
     size_t blocks = mdmt_ceil_div((size_t)packs, 4) * (size_t)jobs;
     size_t want = mdmt_ceil_div(2048, blocks), most = mdmt_ceil_div(pixels, 256);
     want = want < most ? want : most;
-    want = want < 256 ? want : 256;
+    want = want < (size_t)MDMT_PARTS_MOST ? want : (size_t)MDMT_PARTS_MOST;
     return (int)mdmt_ceil_div(pixels, mdmt_ceil_div(pixels, want));
 }
 

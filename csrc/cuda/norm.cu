@@ -71,30 +71,23 @@ static mdmt_status stats_needs(const mdmt_cuda_site *site, mdmt_cuda_needs *need
     return MDMT_OK;
 }
 
-/* Mean and sum of squares of the deviations of n elements, merged with more (Chan, Golub &
- * LeVeque 1983). */
+/* Of some parts of a channel: elements, sums of x - p and of its square, p being the pivot of the
+ * channel's first part. */
 struct merged {
-    double n, mean, m2;
+    double n, sum, square;
 
-    MDMT_HD void add(double pn, double pmean, double pm2)
+    MDMT_HD void add(const merged &m)
     {
-        if (pn > 0) {
-            double delta = pmean - mean, total = n + pn;
-            mean += delta * (pn / total);
-            m2 += (pm2 < 0 ? 0 : pm2) + delta * delta * (n * pn / total);
-            n = total;
-        }
-    }
-    MDMT_HD double variance() const
-    {
-        return n > 0 ? m2 / n : 0;
+        n += m.n;
+        sum += m.sum;
+        square += m.square;
     }
 };
 
-/* f.done(c, mean, variance) for each stored channel of partial statistics: 32 threads share the
- * parts of a channel, then they are merged in order. */
+/* f.done(c, mean, variance) for each stored channel of partial statistics: ROWS threads share the
+ * parts of a channel, then their results are added in pairs, in double. */
 template <class F> struct merge_stats {
-    enum { COLUMNS = 8, ROWS = 32, THREADS = COLUMNS * ROWS, PHASES = 2 };
+    enum { COLUMNS = 8, ROWS = 64, THREADS = COLUMNS * ROWS, PHASES = 8, AHEAD = 4 };
     struct shared_type {
         merged part[ROWS][COLUMNS];
     };
@@ -103,27 +96,44 @@ template <class F> struct merge_stats {
     int parts, channels;
     size_t row;
 
+    /* What part `at` adds; the sums about its own pivot become sums about `pivot`. */
+    MDMT_HD merged part_of(size_t c, int at, double pivot) const
+    {
+        const float *s = stats + (size_t)at * MDMT_STATS_ROWS * row + c;
+        double n = s[MDMT_STATS_COUNT * row], sum = s[MDMT_STATS_SUM * row];
+        double square = s[MDMT_STATS_SQUARE * row];
+        double away = (double)s[MDMT_STATS_PIVOT * row] - pivot;
+        merged m = {n, sum + n * away, square + away * (2 * sum + n * away)};
+        return m;
+    }
     MDMT_HD void run(int phase, size_t block, int thread, shared_type &shared) const
     {
         int column = thread % COLUMNS, first = thread / COLUMNS;
         size_t c = block * COLUMNS + (size_t)column;
-        merged m = {0, 0, 0};
+        int half = ROWS >> phase; /* of phase 1 to 6: 32, 16, ... 1 */
         if (phase == 0) {
-            for (int part = first; (int)c < channels && part < parts; part += ROWS) {
-                const float *s = stats + (size_t)part * MDMT_STATS_ROWS * row + c;
-                double n = s[MDMT_STATS_COUNT * row], sum = s[MDMT_STATS_SUM * row];
-                if (n > 0) {
-                    m.add(n, (double)s[MDMT_STATS_PIVOT * row] + sum / n,
-                          (double)s[MDMT_STATS_SQUARE * row] - sum * sum / n);
+            merged m = {0, 0, 0};
+            if ((int)c < channels) {
+                double pivot = stats[MDMT_STATS_PIVOT * row + c];
+                int at = first;
+                for (; at + (AHEAD - 1) * ROWS < parts; at += AHEAD * ROWS) {
+                    MDMT_UNROLL for (int k = 0; k < AHEAD; k++) {
+                        m.add(part_of(c, at + k * ROWS, pivot));
+                    }
+                }
+                for (; at < parts; at += ROWS) {
+                    m.add(part_of(c, at, pivot));
                 }
             }
             shared.part[first][column] = m;
-        } else if (first == 0 && c < row) {
-            for (int r = 0; r < ROWS; r++) {
-                m.add(shared.part[r][column].n, shared.part[r][column].mean,
-                      shared.part[r][column].m2);
-            }
-            f.done(c, m.mean, m.variance());
+        } else if (half && first < half) {
+            shared.part[first][column].add(shared.part[first + half][column]);
+        } else if (!half && first == 0 && c < row) {
+            const merged &m = shared.part[0][column];
+            double off = m.n > 0 ? m.sum / m.n : 0;
+            double variance = m.n > 0 ? m.square / m.n - off * off : 0;
+            double pivot = (int)c < channels ? (double)stats[MDMT_STATS_PIVOT * row + c] : 0;
+            f.done(c, pivot + off, variance > 0 ? variance : 0);
         }
     }
 };
@@ -226,43 +236,107 @@ static mdmt_status bn_fold(const mdmt_cuda_site *site, const mdmt_cuda_call *cal
 
 /* ---- z = act(scale x + shift [+ residual]) ---- */
 
-template <class T> struct apply {
+/* ACT: one of MDMT_ACT_*, or -1 where it is read from `act`. */
+template <class T, int ACT> struct apply {
+    enum { AHEAD = 4 };
+    struct constants {
+        mdmt_pack scale, shift, residual_scale, residual_shift;
+    };
+    struct items {
+        mdmt_raw<T> x, residual;
+    };
     mdmt_map<T> x, z;
-    mdmt_source<T> residual;
+    mdmt_source<T> residual; /* map.data NULL: none; without a gate */
     const float *scale, *shift;
-    int act, has_residual;
+    int act;
 
-    MDMT_HD void at(uint32_t pixel, int pack) const
+    MDMT_HD void prepare(constants *c, int pack) const
     {
-        mdmt_pack v = x.load(pixel, pack);
-        mdmt_pack a = mdmt_load_pack(scale + pack * MDMT_PACK);
-        mdmt_pack b = mdmt_load_pack(shift + pack * MDMT_PACK);
-        mdmt_pack r = mdmt_zero_pack();
-        if (has_residual) {
-            r = residual.load(pixel, pack);
+        c->scale = mdmt_load_pack(scale + pack * MDMT_PACK);
+        c->shift = mdmt_load_pack(shift + pack * MDMT_PACK);
+        if (residual.scale) {
+            c->residual_scale = mdmt_load_pack(residual.scale + pack * MDMT_PACK);
+            c->residual_shift = mdmt_load_pack(residual.shift + pack * MDMT_PACK);
+        }
+    }
+    MDMT_HD items read(uint32_t pixel, int pack) const
+    {
+        items i;
+        i.x = x.raw(pixel, pack);
+        if (residual.map.data) {
+            i.residual = residual.map.raw(pixel, pack);
+        }
+        return i;
+    }
+    MDMT_HD void write(const constants &c, const items &item, uint32_t pixel, int pack) const
+    {
+        mdmt_pack v = mdmt_unpack(item.x), r = mdmt_zero_pack();
+        if (residual.map.data) {
+            r = mdmt_unpack(item.residual);
+        }
+        for (int i = 0; residual.scale && i < MDMT_PACK; i++) {
+            r.v[i] = mdmt_act_of(residual.act,
+                                 c.residual_scale.v[i] * r.v[i] + c.residual_shift.v[i]);
         }
         for (int i = 0; i < MDMT_PACK; i++) {
-            v.v[i] = mdmt_act_of(act, a.v[i] * v.v[i] + b.v[i] + r.v[i]);
+            v.v[i] = mdmt_act_of(ACT < 0 ? act : ACT, c.scale.v[i] * v.v[i] + c.shift.v[i] + r.v[i]);
         }
         z.store(pixel, pack, v);
     }
 };
 
+/* The residual stored, where it has a gate of its own. */
+template <class T> struct gated_apply : apply<T, -1> {
+    MDMT_HD void at(uint32_t pixel, int pack) const
+    {
+        mdmt_pack v = this->x.load(pixel, pack), r = this->residual.load(pixel, pack);
+        mdmt_pack a = mdmt_load_pack(this->scale + pack * MDMT_PACK);
+        mdmt_pack b = mdmt_load_pack(this->shift + pack * MDMT_PACK);
+        for (int i = 0; i < MDMT_PACK; i++) {
+            v.v[i] = mdmt_act_of(this->act, a.v[i] * v.v[i] + b.v[i] + r.v[i]);
+        }
+        this->z.store(pixel, pack, v);
+    }
+};
+
+template <class T, int ACT>
+static void fill_apply(apply<T, ACT> *f, const mdmt_cuda_site *site, const mdmt_cuda_call *call)
+{
+    memset((void *)f, 0, sizeof *f);
+    f->x = mdmt_map_of<T>(site->in[0], call->in[0].data);
+    f->z = mdmt_map_of<T>(site->out[0], call->out[0]);
+    f->scale = (const float *)call->in[1].data;
+    f->shift = (const float *)call->in[2].data;
+    f->act = MDMT_ATTRS(mdmt_act_attrs, site->op)->act;
+    if (call->input(site, 3)) {
+        f->residual = mdmt_source_of<T>(site->in[3], call->in[3]);
+    }
+}
+
+template <class T, int ACT>
+static mdmt_status apply_all(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
+{
+    apply<T, ACT> f;
+    fill_apply(&f, site, call);
+    return mdmt_sweep_over(site->stream, f.x.pixels(), f.x.packs, f);
+}
+
 template <class T>
 static mdmt_status norm_act_of(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
 {
-    apply<T> f;
-    memset((void *)&f, 0, sizeof f);
-    f.x = mdmt_map_of<T>(site->in[0], call->in[0].data);
-    f.z = mdmt_map_of<T>(site->out[0], call->out[0]);
-    f.scale = (const float *)call->in[1].data;
-    f.shift = (const float *)call->in[2].data;
-    f.act = MDMT_ATTRS(mdmt_act_attrs, site->op)->act;
-    f.has_residual = call->input(site, 3) != NULL;
-    if (f.has_residual) {
-        f.residual = mdmt_source_of<T>(site->in[3], call->in[3]);
+    if (call->input(site, 3) && call->in[3].gate) {
+        gated_apply<T> f;
+        fill_apply<T, -1>(&f, site, call);
+        return mdmt_walk_over(site->stream, f.x.pixels(), f.x.packs, f);
     }
-    return mdmt_walk_over(site->stream, f.x.pixels(), f.x.packs, f);
+    switch (MDMT_ATTRS(mdmt_act_attrs, site->op)->act) {
+    case MDMT_ACT_NONE:
+        return apply_all<T, MDMT_ACT_NONE>(site, call);
+    case MDMT_ACT_RELU:
+        return apply_all<T, MDMT_ACT_RELU>(site, call);
+    default:
+        return apply_all<T, -1>(site, call);
+    }
 }
 
 static mdmt_status norm_act(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
@@ -279,20 +353,61 @@ static mdmt_status over_x_or_residual(const mdmt_cuda_site *site, mdmt_cuda_need
 
 /* ---- backward ---- */
 
-/* What both passes read. A map whose data is NULL is absent. */
-template <class T> struct bn_inputs {
+/* d act'(y), from y = what mdmt_slope_of reads; a zero slope gives 0 whatever d is. */
+MDMT_HD float through(int act, float v, float d)
+{
+    if (act == MDMT_ACT_NONE) {
+        return d;
+    }
+    if (act == MDMT_ACT_RELU) {
+        return v > 0 ? d : 0.0f;
+    }
+    float slope = mdmt_slope_of(act, v);
+    return slope == 0 ? 0.0f : d * slope;
+}
+
+/* What both passes read. A map whose data is NULL is absent. ACT as in apply; GATED: whether there
+ * may be a gate or a pooled gradient, which belong to samples, not to pixels. */
+template <class T, int ACT, int GATED> struct bn_inputs {
+    struct constants {
+        mdmt_pack scale, shift, mean;
+    };
+    struct items {
+        mdmt_raw<T> dz, x, z;
+    };
     mdmt_map<T> dz, x, z;
     const float *scale, *shift, *mean, *invstd, *gate, *pooled;
     int act;
     float per_pixel; /* 1 / (H W) */
     uint32_t area;   /* H W */
 
-    /* The gradient before the activation, given x: see ops/attrs.h. */
-    MDMT_HD mdmt_pack masked(uint32_t pixel, int pack, const mdmt_pack &xv) const
+    MDMT_HD void prepare(constants *c, int pack) const
     {
-        mdmt_pack d = dz.data ? dz.load(pixel, pack) : mdmt_zero_pack();
-        mdmt_pack v;
-        if (gate || pooled) {
+        c->scale = mdmt_load_pack(scale + pack * MDMT_PACK);
+        c->shift = mdmt_load_pack(shift + pack * MDMT_PACK);
+        c->mean = mdmt_load_pack(mean + pack * MDMT_PACK);
+    }
+    MDMT_HD items read(uint32_t pixel, int pack) const
+    {
+        items i;
+        i.x = x.raw(pixel, pack);
+        if (dz.data) {
+            i.dz = dz.raw(pixel, pack);
+        }
+        if (z.data) {
+            i.z = z.raw(pixel, pack);
+        }
+        return i;
+    }
+    /* The gradient before the activation: see ops/attrs.h. */
+    MDMT_HD mdmt_pack masked(const constants &k, const items &item, uint32_t pixel, int pack) const
+    {
+        const int kind = ACT < 0 ? act : ACT;
+        mdmt_pack d = mdmt_zero_pack(), v;
+        if (dz.data) {
+            d = mdmt_unpack(item.dz);
+        }
+        if (GATED && (gate || pooled)) {
             size_t row = (size_t)(pixel / area) * (size_t)x.c;
             for (int i = 0; i < MDMT_PACK; i++) {
                 int c = pack * MDMT_PACK + i;
@@ -302,53 +417,51 @@ template <class T> struct bn_inputs {
                 }
             }
         }
+        if (kind == MDMT_ACT_NONE) {
+            return d;
+        }
         if (z.data) {
-            v = z.load(pixel, pack);
+            v = mdmt_unpack(item.z);
         } else {
-            mdmt_pack a = mdmt_load_pack(scale + pack * MDMT_PACK);
-            mdmt_pack b = mdmt_load_pack(shift + pack * MDMT_PACK);
+            mdmt_pack xv = mdmt_unpack(item.x);
             for (int i = 0; i < MDMT_PACK; i++) {
-                float y = a.v[i] * xv.v[i] + b.v[i];
-                v.v[i] = mdmt_slope_reads_input(act) ? y : mdmt_act_of(act, y);
+                float y = k.scale.v[i] * xv.v[i] + k.shift.v[i];
+                v.v[i] = mdmt_slope_reads_input(kind) || kind == MDMT_ACT_RELU
+                             ? y
+                             : mdmt_act_of(kind, y);
             }
         }
         for (int i = 0; i < MDMT_PACK; i++) {
-            float slope = mdmt_slope_of(act, v.v[i]);
-            d.v[i] = slope == 0 ? 0.0f : d.v[i] * slope;
+            d.v[i] = through(kind, v.v[i], d.v[i]);
         }
         return d;
     }
-    MDMT_HD mdmt_pack xhat(int pack, const mdmt_pack &xv) const
-    {
-        mdmt_pack m = mdmt_load_pack(mean + pack * MDMT_PACK);
-        mdmt_pack s = mdmt_load_pack(invstd + pack * MDMT_PACK), h;
-        for (int i = 0; i < MDMT_PACK; i++) {
-            h.v[i] = (xv.v[i] - m.v[i]) * s.v[i];
-        }
-        return h;
-    }
 };
 
-template <class T> struct bn_sums {
-    bn_inputs<T> in;
+template <class T, int ACT, int GATED> struct bn_sums {
+    bn_inputs<T, ACT, GATED> in;
     float *partial; /* (parts, 2, channels) */
     int channels;
 
+    /* Sums of d and of d (x - mean). */
     MDMT_HD void add(mdmt_pack *sums, size_t pixel, int pack, int z, size_t first) const
     {
         (void)z;
         (void)first;
-        mdmt_pack x = in.x.load(pixel, pack);
-        mdmt_pack d = in.masked((uint32_t)pixel, pack, x), h = in.xhat(pack, x);
+        typename bn_inputs<T, ACT, GATED>::constants k;
+        in.prepare(&k, pack); /* the compiler takes this out of the loop */
+        typename bn_inputs<T, ACT, GATED>::items item = in.read((uint32_t)pixel, pack);
+        mdmt_pack d = in.masked(k, item, (uint32_t)pixel, pack), x = mdmt_unpack(item.x);
         for (int i = 0; i < MDMT_PACK; i++) {
             sums[0].v[i] += d.v[i];
-            sums[1].v[i] += d.v[i] * h.v[i];
+            sums[1].v[i] += d.v[i] * (x.v[i] - k.mean.v[i]);
         }
     }
     MDMT_HD void done(int k, int part, int c, int z, float total) const
     {
         (void)z;
-        partial[((size_t)part * 2 + (size_t)k) * (size_t)channels + (size_t)c] = total;
+        partial[((size_t)part * 2 + (size_t)k) * (size_t)channels + (size_t)c] =
+            k ? total * in.invstd[c] : total;
     }
 };
 
@@ -370,23 +483,54 @@ struct bn_totals {
     }
 };
 
-template <class T> struct bn_apply {
-    bn_inputs<T> in;
+/* dx = scale (d - (sum + xhat dot) / N) [+ addend], d the gradient before the activation. */
+template <class T, int ACT, int GATED> struct bn_apply {
+    enum { AHEAD = 2 };
+    struct constants {
+        typename bn_inputs<T, ACT, GATED>::constants in;
+        mdmt_pack offset, factor; /* dx = scale d + offset + factor (x - mean) */
+    };
+    struct items {
+        typename bn_inputs<T, ACT, GATED>::items in;
+        mdmt_raw<T> addend;
+    };
+    bn_inputs<T, ACT, GATED> in;
     mdmt_map<T> dx, dpre, addend; /* data NULL: absent */
     const float *sum, *dot;
     float per_element; /* 1 / (N H W) in training, else 0 */
 
-    MDMT_HD void at(uint32_t pixel, int pack) const
+    MDMT_HD void prepare(constants *c, int pack) const
     {
-        mdmt_pack x = in.x.load(pixel, pack), d = in.masked(pixel, pack, x);
-        mdmt_pack h = in.xhat(pack, x), g;
-        mdmt_pack a = mdmt_load_pack(in.scale + pack * MDMT_PACK);
         mdmt_pack s = mdmt_load_pack(sum + pack * MDMT_PACK);
         mdmt_pack t = mdmt_load_pack(dot + pack * MDMT_PACK);
-        mdmt_pack more = addend.data ? addend.load(pixel, pack) : mdmt_zero_pack();
+        mdmt_pack deviation = mdmt_load_pack(in.invstd + pack * MDMT_PACK);
+        in.prepare(&c->in, pack);
         for (int i = 0; i < MDMT_PACK; i++) {
-            float mean_part = (s.v[i] + h.v[i] * t.v[i]) * per_element;
-            g.v[i] = a.v[i] * (d.v[i] - mean_part) + more.v[i];
+            c->offset.v[i] = -c->in.scale.v[i] * (s.v[i] * per_element);
+            c->factor.v[i] = -c->in.scale.v[i] * (t.v[i] * per_element * deviation.v[i]);
+        }
+    }
+    MDMT_HD items read(uint32_t pixel, int pack) const
+    {
+        items i;
+        i.in = in.read(pixel, pack);
+        if (addend.data) {
+            i.addend = addend.raw(pixel, pack);
+        }
+        return i;
+    }
+    MDMT_HD void write(const constants &c, const items &item, uint32_t pixel, int pack) const
+    {
+        mdmt_pack d = in.masked(c.in, item.in, pixel, pack), x = mdmt_unpack(item.in.x), g;
+        for (int i = 0; i < MDMT_PACK; i++) {
+            float mean_part = c.offset.v[i] + c.factor.v[i] * (x.v[i] - c.in.mean.v[i]);
+            g.v[i] = c.in.scale.v[i] * d.v[i] + mean_part;
+        }
+        if (addend.data) {
+            mdmt_pack more = mdmt_unpack(item.addend);
+            for (int i = 0; i < MDMT_PACK; i++) {
+                g.v[i] += more.v[i];
+            }
         }
         if (dpre.data) {
             dpre.store(pixel, pack, d);
@@ -410,11 +554,11 @@ static int bwd_parts(const mdmt_cuda_site *site)
     return mdmt_cuda_stat_parts(site->in[MDMT_BN_X]);
 }
 
-template <class T>
-static mdmt_status bn_bwd_of(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
+template <class T, int ACT, int GATED>
+static mdmt_status bn_bwd_as(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
 {
     const mdmt_act_attrs *attrs = MDMT_ATTRS(mdmt_act_attrs, site->op);
-    bn_inputs<T> in;
+    bn_inputs<T, ACT, GATED> in;
     in.x = mdmt_map_of<T>(site->in[MDMT_BN_X], call->in[MDMT_BN_X].data);
     in.dz = optional_map<T>(site, call, MDMT_BN_DZ);
     in.z = optional_map<T>(site, call, MDMT_BN_Z);
@@ -429,7 +573,7 @@ static mdmt_status bn_bwd_of(const mdmt_cuda_site *site, const mdmt_cuda_call *c
     in.per_pixel = (float)(1.0 / (double)in.area);
     int parts = bwd_parts(site), stored = in.x.packs * MDMT_PACK;
     float *sum = (float *)call->workspace, *dot = sum + stored, *partial = dot + stored;
-    bn_sums<T> sums = {in, partial, stored};
+    bn_sums<T, ACT, GATED> sums = {in, partial, stored};
     MDMT_TRY(mdmt_reduce_over<2>(site->stream, in.x.pixels(), in.x.packs, parts, 1, sums));
     bn_totals totals = {
         sum,    dot, (float *)call->output(site, 1), (float *)call->output(site, 2), (size_t)stored,
@@ -437,7 +581,7 @@ static mdmt_status bn_bwd_of(const mdmt_cuda_site *site, const mdmt_cuda_call *c
     };
     size_t row = 2 * (size_t)stored;
     MDMT_TRY(mdmt_sum_rows(site->stream, partial, row, row, parts, totals));
-    bn_apply<T> f;
+    bn_apply<T, ACT, GATED> f;
     memset((void *)&f, 0, sizeof f);
     f.in = in;
     f.sum = sum;
@@ -453,7 +597,31 @@ static mdmt_status bn_bwd_of(const mdmt_cuda_site *site, const mdmt_cuda_call *c
     if (!f.dx.data && !f.dpre.data) {
         return MDMT_OK;
     }
-    return mdmt_walk_over(site->stream, in.x.pixels(), in.x.packs, f);
+    return mdmt_sweep_over(site->stream, in.x.pixels(), in.x.packs, f);
+}
+
+template <class T>
+static mdmt_status bn_bwd_of(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
+{
+    int gated = call->input(site, MDMT_BN_GATE) || call->input(site, MDMT_BN_POOLED);
+    int act = MDMT_ATTRS(mdmt_act_attrs, site->op)->act;
+    if (act == MDMT_ACT_SILU) {
+        return gated ? bn_bwd_as<T, MDMT_ACT_SILU, 1>(site, call)
+                     : bn_bwd_as<T, MDMT_ACT_SILU, 0>(site, call);
+    }
+    if (gated) {
+        return bn_bwd_as<T, -1, 1>(site, call);
+    }
+    switch (act) {
+    case MDMT_ACT_NONE:
+        return bn_bwd_as<T, MDMT_ACT_NONE, 0>(site, call);
+    case MDMT_ACT_RELU:
+        return bn_bwd_as<T, MDMT_ACT_RELU, 0>(site, call);
+    case MDMT_ACT_RELU6:
+        return bn_bwd_as<T, MDMT_ACT_RELU6, 0>(site, call);
+    default:
+        return bn_bwd_as<T, -1, 0>(site, call);
+    }
 }
 
 static mdmt_status bn_bwd(const mdmt_cuda_site *site, const mdmt_cuda_call *call)

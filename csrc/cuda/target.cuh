@@ -20,8 +20,10 @@
 
 #ifdef __CUDACC__
 #define MDMT_HD __host__ __device__ inline
+#define MDMT_UNROLL _Pragma("unroll")
 #else
 #define MDMT_HD inline
+#define MDMT_UNROLL
 #endif
 
 /* A kernel without shared memory. */
@@ -140,10 +142,15 @@ struct alignas(sizeof(T) * MDMT_PACK < 16 ? sizeof(T) * MDMT_PACK : 16) mdmt_raw
     T v[MDMT_PACK];
 };
 
-/* `at` is aligned to 8 elements, at most 16 bytes. */
-template <class T> MDMT_HD mdmt_pack mdmt_load_pack(const T *at)
+/* As it lies in memory: half the registers of a pack, where many are on their way.
+ * `at` is aligned to 8 elements, at most 16 bytes. */
+template <class T> MDMT_HD mdmt_raw<T> mdmt_load_raw(const T *at)
 {
-    mdmt_raw<T> raw = *(const mdmt_raw<T> *)(const void *)at;
+    return *(const mdmt_raw<T> *)(const void *)at;
+}
+
+template <class T> MDMT_HD mdmt_pack mdmt_unpack(const mdmt_raw<T> &raw)
+{
     mdmt_pack p;
     for (int i = 0; i < MDMT_PACK; i++) {
         p.v[i] = mdmt_to_float(raw.v[i]);
@@ -151,12 +158,37 @@ template <class T> MDMT_HD mdmt_pack mdmt_load_pack(const T *at)
     return p;
 }
 
+template <class T> MDMT_HD mdmt_pack mdmt_load_pack(const T *at)
+{
+    return mdmt_unpack(mdmt_load_raw(at));
+}
+
+MDMT_HD void mdmt_round_pack(const mdmt_pack &p, mdmt_raw<float> *raw)
+{
+    for (int i = 0; i < MDMT_PACK; i++) {
+        raw->v[i] = p.v[i];
+    }
+}
+
+MDMT_HD void mdmt_round_pack(const mdmt_pack &p, mdmt_raw<mdmt_bf16> *raw)
+{
+#ifdef __CUDA_ARCH__
+    uint32_t pair[MDMT_PACK / 2]; /* one instruction rounds two numbers */
+    for (int i = 0; i < MDMT_PACK / 2; i++) {
+        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair[i]) : "f"(p.v[2 * i + 1]), "f"(p.v[2 * i]));
+    }
+    memcpy((void *)raw, pair, sizeof *raw);
+#else
+    for (int i = 0; i < MDMT_PACK; i++) {
+        mdmt_from_float(p.v[i], &raw->v[i]);
+    }
+#endif
+}
+
 template <class T> MDMT_HD void mdmt_store_pack(T *at, const mdmt_pack &p)
 {
     mdmt_raw<T> raw;
-    for (int i = 0; i < MDMT_PACK; i++) {
-        mdmt_from_float(p.v[i], &raw.v[i]);
-    }
+    mdmt_round_pack(p, &raw);
     *(mdmt_raw<T> *)(void *)at = raw;
 }
 
