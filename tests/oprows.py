@@ -453,6 +453,11 @@ def row_table():
         (7, 128, 32),
         (33, 2048, 130),
         (2, 32, 4),
+        # several tiles of either size, tails along every side
+        (128, 48, 96),
+        (70, 10, 240),
+        (131, 172, 250),
+        (9, 20, 1284),
     ]:
         cases += linear_cases(n, i, o)
     for shape in [(2, 32, 14, 14), (3, 17, 13, 11), (1, 1, 1, 1), (5, 37), (1, 1)]:

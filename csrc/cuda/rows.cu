@@ -1,99 +1,34 @@
 /* Linear layers and their gradients, channel sums, flatten, dropout. */
 #include "backend.cuh"
 #include "geometry.cuh"
+#include "product.cuh"
 
-/* y[n][o] = bias[o] + sum_i x[n][i] w[o][i]; a block makes one number. */
-struct linear_forward {
-    enum { THREADS = 64, PHASES = 2 };
-    struct shared_type {
-        float sum[THREADS];
-    };
-    const float *x, *w, *bias; /* bias: or NULL */
-    float *y;
-    int inputs, outputs;
-
-    MDMT_HD void run(int phase, size_t block, int thread, shared_type &shared) const
-    {
-        size_t n = block / (size_t)outputs, o = block % (size_t)outputs;
-        if (phase == 0) {
-            float sum = 0;
-            for (int i = thread; i < inputs; i += THREADS) {
-                sum += x[n * (size_t)inputs + (size_t)i] * w[o * (size_t)inputs + (size_t)i];
-            }
-            shared.sum[thread] = sum;
-        } else if (thread == 0) {
-            float total = bias ? bias[o] : 0.0f;
-            for (int t = 0; t < THREADS; t++) {
-                total += shared.sum[t];
-            }
-            y[block] = total;
-        }
-    }
-};
-
+/* y[n][o] = bias[o] + sum_i x[n][i] w[o][i] */
 static mdmt_status linear(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
 {
-    linear_forward f = {(const float *)call->in[0].data,
-                        (const float *)call->in[1].data,
-                        (const float *)call->input(site, 2),
-                        (float *)call->out[0],
-                        site->in[1]->dim[1],
-                        site->in[1]->dim[0]};
-    return mdmt_launch(site->stream, (size_t)site->in[0]->dim[0] * (size_t)f.outputs, f);
+    int samples = site->in[0]->dim[0], outputs = site->in[1]->dim[0], inputs = site->in[1]->dim[1];
+    mdmt_factor<true> x = {(const float *)call->in[0].data, samples, inputs};
+    mdmt_factor<true> w = {(const float *)call->in[1].data, outputs, inputs};
+    return mdmt_multiply(site->stream, x, w, inputs, (const float *)call->input(site, 2),
+                         (float *)call->out[0]);
 }
 
-/* dx[n][i] = sum_o dy[n][o] w[o][i]; one thread a number. */
-struct linear_data {
-    const float *dy, *w;
-    float *dx;
-    int inputs, outputs;
-
-    MDMT_HD void at(uint32_t index, int unused) const
-    {
-        (void)unused;
-        size_t n = index / (uint32_t)inputs, i = index % (uint32_t)inputs;
-        float sum = 0;
-        for (int o = 0; o < outputs; o++) {
-            sum += dy[n * (size_t)outputs + (size_t)o] * w[(size_t)o * (size_t)inputs + i];
-        }
-        dx[index] = sum;
-    }
-};
-
+/* dx[n][i] = sum_o dy[n][o] w[o][i] */
 static mdmt_status linear_bwd_data(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
 {
-    linear_data f = {(const float *)call->in[0].data, (const float *)call->in[1].data,
-                     (float *)call->out[0], site->in[1]->dim[1], site->in[1]->dim[0]};
-    return mdmt_count_over(site->stream, mdmt_stored_elements(site->out[0]), f);
+    int samples = site->in[0]->dim[0], outputs = site->in[1]->dim[0], inputs = site->in[1]->dim[1];
+    mdmt_factor<true> dy = {(const float *)call->in[0].data, samples, outputs};
+    mdmt_factor<false> w = {(const float *)call->in[1].data, inputs, inputs};
+    return mdmt_multiply(site->stream, dy, w, outputs, NULL, (float *)call->out[0]);
 }
 
-/* dw[o][i] = sum_n dy[n][o] x[n][i]; one thread a number. */
-struct linear_weight {
-    const float *x, *dy;
-    float *dw;
-    int samples, inputs, outputs;
-
-    MDMT_HD void at(uint32_t index, int unused) const
-    {
-        (void)unused;
-        size_t o = index / (uint32_t)inputs, i = index % (uint32_t)inputs;
-        float sum = 0;
-        for (int n = 0; n < samples; n++) {
-            sum += dy[(size_t)n * (size_t)outputs + o] * x[(size_t)n * (size_t)inputs + i];
-        }
-        dw[index] = sum;
-    }
-};
-
+/* dw[o][i] = sum_n dy[n][o] x[n][i] */
 static mdmt_status linear_bwd_weight(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
 {
-    linear_weight f = {(const float *)call->in[0].data,
-                       (const float *)call->in[1].data,
-                       (float *)call->out[0],
-                       site->in[0]->dim[0],
-                       site->in[0]->dim[1],
-                       site->in[1]->dim[1]};
-    return mdmt_count_over(site->stream, mdmt_stored_elements(site->out[0]), f);
+    int samples = site->in[0]->dim[0], inputs = site->in[0]->dim[1], outputs = site->in[1]->dim[1];
+    mdmt_factor<false> dy = {(const float *)call->in[1].data, outputs, outputs};
+    mdmt_factor<false> x = {(const float *)call->in[0].data, inputs, inputs};
+    return mdmt_multiply(site->stream, dy, x, samples, NULL, (float *)call->out[0]);
 }
 
 /* ---- sum over all but the channels ---- */
