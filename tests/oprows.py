@@ -146,6 +146,10 @@ def pool_table():
     cases += max_pool_cases(odd, kernel=(2, 2), stride=(2, 2), ceil_mode=1)
     cases += max_pool_cases(odd, kernel=(3, 2), stride=(3, 1), pad=(1, 0, 0, 1))
     cases += max_pool_cases(odd, "relu", kernel=(2, 3), stride=(1, 2), dilation=(3, 2))
+    for x in [(2, 24, 9, 12), (3, 12, 15, 7)]:
+        cases += max_pool_cases(x, "relu", kernel=(3, 3), stride=(1, 1), pad=(1, 1, 1, 1))
+        cases += max_pool_cases(x, "relu", kernel=(3, 3), stride=(2, 2), ceil_mode=1)
+        cases += max_pool_cases(x, kernel=(3, 3), stride=(2, 2), pad=(0, 1, 1, 0))
     for ceil in (0, 1):
         for count in (0, 1):
             more = {"ceil_mode": ceil, "count_include_pad": count}

@@ -10,6 +10,7 @@ import pytest
 from mdmt import _core
 from tests import cudahost
 from tests.opcase import check
+from tests.oprows import max_pool_cases
 from tests.optable import CASES
 
 # Networks for masks train on the CPU only: their graphs are refused in one sentence.
@@ -63,6 +64,22 @@ def test_bf16_means_what_is_stated_of_rounded_maps(case):
         allowed = bounds[name] + BF16 * size
         worst = (error / allowed).max(initial=0.0)
         assert worst <= 1, f"{case.id} {name}: off by {worst:.3g} times what rounding explains"
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("lazy", [None, "relu"])
+def test_max_pool_heeds_nan_and_infinity_as_the_cpu_does(lazy, stride):
+    how = {"kernel": (3, 3), "stride": (stride, stride), "pad": (1, 1, 1, 1)}
+    case = max_pool_cases((2, 12, 9, 11), lazy, **how)[1]
+    graph, arrays = case.graph(_core)
+    rng = np.random.default_rng(0)
+    for value in (np.nan, np.inf, -np.inf):
+        arrays["x"][rng.random(arrays["x"].shape) < 0.1] = value
+    arrays["x"][0, :3] = -np.inf
+    exact = _core.Program(graph).run(arrays, seed=5, step=3)
+    got, _ = run(case, "fp32", arrays=arrays)
+    for name in ("y", "dx"):
+        np.testing.assert_allclose(got[name], exact[name], 1e-5, 1e-5)
 
 
 def declared():

@@ -1,5 +1,6 @@
 /* Pooling and its gradients, with PyTorch's rules for ties, NaN and divisors. */
 #include "geometry.cuh"
+#include "pool3.cuh"
 
 /* ---- maximum ---- */
 
@@ -38,14 +39,36 @@ template <class T> struct max_forward {
         }
         y.store(pixel, pack, best);
         if (where.data) {
-            mdmt_raw<uint8_t> raw;
-            for (int i = 0; i < MDMT_PACK; i++) {
-                raw.v[i] = pack * MDMT_PACK + i < y.c ? (uint8_t)index[i] : (uint8_t)0;
-            }
-            *(mdmt_raw<uint8_t> *)(void *)(where.data + where.at(pixel, pack)) = raw;
+            note(pixel, pack, index);
         }
     }
+    MDMT_HD void note(size_t pixel, int pack, const int *index) const
+    {
+        mdmt_raw<uint8_t> raw;
+        for (int i = 0; i < MDMT_PACK; i++) {
+            raw.v[i] = pack * MDMT_PACK + i < y.c ? (uint8_t)index[i] : (uint8_t)0;
+        }
+        *(mdmt_raw<uint8_t> *)(void *)(where.data + where.at(pixel, pack)) = raw;
+    }
 };
+
+/* The stride of a window that pool3.cuh serves, else 0. */
+static int stride_of_3x3(const mdmt_window_geometry &g)
+{
+    int square = g.kh == 3 && g.kw == 3 && g.dh == 1 && g.dw == 1 && g.sh == g.sw;
+    return square && g.sh <= 2 && g.pt <= 2 && g.pl <= 2 ? g.sh : 0;
+}
+
+template <class T, int STRIDE, bool LAZY>
+static mdmt_status max_3x3(mdmt_stream_handle stream, const max_forward<T> &f)
+{
+    mdmt_max3<T, max_forward<T>, STRIDE, LAZY> fast;
+    fast.any = f;
+    if (fast.set(f.y.n, (size_t)f.y.h, mdmt_ceil_div((size_t)f.y.w, 2), f.y.packs)) {
+        return mdmt_launch(stream, fast.blocks(), fast);
+    }
+    return mdmt_walk_over(stream, f.y.pixels(), f.y.packs, f);
+}
 
 template <class T>
 static mdmt_status max_pool_of(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
@@ -57,6 +80,14 @@ static mdmt_status max_pool_of(const mdmt_cuda_site *site, const mdmt_cuda_call 
     f.g = mdmt_pool_window(MDMT_ATTRS(mdmt_pool_attrs, site->op), 1);
     if (call->output(site, 1)) {
         f.where = mdmt_map_of<uint8_t>(site->out[1], call->out[1]);
+    }
+    int stride = stride_of_3x3(f.g), lazy = f.x.scale != NULL;
+    if (stride && !f.x.gate && (!lazy || f.x.act == MDMT_ACT_RELU)) {
+        mdmt_status (*fast)(mdmt_stream_handle, const max_forward<T> &) =
+            stride == 2 ? lazy ? max_3x3<T, 2, true> : max_3x3<T, 2, false>
+            : lazy      ? max_3x3<T, 1, true>
+                        : max_3x3<T, 1, false>;
+        return fast(site->stream, f);
     }
     return mdmt_walk_over(site->stream, f.y.pixels(), f.y.packs, f);
 }
@@ -85,8 +116,7 @@ template <class T> struct max_backward {
                 }
                 size_t from = dy.pixel(p.n, oh, ow);
                 mdmt_pack d = dy.load(from, pack);
-                mdmt_raw<uint8_t> hit =
-                    *(const mdmt_raw<uint8_t> *)(const void *)(where.data + where.at(from, pack));
+                mdmt_raw<uint8_t> hit = mdmt_load_raw(where.data + where.at(from, pack));
                 for (int i = 0; i < MDMT_PACK; i++) {
                     sum.v[i] += hit.v[i] == r * g.kw + s ? d.v[i] : 0.0f;
                 }
@@ -103,6 +133,18 @@ static mdmt_status max_pool_bwd_of(const mdmt_cuda_site *site, const mdmt_cuda_c
                          mdmt_map_of<T>(site->out[0], call->out[0]),
                          mdmt_map_of<uint8_t>(site->in[1], call->in[1].data),
                          mdmt_pool_window(MDMT_ATTRS(mdmt_pool_attrs, site->op), 1)};
+    int stride = stride_of_3x3(f.g);
+    size_t h = (size_t)f.dx.h, w = (size_t)f.dx.w;
+    mdmt_max3_back2<T, max_backward<T>> two;
+    mdmt_max3_back1<T, max_backward<T>> one;
+    two.any = one.any = f;
+    if (stride == 2 && two.set(f.dx.n, mdmt_ceil_div(h + (size_t)f.g.pt, 2),
+                               mdmt_ceil_div(w + (size_t)f.g.pl, 2), f.dx.packs)) {
+        return mdmt_launch(site->stream, two.blocks(), two);
+    }
+    if (stride == 1 && one.set(f.dx.n, h, mdmt_ceil_div(w, 2), f.dx.packs)) {
+        return mdmt_launch(site->stream, one.blocks(), one);
+    }
     return mdmt_walk_over(site->stream, f.dx.pixels(), f.dx.packs, f);
 }
 
