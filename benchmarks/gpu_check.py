@@ -1,7 +1,8 @@
 """All that must be seen on a GPU, in one call: correctness, then speed; and a summary.
 
     python -m benchmarks.gpu_check [--device cuda:0] [--only SLICE,...] [--backbones NAME,...]
-                                   [--seconds 540] [--stride N] [--list] [--dry]
+                                   [--precisions fp32,...] [--seconds 540] [--stride N]
+                                   [--list] [--dry]
 
 Slices, in this order, each in a process of its own with its own limit of time, so that a lost
 device, a crash or a hang takes one slice and not the rest:
@@ -42,6 +43,7 @@ LIMITS = {
     "table": 75, "golden": 15, "steps": 30, "nets": 100, "resume": 15, "errors": 20,
     "interrupts": 45, "kernels": 30, "speed": 150, "compile": 100, "sanitizer": 100,
 }  # fmt: skip
+PRECISIONS = ("fp32", "tf32", "bf16")
 COLUMNS = ["slice", "case", "precision", "value", "ok", "text", "device", "mdmt", "when"]
 
 
@@ -66,7 +68,7 @@ class Run:
 
     def precisions(self):
         """Those of this run; a dry one leaves tf32 out, which is fp32 there."""
-        return ("fp32", "bf16") if self.dry else ("fp32", "tf32", "bf16")
+        return [p for p in self.options.precisions if not (self.dry and p == "tf32")]
 
     def late(self, what=""):
         """Whether the slice's time is up; `what` is then named as left out."""
@@ -116,6 +118,7 @@ def parse(arguments):
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--only", default="", help="slices, separated by commas")
     parser.add_argument("--backbones", default=",".join(mdmt.backbones()))
+    parser.add_argument("--precisions", default=",".join(PRECISIONS))
     parser.add_argument("--seconds", type=float, default=540)
     parser.add_argument("--stride", type=int, default=1, help="every n-th case of the op table")
     parser.add_argument("--out", help="folder of the CSV files (benchmarks/results)")
@@ -127,6 +130,7 @@ def parse(arguments):
     parser.add_argument("--report", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     options.backbones = options.backbones.split(",")
+    options.precisions = options.precisions.split(",")
     options.only = [name for name in options.only.split(",") if name]
     for name in options.only:
         if name not in SLICES:
@@ -134,6 +138,9 @@ def parse(arguments):
     for name in options.backbones:
         if name not in mdmt.backbones():
             parser.error(f"there is no backbone {name!r}")
+    for name in options.precisions:
+        if name not in PRECISIONS:
+            parser.error(f"there is no precision {name!r}; choose among {', '.join(PRECISIONS)}")
     options.slices = [name for name in SLICES if name in (options.only or SLICES)]
     return options
 
@@ -158,6 +165,7 @@ def outside(options, part, limit):
         command = [sys.executable, "-m", "benchmarks.gpu_check", "--inside", "--only", part,
                    "--device", options.device, "--seconds", str(limit),
                    "--backbones", ",".join(options.backbones), "--stride", str(options.stride),
+                   "--precisions", ",".join(options.precisions),
                    "--report", str(report)]  # fmt: skip
         command += ["--dry"] if options.dry else []
         command += ["--out", options.out] if options.out else []

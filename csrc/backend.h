@@ -19,12 +19,12 @@ typedef struct {
  * is applied with probability `probability`. Zero range = never. */
 typedef struct {
     float probability;
-    float shift;               /* fraction of the side, +-                   */
-    float zoom;                /* factor 1 - zoom .. 1 + zoom                */
-    float flip;                /* 1: horizontal flip allowed                 */
-    float rotation;            /* degrees, +-                                */
-    float elastic_alpha[2];    /* pixels, low and high                       */
-    float elastic_sigma;       /* pixels                                     */
+    float shift;            /* fraction of the side, +-                   */
+    float zoom;             /* factor 1 - zoom .. 1 + zoom                */
+    float flip;             /* 1: horizontal flip allowed                 */
+    float rotation;         /* degrees, +-                                */
+    float elastic_alpha[2]; /* pixels, low and high                       */
+    float elastic_sigma;    /* pixels                                     */
     /* Of the grey values v in 0..1, in this order, each cut to 0..1 (masks stay as they are): */
     float gamma;      /* v ^ exp(g), g within +- gamma                         */
     float contrast;   /* m + c (v - m), c within 1 +- contrast, m the mean     */
@@ -47,9 +47,9 @@ typedef struct {
 
 /* An argument of a kernel: the data, and for a lazy tensor what to do on load. */
 typedef struct {
-    void *data;                /* NULL: absent; lazy: the source's data        */
+    void *data;                 /* NULL: absent; lazy: the source's data        */
     const float *scale, *shift; /* NULL: stored as it is                       */
-    const float *gate;         /* ROWS (N, C), multiplies after act; or NULL   */
+    const float *gate;          /* ROWS (N, C), multiplies after act; or NULL   */
     mdmt_act act;
 } mdmt_value;
 
@@ -85,8 +85,8 @@ enum { MDMT_MAX_FEEDS = 2, MDMT_MAX_LOGS = 20 };
 typedef struct {
     int count, samples; /* steps; samples of each */
     int augment;
-    mdmt_step first;    /* the first step; its sample arrays are (count, samples) */
-    mdmt_adam adam;     /* of the first step */
+    mdmt_step first; /* the first step; its sample arrays are (count, samples) */
+    mdmt_adam adam;  /* of the first step */
     mdmt_update update;
     int watch; /* log[0] is the loss: a step in which it is not finite updates nothing, nor do those
                   after it */
@@ -99,9 +99,9 @@ typedef struct mdmt_recording mdmt_recording;
 
 /* An op with its kernel chosen. Owned by the program that prepared it. */
 typedef struct mdmt_kernel {
-    const char *name;       /* for profiles and tests                          */
-    const void *impl;       /* the backend's own record of it                  */
-    size_t workspace_bytes; /* valid only while the kernel runs                */
+    const char *name;        /* for profiles and tests                          */
+    const void *impl;        /* the backend's own record of it                  */
+    size_t workspace_bytes;  /* valid only while the kernel runs                */
     uint32_t inplace_inputs; /* of the record's, those that this kernel allows */
 } mdmt_kernel;
 
@@ -113,8 +113,12 @@ struct mdmt_backend {
     size_t (*view_bytes)(const mdmt_backend *backend, const mdmt_tensor *view);
     /* Chooses the kernel of an op and says what it needs. May set the first
      * dimension (parts) of a STATS output. `force` (or NULL) names a kernel. */
-    mdmt_status (*prepare)(mdmt_backend *backend, mdmt_graph *graph, mdmt_op *op,
-                           const char *force, mdmt_kernel *kernel);
+    mdmt_status (*prepare)(mdmt_backend *backend, mdmt_graph *graph, mdmt_op *op, const char *force,
+                           mdmt_kernel *kernel);
+    /* Whether the op's kernel would store its lazy input before it reads it, so that a copy for all
+     * such kernels saves time; NULL: none would. */
+    int (*stores_lazy)(const mdmt_backend *backend, const mdmt_graph *graph, const mdmt_op *op,
+                       int input);
     mdmt_status (*run)(mdmt_backend *backend, const mdmt_graph *graph, const mdmt_op *op,
                        const mdmt_kernel *kernel, const mdmt_value *in, void *const *out,
                        void *workspace, const mdmt_step *step);

@@ -3,6 +3,7 @@
 import importlib
 import os
 import platform
+import re
 import sys
 import sysconfig
 import warnings
@@ -61,7 +62,7 @@ def load_cudnn(module):
     return f"no cuDNN ({said}): slower convolutions of its own"
 
 
-TUNING_FORMAT = "mdmt engines 1"
+TUNING_FORMAT = "mdmt engines 2"
 _kept = {}  # identity: choices that were measured when the file was last written
 
 
@@ -80,6 +81,8 @@ def read_tuning(path, identity):
         warnings.warn(f"{path}: cannot be read ({error}); engines are measured anew", stacklevel=2)
         return {}
     lines = text.splitlines()
+    if re.fullmatch(r"mdmt engines \d+", lines[0] if lines else "") and lines[0] != TUNING_FORMAT:
+        return {}  # another version's
     if lines[:2] != [TUNING_FORMAT, identity] or lines[-1:] != [f"end {len(lines) - 3}"]:
         warnings.warn(f"{path}: is damaged; engines are measured anew", stacklevel=2)
         return {}

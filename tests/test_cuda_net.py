@@ -1,6 +1,8 @@
 """Whole training steps of the CUDA backend, run on the processor: images, augmentation, dropout,
 loss, gradients, Adam, running statistics, against the CPU backend; and what is said of errors."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -107,6 +109,25 @@ def test_same_bits_every_time():
     first, second = (train(cudahost.device("bf16"), 3) for _ in range(2))
     assert first[0].tobytes() == second[0].tobytes()
     assert all(first[2][n].tobytes() == second[2][n].tobytes() for n in first[2])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_kept_activations_change_no_bit(precision, monkeypatch):
+    """What a convolution and its weights' gradient both read is stored once, or computed twice."""
+
+    def found():
+        ops = network(cudahost.device(precision))[0].describe(MODE)
+        return train(cudahost.device(precision), 3), Counter(op["op"] for op in ops)
+
+    kept, ops = found()
+    monkeypatch.setenv("MDMT_CUDA_KEEP", "off")
+    again, fewer = found()
+    assert kept[0].tobytes() == again[0].tobytes()
+    for had, has in zip(kept[1:], again[1:]):
+        assert all(had[name].tobytes() == has[name].tobytes() for name in had)
+    # One convolution reads a normalised map that nothing else reads, one a gated map as well.
+    assert ops - fewer == {"norm_act": ops["norm_act"] - fewer["norm_act"], "gate": 1}
+    assert not fewer - ops and ops["norm_act"] > fewer["norm_act"]
 
 
 @pytest.mark.parametrize("augment", [0, 1])

@@ -64,7 +64,7 @@ def test_time_alone_decides(module, monkeypatch, name, engine):
 def test_choices_are_kept_and_found_again(module, tmp_path, monkeypatch):
     identity, text, _ = plan(module)
     path = system.tuning_file(identity)
-    assert path.read_text().startswith(f"mdmt engines 1\n{identity}\n")
+    assert path.read_text().startswith(f"{system.TUNING_FORMAT}\n{identity}\n")
     monkeypatch.setenv("FAKE_CUDNN_FASTEST", "2")  # would be taken if it were measured again
     before = path.stat().st_mtime_ns
     other = again(tmp_path, monkeypatch, 1)
@@ -89,7 +89,7 @@ def test_another_driver_has_choices_of_its_own(module, tmp_path, monkeypatch):
     [
         lambda text: "",
         lambda text: text[: len(text) // 2],
-        lambda text: text.replace("mdmt engines 1", "mdmt engines 2"),
+        lambda text: text.replace("mdmt engines", "mdmt motors"),
         lambda text: text.replace("driver 13.0", "driver 12.0"),
         lambda text: text.replace("\nend ", "\n1 2 three\nend "),
         lambda text: text.replace(" 31 ", " x "),

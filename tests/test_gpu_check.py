@@ -41,6 +41,7 @@ def test_limits_leave_time():
     [
         (["--only", "nothing"], "there is no slice 'nothing'"),
         (["--backbones", "vgg"], "there is no backbone 'vgg'"),
+        (["--precisions", "fp64"], "there is no precision 'fp64'; choose among fp32, tf32, bf16"),
     ],
 )
 def test_what_is_unknown_is_refused(wrong, says, capsys):

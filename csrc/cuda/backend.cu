@@ -282,6 +282,25 @@ static mdmt_status open_device(mdmt_gpu *gpu)
     return MDMT_OK;
 }
 
+/* Whether activations that convolutions read are kept for the backward pass. If not, they are
+ * computed again from what batch normalisation read, which takes time and saves memory. */
+static int keeps_activations(void)
+{
+    const char *wish = getenv("MDMT_CUDA_KEEP");
+    return !wish || strcmp(wish, "off") != 0;
+}
+
+/* Dense convolutions: cuDNN and matrix products read their maps as they lie in memory. */
+static int gpu_stores_lazy(const mdmt_backend *base, const mdmt_graph *graph, const mdmt_op *op,
+                           int input)
+{
+    (void)base;
+    int weight = strcmp(op->record->name, "conv2d_bwd_weight") == 0;
+    int forward = strcmp(op->record->name, "conv2d") == 0;
+    int w = weight ? op->out[0] : forward ? op->in[1] : -1;
+    return input == 0 && w >= 0 && graph->tensor[w].kind == MDMT_W_DENSE;
+}
+
 mdmt_status mdmt_cuda_open(mdmt_backend **backend, const mdmt_cuda_services *services,
                            const mdmt_cuda_options *options)
 {
@@ -296,6 +315,7 @@ mdmt_status mdmt_cuda_open(mdmt_backend **backend, const mdmt_cuda_services *ser
     base->tensor_bytes = gpu_tensor_bytes;
     base->view_bytes = gpu_view_bytes;
     base->prepare = gpu_prepare;
+    base->stores_lazy = keeps_activations() ? gpu_stores_lazy : NULL;
     base->run = gpu_run;
     base->upload = gpu_upload;
     base->download = gpu_download;

@@ -10,6 +10,7 @@ struct conv_sizes {
     mdmt_conv_key key;
     size_t x, w, dw, plan; /* bytes in the workspace; 0: not needed */
     int stem;
+    int added; /* the addend of a gradient is still to be added */
     void *made;
 };
 
@@ -38,6 +39,25 @@ static size_t dense_bytes(const mdmt_cuda_site *site, const mdmt_tensor *t)
     return mdmt_round_up(mdmt_stored_elements(&dense) * mdmt_element(&dense, site->precision), 256);
 }
 
+/* The gradient of weights from maps of bfloat16: in float, or rounded to bfloat16 as PyTorch's are.
+ * Few engines write floats, and on a GPU of capability 9.0 they were ten times slower than the
+ * others: what is rounded is taken where it is clearly faster, or where nothing is known. */
+static void choose_result(mdmt_gpu *gpu, conv_sizes *s, size_t elements)
+{
+    mdmt_conv_key rounded = s->key;
+    float time = 0, rounded_time = 0;
+    size_t room = 0;
+    rounded.result_type = CUDNN_BF16;
+    void *plan = mdmt_cudnn_plan(gpu, &rounded, 0, &room, &rounded_time);
+    s->made = mdmt_cudnn_plan(gpu, &s->key, rounded_time, &s->plan, &time);
+    if (plan && (!s->made || !(time > 0 && rounded_time > 0) || rounded_time < 0.95f * time)) {
+        s->key = rounded;
+        s->dw = mdmt_round_up(elements * 2, 256);
+        s->plan = room;
+        s->made = plan;
+    }
+}
+
 /* The plan and the parts of the workspace; 0 when cuDNN does not do it. */
 static int sizes_of(const mdmt_cuda_site *site, conv_sizes *s)
 {
@@ -56,7 +76,7 @@ static int sizes_of(const mdmt_cuda_site *site, conv_sizes *s)
     int bf16 = site->precision == MDMT_CUDA_BF16;
     int added = pass == MDMT_CONV_DATA && site->op->inputs > 2 && site->in[2];
     int lazy = pass != MDMT_CONV_DATA && x->lazy_source >= 0;
-    s->x = added || lazy || s->stem ? dense_bytes(site, x) : 0;
+    s->x = lazy || s->stem ? dense_bytes(site, x) : 0;
     mdmt_conv_key *k = &s->key;
     k->pass = pass;
     fill_map(k->x, &k->x_pitch, x, s->x > 0);
@@ -78,22 +98,19 @@ static int sizes_of(const mdmt_cuda_site *site, conv_sizes *s)
     int weight = pass == MDMT_CONV_WEIGHT;
     s->w = (bf16 || s->stem) && !weight ? mdmt_round_up(elements * (bf16 ? 2 : 4), 256) : 0;
     s->dw = s->stem && weight ? mdmt_round_up(elements * 4, 256) : 0;
-    float time, rounded_time;
-    s->made = mdmt_cudnn_plan(site->gpu, k, &s->plan, &time);
     if (bf16 && weight) {
-        /* Few engines write floats for maps of bfloat16, and on a GPU of capability 9.0 theirs were
-         * ten times slower than those that write bfloat16, as PyTorch's gradients are: what is
-         * rounded once more is taken where it is clearly faster, or where nothing is known. */
-        size_t room;
-        mdmt_conv_key rounded = *k;
-        rounded.result_type = CUDNN_BF16;
-        void *plan = mdmt_cudnn_plan(site->gpu, &rounded, &room, &rounded_time);
-        if (plan && (!s->made || !(time > 0 && rounded_time > 0) || rounded_time < 0.95f * time)) {
-            *k = rounded;
-            s->dw = mdmt_round_up(elements * 2, 256);
-            s->plan = room;
-            s->made = plan;
-        }
+        choose_result(site->gpu, s, elements);
+        return s->made != NULL;
+    }
+    float time;
+    k->accumulate = added; /* rounded once, and the addend read by the way */
+    s->made = mdmt_cudnn_plan(site->gpu, k, 0, &s->plan, &time);
+    if (added && !s->made) {
+        k->accumulate = 0;
+        s->added = 1;
+        s->x = dense_bytes(site, x);
+        fill_map(k->x, &k->x_pitch, x, 1);
+        s->made = mdmt_cudnn_plan(site->gpu, k, 0, &s->plan, &time);
     }
     return s->made != NULL;
 }
@@ -246,6 +263,24 @@ static mdmt_status finish_forward(const mdmt_cuda_site *site, const mdmt_cuda_ca
                : MDMT_OK;
 }
 
+/* The addend to where the gradient is added to it, unless it lies there. */
+template <class T> struct copied {
+    mdmt_map<T> from, to;
+    MDMT_HD void at(uint32_t pixel, int pack) const
+    {
+        to.store(pixel, pack, from.load(pixel, pack));
+    }
+};
+
+template <class T>
+static mdmt_status bring_addend(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
+{
+    copied<T> f = {mdmt_map_of<T>(site->in[2], call->in[2].data),
+                   mdmt_map_of<T>(site->out[0], call->out[0])};
+    return f.from.data == f.to.data ? MDMT_OK
+                                    : mdmt_walk_over(site->stream, f.to.pixels(), f.to.packs, f);
+}
+
 template <class T>
 static mdmt_status finish_data(const mdmt_cuda_site *site, const mdmt_cuda_call *call, void *made)
 {
@@ -261,6 +296,9 @@ static mdmt_status bring(const mdmt_cuda_site *site, const mdmt_cuda_call *call,
                          const conv_sizes *s, char *own_x, char *own_w, void *w)
 {
     int bf16 = site->precision == MDMT_CUDA_BF16;
+    if (s->key.accumulate) {
+        MDMT_TRY(MDMT_BY_PRECISION(bring_addend, site, call));
+    }
     if (s->stem) {
         MDMT_TRY(turn_image(site, call->in[0].data, own_x));
     } else if (s->x && s->key.pass != MDMT_CONV_DATA) {
@@ -315,7 +353,7 @@ static mdmt_status run(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
     if (pass == MDMT_CONV_FORWARD) {
         return bf16 ? finish_forward<mdmt_bf16>(site, call) : finish_forward<float>(site, call);
     }
-    if (pass == MDMT_CONV_DATA && s.x) {
+    if (s.added) {
         return bf16 ? finish_data<mdmt_bf16>(site, call, own_x)
                     : finish_data<float>(site, call, own_x);
     }

@@ -177,7 +177,7 @@ static void *graph_of(workshop *shop, void *handle, const mdmt_conv_key *key)
     part[4] = tensor(shop, ID_X, key->map_type, key->x, key->x_pitch);
     part[5] = tensor(shop, ID_Y, key->map_type, key->y, key->y_pitch);
     op = make(shop, kinds[key->pass]);
-    float scale[2] = {1, 0};
+    float scale[2] = {1, key->accumulate ? 1.0f : 0.0f};
     for (int i = 0; i < 6; i++) {
         set(shop, op, firsts[key->pass] + i, i < 2 ? CUDNN_AS_FLOAT : CUDNN_AS_DESCRIPTOR, 1,
             i < 2 ? (const void *)&scale[i] : (const void *)&part[i]);
@@ -329,7 +329,7 @@ static int kept_choice(mdmt_gpu *gpu, mdmt_conv_plan *p, void *graph)
     return 1;
 }
 
-static void measured_choice(mdmt_gpu *gpu, mdmt_conv_plan *p, candidate *c, int count)
+static void measured_choice(mdmt_gpu *gpu, mdmt_conv_plan *p, candidate *c, int count, float limit)
 {
     void *plan[MDMT_TUNE_MOST];
     size_t workspace[MDMT_TUNE_MOST];
@@ -340,7 +340,7 @@ static void measured_choice(mdmt_gpu *gpu, mdmt_conv_plan *p, candidate *c, int 
         workspace[i] = c[i].workspace;
     }
     if (gpu->tune) {
-        best = mdmt_tune(gpu, &p->key, plan, workspace, count, &milliseconds);
+        best = mdmt_tune(gpu, &p->key, plan, workspace, count, limit, &milliseconds);
     }
     for (int i = 0; i < count; i++) {
         if (i != best) {
@@ -357,7 +357,7 @@ static void measured_choice(mdmt_gpu *gpu, mdmt_conv_plan *p, candidate *c, int 
     }
 }
 
-static void make_plan(mdmt_gpu *gpu, mdmt_conv_plan *p)
+static void make_plan(mdmt_gpu *gpu, mdmt_conv_plan *p, float limit)
 {
     static const int modes[] = {CUDNN_HEUR_A, CUDNN_HEUR_FALLBACK};
     candidate c[MDMT_TUNE_MOST];
@@ -369,12 +369,12 @@ static void make_plan(mdmt_gpu *gpu, mdmt_conv_plan *p)
         int most = gpu->tune ? MDMT_TUNE_MOST : 1;
         int count = candidates_of(gpu, p, graph, modes[i], 0, c, most);
         if (count) {
-            measured_choice(gpu, p, c, count);
+            measured_choice(gpu, p, c, count, limit);
         }
     }
 }
 
-void *mdmt_cudnn_plan(mdmt_gpu *gpu, const mdmt_conv_key *key, size_t *workspace,
+void *mdmt_cudnn_plan(mdmt_gpu *gpu, const mdmt_conv_key *key, float limit, size_t *workspace,
                       float *milliseconds)
 {
     mdmt_conv_plan *p = gpu->plans;
@@ -387,7 +387,7 @@ void *mdmt_cudnn_plan(mdmt_gpu *gpu, const mdmt_conv_key *key, size_t *workspace
             return NULL;
         }
         p->key = *key;
-        make_plan(gpu, p);
+        make_plan(gpu, p, limit);
         p->next = gpu->plans;
         gpu->plans = p;
     }

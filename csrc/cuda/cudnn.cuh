@@ -15,6 +15,7 @@ struct mdmt_conv_key {
     int map_type, result_type; /* CUDNN_FLOAT, CUDNN_BF16; result: of dw */
     int exact;                 /* no TF32, no transforms */
     int deterministic;         /* the same bits every time */
+    int accumulate;            /* adds to what the result holds */
 };
 
 /* The loaded library's version (91002: 9.10.2), or 0. */
@@ -22,8 +23,9 @@ int mdmt_cudnn_version(void);
 /* Whether a library is loaded, and a handle could be made on this device. */
 int mdmt_cudnn_ready(mdmt_gpu *gpu);
 /* A plan for the key, made when it is first asked for; NULL when no engine does it.
- * Needs *workspace bytes. *milliseconds: its time where it was measured, else 0. */
-void *mdmt_cudnn_plan(mdmt_gpu *gpu, const mdmt_conv_key *key, size_t *workspace,
+ * Needs *workspace bytes. *milliseconds: its time where it was measured, else 0. Above twice the
+ * `limit` (0: none) times are only measured roughly. */
+void *mdmt_cudnn_plan(mdmt_gpu *gpu, const mdmt_conv_key *key, float limit, size_t *workspace,
                       float *milliseconds);
 /* x, w and y (or their gradients) of the pass. */
 mdmt_status mdmt_cudnn_run(mdmt_gpu *gpu, void *plan, void *x, void *w, void *y, void *workspace);
@@ -49,6 +51,6 @@ void mdmt_tuning_keep(mdmt_tuning *tuning, const mdmt_tuned *tuned);
 /* The fastest of the plans on noise, 0 where there is no memory to measure in, -1 where none
  * runs. *milliseconds: its time, 0 where nothing was measured. */
 int mdmt_tune(mdmt_gpu *gpu, const mdmt_conv_key *key, void *const *plan, const size_t *workspace,
-              int count, float *milliseconds);
+              int count, float limit, float *milliseconds);
 
 #endif

@@ -167,10 +167,12 @@ template <class F> struct mdmt_sweep {
         f.prepare(&constants, pack);
         for (; pixel + (AHEAD - 1) * step < pixels; pixel += AHEAD * step) {
             typename F::items items[AHEAD];
-            MDMT_UNROLL for (uint32_t k = 0; k < AHEAD; k++) {
+            MDMT_UNROLL for (uint32_t k = 0; k < AHEAD; k++)
+            {
                 items[k] = f.read(pixel + k * step, pack);
             }
-            MDMT_UNROLL for (uint32_t k = 0; k < AHEAD; k++) {
+            MDMT_UNROLL for (uint32_t k = 0; k < AHEAD; k++)
+            {
                 f.write(constants, items[k], pixel + k * step, pack);
             }
         }
@@ -257,7 +259,8 @@ template <class F, int SUMS> struct mdmt_reduce {
         if (pack < packs) {
             /* Nothing is stored here, so that loads of several pixels can be under way at once. */
             for (; p + (AHEAD - 1) * ROWS < end; p += AHEAD * ROWS) {
-                MDMT_UNROLL for (size_t k = 0; k < AHEAD; k++) {
+                MDMT_UNROLL for (size_t k = 0; k < AHEAD; k++)
+                {
                     f.add(sums, p + k * ROWS, pack, z, first);
                 }
             }

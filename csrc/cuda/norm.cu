@@ -117,7 +117,8 @@ template <class F> struct merge_stats {
                 double pivot = stats[MDMT_STATS_PIVOT * row + c];
                 int at = first;
                 for (; at + (AHEAD - 1) * ROWS < parts; at += AHEAD * ROWS) {
-                    MDMT_UNROLL for (int k = 0; k < AHEAD; k++) {
+                    MDMT_UNROLL for (int k = 0; k < AHEAD; k++)
+                    {
                         m.add(part_of(c, at + k * ROWS, pivot));
                     }
                 }
@@ -275,11 +276,12 @@ template <class T, int ACT> struct apply {
             r = mdmt_unpack(item.residual);
         }
         for (int i = 0; residual.scale && i < MDMT_PACK; i++) {
-            r.v[i] = mdmt_act_of(residual.act,
-                                 c.residual_scale.v[i] * r.v[i] + c.residual_shift.v[i]);
+            r.v[i] =
+                mdmt_act_of(residual.act, c.residual_scale.v[i] * r.v[i] + c.residual_shift.v[i]);
         }
         for (int i = 0; i < MDMT_PACK; i++) {
-            v.v[i] = mdmt_act_of(ACT < 0 ? act : ACT, c.scale.v[i] * v.v[i] + c.shift.v[i] + r.v[i]);
+            v.v[i] =
+                mdmt_act_of(ACT < 0 ? act : ACT, c.scale.v[i] * v.v[i] + c.shift.v[i] + r.v[i]);
         }
         z.store(pixel, pack, v);
     }

@@ -19,7 +19,7 @@
 #include "device.cuh"
 
 #ifdef __CUDACC__
-#define MDMT_HD __host__ __device__ inline
+#define MDMT_HD     __host__ __device__ inline
 #define MDMT_UNROLL _Pragma("unroll")
 #else
 #define MDMT_HD inline

@@ -244,7 +244,7 @@ static float measure(mdmt_gpu *gpu, void *plan, const bench *b, float best)
 enum { WORKSPACE_MOST = 1 << 29 }; /* bytes: more is not worth any speed */
 
 int mdmt_tune(mdmt_gpu *gpu, const mdmt_conv_key *key, void *const *plan, const size_t *workspace,
-              int count, float *milliseconds)
+              int count, float limit, float *milliseconds)
 {
     bench b;
     size_t most = 0;
@@ -256,7 +256,8 @@ int mdmt_tune(mdmt_gpu *gpu, const mdmt_conv_key *key, void *const *plan, const 
     }
     mdmt_status status = open_bench(gpu, key, most, &b);
     for (int i = 0; i < count && status == MDMT_OK; i++) {
-        float time = workspace[i] <= most ? measure(gpu, plan[i], &b, *milliseconds) : -1;
+        float known = best < 0 || (limit > 0 && limit < *milliseconds) ? limit : *milliseconds;
+        float time = workspace[i] <= most ? measure(gpu, plan[i], &b, known) : -1;
         /* Equal within 2 %: the heuristic's order, so that noise decides less often. */
         if (time >= 0 && (best < 0 || time < 0.98f * *milliseconds)) {
             best = i;

@@ -4,6 +4,8 @@
 #include <string.h>
 #include <time.h>
 
+#include "stored.h"
+
 static mdmt_status prepare_kernels(mdmt_program *p, const char *force)
 {
     int forced = 0;
@@ -72,8 +74,13 @@ mdmt_status mdmt_program_open(mdmt_program **program, mdmt_graph *graph, mdmt_ba
         mdmt_graph_close(graph);
         return MDMT_NO_MEMORY;
     }
-    size_t ops = (size_t)graph->ops, tensors = (size_t)graph->tensors;
     p->graph = graph;
+    mdmt_status shared = mdmt_share_stored(graph, backend);
+    if (shared != MDMT_OK) {
+        mdmt_program_close(p);
+        return shared;
+    }
+    size_t ops = (size_t)graph->ops, tensors = (size_t)graph->tensors;
     p->backend = backend;
     p->kernel = mdmt_acquire(ops, sizeof *p->kernel);
     p->tensor_bytes = mdmt_acquire(tensors, sizeof *p->tensor_bytes);

@@ -251,6 +251,7 @@ static void store(const view *v, char *at, double value)
 }
 
 typedef struct {
+    double beta; /* what the result holds counts as much */
     view x, w, y;
     int64_t stride[2], dilation[2], before[2];
     int kind;
@@ -324,8 +325,11 @@ static void run_job(const void *which)
         for (i[1] = 0; i[1] < out->dim[1]; i[1]++) {
             for (i[2] = 0; i[2] < out->dim[2]; i[2]++) {
                 for (i[3] = 0; i[3] < out->dim[3]; i[3]++) {
-                    store(out, element(out, i[0], i[1], i[2], i[3]),
-                          j->kind == CUDNN_IS_CONV_DATA ? data_at(j, i) : sum_at(j, j->kind, i));
+                    char *at = element(out, i[0], i[1], i[2], i[3]);
+                    double before = j->beta == 0 ? 0 : j->beta * load(out, at);
+                    double sum =
+                        j->kind == CUDNN_IS_CONV_DATA ? data_at(j, i) : sum_at(j, j->kind, i);
+                    store(out, at, before + sum);
                 }
             }
         }
@@ -344,6 +348,7 @@ int cudnnBackendExecute(void *handle, void *plan_of, void *variants_of)
     job j = {.w = view_of(child(op, first + 3), variants), /* in the order of the attributes */
              .x = view_of(child(op, first + 4), variants),
              .y = view_of(child(op, first + 5), variants),
+             .beta = *(const float *)values(op, first + 1),
              .kind = op->kind};
     memcpy(j.stride, values(conv, CUDNN_CONV_STRIDES), sizeof j.stride);
     memcpy(j.dilation, values(conv, CUDNN_CONV_DILATIONS), sizeof j.dilation);
