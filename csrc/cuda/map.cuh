@@ -278,11 +278,12 @@ template <class F, int SUMS> struct mdmt_reduce {
 
 enum { MDMT_PARTS_MOST = 512 };
 
-/* Parts that keep a GPU busy, at least 256 pixels each; by shape alone. */
+/* Parts that keep a GPU busy, at least 512 pixels each; by shape alone. Every block begins with a
+ * wait for memory and ends with a sum over its threads: a few waves of blocks are enough. */
 static inline int mdmt_parts_of(size_t pixels, int packs, int jobs)
 {
     size_t blocks = mdmt_ceil_div((size_t)packs, 4) * (size_t)jobs;
-    size_t want = mdmt_ceil_div(2048, blocks), most = mdmt_ceil_div(pixels, 256);
+    size_t want = mdmt_ceil_div(1056, blocks), most = mdmt_ceil_div(pixels, 512);
     want = want < most ? want : most;
     want = want < (size_t)MDMT_PARTS_MOST ? want : (size_t)MDMT_PARTS_MOST;
     return (int)mdmt_ceil_div(pixels, mdmt_ceil_div(pixels, want));
