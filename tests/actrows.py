@@ -300,6 +300,9 @@ def act_table():
     cases += add_views((2, 32, 14, 14)) + add_views((3, 22, 5, 7))
     for lazy in (None, *ACTS):
         cases += gate_cases((2, 32, 14, 14), lazy) + gate_cases((3, 22, 13, 11), lazy)
+        cases += gate_cases((2, 140, 7, 7), lazy)[1:3]  # many packs of few pixels, and so on
+        cases += gate_cases((2, 72, 29, 9), lazy)[1:3] + gate_cases((1, 35, 35, 33), lazy)[1:3]
+    cases += gate_cases((1, 19, 71, 73), "silu")[1:3]
     for act in ACTS:
         cases += norm_act_cases((3, 22, 13, 11), act) + norm_act_cases((2, 58, 3, 5), act, "map")
         for into in ("none", "relu"):

@@ -1,6 +1,6 @@
 /* Elementwise ops: activation, its gradient, sum, gate; channels picked from
  * several maps; zeros; a lazy tensor stored. */
-#include "site.cuh"
+#include "samples.cuh"
 
 /* ---- the arithmetic of one element; a, b: the inputs ---- */
 
@@ -145,37 +145,13 @@ static mdmt_status over_stored_first(const mdmt_cuda_site *site, mdmt_cuda_needs
     return MDMT_OK;
 }
 
-/* ds[n][c] = sum over H, W of dy x; part = sample. */
-template <class T> struct gate_sums {
-    mdmt_map<T> dy;
-    mdmt_source<T> x;
-    float *ds;
-
-    MDMT_HD void add(mdmt_pack *sums, size_t pixel, int pack, int z, size_t first) const
-    {
-        (void)z;
-        (void)first;
-        mdmt_pack a = dy.load(pixel, pack), b = x.load(pixel, pack);
-        for (int i = 0; i < MDMT_PACK; i++) {
-            sums[0].v[i] += a.v[i] * b.v[i];
-        }
-    }
-    MDMT_HD void done(int k, int part, int c, int z, float total) const
-    {
-        (void)k;
-        (void)z;
-        if (c < dy.c) {
-            ds[(size_t)part * (size_t)dy.c + (size_t)c] = total;
-        }
-    }
-};
-
+/* ds[n][c] = sum over H, W of dy x */
 template <class T>
 static mdmt_status gate_bwd_of(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
 {
-    gate_sums<T> f = {mdmt_map_of<T>(site->in[0], call->in[0].data),
-                      mdmt_source_of<T>(site->in[1], call->in[1]), (float *)call->out[0]};
-    return mdmt_reduce_over<1>(site->stream, f.dy.pixels(), f.dy.packs, f.dy.n, 1, f);
+    return mdmt_sum_samples(site->stream, mdmt_source_of<T>(site->in[1], call->in[1]),
+                            mdmt_map_of<T>(site->in[0], call->in[0].data), 1.0f,
+                            (float *)call->out[0]);
 }
 
 static mdmt_status gate_bwd(const mdmt_cuda_site *site, const mdmt_cuda_call *call)

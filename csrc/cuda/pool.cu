@@ -1,6 +1,7 @@
 /* Pooling and its gradients, with PyTorch's rules for ties, NaN and divisors. */
 #include "geometry.cuh"
 #include "pool3.cuh"
+#include "samples.cuh"
 
 /* ---- maximum ---- */
 
@@ -273,38 +274,16 @@ static mdmt_status avg_pool_bwd(const mdmt_cuda_site *site, const mdmt_cuda_call
     return MDMT_BY_PRECISION(avg_pool_bwd_of, site, call);
 }
 
-/* ---- mean over all pixels; part = sample ---- */
-
-template <class T> struct global_sums {
-    mdmt_source<T> x;
-    float *y;
-    float area;
-
-    MDMT_HD void add(mdmt_pack *sums, size_t pixel, int pack, int z, size_t first) const
-    {
-        (void)z;
-        (void)first;
-        mdmt_pack v = x.load(pixel, pack);
-        for (int i = 0; i < MDMT_PACK; i++) {
-            sums[0].v[i] += v.v[i];
-        }
-    }
-    MDMT_HD void done(int k, int part, int c, int z, float total) const
-    {
-        (void)k;
-        (void)z;
-        if (c < x.map.c) {
-            y[(size_t)part * (size_t)x.map.c + (size_t)c] = total / area;
-        }
-    }
-};
+/* ---- mean over all pixels ---- */
 
 template <class T>
 static mdmt_status global_avg_pool_of(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
 {
-    global_sums<T> f = {mdmt_source_of<T>(site->in[0], call->in[0]), (float *)call->out[0], 0.0f};
-    f.area = (float)(f.x.map.h * f.x.map.w);
-    return mdmt_reduce_over<1>(site->stream, f.x.map.pixels(), f.x.map.packs, f.x.map.n, 1, f);
+    mdmt_source<T> x = mdmt_source_of<T>(site->in[0], call->in[0]);
+    mdmt_map<T> none;
+    memset((void *)&none, 0, sizeof none);
+    return mdmt_sum_samples(site->stream, x, none, (float)(x.map.h * x.map.w),
+                            (float *)call->out[0]);
 }
 
 static mdmt_status global_avg_pool(const mdmt_cuda_site *site, const mdmt_cuda_call *call)

@@ -67,11 +67,12 @@ template <bool A_ALONG, bool B_ALONG, bool WIDE, int M, int N, int SLICES> struc
     const float *start; /* or NULL: zeros */
     float *c;
     int length, slice; /* of k; a slice is a multiple of 4 */
-    int tiles;         /* side by side */
+    uint32_t tiles;    /* side by side */
 
     MDMT_HD void run(int phase, size_t block, int thread, shared_type &shared) const
     {
-        int m = (int)(block / (size_t)tiles) * TILE_M, n = (int)(block % (size_t)tiles) * TILE_N;
+        int m = (int)((uint32_t)block / tiles) * TILE_M;
+        int n = (int)((uint32_t)block % tiles) * TILE_N;
         if (phase == 0) {
             multiply(m, n, thread, shared);
             return;
@@ -123,7 +124,7 @@ mdmt_status mdmt_multiply_by(mdmt_stream_handle stream, const mdmt_factor<A_ALON
     size_t high = mdmt_ceil_div((size_t)a.rows, kernel::TILE_M);
     size_t across = mdmt_ceil_div((size_t)b.rows, kernel::TILE_N);
     int slice = (int)mdmt_ceil_div((size_t)length, 4 * SLICES) * 4;
-    kernel k = {a, b, start, c, length, slice, (int)across};
+    kernel k = {a, b, start, c, length, slice, (uint32_t)across};
     return mdmt_launch(stream, high * across, k);
 }
 
