@@ -2,6 +2,8 @@
 #ifndef MDMT_CUDA_MAP_CUH
 #define MDMT_CUDA_MAP_CUH
 
+#include <type_traits>
+
 #include "layout.h"
 #include "target.cuh"
 
@@ -207,10 +209,18 @@ mdmt_status mdmt_sweep_over(mdmt_stream_handle stream, size_t pixels, int packs,
  *   f.add(sums, pixel, pack, z, first)   adds one pixel's terms to SUMS packs,
  *                                        `first` being the part's first pixel;
  *   f.done(k, part, c, z, total)         receives sum k of channel c, c < 8 packs.
+ * F::AHEAD (4 where it has none): pixels of a thread whose loads are under way at once.
  * The order of the additions follows from the shape alone. */
+template <class F, class = void> struct mdmt_ahead {
+    enum { pixels = 4 };
+};
+template <class F> struct mdmt_ahead<F, std::void_t<decltype(F::AHEAD)>> {
+    enum { pixels = F::AHEAD };
+};
+
 template <class F, int SUMS> struct mdmt_reduce {
     enum { COLUMNS = 4, ROWS = 64, THREADS = COLUMNS * ROWS, PHASES = 3 };
-    enum { LANES = COLUMNS * MDMT_PACK, AHEAD = 4 };
+    enum { LANES = COLUMNS * MDMT_PACK, AHEAD = mdmt_ahead<F>::pixels };
     enum { ITEMS = SUMS * LANES, SHARES = THREADS / ITEMS, SHARE = ROWS / SHARES };
     struct shared_type {
         float sum[SUMS][ROWS][LANES];

@@ -1,0 +1,297 @@
+/* Batch normalisation backward, with activation, residual and gate. */
+#include "site.cuh"
+
+/* d act'(y), from y = what mdmt_slope_of reads; a zero slope gives 0 whatever d is. */
+MDMT_HD float through(int act, float v, float d)
+{
+    if (act == MDMT_ACT_NONE) {
+        return d;
+    }
+    if (act == MDMT_ACT_RELU) {
+        return v > 0 ? d : 0.0f;
+    }
+    float slope = mdmt_slope_of(act, v);
+    return slope == 0 ? 0.0f : d * slope;
+}
+
+/* What both passes read. A map whose data is NULL is absent. ACT as in apply; GATED: whether there
+ * may be a gate or a pooled gradient, which belong to samples, not to pixels. */
+template <class T, int ACT, int GATED> struct bn_inputs {
+    struct constants {
+        mdmt_pack scale, shift, mean;
+    };
+    struct items {
+        mdmt_raw<T> dz, x, z;
+    };
+    mdmt_map<T> dz, x, z;
+    const float *scale, *shift, *mean, *invstd, *gate, *pooled;
+    int act;
+    float per_pixel; /* 1 / (H W) */
+    uint32_t area;   /* H W */
+
+    MDMT_HD void prepare(constants *c, int pack) const
+    {
+        c->scale = mdmt_load_pack(scale + pack * MDMT_PACK);
+        c->shift = mdmt_load_pack(shift + pack * MDMT_PACK);
+        c->mean = mdmt_load_pack(mean + pack * MDMT_PACK);
+    }
+    MDMT_HD items read(uint32_t pixel, int pack) const
+    {
+        items i;
+        i.x = x.raw(pixel, pack);
+        if (dz.data) {
+            i.dz = dz.raw(pixel, pack);
+        }
+        if (z.data) {
+            i.z = z.raw(pixel, pack);
+        }
+        return i;
+    }
+    /* The gradient before the activation: see ops/attrs.h. */
+    MDMT_HD mdmt_pack masked(const constants &k, const items &item, uint32_t pixel, int pack) const
+    {
+        const int kind = ACT < 0 ? act : ACT;
+        mdmt_pack d = mdmt_zero_pack(), v;
+        if (dz.data) {
+            d = mdmt_unpack(item.dz);
+        }
+        if (GATED && (gate || pooled)) {
+            size_t row = (size_t)(pixel / area) * (size_t)x.c;
+            for (int i = 0; i < MDMT_PACK; i++) {
+                int c = pack * MDMT_PACK + i;
+                if (c < x.c) {
+                    d.v[i] = gate ? d.v[i] * gate[row + (size_t)c] : d.v[i];
+                    d.v[i] += pooled ? pooled[row + (size_t)c] * per_pixel : 0.0f;
+                }
+            }
+        }
+        if (kind == MDMT_ACT_NONE) {
+            return d;
+        }
+        if (z.data) {
+            v = mdmt_unpack(item.z);
+        } else {
+            mdmt_pack xv = mdmt_unpack(item.x);
+            for (int i = 0; i < MDMT_PACK; i++) {
+                float y = k.scale.v[i] * xv.v[i] + k.shift.v[i];
+                v.v[i] = mdmt_slope_reads_input(kind) || kind == MDMT_ACT_RELU
+                             ? y
+                             : mdmt_act_of(kind, y);
+            }
+        }
+        for (int i = 0; i < MDMT_PACK; i++) {
+            d.v[i] = through(kind, v.v[i], d.v[i]);
+        }
+        return d;
+    }
+};
+
+template <class T, int ACT, int GATED> struct bn_sums {
+    enum { AHEAD = ACT < 0 ? 1 : 4 };
+    bn_inputs<T, ACT, GATED> in;
+    float *partial; /* (parts, 2, channels) */
+    int channels;
+
+    /* Sums of d and of d (x - mean). */
+    MDMT_HD void add(mdmt_pack *sums, size_t pixel, int pack, int z, size_t first) const
+    {
+        (void)z;
+        (void)first;
+        typename bn_inputs<T, ACT, GATED>::constants k;
+        in.prepare(&k, pack); /* the compiler takes this out of the loop */
+        typename bn_inputs<T, ACT, GATED>::items item = in.read((uint32_t)pixel, pack);
+        mdmt_pack d = in.masked(k, item, (uint32_t)pixel, pack), x = mdmt_unpack(item.x);
+        for (int i = 0; i < MDMT_PACK; i++) {
+            sums[0].v[i] += d.v[i];
+            sums[1].v[i] += d.v[i] * (x.v[i] - k.mean.v[i]);
+        }
+    }
+    MDMT_HD void done(int k, int part, int c, int z, float total) const
+    {
+        (void)z;
+        partial[((size_t)part * 2 + (size_t)k) * (size_t)channels + (size_t)c] =
+            k ? total * in.invstd[c] : total;
+    }
+};
+
+/* Of rows of (2, stored) numbers. */
+struct bn_totals {
+    float *sum, *dot, *dgamma, *dbeta; /* dgamma, dbeta: or NULL */
+    size_t stored;
+    int channels;
+
+    MDMT_HD void done(size_t i, double total) const
+    {
+        size_t c = i % stored;
+        float v = (int)c < channels ? (float)total : 0.0f;
+        float *also = i < stored ? dbeta : dgamma;
+        (i < stored ? sum : dot)[c] = v;
+        if (also) {
+            also[c] = v;
+        }
+    }
+};
+
+/* dx = scale (d - (sum + xhat dot) / N) [+ addend], d the gradient before the activation. */
+template <class T, int ACT, int GATED> struct bn_apply {
+    enum { AHEAD = ACT < 0 ? 1 : 2 };
+    struct constants {
+        typename bn_inputs<T, ACT, GATED>::constants in;
+        mdmt_pack offset, factor; /* dx = scale d + offset + factor (x - mean) */
+    };
+    struct items {
+        typename bn_inputs<T, ACT, GATED>::items in;
+        mdmt_raw<T> addend;
+    };
+    bn_inputs<T, ACT, GATED> in;
+    mdmt_map<T> dx, dpre, addend; /* data NULL: absent */
+    const float *sum, *dot;
+    float per_element; /* 1 / (N H W) in training, else 0 */
+
+    MDMT_HD void prepare(constants *c, int pack) const
+    {
+        mdmt_pack s = mdmt_load_pack(sum + pack * MDMT_PACK);
+        mdmt_pack t = mdmt_load_pack(dot + pack * MDMT_PACK);
+        mdmt_pack deviation = mdmt_load_pack(in.invstd + pack * MDMT_PACK);
+        in.prepare(&c->in, pack);
+        for (int i = 0; i < MDMT_PACK; i++) {
+            c->offset.v[i] = -c->in.scale.v[i] * (s.v[i] * per_element);
+            c->factor.v[i] = -c->in.scale.v[i] * (t.v[i] * per_element * deviation.v[i]);
+        }
+    }
+    MDMT_HD items read(uint32_t pixel, int pack) const
+    {
+        items i;
+        i.in = in.read(pixel, pack);
+        if (addend.data) {
+            i.addend = addend.raw(pixel, pack);
+        }
+        return i;
+    }
+    MDMT_HD void write(const constants &c, const items &item, uint32_t pixel, int pack) const
+    {
+        mdmt_pack d = in.masked(c.in, item.in, pixel, pack), x = mdmt_unpack(item.in.x), g;
+        for (int i = 0; i < MDMT_PACK; i++) {
+            float mean_part = c.offset.v[i] + c.factor.v[i] * (x.v[i] - c.in.mean.v[i]);
+            g.v[i] = c.in.scale.v[i] * d.v[i] + mean_part;
+        }
+        if (addend.data) {
+            mdmt_pack more = mdmt_unpack(item.addend);
+            for (int i = 0; i < MDMT_PACK; i++) {
+                g.v[i] += more.v[i];
+            }
+        }
+        if (dpre.data) {
+            dpre.store(pixel, pack, d);
+        }
+        if (dx.data) {
+            dx.store(pixel, pack, g);
+        }
+    }
+};
+
+template <class T>
+static mdmt_map<T> optional_map(const mdmt_cuda_site *site, const mdmt_cuda_call *call, int i)
+{
+    mdmt_map<T> none;
+    memset((void *)&none, 0, sizeof none);
+    return call->input(site, i) ? mdmt_map_of<T>(site->in[i], call->in[i].data) : none;
+}
+
+static int bwd_parts(const mdmt_cuda_site *site)
+{
+    return mdmt_cuda_stat_parts(site->in[MDMT_BN_X]);
+}
+
+template <class T, int ACT, int GATED>
+static mdmt_status bn_bwd_as(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
+{
+    const mdmt_act_attrs *attrs = MDMT_ATTRS(mdmt_act_attrs, site->op);
+    bn_inputs<T, ACT, GATED> in;
+    in.x = mdmt_map_of<T>(site->in[MDMT_BN_X], call->in[MDMT_BN_X].data);
+    in.dz = optional_map<T>(site, call, MDMT_BN_DZ);
+    in.z = optional_map<T>(site, call, MDMT_BN_Z);
+    in.scale = (const float *)call->in[MDMT_BN_SCALE].data;
+    in.shift = (const float *)call->in[MDMT_BN_SHIFT].data;
+    in.mean = (const float *)call->in[MDMT_BN_MEAN].data;
+    in.invstd = (const float *)call->in[MDMT_BN_INVSTD].data;
+    in.gate = (const float *)call->input(site, MDMT_BN_GATE);
+    in.pooled = (const float *)call->input(site, MDMT_BN_POOLED);
+    in.act = attrs->act;
+    in.area = (uint32_t)in.x.h * (uint32_t)in.x.w;
+    in.per_pixel = (float)(1.0 / (double)in.area);
+    int parts = bwd_parts(site), stored = in.x.packs * MDMT_PACK;
+    float *sum = (float *)call->workspace, *dot = sum + stored, *partial = dot + stored;
+    bn_sums<T, ACT, GATED> sums = {in, partial, stored};
+    MDMT_TRY(mdmt_reduce_over<2>(site->stream, in.x.pixels(), in.x.packs, parts, 1, sums));
+    bn_totals totals = {
+        sum,    dot, (float *)call->output(site, 1), (float *)call->output(site, 2), (size_t)stored,
+        in.x.c,
+    };
+    size_t row = 2 * (size_t)stored;
+    MDMT_TRY(mdmt_sum_rows(site->stream, partial, row, row, parts, totals));
+    bn_apply<T, ACT, GATED> f;
+    memset((void *)&f, 0, sizeof f);
+    f.in = in;
+    f.sum = sum;
+    f.dot = dot;
+    f.per_element = attrs->training ? (float)(1.0 / (double)in.x.pixels()) : 0.0f;
+    f.addend = optional_map<T>(site, call, MDMT_BN_ADDEND);
+    if (call->output(site, 0)) {
+        f.dx = mdmt_map_of<T>(site->out[0], call->out[0]);
+    }
+    if (call->output(site, 3)) {
+        f.dpre = mdmt_map_of<T>(site->out[3], call->out[3]);
+    }
+    if (!f.dx.data && !f.dpre.data) {
+        return MDMT_OK;
+    }
+    return mdmt_sweep_over(site->stream, in.x.pixels(), in.x.packs, f);
+}
+
+/* Kernels of their own for the activations of the backbones, in bfloat16; where the maps are float,
+ * memory takes so long that one for ReLU and one for the rest are enough. */
+template <class T>
+static mdmt_status bn_bwd_of(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
+{
+    constexpr int many = sizeof(T) == 2;
+    constexpr int none = many ? MDMT_ACT_NONE : -1, relu6 = many ? MDMT_ACT_RELU6 : -1;
+    constexpr int silu = many ? MDMT_ACT_SILU : -1;
+    int gated = call->input(site, MDMT_BN_GATE) || call->input(site, MDMT_BN_POOLED);
+    int act = MDMT_ATTRS(mdmt_act_attrs, site->op)->act;
+    if (gated) {
+        return act == MDMT_ACT_SILU ? bn_bwd_as<T, silu, 1>(site, call)
+                                    : bn_bwd_as<T, -1, 1>(site, call);
+    }
+    switch (act) {
+    case MDMT_ACT_NONE:
+        return bn_bwd_as<T, none, 0>(site, call);
+    case MDMT_ACT_RELU:
+        return bn_bwd_as<T, MDMT_ACT_RELU, 0>(site, call);
+    case MDMT_ACT_RELU6:
+        return bn_bwd_as<T, relu6, 0>(site, call);
+    case MDMT_ACT_SILU:
+        return bn_bwd_as<T, silu, 0>(site, call);
+    default:
+        return bn_bwd_as<T, -1, 0>(site, call);
+    }
+}
+
+static mdmt_status bn_bwd(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
+{
+    return MDMT_BY_PRECISION(bn_bwd_of, site, call);
+}
+
+/* The sums are complete before anything is written, and the second pass reads
+ * each element in full before it writes it. */
+static mdmt_status bwd_needs(const mdmt_cuda_site *site, mdmt_cuda_needs *needs)
+{
+    size_t stored = (size_t)mdmt_up(site->in[MDMT_BN_X]->dim[1]);
+    needs->workspace_bytes = sizeof(float) * 2 * stored * (size_t)(bwd_parts(site) + 1);
+    needs->inplace_inputs =
+        1u << MDMT_BN_DZ | 1u << MDMT_BN_X | 1u << MDMT_BN_Z | 1u << MDMT_BN_ADDEND;
+    return MDMT_OK;
+}
+
+const mdmt_cuda_impl mdmt_cuda_norm_bwd[] = {{"bn_bwd", "cuda_bn_bwd", NULL, bwd_needs, bn_bwd},
+                                             {NULL, NULL, NULL, NULL, NULL}};
