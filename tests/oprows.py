@@ -239,6 +239,9 @@ def gather_table():
     cases += [gather_case(3, (58,) * 9, (7, 7), many[58:], "units")]
     each = [(i % 20, i // 20) for i in range(33)]  # more sources in a register than one pass takes
     cases += [gather_case(2, (3,) * 20, (5, 3), each, "scattered", ("none", None) * 10)]
+    far = [(i % 20, i * 7 % 40) for i in range(133)]  # and of more packs than one launch takes
+    cases += [gather_case(2, (40,) * 20, (7, 5), far, "far", ("relu", None, "silu", None) * 5)]
+    cases += [gather_case(3, (150, 150), (9, 7), shuffled((150, 150)), "wide", (None, "relu"))]
     cases += [gather_case(1, (1, 17), (1, 1), [(1, 16), None, (0, 0)], "few", ("relu", None))]
     cases += [gather_case(4, (128, 128), (57, 56), shuffled((128, 128)), "large", (None, "relu"))]
     made = gather_case(2, (24, 24), (7, 7), shuffled((24, 24)), "shuffled", ("relu", None))

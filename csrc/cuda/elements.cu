@@ -1,5 +1,6 @@
 /* Elementwise ops: activation, its gradient, sum, gate; channels picked from
  * several maps; zeros; a lazy tensor stored. */
+#include "divisor.cuh"
 #include "samples.cuh"
 
 /* ---- the arithmetic of one element; a, b: the inputs ---- */
@@ -159,24 +160,114 @@ static mdmt_status gate_bwd(const mdmt_cuda_site *site, const mdmt_cuda_call *ca
     return MDMT_BY_PRECISION(gate_bwd_of, site, call);
 }
 
-/* ---- channels picked from several maps ---- */
+/* ---- channels picked from several maps ----
+ * A block has some pixels: it loads the packs that hold the channels wanted, into shared memory,
+ * and puts the packs of y together there, so that whole packs travel. */
 
-enum { GATHER_PACKS = 32 }; /* of one launch: its table travels with the arguments */
+/* Of one launch, whose tables travel with the arguments: packs of y, packs loaded. */
+enum { GATHER_PACKS = 32, GATHER_LOADS = 64 };
+
+struct alignas(16) gather_pack {
+    int16_t number[MDMT_PACK]; /* of the loaded channels of a pixel; -1: zero */
+};
 
 template <class T> struct gather {
+    enum { THREADS = 256, PHASES = 3, ROOM = 16384 / sizeof(T), PIXELS_MOST = 256 };
+    struct shared_type {
+        mdmt_raw<T> value[ROOM / MDMT_PACK];
+        gather_pack made[GATHER_PACKS];
+        int32_t load[GATHER_LOADS];
+    };
     mdmt_source<T> x[MDMT_MAX_IN];
     mdmt_map<T> y;
-    int first; /* pack of y */
-    int32_t number[GATHER_PACKS * MDMT_PACK];
+    int first, packs, loads;        /* packs of y; packs loaded */
+    uint32_t pixels, each;          /* all; of a block */
+    mdmt_divisor by_packs, by_loads;
+    gather_pack made[GATHER_PACKS];
+    int32_t load[GATHER_LOADS]; /* source << 16 | pack */
 
-    MDMT_HD void at(uint32_t pixel, int pack) const
+    MDMT_HD void run(int phase, size_t block, int thread, shared_type &shared) const
     {
-        mdmt_pack v;
-        for (int i = 0; i < MDMT_PACK; i++) {
-            int32_t k = number[pack * MDMT_PACK + i];
-            v.v[i] = k < 0 ? 0.0f : x[k >> 16].one(pixel, k & 0xffff);
+        uint32_t from = (uint32_t)block * each, left = pixels - from;
+        uint32_t here = left < each ? left : each;
+        if (phase == 0) {
+            /* The arguments are slow where neighbours read different ones. */
+            for (int i = thread; i < packs; i += THREADS) {
+                shared.made[i] = made[i];
+            }
+            for (int i = thread; i < loads; i += THREADS) {
+                shared.load[i] = load[i];
+            }
+        } else if (phase == 1) {
+            for (uint32_t i = (uint32_t)thread; i < here * (uint32_t)loads; i += THREADS) {
+                uint32_t at = i, pixel = by_loads.split(&at);
+                int32_t k = shared.load[at];
+                shared.value[i] = loaded(x[k >> 16], from + pixel, k & 0xffff);
+            }
+        } else {
+            for (uint32_t i = (uint32_t)thread; i < here * (uint32_t)packs; i += THREADS) {
+                uint32_t pack = i, pixel = by_packs.split(&pack);
+                size_t to = y.at(from + pixel, first + (int)pack);
+                *(mdmt_raw<T> *)(void *)(y.data + to) =
+                    picked(shared.value[pixel * (uint32_t)loads].v, shared.made[pack]);
+            }
         }
-        y.store(pixel, first + pack, v);
+    }
+    MDMT_HD static mdmt_raw<T> picked(const T *value, gather_pack of)
+    {
+        mdmt_raw<T> raw;
+        memset((void *)&raw, 0, sizeof raw);
+        for (int i = 0; i < MDMT_PACK; i++) {
+            if (of.number[i] >= 0) {
+                raw.v[i] = value[of.number[i]];
+            }
+        }
+        return raw;
+    }
+    MDMT_HD static mdmt_raw<T> loaded(const mdmt_source<T> &from, uint32_t pixel, int pack)
+    {
+        mdmt_raw<T> raw = mdmt_load_raw(from.map.data + from.map.at(pixel, pack));
+        if (from.scale && !from.gate && from.act == MDMT_ACT_RELU) {
+            mdmt_loader<T> loader(from, pack);
+            mdmt_round_pack(loader.template of<MDMT_ACT_RELU>(raw), &raw);
+        } else if (from.scale || from.gate) {
+            mdmt_round_pack(from.load(pixel, pack), &raw);
+        }
+        return raw;
+    }
+
+    /* Takes the channels `table` of a pack of y, of which `wanted` exist. 0: no room. */
+    int take(const int32_t *table, int wanted)
+    {
+        int added = loads;
+        for (int i = 0; i < MDMT_PACK; i++) {
+            made[packs].number[i] = -1;
+            if (i >= wanted || table[i] < 0) {
+                continue;
+            }
+            int32_t source = table[i] >> 16, c = table[i] & 0xffff, at = 0;
+            while (at < added && load[at] != (source << 16 | c / MDMT_PACK)) {
+                at++;
+            }
+            if (at == GATHER_LOADS) {
+                return 0;
+            }
+            load[at] = source << 16 | c / MDMT_PACK;
+            added = at == added ? added + 1 : added;
+            made[packs].number[i] = (int16_t)(at * MDMT_PACK + c % MDMT_PACK);
+        }
+        loads = added;
+        packs++;
+        return 1;
+    }
+    mdmt_status start(mdmt_stream_handle stream)
+    {
+        size_t bytes = sizeof(mdmt_raw<T>) * (size_t)(loads ? loads : 1);
+        size_t fit = sizeof(T) * ROOM / bytes;
+        each = (uint32_t)(fit < (size_t)PIXELS_MOST ? fit : (size_t)PIXELS_MOST);
+        by_packs = mdmt_divisor_of((size_t)packs);
+        by_loads = mdmt_divisor_of((size_t)(loads ? loads : 1));
+        return mdmt_launch(stream, mdmt_ceil_div(pixels, each), *this);
     }
 };
 
@@ -191,15 +282,20 @@ static mdmt_status gather_of(const mdmt_cuda_site *site, const mdmt_cuda_call *c
     for (int i = 0; i < site->op->inputs; i++) {
         f.x[i] = mdmt_source_of<T>(site->in[i], call->in[i]);
     }
-    for (f.first = 0; f.first < f.y.packs; f.first += GATHER_PACKS) {
-        int left = f.y.packs - f.first, packs = left < GATHER_PACKS ? left : GATHER_PACKS;
-        for (int i = 0; i < packs * MDMT_PACK; i++) {
-            int c = f.first * MDMT_PACK + i;
-            f.number[i] = c < f.y.c ? table[c] : -1;
-        }
-        MDMT_TRY(mdmt_walk_over(site->stream, f.y.pixels(), packs, f));
+    if (f.y.pixels() > 0x7fffffff) {
+        return mdmt_lent->fail(MDMT_UNSUPPORTED, "a feature map is too large for one launch");
     }
-    return MDMT_OK;
+    f.pixels = (uint32_t)f.y.pixels();
+    for (int pack = 0; pack < f.y.packs; pack++) {
+        int left = f.y.c - pack * MDMT_PACK;
+        if (f.packs < GATHER_PACKS && f.take(table + pack * MDMT_PACK, left)) {
+            continue;
+        }
+        MDMT_TRY(f.start(site->stream));
+        f.first = pack--; /* which has its turn again */
+        f.packs = f.loads = 0;
+    }
+    return f.start(site->stream);
 }
 
 static mdmt_status channel_gather(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
