@@ -17,6 +17,7 @@ device, a crash or a hang takes one slice and not the rest:
     kernels     time of each kernel of a step against the bytes it moves; gaps between launches
     speed       images per second of the whole step at batch 128, bf16 and tf32, beside PyTorch's
                 eager AMP with channels-last memory; share of limit P; memory of both
+    sharing     images that are streamed instead of kept on the GPU; several trainings at once
     compile     the same beside torch.compile, for a few backbones (a minute each: what fits)
     sanitizer   compute-sanitizer over small cases, where it is installed
 
@@ -41,7 +42,7 @@ from benchmarks import gpu_correct, gpu_speed, machine
 # seconds that a slice may take; together below --seconds
 LIMITS = {
     "table": 75, "golden": 15, "steps": 30, "nets": 100, "resume": 15, "errors": 20,
-    "interrupts": 45, "kernels": 30, "speed": 150, "compile": 100, "sanitizer": 100,
+    "interrupts": 45, "kernels": 30, "speed": 125, "sharing": 25, "compile": 100, "sanitizer": 100,
 }  # fmt: skip
 PRECISIONS = ("fp32", "tf32", "bf16")
 COLUMNS = ["slice", "case", "precision", "value", "ok", "text", "device", "mdmt", "when"]

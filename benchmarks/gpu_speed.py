@@ -2,6 +2,8 @@
 
 import gc
 import os
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -25,6 +27,7 @@ LIMIT_BANDWIDTH = 4.3e12
 FLOORS = {"resnet": 1.3, "wide_resnet": 1.3, "densenet": 1.6, "mobilenet": 1.5,
           "efficientnet": 1.5, "shufflenet": 3.0, "googlenet": 1.3}  # fmt: skip
 KERNEL_NETS = ("resnet50", "densenet121", "efficientnet_b0", "shufflenet_v2_x1_0")
+SHARING_NETS = ("shufflenet_v2_x1_0", "resnet18")
 COMPILE_NETS = ("resnet50", "densenet121", "efficientnet_b0", "shufflenet_v2_x1_0", "mobilenet_v2")
 
 
@@ -55,10 +58,14 @@ def rate_of(step, images, seconds=1.5):
     return float(np.median(found))
 
 
-def our_rate(run, name, precision, count, batch, size):
-    """(images per second, model) in calls of `count` steps each."""
+def our_rate(run, name, precision, count, batch, size, wait=None):
+    """(images per second, model) in calls of `count` steps each; wait() before it is measured."""
     model = model_of(name, run.device_name, precision, size)
     dataset, index = batches(count, batch)
+    if wait:
+        model.fit_steps(dataset, index, augment={}, **ADAM)
+        print("ready", flush=True)
+        wait()
     rate = rate_of(lambda: model.fit_steps(dataset, index, augment={}, **ADAM), count * batch,
                    0.2 if run.dry else 1.5)  # fmt: skip
     return rate, model
@@ -155,6 +162,65 @@ def compiled(run):
         run.attempt(name, "bf16", one)
 
 
+# ---------------------------------------------------------------- streamed images, shared GPUs
+
+CHILD = """
+import sys, time
+from benchmarks import gpu_speed
+class Run: device_name, dry = sys.argv[1], False
+name, precision, batch, size = *sys.argv[2:4], int(sys.argv[4]), int(sys.argv[5])
+print(gpu_speed.our_rate(Run, name, precision, 12, batch, size, input)[0], flush=True)
+"""
+
+
+def together(device, name, precision, count, batch, size):
+    """Images per second of all `count` processes that train at the same time."""
+    command = [sys.executable, "-c", CHILD, device, name, precision, str(batch), str(size)]
+    children = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(count)
+    ]
+    for child in children:  # each says that it is ready
+        child.stdout.readline()
+    for child in children:
+        child.stdin.write("\n")
+        child.stdin.flush()
+    return sum(float(child.communicate(timeout=60)[0].split()[-1]) for child in children)
+
+
+def sharing(run):
+    """What streaming costs where images do not fit, and what several trainings at once gain."""
+    batch, size, count = (2, 32, 1) if run.dry else (BATCH, 224, 12)
+    for name in SHARING_NETS[: 1 if run.dry else None]:
+        if run.late(f"{name} and all after it"):
+            return
+
+        def streamed(name=name):
+            resident, _ = our_rate(run, name, "bf16", count, batch, size)
+            os.environ["MDMT_CUDA_STORE_MB"] = "0"
+            try:
+                rate, _ = our_rate(run, name, "bf16", count, batch, size)
+            finally:
+                del os.environ["MDMT_CUDA_STORE_MB"]
+            return f"{rate / resident:.3f}", True, f"{rate:.0f} of {resident:.0f} images/s"
+
+        run.attempt(f"{name}: streamed", "bf16", streamed)
+        if run.dry:
+            return  # no GPU for other processes
+
+        def shared(name=name):
+            few = 16  # as with small data sets: a training alone does not fill the GPU
+            rates = [together(run, name, count, few, 128) for count in (1, 2, 4)]
+            text = ", ".join(f"{r:.0f}" for r in rates)
+            return (
+                f"{rates[-1] / rates[0]:.2f}",
+                True,
+                f"1, 2, 4 trainings at once: {text} images/s",
+            )
+
+        run.attempt(f"{name}: shared", "bf16", shared)
+
+
 # ---------------------------------------------------------------- kernels
 
 
@@ -216,9 +282,12 @@ def report(run, name, ops):
         run.note(f"{name}: {kernel}", "bf16", f"{1e3 * seconds:.4f} ms", True, text)
 
 
-SLICES = {"kernels": kernels, "speed": speed, "compile": compiled}
+SLICES = {"kernels": kernels, "speed": speed, "sharing": sharing, "compile": compiled}
 CASES = {
     "kernels": lambda options: [f"{n}: a step" for n in KERNEL_NETS],
     "speed": lambda options: options.backbones,
+    "sharing": lambda options: [
+        f"{n}: {what}" for n in SHARING_NETS for what in ("streamed", "shared")
+    ],
     "compile": lambda options: COMPILE_NETS,
 }

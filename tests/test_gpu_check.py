@@ -7,7 +7,7 @@ import os
 import pytest
 
 import mdmt
-from benchmarks import gpu_check
+from benchmarks import gpu_check, gpu_speed
 from tests import cudahost
 from tests.test_cuda_ops import CASES
 
@@ -136,3 +136,11 @@ def test_without_a_gpu_it_fails_with_the_reason(capsys, monkeypatch, tmp_path):
     arguments = ["--only", "table", "--stride", "400", "--inside", "--out", str(tmp_path)]
     assert gpu_check.main(arguments) == 1
     assert "the device 'cuda:0' is not available here: not in this build" in capsys.readouterr().out
+
+
+def test_processes_that_train_together_add_up(monkeypatch):
+    monkeypatch.setenv("MDMT_NUM_THREADS", "1")
+    alone, both = (
+        gpu_speed.together("cpu", "shufflenet_v2_x0_5", "fp32", n, 2, 32) for n in (1, 2)
+    )
+    assert 0 < alone and 0 < both < 8 * alone
