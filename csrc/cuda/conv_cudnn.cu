@@ -148,15 +148,17 @@ template <class T> struct image_map {
     const float *image; /* (N, C, H, W) */
     T *map;             /* (N, H, W, 8) */
     int c;
-    size_t area;
+    uint32_t area;
 
     MDMT_HD void at(uint32_t pixel, int unused) const
     {
         (void)unused;
-        size_t n = pixel / area, place = pixel % area;
+        uint32_t n = pixel / area;
+        const float *from = image + (size_t)n * (size_t)c * area + pixel % area;
         mdmt_pack p = mdmt_zero_pack();
-        for (int i = 0; i < c; i++) {
-            p.v[i] = image[(n * (size_t)c + (size_t)i) * area + place];
+        MDMT_UNROLL for (int i = 0; i < MDMT_PACK; i++)
+        {
+            p.v[i] = i < c ? from[(size_t)i * area] : 0.0f;
         }
         mdmt_store_pack(map + (size_t)pixel * MDMT_PACK, p);
     }
@@ -198,7 +200,7 @@ static mdmt_status turn_weights(const mdmt_cuda_site *site, const mdmt_tensor *w
 static mdmt_status turn_image(const mdmt_cuda_site *site, const void *image, void *map)
 {
     const int *dim = site->in[0]->dim;
-    size_t area = (size_t)dim[2] * (size_t)dim[3];
+    uint32_t area = (uint32_t)dim[2] * (uint32_t)dim[3];
     if (site->precision == MDMT_CUDA_BF16) {
         image_map<mdmt_bf16> f = {(const float *)image, (mdmt_bf16 *)map, dim[1], area};
         return mdmt_count_over(site->stream, (size_t)dim[0] * area, f);
