@@ -46,5 +46,20 @@ def depth_table(convolutions, views_of):
         row((2, 19, 13, 11), 3, 1, make=views_of, lazy="relu6", stats=True),
         row((2, 32, 13, 11), 5, 2, make=views_of, addend=True, stats=True, bias=True),
         row((3, 21, 10, 12), 3, 2, three, make=views_of, addend=True),
+        # several tiles of a GPU's kernel in both directions and in a part, ragged ones, 33 and
+        # more channels, several samples in one
+        row((2, 72, 37, 45), 3, 2, addend=True, stats=True),
+        row((1, 40, 61, 59), 5, 2, lazy="silu", gate=True, stats=True),
+        row((2, 40, 61, 58), 5, 2, (1, 2, 2, 1), addend=True),
+        row((3, 43, 29, 31), 3, lazy="silu", gate=True, stats=True, bias=True),
+        row((2, 69, 33, 35), 5, addend=True),
+        row((9, 34, 5, 6), 3, 2, make=views_of, addend=True),
+        row((7, 34, 6, 5), 5, make=views_of, lazy="silu", gate=True, stats=True),
+        row((1, 2, 3, 33930), 3, lazy="silu", stats=True),
+        # geometries that have no tiles
+        row((2, 19, 12, 11), 3, pad=(2, 2, 2, 2), dilation=(2, 2), lazy="relu6", stats=True),
+        row((2, 18, 13, 12), 7, 2, addend=True, bias=True),
+        convolutions((2, 19, 12, 11), 19, (3, 5), stride=(2, 1), pad=(1, 2, 1, 2), groups=19,
+                     addend=True),
     ]  # fmt: skip
     return [case for cases in rows for case in cases]

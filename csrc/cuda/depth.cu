@@ -1,7 +1,7 @@
 /* Depthwise convolutions in all three passes, and the stem: the convolution of an
  * IMAGE of few channels, whose weights [I][kh][kw][O up] are like those of I
- * depthwise ones. */
-#include "geometry.cuh"
+ * depthwise ones. Those that networks are made of: depth_tiles.cuh. */
+#include "depth_tiles.cuh"
 
 static const mdmt_tensor *weights_of(const mdmt_cuda_site *site)
 {
@@ -23,6 +23,24 @@ static mdmt_window_geometry window_of(const mdmt_cuda_site *site)
 {
     return mdmt_conv_window(MDMT_ATTRS(mdmt_conv_attrs, site->op), weights_of(site));
 }
+
+/* Geometries that depth_tiles.cuh serves. */
+static int is_tiled(const mdmt_cuda_site *site)
+{
+    mdmt_window_geometry g = window_of(site);
+    return is_depthwise(site) && g.kh == g.kw && (g.kh == 3 || g.kh == 5) && g.sh == g.sw &&
+           (g.sh == 1 || g.sh == 2) && g.dh == 1 && g.dw == 1;
+}
+
+/* Runs body<T, kernel, stride>(site, ...). */
+#define DEPTH_BY_STRIDE(body, T, K, site, ...)                                                     \
+    (window_of(site).sh == 1 ? body<T, K, 1>(__VA_ARGS__) : body<T, K, 2>(__VA_ARGS__))
+#define DEPTH_BY_KERNEL(body, T, site, ...)                                                        \
+    (window_of(site).kh == 3 ? DEPTH_BY_STRIDE(body, T, 3, site, __VA_ARGS__)                      \
+                             : DEPTH_BY_STRIDE(body, T, 5, site, __VA_ARGS__))
+#define DEPTH_TILED(body, site, ...)                                                               \
+    ((site)->precision == MDMT_CUDA_BF16 ? DEPTH_BY_KERNEL(body, mdmt_bf16, site, __VA_ARGS__)     \
+                                         : DEPTH_BY_KERNEL(body, float, site, __VA_ARGS__))
 
 /* ---- what stands under a tap: a pack of a map, or one number of an image ---- */
 
@@ -109,6 +127,14 @@ template <class T, class X> struct tap_forward {
     }
 };
 
+static mdmt_status statistics(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
+{
+    float *stats = (float *)call->output(site, 1);
+    return stats
+               ? mdmt_cuda_map_stats(site, site->out[0], call->out[0], stats, site->out[1]->dim[0])
+               : MDMT_OK;
+}
+
 template <class T, class X>
 static mdmt_status forward(const mdmt_cuda_site *site, const mdmt_cuda_call *call, const X &x)
 {
@@ -116,10 +142,25 @@ static mdmt_status forward(const mdmt_cuda_site *site, const mdmt_cuda_call *cal
                            (const float *)call->in[1].data, (const float *)call->input(site, 2),
                            window_of(site)};
     MDMT_TRY(mdmt_walk_over(site->stream, f.y.pixels(), f.y.packs, f));
-    float *stats = (float *)call->output(site, 1);
-    return stats
-               ? mdmt_cuda_map_stats(site, site->out[0], call->out[0], stats, site->out[1]->dim[0])
-               : MDMT_OK;
+    return statistics(site, call);
+}
+
+template <class T, int K, int S>
+static mdmt_status forward_tiles(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
+{
+    depth_forward_tiles<T, K, S> f;
+    memset((void *)&f, 0, sizeof f);
+    mdmt_window_geometry g = window_of(site);
+    f.x = mdmt_source_of<T>(site->in[0], call->in[0]);
+    f.y = mdmt_map_of<T>(site->out[0], call->out[0]);
+    f.w = (const float *)call->in[1].data;
+    f.bias = (const float *)call->input(site, 2);
+    f.top = g.pt;
+    f.left = g.pl;
+    depth_walk walk = {f.y.n, f.y.h, f.y.w, f.y.packs, K, S, 0, f.STRIPS, f.SLOTS};
+    f.t = depth_tiling_of(walk);
+    MDMT_TRY(mdmt_launch_rounds(site->stream, (size_t)f.t.tiles * (size_t)f.t.chunks, f));
+    return statistics(site, call);
 }
 
 template <class T>
@@ -138,6 +179,9 @@ static image_x image_of(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
 
 static mdmt_status depth_conv2d(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
 {
+    if (is_tiled(site)) {
+        return DEPTH_TILED(forward_tiles, site, site, call);
+    }
     return site->precision == MDMT_CUDA_BF16
                ? forward<mdmt_bf16>(site, call, depth_of<mdmt_bf16>(site, call))
                : forward<float>(site, call, depth_of<float>(site, call));
@@ -201,8 +245,44 @@ static mdmt_status depth_data_of(const mdmt_cuda_site *site, const mdmt_cuda_cal
     return mdmt_walk_over(site->stream, f.dx.pixels(), f.dx.packs, f);
 }
 
+/* Groups of S x S pixels from the one that holds the first pixel to the last one's. */
+static int groups_of(int size, int pad, int stride)
+{
+    return (pad + size - 1) / stride - pad / stride + 1;
+}
+
+template <class T, int K, int S>
+static mdmt_status data_tiles(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
+{
+    depth_data_tiles<T, K, S> f;
+    memset((void *)&f, 0, sizeof f);
+    mdmt_window_geometry g = window_of(site);
+    f.x = mdmt_source_of<T>(site->in[0], call->in[0]);
+    f.y = mdmt_map_of<T>(site->out[0], call->out[0]);
+    if (call->input(site, 2)) {
+        f.addend = mdmt_map_of<T>(site->in[2], call->in[2].data);
+    }
+    f.w = (const float *)call->in[1].data;
+    f.top = g.pt;
+    f.left = g.pl;
+    depth_walk walk = {f.y.n,
+                       groups_of(f.y.h, g.pt, S),
+                       groups_of(f.y.w, g.pl, S),
+                       f.y.packs,
+                       (K + S - 1) / S,
+                       1,
+                       0,
+                       f.STRIPS,
+                       f.SLOTS};
+    f.t = depth_tiling_of(walk);
+    return mdmt_launch_rounds(site->stream, (size_t)f.t.tiles * (size_t)f.t.chunks, f);
+}
+
 static mdmt_status depth_bwd_data(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
 {
+    if (is_tiled(site)) {
+        return DEPTH_TILED(data_tiles, site, site, call);
+    }
     return MDMT_BY_PRECISION(depth_data_of, site, call);
 }
 
@@ -269,11 +349,40 @@ static int weight_jobs(const mdmt_cuda_site *site)
     return (dim[1] * dim[2] * dim[3] + TAPS_AT_ONCE - 1) / TAPS_AT_ONCE;
 }
 
+template <class T, int K, int S> static depth_tiling weight_tiling(const mdmt_cuda_site *site)
+{
+    typedef depth_weight_tiles<T, K, S> kernel;
+    const int *dim = site->in[1]->dim;
+    depth_walk walk = {dim[0], dim[2],         dim[3],       mdmt_up(dim[1]) / MDMT_PACK, K, S,
+                       1,      kernel::STRIPS, kernel::SLOTS};
+    return depth_tiling_of(walk);
+}
+
+/* Tiles of a part. */
+static int tiles_per_part(const depth_tiling *t)
+{
+    int parts = (DEPTH_BLOCKS + t->chunks - 1) / t->chunks;
+    return (t->tiles + parts - 1) / parts;
+}
+
 static int weight_parts(const mdmt_cuda_site *site)
 {
     const int *dim = site->in[1]->dim;
+    if (is_tiled(site)) {
+        depth_tiling t = DEPTH_TILED(weight_tiling, site, site);
+        return (t.tiles + tiles_per_part(&t) - 1) / tiles_per_part(&t);
+    }
     size_t pixels = (size_t)dim[0] * (size_t)dim[2] * (size_t)dim[3];
     return mdmt_parts_of(pixels, mdmt_up(dim[1]) / MDMT_PACK, weight_jobs(site));
+}
+
+static mdmt_status weight_totals(const mdmt_cuda_site *site, const mdmt_cuda_call *call, int parts)
+{
+    const mdmt_tensor *w = site->out[0];
+    tap_totals totals = {(float *)call->out[0], w->dim[0], mdmt_up(w->dim[0])};
+    size_t weights = mdmt_stored_elements(w);
+    return mdmt_sum_rows(site->stream, (const float *)call->workspace, weights, weights, parts,
+                         totals);
 }
 
 template <class T, class X>
@@ -285,13 +394,32 @@ static mdmt_status weight(const mdmt_cuda_site *site, const mdmt_cuda_call *call
                         w->dim[1] * w->dim[2] * w->dim[3], window_of(site)};
     MDMT_TRY(mdmt_reduce_over<TAPS_AT_ONCE>(site->stream, f.dy.pixels(), f.dy.packs, parts,
                                             weight_jobs(site), f));
-    tap_totals totals = {(float *)call->out[0], w->dim[0], mdmt_up(w->dim[0])};
-    size_t weights = mdmt_stored_elements(w);
-    return mdmt_sum_rows(site->stream, f.partial, weights, weights, parts, totals);
+    return weight_totals(site, call, parts);
+}
+
+template <class T, int K, int S>
+static mdmt_status weight_tiles(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
+{
+    depth_weight_tiles<T, K, S> f;
+    memset((void *)&f, 0, sizeof f);
+    mdmt_window_geometry g = window_of(site);
+    f.x = mdmt_source_of<T>(site->in[0], call->in[0]);
+    f.dy = mdmt_source_of<T>(site->in[1], call->in[1]);
+    f.partial = (float *)call->workspace;
+    f.top = g.pt;
+    f.left = g.pl;
+    f.t = weight_tiling<T, K, S>(site);
+    f.per_part = tiles_per_part(&f.t);
+    f.parts = (f.t.tiles + f.per_part - 1) / f.per_part;
+    MDMT_TRY(mdmt_launch_rounds(site->stream, (size_t)f.parts * (size_t)f.t.chunks, f));
+    return weight_totals(site, call, f.parts);
 }
 
 static mdmt_status depth_bwd_weight(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
 {
+    if (is_tiled(site)) {
+        return DEPTH_TILED(weight_tiles, site, site, call);
+    }
     return site->precision == MDMT_CUDA_BF16
                ? weight<mdmt_bf16>(site, call, depth_of<mdmt_bf16>(site, call))
                : weight<float>(site, call, depth_of<float>(site, call));
