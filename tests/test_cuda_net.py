@@ -130,11 +130,16 @@ def test_kept_activations_change_no_bit(precision, monkeypatch):
     assert not fewer - ops and ops["norm_act"] > fewer["norm_act"]
 
 
-@pytest.mark.parametrize("augment", [0, 1])
-def test_images_are_the_cpus(augment):
-    attrs = {"batch": 12, "channels": 3, "size": (48, 40), "augment": augment,
+# The last ones: nodes at every pixel and at every fifth, in several tiles of the kernels.
+@pytest.mark.parametrize(
+    "augment, size, sigma",
+    [(0, (48, 40), 6.0), (1, (48, 40), 6.0), (1, (35, 290), 4.0), (1, (150, 71), 15.0)],
+)
+def test_images_are_the_cpus(augment, size, sigma):
+    attrs = {"batch": 12, "channels": 3, "size": size, "augment": augment,
              "mean": (0.4, 0.5, 0.6, 0.0), "std": (0.2, 0.3, 0.25, 1.0)}  # fmt: skip
     _, how = batch()
+    how["augmentation"] = AUGMENT | {"elastic_sigma": sigma}
     images = []
     for device in (None, cudahost.device("bf16")):
         graph = _core.Graph()

@@ -6,7 +6,7 @@
 enum { TAPS_MAX = 40 }; /* 2 * ceil(3 * 6) + 1 = 37: sigma / step is below 6 */
 
 /* What was drawn for a sample, and what follows from it. */
-struct image_plan {
+struct alignas(16) image_plan {
     const uint8_t *pixels;
     int sh, sw;                      /* of the source */
     int flip, elastic, plain;        /* plain: pixels are copied, perhaps flipped */
@@ -35,7 +35,8 @@ struct image_room {
 static image_room room_of(int height, int width)
 {
     image_room r = {height, width, 0, 0};
-    r.noise = (size_t)r.nodes_high() * (size_t)r.nodes_wide() + 8;
+    /* whole packs of eight */
+    r.noise = (size_t)r.nodes_high() * (size_t)r.nodes_wide() / 8 * 8 + 16;
     r.field = (size_t)(height + 1) * (size_t)(width + 1);
     return r;
 }
@@ -45,29 +46,47 @@ MDMT_HD float spread(uint32_t bits, float range)
     return range * (2 * mdmt_uniform(bits) - 1);
 }
 
-/* ---- plans: one thread per sample ---- */
+/* ---- plans: a block per sample; its first thread draws, each thread makes a tap ---- */
 
 struct make_plans {
+    enum { THREADS = 64, PHASES = 3 };
+    static_assert((int)THREADS >= (int)TAPS_MAX, "a thread for every tap");
+    struct shared_type {
+        float tap[TAPS_MAX];
+    };
     const mdmt_gpu_step *step;
     image_plan *plan;
     int height, width, augment;
 
+    MDMT_HD static double spread_of(float sigma, int step)
+    {
+        return fmax(fmin((double)sigma / step, 6.0), 0.01);
+    }
     MDMT_HD void make_grid(image_plan *p, float sigma) const
     {
         p->step = sigma >= 6 ? (int)fminf(sigma / 3, 4096) : 1;
         p->rows = (height - 1) / p->step + 2;
         p->columns = (width - 1) / p->step + 2;
-        double s = fmax(fmin((double)sigma / p->step, 6.0), 0.01), sum = 0;
-        p->radius = (int)ceil(3 * s);
-        for (int t = 0; t < TAPS_MAX; t++) {
-            p->tap[t] = 0.0f;
-        }
-        for (int t = -p->radius; t <= p->radius; t++) {
-            p->tap[t + p->radius] = (float)exp(-0.5 * t * t / (s * s));
-            sum += p->tap[t + p->radius];
-        }
-        for (int t = 0; t <= 2 * p->radius; t++) {
-            p->tap[t] = (float)(p->tap[t] / sum);
+        p->radius = (int)ceil(3 * spread_of(sigma, p->step));
+    }
+    MDMT_HD void run(int phase, size_t block, int thread, shared_type &shared) const
+    {
+        image_plan *p = &plan[block];
+        if (phase == 0) {
+            if (thread == 0) {
+                make((uint32_t)block);
+            }
+        } else if (p->elastic && thread < TAPS_MAX) {
+            int taps = 2 * p->radius + 1, t = thread - p->radius;
+            double s = spread_of(step->augmentation.elastic_sigma, p->step), sum = 0;
+            if (phase == 1) {
+                shared.tap[thread] = thread < taps ? (float)exp(-0.5 * t * t / (s * s)) : 0.0f;
+                return;
+            }
+            for (int i = 0; i < taps; i++) {
+                sum += shared.tap[i];
+            }
+            p->tap[thread] = (float)(shared.tap[thread] / sum);
         }
     }
     MDMT_HD void draw(image_plan *p, int data_set, int64_t index, float *shift, float *zoom,
@@ -105,9 +124,8 @@ struct make_plans {
             p->noise_unit = alpha / (float)p->step / 32768;
         }
     }
-    MDMT_HD void at(uint32_t sample, int unused) const
+    MDMT_HD void make(uint32_t sample) const
     {
-        (void)unused;
         image_plan *p = &plan[sample];
         int data_set = step->sample_source[sample];
         int64_t index = step->sample_index[sample];
@@ -119,6 +137,7 @@ struct make_plans {
                                    : step->streamed + (size_t)sample * step->stride;
         p->flip = p->elastic = 0;
         p->step = 1;
+        p->rows = p->columns = p->radius = 0;
         if (augment) {
             draw(p, data_set, index, shift, &zoom, &angle);
         }
@@ -145,73 +164,108 @@ struct make_plans {
 struct elastic {
     const image_plan *plan;
     image_room room;
-    float *noise, *smoothed, *field; /* (samples, 2, room.noise), the same, room.field */
+    float *noise, *field; /* (samples, 2, room.noise), (samples, 2, room.field) */
 };
 
-/* A thread draws eight numbers. */
+/* A thread draws eight numbers at a time. How many are wanted is known on the GPU alone: SHARES
+ * blocks have a plane between them. */
 struct draw_noise : elastic {
-    MDMT_HD void at(uint32_t plane, int eighth) const
+    enum { THREADS = 256, PHASES = 1, SHARES = 8 };
+    typedef mdmt_nothing shared_type;
+
+    MDMT_HD void run(int phase, size_t block, int thread, shared_type &shared) const
     {
+        (void)phase;
+        (void)shared;
+        uint32_t plane = (uint32_t)block / SHARES;
         const image_plan &p = plan[plane / 2];
-        size_t at = (size_t)eighth * 8;
-        if (!p.elastic ||
-            at >= (size_t)(p.columns + 2 * p.radius) * (size_t)(p.rows + 2 * p.radius)) {
+        if (!p.elastic) {
             return;
         }
-        float *to = noise + (size_t)plane * room.noise + at;
-        mdmt_philox4 four = mdmt_philox(p.noise_key, (uint64_t)eighth, plane % 2);
-        for (int i = 0; i < 4; i++) {
-            /* the middle of each of 65536 intervals: no bias */
-            to[2 * i] = ((float)(int)(four.v[i] & 0xFFFF) - 32767.5f) * p.noise_unit;
-            to[2 * i + 1] = ((float)(int)(four.v[i] >> 16) - 32767.5f) * p.noise_unit;
+        uint32_t count = (uint32_t)(p.columns + 2 * p.radius) * (uint32_t)(p.rows + 2 * p.radius);
+        uint32_t eighth = (uint32_t)block % SHARES * THREADS + (uint32_t)thread;
+        uint64_t key = p.noise_key;
+        float unit = p.noise_unit, *to = noise + (size_t)plane * room.noise;
+        for (; eighth * 8 < count; eighth += SHARES * THREADS) {
+            mdmt_philox4 four = mdmt_philox(key, (uint64_t)eighth, plane % 2);
+            mdmt_pack made;
+            for (int i = 0; i < 4; i++) {
+                /* the middle of each of 65536 intervals: no bias */
+                made.v[2 * i] = ((float)(int)(four.v[i] & 0xFFFF) - 32767.5f) * unit;
+                made.v[2 * i + 1] = ((float)(int)(four.v[i] >> 16) - 32767.5f) * unit;
+            }
+            mdmt_store_pack(to + (size_t)eighth * 8, made);
         }
     }
 };
 
 /* sum_t tap[t] in[t * stride], four taps at a time. */
-MDMT_HD float smooth(const image_plan &p, const float *in, size_t stride)
+MDMT_HD float smooth(const float *tap, int last, const float *in, int stride)
 {
     float sum = 0;
-    int last = 2 * p.radius;
     for (int t = 0; t <= last; t += 4) {
-        float a = in[(size_t)t * stride];
-        float b = t + 1 <= last ? in[(size_t)(t + 1) * stride] : a;
-        float c = t + 2 <= last ? in[(size_t)(t + 2) * stride] : a;
-        float d = t + 3 <= last ? in[(size_t)(t + 3) * stride] : a;
-        sum += p.tap[t] * a + p.tap[t + 1] * b + p.tap[t + 2] * c + p.tap[t + 3] * d;
+        float a = in[t * stride];
+        float b = t + 1 <= last ? in[(t + 1) * stride] : a;
+        float c = t + 2 <= last ? in[(t + 2) * stride] : a;
+        float d = t + 3 <= last ? in[(t + 3) * stride] : a;
+        sum += tap[t] * a + tap[t + 1] * b + tap[t + 2] * c + tap[t + 3] * d;
     }
     return sum;
 }
 
-struct smooth_rows : elastic {
-    MDMT_HD void at(uint32_t line, int x) const
+/* A block makes HIGH x WIDE nodes of a plane: along y into shared memory, from there along x. */
+struct smooth_noise : elastic {
+    enum { THREADS = 256, PHASES = 3, HIGH = 16, WIDE = 128, LANES = 32 };
+    struct shared_type {
+        alignas(16) float tap[TAPS_MAX];
+        float down[HIGH][WIDE + TAPS_MAX];
+    };
+
+    MDMT_HD int tiles() const
     {
-        uint32_t high = (uint32_t)room.nodes_high(), plane = line / high;
+        return (room.width + WIDE) / WIDE;
+    }
+    MDMT_HD int strips() const
+    {
+        return (room.height + HIGH) / HIGH;
+    }
+    MDMT_HD void run(int phase, size_t block, int thread, shared_type &shared) const
+    {
+        int tile = (int)((uint32_t)block % (uint32_t)tiles());
+        uint32_t rest = (uint32_t)block / (uint32_t)tiles();
+        int strip = (int)(rest % (uint32_t)strips());
+        uint32_t plane = rest / (uint32_t)strips();
         const image_plan &p = plan[plane / 2];
-        int y = (int)(line % high), wide = p.columns + 2 * p.radius;
-        if (p.elastic && y < p.rows && x < wide) {
-            size_t from = (size_t)plane * room.noise;
-            size_t here = (size_t)y * (size_t)wide + (size_t)x;
-            smoothed[from + here] = smooth(p, noise + from + here, (size_t)wide);
+        int x0 = tile * WIDE, y0 = strip * HIGH;
+        if (!p.elastic || x0 >= p.columns || y0 >= p.rows) {
+            return;
+        }
+        int high = p.rows - y0 < HIGH ? p.rows - y0 : HIGH, last = 2 * p.radius;
+        int wide = p.columns - x0 < WIDE ? p.columns - x0 : WIDE, pitch = p.columns + last;
+        int lane = thread % LANES, first = thread / LANES;
+        if (phase == 0) {
+            if (thread < TAPS_MAX) {
+                shared.tap[thread] = p.tap[thread];
+            }
+        } else if (phase == 1) {
+            const float *in = noise + (size_t)plane * room.noise + (size_t)y0 * (size_t)pitch + x0;
+            for (int y = first; y < high; y += THREADS / LANES) {
+                for (int x = lane; x < wide + last; x += LANES) {
+                    shared.down[y][x] = smooth(shared.tap, last, in + y * pitch + x, pitch);
+                }
+            }
+        } else {
+            float *to = field + (size_t)plane * room.field + (size_t)y0 * (size_t)p.columns + x0;
+            for (int y = first; y < high; y += THREADS / LANES) {
+                for (int x = lane; x < wide; x += LANES) {
+                    to[y * p.columns + x] = smooth(shared.tap, last, &shared.down[y][x], 1);
+                }
+            }
         }
     }
 };
 
-struct smooth_columns : elastic {
-    MDMT_HD void at(uint32_t line, int x) const
-    {
-        uint32_t high = (uint32_t)room.height + 1, plane = line / high;
-        const image_plan &p = plan[plane / 2];
-        int y = (int)(line % high), wide = p.columns + 2 * p.radius;
-        if (p.elastic && y < p.rows && x < p.columns) {
-            const float *in = smoothed + (size_t)plane * room.noise + (size_t)y * (size_t)wide;
-            field[(size_t)plane * room.field + (size_t)y * (size_t)p.columns + (size_t)x] =
-                smooth(p, in + x, 1);
-        }
-    }
-};
-
-/* ---- sampling: one thread per pixel of the output ---- */
+/* ---- sampling: a warp makes 32 x HIGH pixels, a thread a column of them ---- */
 
 MDMT_HD float mirrored(float x, float last)
 {
@@ -233,43 +287,77 @@ MDMT_HD float bilinear(const image_plan &p, float x, float y)
 }
 
 struct sample_images : elastic {
+    enum { THREADS = 128, PHASES = 1, LANES = 32, HIGH = 8 };
+    typedef mdmt_nothing shared_type;
     float *out; /* (N, C, H, W) */
-    int channels;
-    float mean[4], deviation[4];
+    int samples, channels;
+    float mean[4], scale[4]; /* 1 / deviation */
 
-    /* The displacement at pixel (y, x), from the nodes around it. */
-    MDMT_HD float displacement(const image_plan &p, const float *nodes, int y, int x) const
+    MDMT_HD uint32_t tiles() const
     {
-        int above = y / p.step, left = x / p.step;
-        float fy = (float)(y - above * p.step) / (float)p.step;
-        const float *top = nodes + (size_t)above * (size_t)p.columns + (size_t)left;
-        const float *bottom = top + p.columns;
+        return (uint32_t)(room.width + LANES - 1) / LANES;
+    }
+    MDMT_HD uint32_t strips() const
+    {
+        return (uint32_t)(room.height + HIGH - 1) / HIGH;
+    }
+    size_t blocks() const
+    {
+        return mdmt_ceil_div((size_t)samples * strips() * tiles(), THREADS / LANES);
+    }
+    /* The displacement from the nodes around a pixel, `top` being the left one above; fx and fy:
+     * the way to the next nodes. */
+    MDMT_HD static float displacement(const float *top, int columns, float fx, float fy)
+    {
+        const float *bottom = top + columns;
         float a = top[0] + fy * (bottom[0] - top[0]), b = top[1] + fy * (bottom[1] - top[1]);
-        return a + (b - a) / (float)p.step * (float)(x - left * p.step);
+        return a + (b - a) * fx;
     }
-    MDMT_HD float grey(const image_plan &p, const float *nodes, int y, int x) const
+    MDMT_HD void run(int phase, size_t block, int thread, shared_type &shared) const
     {
-        if (p.plain) {
-            return (float)p.pixels[y * p.sw + (p.flip ? p.sw - 1 - x : x)];
+        (void)phase;
+        (void)shared;
+        uint32_t unit = (uint32_t)block * (THREADS / LANES) + (uint32_t)(thread / LANES);
+        int x = (int)(unit % tiles()) * LANES + thread % LANES;
+        unit /= tiles();
+        int y = (int)(unit % strips()) * HIGH;
+        uint32_t sample = unit / strips();
+        if (sample < (uint32_t)samples && x < room.width) {
+            column(sample, y, y + HIGH < room.height ? y + HIGH : room.height, x);
         }
-        float qx = (float)x, qy = (float)y;
-        if (p.elastic) {
-            qx += displacement(p, nodes, y, x);
-            qy += displacement(p, nodes + room.field, y, x);
-        }
-        return bilinear(p, p.x0 + p.xx * qx + p.xy * qy, p.y0 + p.yx * qx + p.yy * qy);
     }
-    MDMT_HD void at(uint32_t line, int x) const
+    MDMT_HD void column(uint32_t sample, int y, int end, int x) const
     {
-        uint32_t sample = line / (uint32_t)room.height;
-        int y = (int)(line % (uint32_t)room.height);
+        const image_plan p = plan[sample];
+        int left = x / p.step, above = y / p.step, below = y - above * p.step;
+        float per_step = 1 / (float)p.step, fx = (float)(x - left * p.step) * per_step;
+        const float *top = field + (size_t)sample * 2 * room.field + above * p.columns + left;
+        for (; y < end; y++) {
+            float qx = (float)x, qy = (float)y, v;
+            if (p.plain) {
+                v = (float)p.pixels[y * p.sw + (p.flip ? p.sw - 1 - x : x)];
+            } else {
+                if (p.elastic) {
+                    float fy = (float)below * per_step;
+                    qx += displacement(top, p.columns, fx, fy);
+                    qy += displacement(top + room.field, p.columns, fx, fy);
+                }
+                v = bilinear(p, p.x0 + p.xx * qx + p.xy * qy, p.y0 + p.yx * qx + p.yy * qy);
+            }
+            put(sample, y, x, v * (1 / 255.0f));
+            if (++below == p.step) {
+                below = 0;
+                top += p.columns;
+            }
+        }
+    }
+    MDMT_HD void put(uint32_t sample, int y, int x, float v) const
+    {
         size_t area = (size_t)room.height * (size_t)room.width;
-        const float *nodes = field + (size_t)sample * 2 * room.field;
-        float v = grey(plan[sample], nodes, y, x) / 255.0f;
-        float *to = out + (size_t)sample * (size_t)channels * area;
+        float *to = out + (size_t)sample * (size_t)channels * area +
+                    (size_t)y * (size_t)room.width + (size_t)x;
         for (int c = 0; c < channels; c++) {
-            to[(size_t)c * area + (size_t)y * (size_t)room.width + (size_t)x] =
-                (v - mean[c]) / deviation[c];
+            to[(size_t)c * area] = (v - mean[c]) * scale[c];
         }
     }
 };
@@ -289,30 +377,29 @@ static mdmt_status images(const mdmt_cuda_site *site, const mdmt_cuda_call *call
     image_plan *plan = (image_plan *)(void *)call->workspace;
     size_t planes = 2 * (size_t)a->batch;
     make_plans plans = {&gpu->state->step, plan, room.height, room.width, a->augment};
-    MDMT_TRY(mdmt_count_over(site->stream, (size_t)a->batch, plans));
+    MDMT_TRY(mdmt_launch(site->stream, (size_t)a->batch, plans));
     sample_images f;
     memset((void *)&f, 0, sizeof f);
     f.plan = plan;
     f.room = room;
     f.noise = (float *)(void *)(plan + a->batch);
-    f.smoothed = f.noise + planes * room.noise;
-    f.field = f.smoothed + planes * room.noise;
+    f.field = f.noise + planes * room.noise;
     f.out = (float *)call->out[0];
+    f.samples = a->batch;
     f.channels = a->channels;
     memcpy(f.mean, a->mean, sizeof f.mean);
-    memcpy(f.deviation, a->std, sizeof f.deviation);
+    for (int c = 0; c < a->channels; c++) {
+        f.scale[c] = 1 / a->std[c];
+    }
     if (a->augment) {
         draw_noise noise;
-        smooth_rows rows;
-        smooth_columns columns;
-        (elastic &)noise = (elastic &)rows = (elastic &)columns = f;
-        MDMT_TRY(mdmt_walk_over(site->stream, planes, (int)(room.noise / 8), noise));
-        MDMT_TRY(mdmt_walk_over(site->stream, planes * (size_t)room.nodes_high(), room.nodes_wide(),
-                                rows));
-        MDMT_TRY(mdmt_walk_over(site->stream, planes * (size_t)(room.height + 1), room.width + 1,
-                                columns));
+        smooth_noise smoothed;
+        (elastic &)noise = (elastic &)smoothed = f;
+        MDMT_TRY(mdmt_launch(site->stream, planes * draw_noise::SHARES, noise));
+        size_t each = (size_t)smoothed.strips() * (size_t)smoothed.tiles();
+        MDMT_TRY(mdmt_launch(site->stream, planes * each, smoothed));
     }
-    return mdmt_walk_over(site->stream, (size_t)a->batch * (size_t)room.height, room.width, f);
+    return mdmt_launch(site->stream, f.blocks(), f);
 }
 
 static mdmt_status images_needs(const mdmt_cuda_site *site, mdmt_cuda_needs *needs)
@@ -321,7 +408,7 @@ static mdmt_status images_needs(const mdmt_cuda_site *site, mdmt_cuda_needs *nee
     image_room room = room_of(a->size[0], a->size[1]);
     size_t planes = a->augment ? 2 * (size_t)a->batch : 0;
     needs->workspace_bytes = sizeof(image_plan) * (size_t)a->batch +
-                             sizeof(float) * planes * (2 * room.noise + room.field);
+                             sizeof(float) * planes * (room.noise + room.field);
     return mdmt_gpu_sample_room(site->gpu, a->batch);
 }
 
