@@ -150,9 +150,9 @@ static mdmt_status over_stored_first(const mdmt_cuda_site *site, mdmt_cuda_needs
 template <class T>
 static mdmt_status gate_bwd_of(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
 {
-    return mdmt_sum_samples(site->stream, mdmt_source_of<T>(site->in[1], call->in[1]),
-                            mdmt_map_of<T>(site->in[0], call->in[0].data), 1.0f,
-                            (float *)call->out[0]);
+    return mdmt_sum_samples<true>(site->stream, mdmt_source_of<T>(site->in[1], call->in[1]),
+                                  mdmt_map_of<T>(site->in[0], call->in[0].data), 1.0f,
+                                  (float *)call->out[0]);
 }
 
 static mdmt_status gate_bwd(const mdmt_cuda_site *site, const mdmt_cuda_call *call)

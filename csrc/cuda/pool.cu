@@ -280,10 +280,8 @@ template <class T>
 static mdmt_status global_avg_pool_of(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
 {
     mdmt_source<T> x = mdmt_source_of<T>(site->in[0], call->in[0]);
-    mdmt_map<T> none;
-    memset((void *)&none, 0, sizeof none);
-    return mdmt_sum_samples(site->stream, x, none, (float)(x.map.h * x.map.w),
-                            (float *)call->out[0]);
+    return mdmt_sum_samples<false>(site->stream, x, x.map, (float)(x.map.h * x.map.w),
+                                   (float *)call->out[0]);
 }
 
 static mdmt_status global_avg_pool(const mdmt_cuda_site *site, const mdmt_cuda_call *call)

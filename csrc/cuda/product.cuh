@@ -58,7 +58,7 @@ template <bool ALONG> struct mdmt_factor {
 template <bool A_ALONG, bool B_ALONG, bool WIDE, int M, int N, int SLICES> struct mdmt_product {
     enum { LANES = 32, HIGH = 8, ACROSS = 4, THREADS = LANES * SLICES, PHASES = 2 };
     enum { TILE_M = HIGH * M, TILE_N = ACROSS * N, PITCH = TILE_N + 1 };
-    enum { AHEAD = M * N < 8 ? 4 : WIDE ? 2 : 1 }; /* quadruples of k loaded at once */
+    enum { AHEAD = M * N < 8 ? 4 : 2 }; /* quadruples of k loaded at once */
     struct shared_type {
         float sum[SLICES][TILE_M * PITCH];
     };
@@ -128,7 +128,8 @@ mdmt_status mdmt_multiply_by(mdmt_stream_handle stream, const mdmt_factor<A_ALON
     return mdmt_launch(stream, high * across, k);
 }
 
-/* Tiles of 16 x 16 where they make enough blocks for a large GPU, else of 8 x 8. */
+/* Tiles of 16 x 16 where they make enough blocks for a large GPU, else, and where rows are not of
+ * whole quadruples, of 8 x 8. */
 template <bool A_ALONG, bool B_ALONG>
 mdmt_status mdmt_multiply(mdmt_stream_handle stream, const mdmt_factor<A_ALONG> &a,
                           const mdmt_factor<B_ALONG> &b, int length, const float *start, float *c)
@@ -136,13 +137,9 @@ mdmt_status mdmt_multiply(mdmt_stream_handle stream, const mdmt_factor<A_ALONG> 
     size_t tiles = mdmt_ceil_div((size_t)a.rows, 16) * mdmt_ceil_div((size_t)b.rows, 16);
     mdmt_status (*multiply)(mdmt_stream_handle, const mdmt_factor<A_ALONG> &,
                             const mdmt_factor<B_ALONG> &, int, const float *, float *);
-    if (a.wide() && b.wide()) {
-        multiply = tiles >= 128 ? mdmt_multiply_by<A_ALONG, B_ALONG, true, 2, 4, 8>
-                                : mdmt_multiply_by<A_ALONG, B_ALONG, true, 1, 2, 16>;
-    } else {
-        multiply = tiles >= 128 ? mdmt_multiply_by<A_ALONG, B_ALONG, false, 2, 4, 8>
-                                : mdmt_multiply_by<A_ALONG, B_ALONG, false, 1, 2, 16>;
-    }
+    multiply = !a.wide() || !b.wide() ? mdmt_multiply_by<A_ALONG, B_ALONG, false, 1, 2, 16>
+               : tiles < 128          ? mdmt_multiply_by<A_ALONG, B_ALONG, true, 1, 2, 16>
+                                      : mdmt_multiply_by<A_ALONG, B_ALONG, true, 2, 4, 8>;
     return multiply(stream, a, b, length, start, c);
 }
 

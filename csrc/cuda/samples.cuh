@@ -167,22 +167,16 @@ template <class T, bool TIMES> struct mdmt_sample_sums {
     }
 };
 
-/* dy.data NULL: no factor. The packs of a block follow from the shape alone: few where a sample
- * has many pixels, so that small batches fill a GPU, many where it has few. */
-template <class T>
+/* TIMES: y sums x dy; else dy is not looked at. The packs of a block follow from the shape alone:
+ * few where a sample has many pixels, so that small batches fill a GPU, many where it has few. */
+template <bool TIMES, class T>
 mdmt_status mdmt_sum_samples(mdmt_stream_handle stream, const mdmt_source<T> &x,
                              const mdmt_map<T> &dy, float divisor, float *y)
 {
     int area = x.map.h * x.map.w, bits = area <= 100 ? 4 : area <= 1000 ? 3 : area <= 5000 ? 2 : 1;
     uint32_t groups = (uint32_t)mdmt_ceil_div((size_t)x.map.packs, (size_t)1 << bits);
-    int act = mdmt_act_known(x);
-    size_t blocks = (size_t)x.map.n * (size_t)groups;
-    if (dy.data) {
-        mdmt_sample_sums<T, true> kernel = {x, dy, y, divisor, groups, bits, act};
-        return mdmt_launch(stream, blocks, kernel);
-    }
-    mdmt_sample_sums<T, false> kernel = {x, dy, y, divisor, groups, bits, act};
-    return mdmt_launch(stream, blocks, kernel);
+    mdmt_sample_sums<T, TIMES> kernel = {x, dy, y, divisor, groups, bits, mdmt_act_known(x)};
+    return mdmt_launch(stream, (size_t)x.map.n * (size_t)groups, kernel);
 }
 
 #endif
