@@ -61,7 +61,12 @@ template <class T> struct depth_x {
     MDMT_HD mdmt_pack load(int n, int i, int h, int w, int pack) const
     {
         (void)i;
-        return x.load(x.map.pixel(n, h, w), pack);
+        mdmt_pack a = mdmt_zero_pack(), b = a;
+        if (x.scale) {
+            a = mdmt_load_pack(x.scale + pack * MDMT_PACK);
+            b = mdmt_load_pack(x.shift + pack * MDMT_PACK);
+        }
+        return mdmt_lazy_pack(x, x.map.load(x.map.pixel(n, h, w), pack), a, b, pack, n);
     }
 };
 

@@ -226,6 +226,30 @@ struct alignas(16) mdmt_quad {
     float v[4];
 };
 
+/* What x is read as: `p` are stored numbers of sample n, `a` and `b` scale and shift of the pack.
+ */
+template <class T>
+MDMT_HD mdmt_pack mdmt_lazy_pack(const mdmt_source<T> &x, mdmt_pack p, const mdmt_pack &a,
+                                 const mdmt_pack &b, int pack, int n)
+{
+    if (x.scale) {
+        MDMT_UNROLL
+        for (int k = 0; k < MDMT_PACK; k++) {
+            p.v[k] = a.v[k] * p.v[k] + b.v[k];
+        }
+        mdmt_act_pack<sizeof(T) == 2>(x.act, &p);
+    }
+    if (x.gate) {
+        const float *gate = x.gate + (size_t)n * (size_t)x.map.c;
+        MDMT_UNROLL
+        for (int k = 0; k < MDMT_PACK; k++) {
+            int c = pack * MDMT_PACK + k;
+            p.v[k] *= c < x.map.c ? gate[c] : 0.0f;
+        }
+    }
+    return p;
+}
+
 /* ---- a tile ---- */
 
 /* Channels of a tile: 64 bytes of a bfloat16 map, which half a warp reads as pairs and four
@@ -399,32 +423,13 @@ template <class T, class U, int THREADS> struct mdmt_filler {
             for (; slot < last; slot += 8, at.x += 8) {
                 mdmt_pack p = mdmt_load_pack((const T *)copied(slot));
                 if (inside(at.x)) {
-                    p = value(p, a, b, at.n);
+                    p = mdmt_lazy_pack(x, p, a, b, pack, at.n);
                 }
                 if (WIDENS || inside(at.x)) {
                     store(slot, p);
                 }
             }
         }
-    }
-    MDMT_HD mdmt_pack value(mdmt_pack p, const mdmt_pack &a, const mdmt_pack &b, int n) const
-    {
-        if (x.scale) {
-            MDMT_UNROLL
-            for (int k = 0; k < MDMT_PACK; k++) {
-                p.v[k] = a.v[k] * p.v[k] + b.v[k];
-            }
-            mdmt_act_pack<sizeof(T) == 2>(x.act, &p);
-        }
-        if (x.gate) {
-            const float *gate = x.gate + (size_t)n * (size_t)x.map.c;
-            MDMT_UNROLL
-            for (int k = 0; k < MDMT_PACK; k++) {
-                int c = pack * MDMT_PACK + k;
-                p.v[k] *= c < x.map.c ? gate[c] : 0.0f;
-            }
-        }
-        return p;
     }
 };
 
