@@ -29,6 +29,7 @@ SETTINGS = {
     "train.epochs": 1,
     "train.batch_size": 16,
     "train.augment": "null",
+    "data.crop": "whole",  # these are drawings in which no lungs are found
     "sampler.drop_last": "true",  # at 32 px batch norm cannot train on a last batch of one
 }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,21 +143,21 @@ def load_values(arguments) -> dict:
     return config.load(arguments.config or "demo", arguments.overrides)
 
 
-def resolve_device(name: str) -> str:
-    """Return the device that --device names. auto is the CPU: the CUDA backend has not yet been
-    proven on a GPU, and is used only where it is named."""
-    from .system import open_device
+def resolve_device(name: str, augment: dict | None = None, elsewhere: bool = False) -> str:
+    """Return the device that --device names, for trainings with `augment`. Those on other machines
+    (`elsewhere`) find out there, since this one may have no GPU. Raises BadConfig."""
+    from .augmentation import gpu_can
+    from .system import choose_device
 
-    if name == "auto":
-        return "cpu"
+    if elsewhere and re.fullmatch("auto|cpu|cuda(:[0-9]+)?", name):
+        return name
     try:
-        open_device(name)
+        return choose_device(name, gpu_can(augment))
     except (ValueError, NotImplementedError) as error:
         raise BadConfig(f"--device {name}: {error}") from error
-    return name
 
 
-def _introduce(study: Study, out: Path, found: checks.Report) -> None:
+def _introduce(study: Study, out: Path, found: checks.Report, device: str) -> None:
     values = study.values
     synthetic = " (SYNTHETIC radiographs)" if values["data"]["synthetic"] is not None else ""
     print(f"mdmt {__version__}: {values['name']}{synthetic} -> {out}", file=sys.stderr)
@@ -179,9 +180,10 @@ def _introduce(study: Study, out: Path, found: checks.Report) -> None:
     plural = "s" if len(study.jobs) > 1 else ""
     names = [release.name for release in study.releases]
     releases = f"; releases {', '.join(names)}" if len(names) > 1 else ""
+    where = "" if device in ("cpu", "auto") else f"; on {device}"
     print(
         f"  {len(study.jobs)} training{plural}: {', '.join(values['backbones'])}; "
-        f"{', '.join(values['configurations'])}; weights: {values['weights']}{releases}",
+        f"{', '.join(values['configurations'])}; weights: {values['weights']}{releases}{where}",
         file=sys.stderr,
     )
 
@@ -194,7 +196,8 @@ def run(values: dict, out=None, **options) -> list[dict]:
     results).
     """
     chosen = Options(**options)
-    chosen.device = resolve_device(chosen.device)
+    elsewhere = bool(chosen.dask or chosen.emit_slurm)
+    chosen.device = resolve_device(chosen.device, values["train"]["augment"], elsewhere)
     if chosen.workers < 1:
         raise BadConfig(f"--workers {chosen.workers}: must be at least 1")
     if chosen.retries < 0:
@@ -228,14 +231,14 @@ def _remove_empty(out: Path) -> None:
         out.rmdir()
 
 
-def ready(out: str, values: dict, quiet: bool, memory: bool) -> Study:
+def ready(out: str, values: dict, quiet: bool, memory: bool, device: str) -> Study:
     """Read and check the data, make the splits and plan the jobs of the out folder; say what there
     is and write what is known before any training. memory: whether this machine's must do."""
     out = Path(out)
     study = prepare(values, out, quiet)
     found = checks.before(study, memory=memory, quiet=quiet)
     if not quiet:
-        _introduce(study, out, found)
+        _introduce(study, out, found, device)
     record = split_record(study)
     check_same_data(out, record)
     write_json(out / "splits.json", record)
@@ -251,7 +254,9 @@ def _run_in(out: Path, values: dict, options: Options) -> list[dict]:
     with folder_lock(out, "out folder"):
         elsewhere = bool(options.dask or options.emit_slurm or options.only_collect)
         # Decoders, spreadsheets, checks and large images leave no trace in this process.
-        study = apart.call("mdmt.run:ready", str(out), values, options.quiet, not elsewhere)
+        study = apart.call(
+            "mdmt.run:ready", str(out), values, options.quiet, not elsewhere, options.device
+        )
         if options.emit_slurm:
             from .runner import slurm
 
@@ -395,7 +400,8 @@ def _masks(values: dict, arguments) -> None:
         if getattr(arguments, name):
             option = name.replace("_", "-")
             raise BadConfig(f"--{option}: is not for a configuration of kind masks; leave it out")
-    device = resolve_device(arguments.device)
+    # Masks are not trained on a GPU yet.
+    device = "cpu" if arguments.device == "auto" else resolve_device(arguments.device)
     mask_study.run(values, arguments.out, device=device, quiet=arguments.quiet)
 
 

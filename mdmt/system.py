@@ -150,6 +150,22 @@ def open_device(name):
     return module.module, ordinal
 
 
+def choose_device(name, able=True):
+    """The device that `name` means on this machine: "auto" is a GPU where one can be used, with
+    cuDNN, if GPUs are `able` to do what is to be done; else the CPU. Of several GPUs, "cuda" means
+    another one for each slot of a runner (MDMT_SLOT). Raises what open_device raises."""
+    count, _ = cuda_devices() if name in ("auto", "cuda") else (0, "")
+    if name == "auto":
+        module = sys.modules.get("mdmt._cuda")
+        fit = count and able and not load_cudnn(module).startswith("no ")
+        name = "cuda" if fit else "cpu"
+    open_device(name)
+    slot = os.environ.get("MDMT_SLOT", "")
+    if name == "cuda" and count > 1 and slot.isdigit():
+        return f"cuda:{int(slot) % count}"
+    return name
+
+
 def cuda_text():
     """One line on GPUs and libraries."""
     count, text = cuda_devices()

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import mdmt
-from mdmt import _core, nets, system
+from mdmt import _core, augmentation, nets, run, system
+from mdmt.errors import BadConfig
 from mdmt.nets.builder import Builder
 from tests import cudahost
 
@@ -56,6 +57,43 @@ def test_import_needs_neither_driver_nor_module():
 def test_beyond_the_last_gpu(emulated):
     with pytest.raises(ValueError, match="there is no device 'cuda:1': the GPUs here are cuda:0"):
         mdmt.Model("resnet18", device="cuda:1")
+
+
+@pytest.mark.parametrize(
+    "name, slot, augment, chosen",
+    [
+        ("auto", "", None, "cuda"),
+        ("auto", "1", {"gamma": 0, "flip": True}, "cuda:1"),
+        ("auto", "1", {"gamma": 0.2}, "cpu"),
+        ("cuda", "4", None, "cuda:1"),
+        ("cuda:0", "1", None, "cuda:0"),
+        ("cpu", "1", None, "cpu"),
+    ],
+)
+def test_which_device_a_training_takes(emulated, monkeypatch, name, slot, augment, chosen):
+    """Of three GPUs, each slot of a runner has its own."""
+    monkeypatch.setattr(system, "cuda_devices", lambda: (3, "three GPUs"))
+    monkeypatch.setattr(system, "load_cudnn", lambda module: "cuDNN 9.10.2 (libcudnn.so.9)")
+    monkeypatch.setenv("MDMT_SLOT", slot)
+    assert system.choose_device(name, augmentation.gpu_can(augment)) == chosen
+
+
+def test_without_gpu_or_cudnn_the_processor_is_taken(emulated, monkeypatch):
+    monkeypatch.setattr(system, "load_cudnn", lambda module: "no cuDNN (not found)")
+    assert system.choose_device("auto") == "cpu"
+    monkeypatch.setattr(system, "cuda_devices", lambda: (0, "no driver"))
+    assert system.choose_device("auto") == "cpu"
+    with pytest.raises(NotImplementedError, match="'cuda' is not available here: no driver"):
+        system.choose_device("cuda")
+
+
+def test_another_machine_finds_its_device_itself(monkeypatch):
+    monkeypatch.setattr(system, "cuda_devices", lambda: (0, "no driver"))
+    assert [run.resolve_device(n, elsewhere=True) for n in ("auto", "cuda:7")] == ["auto", "cuda:7"]
+    with pytest.raises(BadConfig, match="--device gpu: 'gpu' is not a device"):
+        run.resolve_device("gpu", elsewhere=True)
+    with pytest.raises(BadConfig, match=r"--device cuda:7: .* not available here"):
+        run.resolve_device("cuda:7")
 
 
 def test_precisions_by_device(emulated):

@@ -32,11 +32,11 @@ def again(tmp_path, monkeypatch, number):
     return made
 
 
-def plan(module):
+def plan(module, mode=MODE):
     """Chooses the engines of a small network's training step."""
     on = system.open_device("cuda")
     net = _core.Network(small_net().graph, device=(*on, "fp32"))
-    net.memory(MODE)
+    net.memory(mode)
     system.keep_tuning(module, 0)
     return module.tuning(0)
 
@@ -59,6 +59,20 @@ def test_time_alone_decides(module, monkeypatch, name, engine):
     """But an engine whose workspace is beyond all measure (4) is never taken."""
     monkeypatch.setenv("FAKE_CUDNN_FASTEST", name)
     assert set(engines(plan(module)[1]).values()) == {engine}
+
+
+@pytest.mark.parametrize(
+    "wrong, engine",
+    [("", {41}), ("4", {31}), ("2", {41}), ("24", set())],
+    ids=["none", "the fastest", "the first", "no two agree"],
+)
+def test_an_engine_that_others_contradict_is_not_taken(module, monkeypatch, wrong, engine):
+    """However fast: what they make from noise is compared. Here 4 is fastest, then 3, then 2, and
+    each makes a mistake of its own. Where no half of them agrees, the backend's kernels serve."""
+    monkeypatch.delenv("FAKE_CUDNN_IDLE")
+    monkeypatch.setenv("FAKE_CUDNN_SMALL", "1")
+    monkeypatch.setenv("FAKE_CUDNN_WRONG", wrong)
+    assert set(engines(plan(module, MODE | {"batch": 2})[1]).values()) == engine
 
 
 def test_choices_are_kept_and_found_again(module, tmp_path, monkeypatch):

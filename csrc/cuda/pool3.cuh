@@ -7,13 +7,6 @@
 #include "divisor.cuh"
 #include "geometry.cuh"
 
-/* A loop that is not to be copied out: it keeps its registers few. */
-#ifdef __CUDA_ARCH__
-#define MDMT_ROLLED _Pragma("unroll 1")
-#else
-#define MDMT_ROLLED
-#endif
-
 /* Threads by pack, then by cell (a few pixels) of a row, row of cells and sample. */
 struct mdmt_cells {
     enum { THREADS = 128, PHASES = 1 };

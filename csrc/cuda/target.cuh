@@ -19,11 +19,17 @@
 #include "device.cuh"
 
 #ifdef __CUDACC__
-#define MDMT_HD     __host__ __device__ inline
-#define MDMT_UNROLL _Pragma("unroll")
+#define MDMT_HD __host__ __device__ inline
 #else
 #define MDMT_HD inline
+#endif
+/* Before a loop; for the GPU alone: other compilers do not know them. */
+#ifdef __CUDA_ARCH__
+#define MDMT_UNROLL _Pragma("unroll")
+#define MDMT_ROLLED _Pragma("unroll 1")
+#else
 #define MDMT_UNROLL
+#define MDMT_ROLLED
 #endif
 
 /* A kernel without shared memory. */

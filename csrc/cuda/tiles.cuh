@@ -5,12 +5,6 @@
 
 #include "geometry.cuh"
 
-#ifdef __CUDACC__
-#define MDMT_ROLLED _Pragma("unroll 1")
-#else
-#define MDMT_ROLLED
-#endif
-
 /* ---- rounds ----
  * A kernel of rounds is a struct with
  *   enum { THREADS, RESIDENT, LEAVES };  typedef ... shared_type, own_type;

@@ -241,23 +241,188 @@ static float measure(mdmt_gpu *gpu, void *plan, const bench *b, float best)
     return least;
 }
 
+/* ---- whether engines agree: one that is wrong for a shape must not be chosen for its speed ----
+ */
+
+/* Sums of the squares of a result, and of the eighth powers of how far another is from it in units
+ * of 1 / `scale`: hardly more than the largest counts. */
+template <class T> struct compared {
+    const T *result, *other; /* other NULL: the squares alone */
+    float *partial;          /* (parts, MDMT_PACK) */
+    float scale;
+
+    MDMT_HD void add(mdmt_pack *sums, size_t at, int pack, int z, size_t first) const
+    {
+        (void)pack;
+        (void)z;
+        (void)first;
+        mdmt_pack v = mdmt_load_pack(result + at * MDMT_PACK);
+        mdmt_pack o = mdmt_load_pack((other ? other : result) + at * MDMT_PACK);
+        for (int i = 0; i < MDMT_PACK; i++) {
+            float d = other ? (v.v[i] - o.v[i]) * scale : v.v[i];
+            d *= d;
+            sums[0].v[i] += other ? d * d * (d * d) : d;
+        }
+    }
+    MDMT_HD void done(int k, int part, int c, int z, float total) const
+    {
+        (void)k;
+        (void)z;
+        partial[(size_t)part * MDMT_PACK + (size_t)c] = total;
+    }
+};
+
+/* What engines make, and a copy of what the first of them made. */
+struct results {
+    void *made, *kept;
+    float *partial;
+    size_t count; /* a multiple of MDMT_PACK */
+    int type, parts;
+};
+
+template <class T>
+static mdmt_status sum_of(mdmt_gpu *gpu, const results *r, const void *other, float scale,
+                          double *sum)
+{
+    float host[MDMT_PARTS_MOST * MDMT_PACK];
+    compared<T> f = {(const T *)r->made, (const T *)other, r->partial, scale};
+    MDMT_TRY(mdmt_reduce_over<1>(gpu->stream, r->count / MDMT_PACK, 1, r->parts, 1, f));
+    size_t count = (size_t)r->parts * MDMT_PACK;
+    MDMT_TRY(mdmt_device_read(gpu->stream, host, r->partial, count * sizeof *host));
+    *sum = 0;
+    for (size_t i = 0; i < count; i++) {
+        *sum += (double)host[i];
+    }
+    return MDMT_OK;
+}
+
+static mdmt_status compare(mdmt_gpu *gpu, const results *r, const void *other, float scale,
+                           double *sum)
+{
+    return r->type == CUDNN_BF16 ? sum_of<mdmt_bf16>(gpu, r, other, scale, sum)
+                                 : sum_of<float>(gpu, r, other, scale, sum);
+}
+
+template <class T> struct kept_copy {
+    const T *from;
+    T *to;
+    MDMT_HD void at(uint32_t i, int unused) const
+    {
+        (void)unused;
+        to[i] = from[i];
+    }
+};
+
+static mdmt_status keep(mdmt_gpu *gpu, const results *r)
+{
+    if (r->type == CUDNN_BF16) {
+        kept_copy<mdmt_bf16> f = {(const mdmt_bf16 *)r->made, (mdmt_bf16 *)r->kept};
+        return mdmt_count_over(gpu->stream, r->count, f);
+    }
+    kept_copy<float> f = {(const float *)r->made, (float *)r->kept};
+    return mdmt_count_over(gpu->stream, r->count, f);
+}
+
+static mdmt_status open_results(results *r, const mdmt_conv_key *key, const bench *b)
+{
+    void *partial;
+    const int *dim = key->pass == MDMT_CONV_FORWARD ? key->y : key->x;
+    int weight = key->pass == MDMT_CONV_WEIGHT;
+    r->made = weight ? b->w : key->pass == MDMT_CONV_FORWARD ? b->y : b->x;
+    r->type = weight ? key->result_type : key->map_type;
+    r->count = weight ? elements_of(key->w, key->w[1]) /* (K, C, kh, kw) */
+                      : elements_of(dim, dim == key->y ? key->y_pitch : key->x_pitch);
+    r->parts = mdmt_parts_of(r->count / MDMT_PACK, 1, 1);
+    MDMT_TRY(mdmt_device_try(&r->kept, r->count * (r->type == CUDNN_BF16 ? 2 : 4)));
+    MDMT_TRY(mdmt_device_try(&partial, (size_t)r->parts * MDMT_PACK * sizeof(float)));
+    r->partial = (float *)partial;
+    return MDMT_OK;
+}
+
+/* Runs a plan on results that hold noise, so that what it does not write differs, too. */
+static int run_afresh(mdmt_gpu *gpu, const results *r, void *plan, const bench *b)
+{
+    return fill(gpu, r->made, r->count, r->type) == MDMT_OK &&
+           mdmt_cudnn_run(gpu, plan, b->x, b->w, b->y, b->workspace) == MDMT_OK;
+}
+
+/* agrees[i]: whether plan i makes what plan `first` makes; their number, or -1. */
+static int agreeing(mdmt_gpu *gpu, const mdmt_conv_key *key, const results *r, void *const *plan,
+                    const char *usable, int count, int first, const bench *b, char *agrees)
+{
+    double squares = 0;
+    int found = 0;
+    if (!run_afresh(gpu, r, plan[first], b) || keep(gpu, r) != MDMT_OK ||
+        compare(gpu, r, NULL, 1, &squares) != MDMT_OK || !(squares > 0)) {
+        return -1;
+    }
+    /* Of the root of the mean square. Rounding each product or result is far below it. */
+    double allowed = (key->exact ? 1e-3 : 5e-2) * sqrt(squares / (double)r->count);
+    for (int i = 0; i < count; i++) {
+        double far = 2;
+        agrees[i] = (char)(i == first);
+        if (usable[i] && i != first && run_afresh(gpu, r, plan[i], b) &&
+            compare(gpu, r, r->kept, (float)(1 / allowed), &far) == MDMT_OK) {
+            agrees[i] = far <= 1;
+        }
+        found += agrees[i];
+    }
+    return found;
+}
+
+/* Marks the plans to choose among: the first, in the heuristic's order, with which at least half of
+ * those that run agree, itself included, and these; none where there is no such plan. Where nothing
+ * can be compared, all that run. */
+static void trust(mdmt_gpu *gpu, const mdmt_conv_key *key, void *const *plan, char *usable,
+                  int count, const bench *b)
+{
+    results r;
+    char agrees[MDMT_TUNE_MOST];
+    int all = 0, found = 0, most = 0;
+    memset((void *)&r, 0, sizeof r);
+    for (int i = 0; i < count; i++) {
+        usable[i] =
+            usable[i] && mdmt_cudnn_run(gpu, plan[i], b->x, b->w, b->y, b->workspace) == MDMT_OK;
+        all += usable[i];
+    }
+    if (all > 1 && open_results(&r, key, b) == MDMT_OK) {
+        for (int first = 0; first < count && 2 * found < all; first++) {
+            found =
+                usable[first] ? agreeing(gpu, key, &r, plan, usable, count, first, b, agrees) : 0;
+            most = found > most ? found : most;
+        }
+        if (2 * found >= all) {
+            memcpy(usable, agrees, (size_t)count);
+        } else if (most > 0) {
+            memset(usable, 0, (size_t)count);
+        }
+    }
+    mdmt_device_free(r.partial);
+    mdmt_device_free(r.kept);
+}
+
 enum { WORKSPACE_MOST = 1 << 29 }; /* bytes: more is not worth any speed */
 
 int mdmt_tune(mdmt_gpu *gpu, const mdmt_conv_key *key, void *const *plan, const size_t *workspace,
               int count, float limit, float *milliseconds)
 {
     bench b;
+    char usable[MDMT_TUNE_MOST];
     size_t most = 0;
     int best = -1;
     *milliseconds = 0;
     memset((void *)&b, 0, sizeof b);
     for (int i = 0; i < count; i++) {
-        most = workspace[i] > most && workspace[i] <= WORKSPACE_MOST ? workspace[i] : most;
+        usable[i] = workspace[i] <= WORKSPACE_MOST;
+        most = usable[i] && workspace[i] > most ? workspace[i] : most;
     }
     mdmt_status status = open_bench(gpu, key, most, &b);
+    if (status == MDMT_OK) {
+        trust(gpu, key, plan, usable, count, &b);
+    }
     for (int i = 0; i < count && status == MDMT_OK; i++) {
         float known = best < 0 || (limit > 0 && limit < *milliseconds) ? limit : *milliseconds;
-        float time = workspace[i] <= most ? measure(gpu, plan[i], &b, known) : -1;
+        float time = usable[i] ? measure(gpu, plan[i], &b, known) : -1;
         /* Equal within 2 %: the heuristic's order, so that noise decides less often. */
         if (time >= 0 && (best < 0 || time < 0.98f * *milliseconds)) {
             best = i;

@@ -181,7 +181,9 @@ def _train(folder: Path, description: dict, inputs: dict, stop, emit) -> dict:
 
 def _build(description: dict, inputs: dict):
     """Return the Model with its initial weights."""
+    from ..augmentation import gpu_can
     from ..model import Model
+    from ..system import choose_device
 
     heads = {t["name"]: {"classes": len(t["classes"]), **t["head"]} for t in description["tasks"]}
     sources = description["init"].get("jobs")
@@ -190,7 +192,7 @@ def _build(description: dict, inputs: dict):
             description["backbone"],
             heads=heads,
             image_size=description["image_size"],
-            device=inputs["device"],
+            device=choose_device(inputs["device"], gpu_can(description["train"]["augment"])),
             precision=description["precision"],
             seed=description["seed"],
             weights=inputs["weights"] if sources is None else _start(description, inputs, heads),

@@ -15,6 +15,7 @@ class Slots:
         self.workers, self.more = workers, more
         self.threads = threads or default_threads(workers)
         self.children: dict[str, Child] = {}
+        self.slots: dict[str, int] = {}  # of the children; of several GPUs each has its own
         self.events: Queue = Queue()
 
     def free(self) -> int:
@@ -24,7 +25,10 @@ class Slots:
         def on_event(event, name=job.id):
             self.events.put((name, event))
 
-        self.children[job.id] = Child(folder, self.threads, on_event, self.more)
+        slot = min(set(range(self.workers)) - set(self.slots.values()))
+        more = {**(self.more or {}), "MDMT_SLOT": str(slot)}
+        self.children[job.id] = Child(folder, self.threads, on_event, more)
+        self.slots[job.id] = slot
 
     def poll(self, seconds: float) -> list[tuple]:
         """Events that came within `seconds`; returns with the first."""
@@ -38,6 +42,7 @@ class Slots:
                 return found
             if event["event"] == "exit":
                 self.children.pop(name).join()
+                del self.slots[name]
             found.append((name, event))
 
     def stop(self) -> None:
@@ -49,3 +54,4 @@ class Slots:
         for child in self.children.values():
             child.join()
         self.children.clear()
+        self.slots.clear()

@@ -5,8 +5,9 @@
  * MDMT_FAKE_VERSION: what it claims to be. Its engines:
  *   0 is not deterministic and uses tensor cores, 1 has no plan, 2 takes 3 ms, 3 takes 2 ms,
  *   4 wants too large a workspace, 5 does not run.
- * FAKE_CUDNN_FASTEST in the environment names one that takes 1 ms; with FAKE_CUDNN_IDLE they take
- * their time, but compute nothing. */
+ * FAKE_CUDNN_FASTEST in the environment names one that takes 1 ms, FAKE_CUDNN_WRONG those that make
+ * a mistake; with FAKE_CUDNN_SMALL 4 is content with less, and takes 1 ms; with FAKE_CUDNN_IDLE
+ * they take their time, but compute nothing. */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -190,7 +191,8 @@ int cudnnBackendGetAttribute(void *from, int name, int type, int64_t room, int64
         descriptor *config = child(d, CUDNN_PLAN_CFG);
         d->engine = config->engine;
         d->graph = config->graph;
-        *(int64_t *)to = d->engine == 4 ? (int64_t)1 << 31 : 512 * d->engine;
+        int large = d->engine == 4 && !getenv("FAKE_CUDNN_SMALL");
+        *(int64_t *)to = large ? (int64_t)1 << 31 : 512 * d->engine;
         *count = 1;
     } else {
         return WRONG;
@@ -251,7 +253,8 @@ static void store(const view *v, char *at, double value)
 }
 
 typedef struct {
-    double beta; /* what the result holds counts as much */
+    double beta;  /* what the result holds counts as much */
+    double error; /* added to the first element */
     view x, w, y;
     int64_t stride[2], dilation[2], before[2];
     int kind;
@@ -329,7 +332,8 @@ static void run_job(const void *which)
                     double before = j->beta == 0 ? 0 : j->beta * load(out, at);
                     double sum =
                         j->kind == CUDNN_IS_CONV_DATA ? data_at(j, i) : sum_at(j, j->kind, i);
-                    store(out, at, before + sum);
+                    double error = i[0] + i[1] + i[2] + i[3] ? 0 : j->error;
+                    store(out, at, before + sum + error);
                 }
             }
         }
@@ -344,11 +348,12 @@ int cudnnBackendExecute(void *handle, void *plan_of, void *variants_of)
                 : op->kind == CUDNN_IS_CONV_WEIGHT ? CUDNN_WEIGHT_FIRST
                                                    : CUDNN_DATA_FIRST;
     descriptor *conv = child(op, first + 2);
-    const char *fastest = getenv("FAKE_CUDNN_FASTEST");
+    const char *fastest = getenv("FAKE_CUDNN_FASTEST"), *wrong = getenv("FAKE_CUDNN_WRONG");
     job j = {.w = view_of(child(op, first + 3), variants), /* in the order of the attributes */
              .x = view_of(child(op, first + 4), variants),
              .y = view_of(child(op, first + 5), variants),
              .beta = *(const float *)values(op, first + 1),
+             .error = wrong && strchr(wrong, '0' + (int)plan->engine) ? 40 * plan->engine : 0,
              .kind = op->kind};
     memcpy(j.stride, values(conv, CUDNN_CONV_STRIDES), sizeof j.stride);
     memcpy(j.dilation, values(conv, CUDNN_CONV_DILATIONS), sizeof j.dilation);
