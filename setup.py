@@ -52,6 +52,7 @@ ISA_FLAGS = {
 NVCC_FLAGS = [
     "-std=c++17",
     "-O3",
+    "-Xfatbin=-compress-all",
     "-Xcompiler=-fPIC,-fvisibility=hidden,-fno-strict-aliasing,-Wall,-Wextra",
 ]
 # Compute capabilities with code of their own; the last one's PTX serves what comes after.
