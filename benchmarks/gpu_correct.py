@@ -1,5 +1,6 @@
 """The slices of gpu_check that ask whether results are right; that module describes them."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -127,14 +128,23 @@ def bits(model):
     return b"".join(v.tobytes() for _, v in sorted(model.state_dict().items()))
 
 
+@contextlib.contextmanager
+def environment(**values):
+    before = {k: os.environ.get(k) for k in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            os.environ.pop(key) if value is None else os.environ.update({key: value})
+
+
 def steps(run):
     size, batch, count = (64, 4, 4) if run.dry else (96, 8, 12)
 
     def one(name, precision):
-        def trained(together=True, **environment):
-            before = {k: os.environ.get(k) for k in environment}
-            os.environ.update(environment)
-            try:
+        def trained(together=True, **values):
+            with environment(**values):
                 model = model_of(name, run.device_name, precision, size)
                 dataset, index = batches(count, batch)
                 losses = (
@@ -142,9 +152,6 @@ def steps(run):
                     [model.fit_step(d, i, augment={}, **ADAM)[0] for d, i in zip(dataset, index)]
                 )  # fmt: skip
                 return np.asarray(losses, np.float32).tobytes(), bits(model)
-            finally:
-                for key, value in before.items():
-                    os.environ.pop(key) if value is None else os.environ.update({key: value})
 
         recorded = trained()
         same = {
@@ -181,7 +188,8 @@ def nets(run):
         losses = train(here, count, batch, SMALL_STEPS)
 
         def one(precision, name=name, state=state, features=features, true=true, losses=losses):
-            there = model_of(name, run.device_name, precision, size)
+            with environment(MDMT_CUDA_TUNE="off"):  # engines are asked about in the table
+                there = model_of(name, run.device_name, precision, size)
             there.load_state_dict(state)
             off = relative(there.predict(dataset, index)["features"], features)
             found = there.loss_and_gradients(x, task, target, training=False)[1]
