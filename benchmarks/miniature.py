@@ -86,10 +86,11 @@ def forecast(overrides, out, workers):
     return json.loads(done.stdout)
 
 
-def sweep(overrides, out, workers):
+def sweep(overrides, out, workers, dask=None):
     """Run the study (to the end or until a signal); return its exit status."""
     line = [sys.executable, "-m", "mdmt.run", "paper", "--out", str(out), "--no-report"]
     line += ["--workers", str(workers), *(a for o in overrides for a in ("--set", o))]
+    line += ["--dask", dask] if dask else []
     process = subprocess.Popen(line, stdout=subprocess.DEVNULL)
     while True:
         try:
@@ -160,6 +161,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jobs", type=int, help="about so many of the 2,376 trainings")
     parser.add_argument("--workers", type=int, default=2, help="trainings at a time (2)")
+    parser.add_argument("--dask", help="a scheduler's address or slurm, instead of slots here")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--out", type=Path, default=Path("results/miniature"))
     parser.add_argument("--no-estimate", action="store_true", help="without measuring steps before")
     parser.add_argument("--no-report", action="store_true", help="without tables and figures")
@@ -167,11 +170,11 @@ def main():
     os.environ.setdefault("MDMT_NUM_THREADS", "1")
     out = arguments.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    overrides, study = settings_of(out, arguments.jobs), out / "study"
+    overrides, study = [*settings_of(out, arguments.jobs), *arguments.set], out / "study"
     estimate = None
     if not arguments.no_estimate and not (study / "sweeps.jsonl").is_file():
         estimate = forecast(overrides, study, arguments.workers)
-    code = sweep(overrides, study, arguments.workers)
+    code = sweep(overrides, study, arguments.workers, arguments.dask)
     if (study / "sweeps.jsonl").is_file():
         found = summary(study)
         if estimate and code == 0:

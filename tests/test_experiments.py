@@ -98,7 +98,7 @@ def test_an_id_depends_on_everything_that_matters_and_on_nothing_else():
         assert by_name(plan(override))["MDMT"].id == base
     others = ["train.lr=0.01", "image_size=96", "mdmt.beta=0.3", "mdmt.heads=keep", "seeds=[3]",
               "cv.seed=1", "train.augment=null", "precision=fp32-direct", "data.release=2",
-              "sampler.mode=balanced", "tasks.severity.head.hidden=[]"]  # fmt: skip
+              "sampler.mode=balanced", "tasks.severity.head.hidden=[64]"]  # fmt: skip
     ids = [by_name(plan(o))["MDMT"].id for o in others]
     assert len({base, *ids}) == len(others) + 1
 
