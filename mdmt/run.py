@@ -143,16 +143,19 @@ def load_values(arguments) -> dict:
     return config.load(arguments.config or "demo", arguments.overrides)
 
 
-def resolve_device(name: str, augment: dict | None = None, elsewhere: bool = False) -> str:
-    """Return the device that --device names, for trainings with `augment`. Those on other machines
+def resolve_device(name: str, values: dict | None = None, elsewhere: bool = False) -> str:
+    """Return the device that --device names, for trainings as in `values`. Those on other machines
     (`elsewhere`) find out there, since this one may have no GPU. Raises BadConfig."""
     from .augmentation import gpu_can
-    from .system import choose_device
+    from .system import device_for
 
     if elsewhere and re.fullmatch("auto|cpu|cuda(:[0-9]+)?", name):
         return name
+    precision, able = "fp32", True
+    if values is not None:
+        precision, able = values["precision"], gpu_can(values["train"]["augment"])
     try:
-        return choose_device(name, gpu_can(augment))
+        return device_for(name, precision, able)
     except (ValueError, NotImplementedError) as error:
         raise BadConfig(f"--device {name}: {error}") from error
 
@@ -197,7 +200,7 @@ def run(values: dict, out=None, **options) -> list[dict]:
     """
     chosen = Options(**options)
     elsewhere = bool(chosen.dask or chosen.emit_slurm)
-    chosen.device = resolve_device(chosen.device, values["train"]["augment"], elsewhere)
+    chosen.device = resolve_device(chosen.device, values, elsewhere)
     if chosen.workers < 1:
         raise BadConfig(f"--workers {chosen.workers}: must be at least 1")
     if chosen.retries < 0:
@@ -211,7 +214,9 @@ def run(values: dict, out=None, **options) -> list[dict]:
 
         study = prepare(values, None, chosen.quiet)
         print(estimate.listing(study.jobs))
-        print(estimate.estimate(values, study.jobs, out, chosen.workers, chosen.dask))
+        print(
+            estimate.estimate(values, study.jobs, out, chosen.workers, chosen.dask, chosen.device)
+        )
         print(estimate.size(study.jobs))
         return []
     check_names(values)

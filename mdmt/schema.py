@@ -254,6 +254,12 @@ def _partial(full: Key, doc: str, **changed: Key) -> Key:
     return Key("map", None, doc, optional=True, fields={**fields, **changed}, partial=True)
 
 
+PRECISION = Key(
+    "text",
+    "fp32",
+    "arithmetic: tf32 and bf16 (mixed precision) are for GPUs, fp32-direct is for the CPU",
+    choices=("fp32", "fp32-direct", "tf32", "bf16"),
+)
 TASK_WEIGHTS = Key(
     "table|text",
     "equal",
@@ -475,7 +481,7 @@ SCHEMA = _map(
         "keep the weights of every training; false: delete them as soon as no other training of "
         "the study starts from them (the paper's study: 130 GB)",
     ),
-    precision=Key("text", "fp32", "arithmetic", choices=("fp32", "fp32-direct")),
+    precision=PRECISION,
 )
 
 MASKS = _map(

@@ -166,6 +166,33 @@ def choose_device(name, able=True):
     return name
 
 
+GPU_ALONE = ("tf32", "bf16")  # precisions that the CPU has not
+CPU_ALONE = ("fp32-direct",)
+
+
+def device_for(name, precision, able=True):
+    """choose_device for a training in `precision`. Raises ValueError where the device that is left
+    does not have it."""
+    device = choose_device(name, able and precision not in CPU_ALONE)
+    if device == "cpu" and precision in GPU_ALONE:
+        why = f"none can be used here: {cuda_text()}"
+        if name == "cpu" or not able:
+            why = "the CPU was asked for" if able else "GPUs do not change grey values yet"
+        raise ValueError(f"precision {precision} needs a GPU, but {why}; use precision fp32")
+    if device != "cpu" and precision in CPU_ALONE:
+        raise ValueError(f"precision {precision} is for the CPU; use fp32 or --device cpu")
+    return device
+
+
+def device_to_measure(name, precision, able=True):
+    """(device, precision) with which to measure here what is to run elsewhere or later: fp32 on
+    this processor where no GPU can be used."""
+    try:
+        return device_for(name, precision, able), precision
+    except (ValueError, NotImplementedError):
+        return "cpu", "fp32" if precision in GPU_ALONE else precision
+
+
 def cuda_text():
     """One line on GPUs and libraries."""
     count, text = cuda_devices()

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import mdmt
-from mdmt import _core, augmentation, nets, run, system
+from mdmt import _core, augmentation, config, nets, run, system
 from mdmt.errors import BadConfig
 from mdmt.nets.builder import Builder
+from mdmt.runner import estimate
 from tests import cudahost
 
 
@@ -94,6 +95,40 @@ def test_another_machine_finds_its_device_itself(monkeypatch):
         run.resolve_device("gpu", elsewhere=True)
     with pytest.raises(BadConfig, match=r"--device cuda:7: .* not available here"):
         run.resolve_device("cuda:7")
+
+
+@pytest.mark.parametrize(
+    "name, precision, gamma, count, says",
+    [
+        ("auto", "bf16", 0, 1, "cuda"),
+        ("auto", "fp32-direct", 0, 1, "cpu"),
+        ("auto", "tf32", 0, 0, "precision tf32 needs a GPU, but none can be used here: no driver"),
+        ("cpu", "bf16", 0, 1, "precision bf16 needs a GPU, but the CPU was asked for"),
+        ("auto", "bf16", 1, 1, "precision bf16 needs a GPU, but GPUs do not change grey values"),
+        ("cuda", "fp32-direct", 0, 1, "precision fp32-direct is for the CPU"),
+    ],
+)
+def test_a_study_gets_the_precision_it_asks_for(
+    emulated, monkeypatch, name, precision, gamma, count, says
+):
+    monkeypatch.setattr(system, "cuda_devices", lambda: (count, "a GPU" if count else "no driver"))
+    monkeypatch.setattr(system, "load_cudnn", lambda module: "cuDNN 9.10.2 (libcudnn.so.9)")
+    values = config.load("demo", [f"precision={precision}", f"train.augment.gamma={gamma}"])
+    if says in ("cpu", "cuda"):
+        assert run.resolve_device(name, values) == says
+        assert estimate.measured_on(values, name) == {"device": says, "precision": precision}
+    else:
+        with pytest.raises(BadConfig, match=f"--device {name}: {says}"):
+            run.resolve_device(name, values)
+
+
+def test_what_needs_a_gpu_is_measured_without_one(tmp_path):
+    without_gpu()
+    values = config.load("demo", ["precision=bf16", "image_size=32", "folds=[0]",
+                                  "configurations=[STL-tau1]"])  # fmt: skip
+    study = run.prepare(values, None, True)
+    text = estimate.estimate(values, study.jobs, tmp_path, 1)
+    assert text.startswith("measured in fp32 on this processor: precision bf16 needs a GPU")
 
 
 def test_precisions_by_device(emulated):

@@ -85,7 +85,7 @@ def _planned(values: dict, name: str, heads: dict) -> tuple[dict, float]:
 
     try:
         model = Model(
-            name, heads=heads, image_size=values["image_size"], precision=values["precision"]
+            name, heads=heads, image_size=values["image_size"], **estimate.measured_on(values)
         )
         memory = check_memory(model, values["train"]["batch_size"])
     except (MemoryError, ValueError) as error:

@@ -52,7 +52,9 @@ def size(jobs: list) -> str:
     return f"{edges} dependencies, chains of at most {deep}\n{len(jobs)} jobs"
 
 
-def measure(values: dict, backbone: str, tasks: list[dict], place=None) -> dict:
+def measure(
+    values: dict, backbone: str, tasks: list[dict], place=None, device: str = "auto"
+) -> dict:
     """Build `backbone` and train it for some steps on noise.
 
     A step costs something whatever its batch (Adam goes through every weight), so that two batch
@@ -67,7 +69,7 @@ def measure(values: dict, backbone: str, tasks: list[dict], place=None) -> dict:
     size, batch = values["image_size"], values["train"]["batch_size"]
     heads = {t["name"]: {"classes": len(t["classes"]), **t["head"]} for t in tasks}
     begin = time.perf_counter()
-    model = Model(backbone, heads=heads, image_size=size, precision=values["precision"])
+    model = Model(backbone, heads=heads, image_size=size, **measured_on(values, device))
     start = time.perf_counter() - begin
     try:
         planned = check_memory(model, batch)
@@ -102,6 +104,16 @@ def measure(values: dict, backbone: str, tasks: list[dict], place=None) -> dict:
     }
 
 
+def measured_on(values: dict, device: str = "auto") -> dict:
+    """{"device", "precision"} for a Model with which a study is measured on this machine."""
+    from ..augmentation import gpu_can
+    from ..system import device_to_measure
+
+    able = gpu_can(values["train"]["augment"])
+    found, precision = device_to_measure(device, values["precision"], able)
+    return {"device": found, "precision": precision}
+
+
 def _saving(model, place) -> float:
     """Seconds that the best weights take to be copied and saved."""
     begin = time.perf_counter()
@@ -123,7 +135,14 @@ def _process_start() -> float:
     return time.perf_counter() - begin
 
 
-def forecast(values: dict, jobs: list, out, workers: int, figures: dict | None = None) -> dict:
+def forecast(
+    values: dict,
+    jobs: list,
+    out,
+    workers: int,
+    figures: dict | None = None,
+    device: str = "auto",
+) -> dict:
     """Figures of the jobs that are not finished yet: `todo`, their number; `seconds` one after the
     other; `disk`, bytes; `memory`, bytes of the largest; `backbones`, {name: `measure`'s figures};
     `threads` of each. figures: the backbones', where they are known."""
@@ -139,7 +158,7 @@ def forecast(values: dict, jobs: list, out, workers: int, figures: dict | None =
     try:
         used = dict.fromkeys(j.description["backbone"] for j in todo)
         if figures is None:
-            figures = {b: measure(values, b, tasks, _existing(out)) for b in used}
+            figures = {b: measure(values, b, tasks, _existing(out), device) for b in used}
     finally:
         _core.set_num_threads(before)
     images = expected_images(jobs)
@@ -159,10 +178,23 @@ def forecast(values: dict, jobs: list, out, workers: int, figures: dict | None =
     }
 
 
-def estimate(values: dict, jobs: list, out, workers: int, dask: str | None = None) -> str:
+def estimate(
+    values: dict,
+    jobs: list,
+    out,
+    workers: int,
+    dask: str | None = None,
+    device: str = "auto",
+) -> str:
     """Time, memory and disk of the jobs that are not finished yet, as text."""
-    found = forecast(values, jobs, out, workers)
+    found = forecast(values, jobs, out, workers, device=device)
     batch, lines = values["train"]["batch_size"], []
+    used = measured_on(values, device)["precision"]
+    if used != values["precision"]:
+        lines.append(
+            f"measured in {used} on this processor: precision {values['precision']} needs a GPU, "
+            "which is faster"
+        )
     for name, f in found["backbones"].items():
         rate = batch / (f["step"] + batch * f["image"])
         lines.append(

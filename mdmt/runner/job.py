@@ -183,7 +183,7 @@ def _build(description: dict, inputs: dict):
     """Return the Model with its initial weights."""
     from ..augmentation import gpu_can
     from ..model import Model
-    from ..system import choose_device
+    from ..system import device_for
 
     heads = {t["name"]: {"classes": len(t["classes"]), **t["head"]} for t in description["tasks"]}
     sources = description["init"].get("jobs")
@@ -192,7 +192,11 @@ def _build(description: dict, inputs: dict):
             description["backbone"],
             heads=heads,
             image_size=description["image_size"],
-            device=choose_device(inputs["device"], gpu_can(description["train"]["augment"])),
+            device=device_for(
+                inputs["device"],
+                description["precision"],
+                gpu_can(description["train"]["augment"]),
+            ),
             precision=description["precision"],
             seed=description["seed"],
             weights=inputs["weights"] if sources is None else _start(description, inputs, heads),
