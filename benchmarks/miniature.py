@@ -128,23 +128,28 @@ def summary(out):
         "processes": total("processes"),
         "seconds": round(total("seconds"), 1),
         "training_cpu_seconds": round(total("training_cpu_seconds"), 1),
-        "coordinator_cpu_share": total("coordinator_seconds") / total("training_cpu_seconds"),
+        "coordinator_seconds": round(total("coordinator_seconds"), 1),
+        "coordinator_cpu_share": total("coordinator_seconds")
+        / max(total("training_cpu_seconds"), 1e-9),
         "idle_share": 1 - total("busy_seconds") / slot_seconds,
         "coordinator_mb": max(s["coordinator_bytes"] for s in sweeps) / 1e6,
     }
 
 
-def tell(found):
+def tell(found, dask=None):
     """Print a summary."""
     minutes, cpu = found["seconds"] / 60, found["training_cpu_seconds"] / 60
     own, idle = 100 * found["coordinator_cpu_share"], 100 * found["idle_share"]
+    trained = f"; {cpu:.1f} core-minutes of training"
+    overhead = f"{own:.2f} % of the trainings' processor time; slots idle {idle:.2f} % of the time"
+    if dask:  # the trainings are not this process's children
+        trained, overhead = "", f"{found['coordinator_seconds']} s of processor time"
     print(
         f"{found['finished']} of {found['trainings']} trainings finished, {found['failed']} failed "
         f"({found['processes']} processes in {found['sweeps']} sweeps)\n"
         f"time         {minutes:.1f} min with {found['slots']} at a time on {found['cores']} "
-        f"cores ({found['processor']}); {cpu:.1f} core-minutes of training\n"
-        f"overhead     coordinator {own:.2f} % of the trainings' processor time; slots idle "
-        f"{idle:.2f} % of the time\n"
+        f"cores ({found['processor']}){trained}\n"
+        f"overhead     coordinator {overhead}\n"
         f"coordinator  {found['coordinator_mb']:.0f} MB at most"
     )
     if "estimate" in found:
@@ -183,7 +188,7 @@ def main():
             tables, seconds, failure = report(study)
             found |= {"tables": tables, "report_seconds": seconds, "report_failure": failure}
         (out / "summary.json").write_text(json.dumps(found, indent=1) + "\n")
-        tell(found)
+        tell(found, arguments.dask)
     return code
 
 
