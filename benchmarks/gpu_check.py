@@ -9,6 +9,7 @@ a hang takes one slice and not the rest. Those that ask whether results are righ
 time, the others after them, in this order:
 
     table       every kernel over the op table against its statement, in fp32, tf32 and bf16
+    images      augmented images, grey values changed and not, against the CPU's; same bits again
     golden      small networks against PyTorch's float64 figures on file: gradients, ten losses
     steps       recorded steps against plain ones, one by one, and with streamed images: same bits
     nets        the 18 backbones against the CPU backend: features, gradients, ten losses, same bits
@@ -43,8 +44,9 @@ from benchmarks import gpu_correct, gpu_speed, machine
 
 # seconds that a slice may take; those of gpu_correct run at the same time, and may take the longest
 LIMITS = {
-    "table": 150, "golden": 150, "steps": 150, "nets": 150, "resume": 150, "errors": 150,
-    "interrupts": 150, "sanitizer": 150, "kernels": 40, "speed": 190, "sharing": 30, "compile": 120,
+    "table": 150, "images": 150, "golden": 150, "steps": 150, "nets": 150, "resume": 150,
+    "errors": 150, "interrupts": 150, "sanitizer": 150, "kernels": 40, "speed": 190,
+    "sharing": 30, "compile": 120,
 }  # fmt: skip
 PRECISIONS = ("fp32", "tf32", "bf16")
 COLUMNS = ["slice", "case", "precision", "value", "ok", "text", "device", "mdmt", "when"]

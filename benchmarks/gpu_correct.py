@@ -18,6 +18,7 @@ ADAM = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-4}
 # alone moves a DenseNet's losses by 0.04 within ten steps on one processor; at 1e-4 by 0.002.
 SMALL_STEPS = ADAM | {"lr": 1e-4}
 HEADS = {"prognosis": 2, "severity": 4}
+GREY = {"gamma": 0.5, "contrast": 0.4, "brightness": 0.2, "invert": 0.25, "noise": 0.1}
 # How far from the CPU's float32: features and gradients relative to their size, the median over
 # tensors for the latter; losses of ten steps.
 FEATURES = {"fp32": 1e-4, "tf32": 1e-2, "bf16": 6e-2}
@@ -66,6 +67,25 @@ def table(run):
             if run.late(f"{precision} from {case.id} on"):
                 break
             run.attempt(case.id, precision, lambda c=case, p=precision: one(c, p))
+
+
+def images(run):
+    from tests import test_cuda_net
+
+    def one(name, samples=12 if run.dry else 128):
+        bound = test_cuda_net.IMAGE_CASES[name][3]
+        device = run.device("fp32")
+        found = test_cuda_net.images(name, device, samples)
+        off = float(np.abs(found - test_cuda_net.images(name, None, samples)).max())
+        same = test_cuda_net.images(name, device, samples).tobytes() == found.tobytes()
+        with environment(MDMT_CUDA_STORE_MB="0"):
+            streamed = test_cuda_net.images(name, device, samples).tobytes() == found.tobytes()
+        ok = off < bound and same and streamed
+        return f"{off:.2g}", ok, f"bound {bound:.2g}; again {same}, streamed {streamed}"
+
+    for name in test_cuda_net.IMAGE_CASES:
+        if not run.late(name):
+            run.attempt(name, "fp32", lambda n=name: one(n))
 
 
 def golden(run):
@@ -120,8 +140,8 @@ def batches(steps, batch):
     return np.tile(np.arange(batch) % len(HEADS), (steps, 1)), rng.integers(0, 16, (steps, batch))
 
 
-def train(model, steps, batch, adam=ADAM):
-    return model.fit_steps(*batches(steps, batch), augment={}, **adam)[0]
+def train(model, steps, batch, adam=ADAM, augment=None):
+    return model.fit_steps(*batches(steps, batch), augment=augment or {}, **adam)[0]
 
 
 def bits(model):
@@ -148,8 +168,8 @@ def steps(run):
                 model = model_of(name, run.device_name, precision, size)
                 dataset, index = batches(count, batch)
                 losses = (
-                    train(model, count, batch) if together else
-                    [model.fit_step(d, i, augment={}, **ADAM)[0] for d, i in zip(dataset, index)]
+                    train(model, count, batch, augment=GREY) if together else
+                    [model.fit_step(d, i, augment=GREY, **ADAM)[0] for d, i in zip(dataset, index)]
                 )  # fmt: skip
                 return np.asarray(losses, np.float32).tobytes(), bits(model)
 
@@ -352,14 +372,21 @@ def sanitizer(run):
             run.attempt(check, "", lambda c=check, p=child: one(c, p, folder))
 
 
-SLICES = {"table": table, "golden": golden, "steps": steps, "nets": nets, "resume": resume,
-          "errors": errors, "interrupts": interrupts, "sanitizer": sanitizer}  # fmt: skip
+SLICES = {"table": table, "images": images, "golden": golden, "steps": steps, "nets": nets,
+          "resume": resume, "errors": errors, "interrupts": interrupts,
+          "sanitizer": sanitizer}  # fmt: skip
 
 
 def table_cases(options):
     from tests.test_cuda_ops import CASES as TABLE
 
     return [case.id for case in TABLE[:: options.stride]]
+
+
+def image_cases(options):
+    from tests.test_cuda_net import IMAGE_CASES
+
+    return list(IMAGE_CASES)
 
 
 def golden_cases(options):
@@ -370,6 +397,7 @@ def golden_cases(options):
 
 CASES = {
     "table": table_cases,
+    "images": image_cases,
     "golden": golden_cases,
     "steps": lambda options: STEP_NETS,
     "nets": lambda options: options.backbones,

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 
-from benchmarks.gpu_correct import ADAM, HEADS, batches, model_of
+from benchmarks.gpu_correct import ADAM, GREY, HEADS, batches, model_of
 
 BATCH = 128
 # Limit P in images/s, 224 px, bf16, of a GPU whose memory moves 4.3 TB/s (an H200, measured): the
@@ -224,13 +224,14 @@ def sharing(run):
 # ---------------------------------------------------------------- kernels
 
 
-def step_profile(model, batch):
+def step_profile(model, batch, augment=None):
     """[(op, kernel, seconds, bytes)] of a step, one op at a time, the best of three."""
     from mdmt.augmentation import complete
 
     mode = model._mode(batch, model.image_size, True, True, 1, store=True)
     dataset, index = (a[0] for a in batches(1, batch))
-    how = model._samples(dataset, index) | {"step": 0, "epoch": 0, "augmentation": complete({})}
+    how = model._samples(dataset, index) | {"step": 0, "epoch": 0}
+    how["augmentation"] = complete(augment or {})
     feeds = {"task": dataset.astype(np.int32), "target": np.zeros((batch, 1), np.float32)}
     moved = [op["bytes"] for op in model._network.describe(mode)]
     rounds = [model._network.profile(mode, feeds, **how) for _ in range(4)][1:]
@@ -263,10 +264,23 @@ def kernels(run):
             text = (f"ms per step: recorded {times[0]:.3f}, one per call {times[1]:.3f}, not "
                     f"recorded {times[2]:.3f}; its ops one by one {1e3 * alone:.3f}")  # fmt: skip
             report(run, name, ops)
+            if name == nets[-1]:
+                grey_cost(run, model, batch, ops)
             # A recording that left gaps would not beat launches that the host waits for.
             return f"{times[0]:.3f}", run.dry or times[0] < 1e3 * alone, text
 
         run.attempt(f"{name}: a step", "bf16", gaps)
+
+
+def grey_cost(run, model, batch, ops):
+    """What changes of grey values cost, beside a step's images without them."""
+    contrast = step_profile(model, batch, GREY)
+    others = step_profile(model, batch, GREY | {"contrast": 0})
+    plain, least, most = (
+        1e3 * sum(s for op, _, s, _ in of if op == "images") for of in (ops, others, contrast)
+    )
+    text = f"images as they are {plain:.3f} ms, changed {least:.3f}, with contrast {most:.3f}"
+    run.note("grey values", "bf16", f"{most - plain:.4f} ms", True, text)
 
 
 def report(run, name, ops):

@@ -33,6 +33,17 @@ typedef struct {
     float noise;      /* deviation of the noise, 0 .. noise                    */
 } mdmt_augmentation;
 
+/* What an augmentation asks for at all. */
+enum { MDMT_AUGMENTS = 1, MDMT_AUGMENTS_GREY = 2, MDMT_AUGMENTS_CONTRAST = 4 };
+
+static inline int mdmt_augmentation_kinds(const mdmt_augmentation *a)
+{
+    int contrast = a->contrast > 0;
+    int grey = contrast || a->gamma > 0 || a->brightness > 0 || a->invert > 0 || a->noise > 0;
+    return MDMT_AUGMENTS | (grey ? MDMT_AUGMENTS_GREY : 0) |
+           (contrast ? MDMT_AUGMENTS_CONTRAST : 0);
+}
+
 /* What changes from step to step. */
 typedef struct {
     uint64_t seed;
@@ -84,7 +95,7 @@ enum { MDMT_MAX_FEEDS = 2, MDMT_MAX_LOGS = 20 };
 /* Steps in a row on resident data sets, between which the host has nothing to decide. */
 typedef struct {
     int count, samples; /* steps; samples of each */
-    int augment;
+    int augment;     /* 0, or mdmt_augmentation_kinds: work that is not asked for is not started */
     mdmt_step first; /* the first step; its sample arrays are (count, samples) */
     mdmt_adam adam;  /* of the first step */
     mdmt_update update;
@@ -144,7 +155,7 @@ struct mdmt_backend {
      *                 steps before the first that updated nothing for its loss, or all
      * What lies from series_next to series_note may be recorded and repeated instead: none of its
      * arguments changes from step to step. A recording holds for the same program at the same
-     * addresses and the same `update`, `watch` and ports. */
+     * addresses and the same `augment`, `update`, `watch` and ports. */
     mdmt_status (*series_open)(mdmt_backend *backend, const mdmt_series *series);
     mdmt_status (*series_stage)(mdmt_backend *backend, const mdmt_series *series, int i);
     mdmt_status (*series_next)(mdmt_backend *backend, const mdmt_series *series);

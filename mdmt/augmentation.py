@@ -23,11 +23,6 @@ RANGES = {
 TONE = ("gamma", "contrast", "brightness", "invert", "noise")
 
 
-def gpu_can(augment: dict | None) -> bool:
-    """Whether GPUs can augment so: they do not change grey values yet."""
-    return not any((augment or {}).get(key) for key in TONE)
-
-
 def complete(ranges):
     """RANGES with those of the mapping `ranges` in their place; ValueError for an unknown name."""
     unknown = sorted(set(ranges) - set(RANGES))

@@ -146,16 +146,12 @@ def load_values(arguments) -> dict:
 def resolve_device(name: str, values: dict | None = None, elsewhere: bool = False) -> str:
     """Return the device that --device names, for trainings as in `values`. Those on other machines
     (`elsewhere`) find out there, since this one may have no GPU. Raises BadConfig."""
-    from .augmentation import gpu_can
     from .system import device_for
 
     if elsewhere and re.fullmatch("auto|cpu|cuda(:[0-9]+)?", name):
         return name
-    precision, able = "fp32", True
-    if values is not None:
-        precision, able = values["precision"], gpu_can(values["train"]["augment"])
     try:
-        return device_for(name, precision, able)
+        return device_for(name, "fp32" if values is None else values["precision"])
     except (ValueError, NotImplementedError) as error:
         raise BadConfig(f"--device {name}: {error}") from error
 

@@ -150,14 +150,15 @@ def open_device(name):
     return module.module, ordinal
 
 
-def choose_device(name, able=True):
+def choose_device(name, precision="fp32"):
     """The device that `name` means on this machine: "auto" is a GPU where one can be used, with
-    cuDNN, if GPUs are `able` to do what is to be done; else the CPU. Of several GPUs, "cuda" means
+    cuDNN, if GPUs have the `precision`; else the CPU. Of several GPUs, "cuda" means
     another one for each slot of a runner (MDMT_SLOT). Raises what open_device raises."""
     count, _ = cuda_devices() if name in ("auto", "cuda") else (0, "")
     if name == "auto":
         module = sys.modules.get("mdmt._cuda")
-        fit = count and able and not load_cudnn(module).startswith("no ")
+        able = count and precision not in CPU_ALONE
+        fit = able and not load_cudnn(module).startswith("no ")
         name = "cuda" if fit else "cpu"
     open_device(name)
     slot = os.environ.get("MDMT_SLOT", "")
@@ -170,25 +171,24 @@ GPU_ALONE = ("tf32", "bf16")  # precisions that the CPU has not
 CPU_ALONE = ("fp32-direct",)
 
 
-def device_for(name, precision, able=True):
+def device_for(name, precision):
     """choose_device for a training in `precision`. Raises ValueError where the device that is left
     does not have it."""
-    device = choose_device(name, able and precision not in CPU_ALONE)
+    device = choose_device(name, precision)
     if device == "cpu" and precision in GPU_ALONE:
-        why = f"none can be used here: {cuda_text()}"
-        if name == "cpu" or not able:
-            why = "the CPU was asked for" if able else "GPUs do not change grey values yet"
+        asked = name == "cpu"
+        why = "the CPU was asked for" if asked else f"none can be used here: {cuda_text()}"
         raise ValueError(f"precision {precision} needs a GPU, but {why}; use precision fp32")
     if device != "cpu" and precision in CPU_ALONE:
         raise ValueError(f"precision {precision} is for the CPU; use fp32 or --device cpu")
     return device
 
 
-def device_to_measure(name, precision, able=True):
+def device_to_measure(name, precision):
     """(device, precision) with which to measure here what is to run elsewhere or later: fp32 on
     this processor where no GPU can be used."""
     try:
-        return device_for(name, precision, able), precision
+        return device_for(name, precision), precision
     except (ValueError, NotImplementedError):
         return "cpu", "fp32" if precision in GPU_ALONE else precision
 

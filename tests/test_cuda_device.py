@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import mdmt
-from mdmt import _core, augmentation, config, nets, run, system
+from mdmt import _core, config, nets, run, system
 from mdmt.errors import BadConfig
 from mdmt.nets.builder import Builder
 from mdmt.runner import estimate
@@ -61,22 +61,22 @@ def test_beyond_the_last_gpu(emulated):
 
 
 @pytest.mark.parametrize(
-    "name, slot, augment, chosen",
+    "name, slot, precision, chosen",
     [
-        ("auto", "", None, "cuda"),
-        ("auto", "1", {"gamma": 0, "flip": True}, "cuda:1"),
-        ("auto", "1", {"gamma": 0.2}, "cpu"),
-        ("cuda", "4", None, "cuda:1"),
-        ("cuda:0", "1", None, "cuda:0"),
-        ("cpu", "1", None, "cpu"),
+        ("auto", "", "fp32", "cuda"),
+        ("auto", "1", "bf16", "cuda:1"),
+        ("auto", "1", "fp32-direct", "cpu"),
+        ("cuda", "4", "fp32", "cuda:1"),
+        ("cuda:0", "1", "tf32", "cuda:0"),
+        ("cpu", "1", "fp32", "cpu"),
     ],
 )
-def test_which_device_a_training_takes(emulated, monkeypatch, name, slot, augment, chosen):
+def test_which_device_a_training_takes(emulated, monkeypatch, name, slot, precision, chosen):
     """Of three GPUs, each slot of a runner has its own."""
     monkeypatch.setattr(system, "cuda_devices", lambda: (3, "three GPUs"))
     monkeypatch.setattr(system, "load_cudnn", lambda module: "cuDNN 9.10.2 (libcudnn.so.9)")
     monkeypatch.setenv("MDMT_SLOT", slot)
-    assert system.choose_device(name, augmentation.gpu_can(augment)) == chosen
+    assert system.choose_device(name, precision) == chosen
 
 
 def test_without_gpu_or_cudnn_the_processor_is_taken(emulated, monkeypatch):
@@ -101,10 +101,10 @@ def test_another_machine_finds_its_device_itself(monkeypatch):
     "name, precision, gamma, count, says",
     [
         ("auto", "bf16", 0, 1, "cuda"),
+        ("auto", "bf16", 1, 1, "cuda"),
         ("auto", "fp32-direct", 0, 1, "cpu"),
         ("auto", "tf32", 0, 0, "precision tf32 needs a GPU, but none can be used here: no driver"),
         ("cpu", "bf16", 0, 1, "precision bf16 needs a GPU, but the CPU was asked for"),
-        ("auto", "bf16", 1, 1, "precision bf16 needs a GPU, but GPUs do not change grey values"),
         ("cuda", "fp32-direct", 0, 1, "precision fp32-direct is for the CPU"),
     ],
 )

@@ -130,25 +130,88 @@ def test_kept_activations_change_no_bit(precision, monkeypatch):
     assert not fewer - ops and ops["norm_act"] > fewer["norm_act"]
 
 
-# The last ones: nodes at every pixel and at every fifth, in several tiles of the kernels.
-@pytest.mark.parametrize(
-    "augment, size, sigma",
-    [(0, (48, 40), 6.0), (1, (48, 40), 6.0), (1, (35, 290), 4.0), (1, (150, 71), 15.0)],
-)
-def test_images_are_the_cpus(augment, size, sigma):
-    attrs = {"batch": 12, "channels": 3, "size": size, "augment": augment,
-             "mean": (0.4, 0.5, 0.6, 0.0), "std": (0.2, 0.3, 0.25, 1.0)}  # fmt: skip
-    _, how = batch()
-    how["augmentation"] = AUGMENT | {"elastic_sigma": sigma}
-    images = []
-    for device in (None, cudahost.device("bf16")):
-        graph = _core.Graph()
-        graph.output(graph.add("images", [], **attrs)[0], "x")
-        program = _core.Program(graph, device=device)
-        images.append(program.run({}, **STEP, **how)["x"])
-    # A grey value may move by the rounding of a coordinate times the step of its neighbours.
-    assert np.abs(images[0] - images[1]).max() < 2e-3
-    assert images[0].std() > 0.5
+MOVED = dict.fromkeys(AUGMENT, 0.0) | {"elastic_alpha": (0.0, 0.0), "probability": 0.7}
+TONE = {"gamma": 0.6, "contrast": 0.5, "brightness": 0.3, "invert": 0.4, "noise": 0.2}
+STD = (0.2, 0.3, 0.25, 1.0)
+# A grey value may move by the rounding of a coordinate times the step of its neighbours.
+SAMPLED = 2e-3
+# Of 1 as float32: powf by two libraries 12, times contrast, whose mean has the same; five more.
+CHANGED = 32 * 2.0**-24 / min(STD)
+# Sampling's error times the steepest gamma of values from 64 on (1.9) and contrast with its mean.
+BOTH = SAMPLED * 2 * 2
+# name: (ranges or None, size of the result, least grey value of the sources, bound)
+IMAGE_CASES = {
+    "as they are": (None, (48, 40), 0, SAMPLED),
+    "moved": (AUGMENT, (48, 40), 0, SAMPLED),
+    # nodes at every pixel and at every fifth, in several tiles of the kernels
+    "nodes at every pixel": (AUGMENT | {"elastic_sigma": 4.0}, (35, 290), 0, SAMPLED),
+    "nodes at every fifth": (AUGMENT | {"elastic_sigma": 15.0}, (150, 71), 0, SAMPLED),
+    **{key: (MOVED | {key: value}, (32, 36), 0, CHANGED) for key, value in TONE.items()},
+    "grey values": (MOVED | TONE, (32, 36), 0, CHANGED),
+    "grey values, not in fours": (MOVED | TONE, (31, 35), 0, CHANGED),
+    "grey values, many blocks": (MOVED | TONE, (67, 93), 0, CHANGED),
+    "grey values of one pixel": (MOVED | TONE, (1, 1), 0, CHANGED),
+    "moved and changed": (AUGMENT | TONE, (48, 40), 64, BOTH),
+}
+
+
+def images(name, device, samples=12):
+    """Result (samples, 3, height, width) of the op images. Where nothing moves, its sources have
+    the size of the result, so that every grey value is exact before it is changed."""
+    ranges, size, least, bound = IMAGE_CASES[name]
+    rng = np.random.default_rng(7)
+    sizes = [size, size] if bound == CHANGED else [(40, 36), (32, 32)]
+    how = {
+        "sources": [rng.integers(least, 256, (5, *s), np.uint8) for s in sizes],
+        "dataset": np.arange(samples, dtype=np.int32) % 2,
+        "index": rng.integers(0, 5, samples).astype(np.int64),
+        "augmentation": ranges or AUGMENT,
+    }
+    attrs = {"batch": samples, "channels": 3, "size": size, "augment": int(ranges is not None),
+             "mean": (0.4, 0.5, 0.6, 0.0), "std": STD}  # fmt: skip
+    graph = _core.Graph()
+    graph.output(graph.add("images", [], **attrs)[0], "x")
+    return _core.Program(graph, device=device).run({}, **STEP, **how)["x"].copy()
+
+
+@pytest.mark.parametrize("name", IMAGE_CASES)
+def test_images_are_the_cpus(name, monkeypatch):
+    expected, found = images(name, None), images(name, cudahost.device("bf16"))
+    assert np.abs(expected - found).max() < IMAGE_CASES[name][3]
+    assert expected.std() > 0.3
+    put, _ = cudahost.knobs()
+    put("backwards", 1)
+    try:
+        assert images(name, cudahost.device("bf16")).tobytes() == found.tobytes()
+    finally:
+        put("backwards", 0)
+    monkeypatch.setenv("MDMT_CUDA_STORE_MB", "0")
+    assert images(name, cudahost.device("bf16")).tobytes() == found.tobytes()
+
+
+def test_changes_of_grey_values_are_seen():
+    """So the comparisons above can fail: each range changes images, and not all of them."""
+    plain = IMAGE_CASES["grey values"][0] | dict.fromkeys(TONE, 0.0)
+    IMAGE_CASES["plain"] = (plain, (32, 36), 0, CHANGED)
+    try:
+        before = images("plain", None)
+    finally:
+        del IMAGE_CASES["plain"]
+    for key in TONE:
+        changed = (images(key, None) != before).any((1, 2, 3))
+        assert changed.any() and not changed.all(), key
+    assert (images("grey values", None) != before).any((1, 2, 3)).sum() > 8
+
+
+def test_what_is_not_asked_for_is_not_started():
+    """Launches of kernels: the sum that contrast needs, and the changes themselves."""
+    _, get = cudahost.knobs()
+    counted = []
+    for name in ("as they are", "moved", "gamma", "contrast", "moved and changed"):
+        before = get("launches")
+        images(name, cudahost.device())
+        counted.append(get("launches") - before)
+    assert counted == [2, 4, 5, 6, 6]
 
 
 @pytest.mark.parametrize("kind, shape", [("rows", (6, 37)), ("map", (3, 21, 5, 7))])

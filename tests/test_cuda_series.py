@@ -11,7 +11,7 @@ import pytest
 
 import mdmt
 from tests import cudahost
-from tests.test_cuda_net import ADAM, MODE, batch, network
+from tests.test_cuda_net import ADAM, MODE, TONE, batch, network
 
 STEPS = 5
 ORDERS = {"at once": 0, "as late as possible": 1, "other streams first": 2}
@@ -34,7 +34,7 @@ def sources(images):
     return [np.resize(s, (max(images, len(s)), *s.shape[1:])) for s in batch()[1]["sources"]]
 
 
-def series(net, steps=STEPS, start=0, samples=12, lr=1e-3, images=4):
+def series(net, steps=STEPS, start=0, samples=12, lr=1e-3, images=4, ranges=None):
     """Runs steps start .. start + steps of one fixed sequence of batches."""
     feeds, how = batch()
     how["sources"] = sources(images)
@@ -44,6 +44,7 @@ def series(net, steps=STEPS, start=0, samples=12, lr=1e-3, images=4):
     labels = {k: np.tile(v[:samples], (steps,) + (1,) * v.ndim) for k, v in feeds.items()}
     labels["target"] += (index[..., None] % 2 * (labels["task"][..., None] == 0)).astype(np.float32)
     how |= {"dataset": dataset, "index": index, "seed": 3, "step": start, "epoch": 2}
+    how["augmentation"] = how["augmentation"] | (ranges or {})
     adam = (lr, *ADAM[1:], start + 1)
     return net.series(MODE | {"batch": samples}, labels, ("loss", "per_task"), adam, **how)
 
@@ -130,6 +131,31 @@ def test_what_was_recorded_is_dropped_when_addresses_change(gpu):
     assert recorded[0].tobytes() == plain[0].tobytes() and recorded[1] == plain[1]
     assert np.isfinite(recorded[0]).all()
     assert captures == 3  # 6 samples, 12, and 6 again after the move
+
+
+def test_ranges_of_grey_values_may_change_between_calls(gpu):
+    """A recording has only the kernels that its ranges ask for; it is made again for others, after
+    a step that is not recorded. Also with images that come batch by batch."""
+    put, get = gpu
+    ranges = [{}, {"gamma": 0.4}, {"gamma": 0.2, "noise": 0.1}, TONE, {}, TONE]
+
+    def train(device):
+        net, names = network(device)
+        losses = [series(net, 3, 3 * i, ranges=r)["loss"] for i, r in enumerate(ranges)]
+        return np.concatenate(losses)[:, 0], everything(net, names)
+
+    recorded = train(cudahost.device("fp32"))
+    assert get("captures") == 5 and get("graph_launches") == 3 * len(ranges) - 5
+    assert recorded[0] == pytest.approx(train(None)[0], rel=3e-3)
+    put("capture", 0)
+    assert train(cudahost.device("fp32"))[0].tobytes() == recorded[0].tobytes()
+    put("capture", 1)
+    for order in ORDERS.values():
+        put("order", order)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("MDMT_CUDA_STORE_MB", "0")
+            streamed = train(cudahost.device("fp32"))
+        assert streamed[0].tobytes() == recorded[0].tobytes() and streamed[1] == recorded[1]
 
 
 def test_evaluation_is_recorded_too(gpu):

@@ -66,6 +66,7 @@ def run(arguments, tmp_path, monkeypatch):
     "part, options, cases",
     [
         ("table", ["--stride", "60"], 30),
+        ("images", [], 14),
         ("golden", [], 2),
         ("steps", [], 2),
         ("nets", ["--backbones", "shufflenet_v2_x0_5"], 2),

@@ -120,8 +120,6 @@ void mdmt_gpu_fill_series(mdmt_backend *base);
 
 /* ---- images.cu ---- */
 
-/* Refuses what is no augmentation, and what only the CPU can do. */
-mdmt_status mdmt_gpu_check_augmentation(const mdmt_augmentation *augmentation);
 /* Writes the step into the GPU's memory where it is another than before. With
  * samples > 0, checks the step's samples first and brings its data sets there.
  * Nothing to do within a series. */

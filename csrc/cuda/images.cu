@@ -1,7 +1,7 @@
 /* From resident grey images (uint8) to network input: training augmentation,
  * resampling, normalisation. The map, the elastic field and every random number
  * are those of cpu/images.h, which explains them. */
-#include "backend.cuh"
+#include "tone.cuh"
 
 enum { TAPS_MAX = 40 }; /* 2 * ceil(3 * 6) + 1 = 37: sigma / step is below 6 */
 
@@ -10,6 +10,7 @@ struct alignas(16) image_plan {
     const uint8_t *pixels;
     int sh, sw;                      /* of the source */
     int flip, elastic, plain;        /* plain: pixels are copied, perhaps flipped */
+    int grey;                        /* grey values change (tone.cuh) */
     float xx, xy, yx, yy, x0, y0;    /* source position = linear (q + u) + offset */
     int step, rows, columns, radius; /* of the grid of nodes; its kernel */
     float noise_unit;
@@ -41,11 +42,6 @@ static image_room room_of(int height, int width)
     return r;
 }
 
-MDMT_HD float spread(uint32_t bits, float range)
-{
-    return range * (2 * mdmt_uniform(bits) - 1);
-}
-
 /* ---- plans: a block per sample; its first thread draws, each thread makes a tap ---- */
 
 struct make_plans {
@@ -56,6 +52,7 @@ struct make_plans {
     };
     const mdmt_gpu_step *step;
     image_plan *plan;
+    mdmt_grey *grey; /* of each sample */
     int height, width, augment;
 
     MDMT_HD static double spread_of(float sigma, int step)
@@ -104,15 +101,15 @@ struct make_plans {
         }
         float chance = a->probability;
         if (mdmt_uniform(bits[0]) < chance) {
-            shift[0] = spread(bits[5], a->shift);
-            shift[1] = spread(bits[6], a->shift);
+            shift[0] = mdmt_spread(bits[5], a->shift);
+            shift[1] = mdmt_spread(bits[6], a->shift);
         }
         if (mdmt_uniform(bits[1]) < chance) {
-            *zoom = 1 + spread(bits[7], a->zoom);
+            *zoom = 1 + mdmt_spread(bits[7], a->zoom);
         }
         p->flip = a->flip > 0 && mdmt_uniform(bits[2]) < chance;
         if (mdmt_uniform(bits[3]) < chance) {
-            *angle = spread(bits[8], a->rotation);
+            *angle = mdmt_spread(bits[8], a->rotation);
         }
         if (mdmt_uniform(bits[4]) < chance && a->elastic_sigma > 0) {
             float low = a->elastic_alpha[0], range = a->elastic_alpha[1] - low;
@@ -135,11 +132,13 @@ struct make_plans {
         p->sw = source->width;
         p->pixels = source->pixels ? source->pixels + (size_t)index * (size_t)p->sh * (size_t)p->sw
                                    : step->streamed + (size_t)sample * step->stride;
-        p->flip = p->elastic = 0;
+        p->flip = p->elastic = p->grey = 0;
         p->step = 1;
         p->rows = p->columns = p->radius = 0;
         if (augment) {
             draw(p, data_set, index, shift, &zoom, &angle);
+            grey[sample] = mdmt_grey_drawn(step, data_set, index);
+            p->grey = grey[sample].changes;
         }
         p->plain = !p->elastic && p->sh == height && p->sw == width && zoom == 1 && angle == 0 &&
                    shift[0] == 0 && shift[1] == 0;
@@ -286,12 +285,16 @@ MDMT_HD float bilinear(const image_plan &p, float x, float y)
     return top + fy * (bottom - top);
 }
 
-struct sample_images : elastic {
-    enum { THREADS = 128, PHASES = 1, LANES = 32, HIGH = 8 };
-    typedef mdmt_nothing shared_type;
+struct sampling : elastic {
     float *out; /* (N, C, H, W) */
     int samples, channels;
     float mean[4], scale[4]; /* 1 / deviation */
+};
+
+/* GREY: some images' grey values change after it. */
+template <bool GREY> struct sample_images : sampling {
+    enum { THREADS = 128, PHASES = 1, LANES = 32, HIGH = 8 };
+    typedef mdmt_nothing shared_type;
 
     MDMT_HD uint32_t tiles() const
     {
@@ -344,23 +347,58 @@ struct sample_images : elastic {
                 }
                 v = bilinear(p, p.x0 + p.xx * qx + p.xy * qy, p.y0 + p.yx * qx + p.yy * qy);
             }
-            put(sample, y, x, v * (1 / 255.0f));
+            put(sample, y, x, v, GREY && p.grey);
             if (++below == p.step) {
                 below = 0;
                 top += p.columns;
             }
         }
     }
-    MDMT_HD void put(uint32_t sample, int y, int x, float v) const
+    MDMT_HD void put(uint32_t sample, int y, int x, float v, int grey) const
     {
         size_t area = (size_t)room.height * (size_t)room.width;
         float *to = out + (size_t)sample * (size_t)channels * area +
                     (size_t)y * (size_t)room.width + (size_t)x;
+        if (grey) {
+            *to = v; /* to be changed there */
+            return;
+        }
+        v *= 1 / 255.0f;
         for (int c = 0; c < channels; c++) {
             to[(size_t)c * area] = (v - mean[c]) * scale[c];
         }
     }
 };
+
+/* Of plans, and of what grey values need. */
+static size_t plan_bytes(const mdmt_images_attrs *a)
+{
+    size_t grey = a->augment ? mdmt_grey_images::bytes(a->batch) : 0;
+    return sizeof(image_plan) * (size_t)a->batch + mdmt_round_up(grey, 16);
+}
+
+static mdmt_status change_grey(const mdmt_cuda_site *site, const mdmt_cuda_call *call,
+                               const sampling &sampled, const mdmt_grey *grey)
+{
+    mdmt_grey_images g;
+    memset((void *)&g, 0, sizeof g);
+    g.grey = grey;
+    g.sums = (double *)(uintptr_t)(grey + sampled.samples);
+    g.images = sampled.out;
+    g.samples = sampled.samples;
+    g.channels = sampled.channels;
+    g.area = (uint32_t)sampled.room.height * (uint32_t)sampled.room.width;
+    memcpy(g.mean, sampled.mean, sizeof g.mean);
+    memcpy(g.scale, sampled.scale, sizeof g.scale);
+    return mdmt_grey_launch(site->stream, &call->step->augmentation, g);
+}
+
+template <bool GREY> static mdmt_status sample(const mdmt_cuda_site *site, const sampling &f)
+{
+    sample_images<GREY> kernel;
+    (sampling &)kernel = f;
+    return mdmt_launch(site->stream, kernel.blocks(), kernel);
+}
 
 static mdmt_status images(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
 {
@@ -376,13 +414,14 @@ static mdmt_status images(const mdmt_cuda_site *site, const mdmt_cuda_call *call
     image_room room = room_of(a->size[0], a->size[1]);
     image_plan *plan = (image_plan *)(void *)call->workspace;
     size_t planes = 2 * (size_t)a->batch;
-    make_plans plans = {&gpu->state->step, plan, room.height, room.width, a->augment};
+    mdmt_grey *grey = (mdmt_grey *)(void *)(plan + a->batch);
+    make_plans plans = {&gpu->state->step, plan, grey, room.height, room.width, a->augment};
     MDMT_TRY(mdmt_launch(site->stream, (size_t)a->batch, plans));
-    sample_images f;
+    sampling f;
     memset((void *)&f, 0, sizeof f);
     f.plan = plan;
     f.room = room;
-    f.noise = (float *)(void *)(plan + a->batch);
+    f.noise = (float *)(void *)(call->workspace + plan_bytes(a));
     f.field = f.noise + planes * room.noise;
     f.out = (float *)call->out[0];
     f.samples = a->batch;
@@ -399,7 +438,11 @@ static mdmt_status images(const mdmt_cuda_site *site, const mdmt_cuda_call *call
         size_t each = (size_t)smoothed.strips() * (size_t)smoothed.tiles();
         MDMT_TRY(mdmt_launch(site->stream, planes * each, smoothed));
     }
-    return mdmt_launch(site->stream, f.blocks(), f);
+    if (!a->augment || !(mdmt_augmentation_kinds(&call->step->augmentation) & MDMT_AUGMENTS_GREY)) {
+        return sample<false>(site, f);
+    }
+    MDMT_TRY(sample<true>(site, f));
+    return change_grey(site, call, f, grey);
 }
 
 static mdmt_status images_needs(const mdmt_cuda_site *site, mdmt_cuda_needs *needs)
@@ -407,8 +450,7 @@ static mdmt_status images_needs(const mdmt_cuda_site *site, mdmt_cuda_needs *nee
     const mdmt_images_attrs *a = MDMT_ATTRS(mdmt_images_attrs, site->op);
     image_room room = room_of(a->size[0], a->size[1]);
     size_t planes = a->augment ? 2 * (size_t)a->batch : 0;
-    needs->workspace_bytes = sizeof(image_plan) * (size_t)a->batch +
-                             sizeof(float) * planes * (room.noise + room.field);
+    needs->workspace_bytes = plan_bytes(a) + sizeof(float) * planes * (room.noise + room.field);
     return mdmt_gpu_sample_room(site->gpu, a->batch);
 }
 
@@ -454,17 +496,6 @@ static mdmt_status take_samples(mdmt_gpu *gpu, const mdmt_step *step, int sample
                              sizeof(int64_t) * (size_t)samples);
 }
 
-mdmt_status mdmt_gpu_check_augmentation(const mdmt_augmentation *a)
-{
-    MDMT_TRY(mdmt_lent->check_augmentation(a));
-    if (a->gamma > 0 || a->contrast > 0 || a->brightness > 0 || a->invert > 0 || a->noise > 0) {
-        return mdmt_lent->fail(MDMT_UNSUPPORTED,
-                               "gamma, contrast, brightness, invert and noise of the "
-                               "augmentation are not on the GPU yet; train on the CPU");
-    }
-    return MDMT_OK;
-}
-
 mdmt_status mdmt_gpu_take_step(mdmt_gpu *gpu, const mdmt_step *step, int samples, int augment)
 {
     if (gpu->in_series) {
@@ -480,7 +511,7 @@ mdmt_status mdmt_gpu_take_step(mdmt_gpu *gpu, const mdmt_step *step, int samples
     if (samples) {
         next.augmentation = step->augmentation;
         if (augment) {
-            MDMT_TRY(mdmt_gpu_check_augmentation(&step->augmentation));
+            MDMT_TRY(mdmt_lent->check_augmentation(&step->augmentation));
         }
         MDMT_TRY(take_samples(gpu, step, samples, &next));
     }

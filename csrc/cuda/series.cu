@@ -276,7 +276,7 @@ static mdmt_status check_series(const mdmt_series *s)
         }
     }
     MDMT_TRY(s->update.weights ? check_adam(&s->adam) : MDMT_OK);
-    MDMT_TRY(s->augment ? mdmt_gpu_check_augmentation(&s->first.augmentation) : MDMT_OK);
+    MDMT_TRY(s->augment ? mdmt_lent->check_augmentation(&s->first.augmentation) : MDMT_OK);
     return mdmt_gpu_check_samples(&s->first, (size_t)s->count * (size_t)s->samples);
 }
 

@@ -23,7 +23,8 @@ typedef struct {
     /* A step that the backend recorded (series.c), and for which series. */
     mdmt_recording *recording; /* or NULL */
     mdmt_series recorded;
-    int warm, unrecordable; /* it ran once; the backend refused to record it */
+    int warm;         /* 1 + `augment` of the series whose step ran last; 0: none did */
+    int unrecordable; /* the backend refused to record it */
 } mdmt_program;
 
 /* Takes the graph over (also on failure). `force` (or NULL) names a kernel that

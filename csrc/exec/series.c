@@ -39,7 +39,7 @@ static mdmt_status describe(mdmt_network *n, mdmt_program *p, const mdmt_mode *m
     memset(s, 0, sizeof *s);
     s->count = call->count;
     s->samples = mode->batch;
-    s->augment = mode->augment;
+    s->augment = mode->augment ? mdmt_augmentation_kinds(&call->first.augmentation) : 0;
     s->first = call->first;
     if (mode->want_gradients) {
         s->watch = 1;
@@ -106,17 +106,18 @@ static int same_recording(const mdmt_series *a, const mdmt_series *b)
            same_ports(a->feed, b->feed, a->feeds) && same_ports(a->log, b->log, a->logs);
 }
 
-/* The first step of a program runs op by op: libraries load what they need then, which
- * must not happen within a recording. */
+/* The first step of a program runs op by op, and the first one with other kernels: what they need
+ * is loaded then, which must not happen within a recording. */
 static mdmt_status run_step(mdmt_program *p, const mdmt_series *s)
 {
     if (p->recording && !same_recording(&p->recorded, s)) {
         mdmt_program_forget(p);
     }
-    if (!p->recording && p->warm && !p->unrecordable && p->backend->record_begin) {
+    int warm = 1 + s->augment;
+    if (!p->recording && p->warm == warm && !p->unrecordable && p->backend->record_begin) {
         MDMT_TRY(record(p, s));
     }
-    p->warm = 1;
+    p->warm = warm;
     return p->recording ? p->backend->record_run(p->backend, p->recording) : start_step(p, s);
 }
 

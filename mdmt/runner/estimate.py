@@ -106,11 +106,9 @@ def measure(
 
 def measured_on(values: dict, device: str = "auto") -> dict:
     """{"device", "precision"} for a Model with which a study is measured on this machine."""
-    from ..augmentation import gpu_can
     from ..system import device_to_measure
 
-    able = gpu_can(values["train"]["augment"])
-    found, precision = device_to_measure(device, values["precision"], able)
+    found, precision = device_to_measure(device, values["precision"])
     return {"device": found, "precision": precision}
 
 

@@ -181,7 +181,6 @@ def _train(folder: Path, description: dict, inputs: dict, stop, emit) -> dict:
 
 def _build(description: dict, inputs: dict):
     """Return the Model with its initial weights."""
-    from ..augmentation import gpu_can
     from ..model import Model
     from ..system import device_for
 
@@ -192,11 +191,7 @@ def _build(description: dict, inputs: dict):
             description["backbone"],
             heads=heads,
             image_size=description["image_size"],
-            device=device_for(
-                inputs["device"],
-                description["precision"],
-                gpu_can(description["train"]["augment"]),
-            ),
+            device=device_for(inputs["device"], description["precision"]),
             precision=description["precision"],
             seed=description["seed"],
             weights=inputs["weights"] if sources is None else _start(description, inputs, heads),
