@@ -14,7 +14,7 @@ import pytest
 from mdmt import _core, system
 from tests import cudahost
 from tests.opcase import check
-from tests.optable import CASES
+from tests.optable import CASES, convolutions
 from tests.test_cuda_ops import library_unit, to_bf16
 
 FAKE = Path(__file__).parent / "c" / "fake_cudnn.c"
@@ -63,8 +63,29 @@ def uneven(case):
     return bool(pad) and (pad[1], pad[2]) != (pad[3], pad[4])
 
 
-TABLE = [c for c in CASES if small(c) and not uneven(c)]
-UNEVEN = [c for c in CASES if small(c) and uneven(c)]
+def folds(case):
+    """Whether the four pixels of a square can become the channels of one."""
+    return "image" in case.name and "stride=2x2" in case.name and "dilation" not in case.name
+
+
+TABLE = [c for c in CASES if small(c) and not (uneven(c) and not folds(c))]
+UNEVEN = [c for c in CASES if small(c) and uneven(c) and not folds(c)]
+
+# The stems of the backbones, whole and ragged images, padded as PyTorch and as TensorFlow does it.
+STEMS = [
+    case
+    for x, k, kernel, pad in [
+        ((2, 3, 16, 14), 16, (7, 7), (3, 3, 3, 3)),
+        ((1, 3, 15, 17), 11, (7, 7), (3, 3, 3, 3)),
+        ((2, 3, 12, 12), 8, (3, 3), (1, 1, 1, 1)),
+        ((1, 1, 13, 12), 24, (3, 3), (1, 1, 1, 1)),
+        ((1, 3, 12, 13), 8, (3, 3), (0, 0, 1, 1)),
+        ((1, 4, 11, 10), 8, (5, 3), (1, 0, 2, 1)),
+        ((1, 3, 9, 9), 8, (2, 4), (0, 0, 0, 0)),
+    ]
+    for case in convolutions(x, k, kernel, image=True, bias=True, stride=(2, 2), pad=pad)
+    if case.op in ("conv2d", "conv2d_bwd_weight")
+]
 
 
 def run(case, module, precision, arrays=None):
@@ -89,7 +110,7 @@ def test_what_is_described_is_the_convolution(case, with_library):
     check(case, got, kernel)
 
 
-@pytest.mark.parametrize("case", TABLE[::3], ids=lambda c: c.id)
+@pytest.mark.parametrize("case", TABLE[::3] + STEMS, ids=lambda c: c.id)
 def test_in_bfloat16_too(case, with_library):
     arrays = case.arrays()
     for name, feed in case.feeds.items():
@@ -104,6 +125,42 @@ def test_in_bfloat16_too(case, with_library):
         size = np.maximum(np.abs(sizes.get(name, value)), np.abs(value))
         error = np.abs(got[name].astype(np.float64) - value)
         assert (error <= bounds[name] + library_unit(case) * size).all(), name
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32"])
+@pytest.mark.parametrize("case", STEMS, ids=lambda c: c.id)
+def test_stems_in_both_forms(case, precision, tmp_path, monkeypatch):
+    """The faster form is taken: the folded one, or the plain one; that only where paddings are
+    even."""
+    for strided in (False, True):
+        folder = tmp_path / str(strided)
+        folder.mkdir()
+        module = fresh(folder)
+        assert module.load_cudnn(str(fake(folder)))[0]
+        if strided:
+            monkeypatch.setenv("FAKE_CUDNN_STRIDED", "1")
+        got, kernel = run(case, module, precision)
+        assert kernel == f"cuda_{case.op}_cudnn"
+        check(case, got, kernel)
+        steps = {int(line.split()[15]) for line in module.tuning(0)[1].splitlines()}
+        assert steps == ({1} if uneven(case) else {1, 2})
+
+
+def test_the_faster_form_of_a_stem_is_taken(tmp_path, monkeypatch):
+    """Seen by the memory that its map takes."""
+    case = next(c for c in STEMS if c.op == "conv2d" and not uneven(c))
+    workspace = {}
+    for strided in (False, True):
+        folder = tmp_path / str(strided)
+        folder.mkdir()
+        module = fresh(folder)
+        assert module.load_cudnn(str(fake(folder)))[0]
+        if strided:
+            monkeypatch.setenv("FAKE_CUDNN_STRIDED", "1")
+        graph, _ = case.graph(_core)
+        program = _core.Program(graph, device=(module.module, 0, "fp32"))
+        workspace[strided] = program.memory()
+    assert workspace[False] != workspace[True]
 
 
 @pytest.mark.parametrize("case", UNEVEN, ids=lambda c: c.id)

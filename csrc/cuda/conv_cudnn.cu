@@ -5,13 +5,16 @@
 #include "cudnn.cuh"
 #include "cudnn_api.h"
 #include "geometry.cuh"
+#include "stem.cuh"
 
 struct conv_sizes {
     mdmt_conv_key key;
     size_t x, w, dw, plan; /* bytes in the workspace; 0: not needed */
     int stem;
-    int added; /* the addend of a gradient is still to be added */
-    void *made;
+    mdmt_stem_form form; /* of a stem */
+    int added;           /* the addend of a gradient is still to be added */
+    void *made;          /* the plan, or NULL */
+    float milliseconds;  /* its time where it was measured, else 0 */
 };
 
 static mdmt_conv_pass pass_of(const mdmt_cuda_site *site)
@@ -42,19 +45,89 @@ static size_t dense_bytes(const mdmt_cuda_site *site, const mdmt_tensor *t)
 /* The gradient of weights from maps of bfloat16: in float, or rounded to bfloat16 as PyTorch's are.
  * Few engines write floats, and on a GPU of capability 9.0 they were ten times slower than the
  * others: what is rounded is taken where it is clearly faster, or where nothing is known. */
-static void choose_result(mdmt_gpu *gpu, conv_sizes *s, size_t elements)
+static void plan_weight(mdmt_gpu *gpu, conv_sizes *s, size_t elements)
 {
     mdmt_conv_key rounded = s->key;
-    float time = 0, rounded_time = 0;
+    float time = 0;
     size_t room = 0;
     rounded.result_type = CUDNN_BF16;
-    void *plan = mdmt_cudnn_plan(gpu, &rounded, 0, &room, &rounded_time);
-    s->made = mdmt_cudnn_plan(gpu, &s->key, rounded_time, &s->plan, &time);
-    if (plan && (!s->made || !(time > 0 && rounded_time > 0) || rounded_time < 0.95f * time)) {
+    void *plan = mdmt_cudnn_plan(gpu, &rounded, 0, &room, &time);
+    s->made = mdmt_cudnn_plan(gpu, &s->key, time, &s->plan, &s->milliseconds);
+    if (plan &&
+        (!s->made || !(s->milliseconds > 0 && time > 0) || time < 0.95f * s->milliseconds)) {
         s->key = rounded;
         s->dw = mdmt_round_up(elements * 2, 256);
         s->plan = room;
         s->made = plan;
+        s->milliseconds = time;
+    }
+}
+
+/* x, w and y of a convolution, and what it does; `fold`: of the image of a stem. */
+static void describe(const mdmt_cuda_site *site, const mdmt_tensor *x, const mdmt_tensor *w,
+                     const mdmt_tensor *y, int fold, conv_sizes *s)
+{
+    const mdmt_conv_attrs *a = MDMT_ATTRS(mdmt_conv_attrs, site->op);
+    int bf16 = site->precision == MDMT_CUDA_BF16;
+    memset((void *)s, 0, sizeof *s);
+    mdmt_conv_key *k = &s->key;
+    k->pass = pass_of(site);
+    s->stem = w->kind == MDMT_W_STEM;
+    int lazy = k->pass != MDMT_CONV_DATA && x->lazy_source >= 0;
+    s->x = lazy ? dense_bytes(site, x) : 0;
+    fill_map(k->x, &k->x_pitch, x, lazy);
+    fill_map(k->y, &k->y_pitch, y, 0);
+    for (int i = 0; i < 4; i++) {
+        k->w[i] = i < 2 ? mdmt_up(w->dim[i]) : w->dim[i];
+    }
+    for (int i = 0; i < 2; i++) {
+        k->stride[i] = fold ? 1 : a->stride[i];
+        k->dilation[i] = a->dilation[i];
+        k->before[i] = fold ? 0 : a->pad[i];
+        k->after[i] = fold ? 0 : a->pad[2 + i];
+    }
+    if (s->stem) {
+        s->form = mdmt_stem_form_of(x, w, y, a, fold);
+        k->w[1] = k->x[1] = k->x_pitch = s->form.width;
+        for (int i = 0; i < 2; i++) {
+            k->x[2 + i] = s->form.map[i];
+            k->w[2 + i] = s->form.taps[i];
+        }
+        size_t pixels = (size_t)k->x[0] * (size_t)k->x[2] * (size_t)k->x[3];
+        s->x = mdmt_round_up(pixels * (size_t)s->form.width * (bf16 ? 2 : 4), 256);
+    }
+    k->map_type = bf16 ? CUDNN_BF16 : CUDNN_FLOAT;
+    k->result_type = CUDNN_FLOAT;
+    k->exact = site->precision == MDMT_CUDA_FP32;
+    k->deterministic = site->gpu->options.deterministic;
+}
+
+/* The plan, and what follows from it for the workspace. */
+static void plan(const mdmt_cuda_site *site, const mdmt_tensor *x, conv_sizes *s)
+{
+    mdmt_conv_key *k = &s->key;
+    int bf16 = site->precision == MDMT_CUDA_BF16, weight = k->pass == MDMT_CONV_WEIGHT;
+    size_t elements = (size_t)k->w[0] * (size_t)k->w[1] * (size_t)(k->w[2] * k->w[3]);
+    /* Nobody else asks the library to pad one side more than the other, and an engine of 9.19 made
+     * a wrong gradient of weights then: such convolutions are left to the backend's own kernels. */
+    if (k->before[0] != k->after[0] || k->before[1] != k->after[1]) {
+        return;
+    }
+    s->w = (bf16 || s->stem) && !weight ? mdmt_round_up(elements * (bf16 ? 2 : 4), 256) : 0;
+    s->dw = s->stem && weight ? mdmt_round_up(elements * 4, 256) : 0;
+    if (bf16 && weight) {
+        plan_weight(site->gpu, s, elements);
+        return;
+    }
+    int added = k->pass == MDMT_CONV_DATA && site->op->inputs > 2 && site->in[2];
+    k->accumulate = added; /* rounded once, and the addend read by the way */
+    s->made = mdmt_cudnn_plan(site->gpu, k, 0, &s->plan, &s->milliseconds);
+    if (added && !s->made) {
+        k->accumulate = 0;
+        s->added = 1;
+        s->x = dense_bytes(site, x);
+        fill_map(k->x, &k->x_pitch, x, 1);
+        s->made = mdmt_cudnn_plan(site->gpu, k, 0, &s->plan, &s->milliseconds);
     }
 }
 
@@ -68,52 +141,22 @@ static int sizes_of(const mdmt_cuda_site *site, conv_sizes *s)
     const mdmt_tensor *y = pass == MDMT_CONV_DATA     ? site->in[0]
                            : pass == MDMT_CONV_WEIGHT ? site->in[1]
                                                       : site->out[0];
-    memset((void *)s, 0, sizeof *s);
-    s->stem = w->kind == MDMT_W_STEM && x->kind == MDMT_IMAGE && pass != MDMT_CONV_DATA;
-    /* Nobody else asks the library to pad one side more than the other, and an engine of 9.19 made
-     * a wrong gradient of weights then: such convolutions are left to the backend's own kernels. */
-    int even = a->pad[0] == a->pad[2] && a->pad[1] == a->pad[3];
-    if ((w->kind != MDMT_W_DENSE && !s->stem) || !even || !mdmt_cudnn_ready(site->gpu)) {
+    int stem = w->kind == MDMT_W_STEM && x->kind == MDMT_IMAGE && pass != MDMT_CONV_DATA &&
+               x->dim[1] <= MDMT_PACK;
+    if ((w->kind != MDMT_W_DENSE && !stem) || !mdmt_cudnn_ready(site->gpu)) {
+        memset((void *)s, 0, sizeof *s);
         return 0;
     }
-    int bf16 = site->precision == MDMT_CUDA_BF16;
-    int added = pass == MDMT_CONV_DATA && site->op->inputs > 2 && site->in[2];
-    int lazy = pass != MDMT_CONV_DATA && x->lazy_source >= 0;
-    s->x = lazy || s->stem ? dense_bytes(site, x) : 0;
-    mdmt_conv_key *k = &s->key;
-    k->pass = pass;
-    fill_map(k->x, &k->x_pitch, x, s->x > 0);
-    fill_map(k->y, &k->y_pitch, y, 0);
-    for (int i = 0; i < 4; i++) {
-        k->w[i] = i < 2 ? mdmt_up(w->dim[i]) : w->dim[i];
-    }
-    for (int i = 0; i < 2; i++) {
-        k->stride[i] = a->stride[i];
-        k->dilation[i] = a->dilation[i];
-        k->before[i] = a->pad[i];
-        k->after[i] = a->pad[2 + i];
-    }
-    k->map_type = bf16 ? CUDNN_BF16 : CUDNN_FLOAT;
-    k->result_type = CUDNN_FLOAT;
-    k->exact = site->precision == MDMT_CUDA_FP32;
-    k->deterministic = site->gpu->options.deterministic;
-    size_t elements = (size_t)k->w[0] * (size_t)k->w[1] * (size_t)(k->w[2] * k->w[3]);
-    int weight = pass == MDMT_CONV_WEIGHT;
-    s->w = (bf16 || s->stem) && !weight ? mdmt_round_up(elements * (bf16 ? 2 : 4), 256) : 0;
-    s->dw = s->stem && weight ? mdmt_round_up(elements * 4, 256) : 0;
-    if (bf16 && weight) {
-        choose_result(site->gpu, s, elements);
-        return s->made != NULL;
-    }
-    float time;
-    k->accumulate = added; /* rounded once, and the addend read by the way */
-    s->made = mdmt_cudnn_plan(site->gpu, k, 0, &s->plan, &time);
-    if (added && !s->made) {
-        k->accumulate = 0;
-        s->added = 1;
-        s->x = dense_bytes(site, x);
-        fill_map(k->x, &k->x_pitch, x, 1);
-        s->made = mdmt_cudnn_plan(site->gpu, k, 0, &s->plan, &time);
+    describe(site, x, w, y, 0, s);
+    plan(site, x, s);
+    if (stem && mdmt_stem_folds(x, w, a)) {
+        conv_sizes folded;
+        describe(site, x, w, y, 1, &folded);
+        plan(site, x, &folded);
+        int known = s->milliseconds > 0 && folded.milliseconds > 0;
+        if (folded.made && (!s->made || !known || folded.milliseconds <= s->milliseconds)) {
+            *s = folded;
+        }
     }
     return s->made != NULL;
 }
@@ -146,70 +189,32 @@ template <class A, class B> struct converted {
     }
 };
 
-/* One thread per pixel: an IMAGE as a map of eight channels. */
-template <class T> struct image_map {
-    const float *image; /* (N, C, H, W) */
-    T *map;             /* (N, H, W, 8) */
-    int c;
-    uint32_t area;
-
-    MDMT_HD void at(uint32_t pixel, int unused) const
-    {
-        (void)unused;
-        uint32_t n = pixel / area;
-        const float *from = image + (size_t)n * (size_t)c * area + pixel % area;
-        mdmt_pack p = mdmt_zero_pack();
-        MDMT_UNROLL for (int i = 0; i < MDMT_PACK; i++)
-        {
-            p.v[i] = i < c ? from[(size_t)i * area] : 0.0f;
-        }
-        mdmt_store_pack(map + (size_t)pixel * MDMT_PACK, p);
-    }
-};
-
-/* One thread per (output channel as stored, tap): between the weights of a stem,
- * [I][taps][O up], and those of a map of eight channels, [O up][taps][8]. */
-template <class T> struct stem_weights {
-    float *stem;
-    T *dense;
-    int inputs, outputs, up, taps, to_dense;
-
-    MDMT_HD void at(uint32_t row, int unused) const
-    {
-        (void)unused;
-        int o = (int)(row / (uint32_t)taps), tap = (int)(row % (uint32_t)taps);
-        T *here = dense + (size_t)row * MDMT_PACK;
-        for (int i = 0; i < MDMT_PACK; i++) {
-            float *there = stem + ((size_t)i * (size_t)taps + (size_t)tap) * (size_t)up + (size_t)o;
-            if (to_dense) {
-                mdmt_from_float(i < inputs && o < outputs ? *there : 0.0f, here + i);
-            } else if (i < inputs) {
-                *there = o < outputs ? mdmt_to_float(here[i]) : 0.0f;
-            }
-        }
-    }
-};
-
 template <class T>
-static mdmt_status turn_weights(const mdmt_cuda_site *site, const mdmt_tensor *w, void *stem,
-                                void *dense, int to_dense)
+static mdmt_status turn_weights_of(const mdmt_cuda_site *site, const mdmt_tensor *w,
+                                   const mdmt_stem_form *form, void *stem, void *dense,
+                                   int to_dense)
 {
-    stem_weights<T> f = {(float *)stem, (T *)dense,         w->dim[1],
-                         w->dim[0],     mdmt_up(w->dim[0]), w->dim[2] * w->dim[3],
-                         to_dense};
-    return mdmt_count_over(site->stream, (size_t)f.up * (size_t)f.taps, f);
+    mdmt_stem_weights<T> f = {(float *)stem,      (T *)dense, w->dim[0],
+                              mdmt_up(w->dim[0]), to_dense,   *form};
+    return mdmt_count_over(site->stream, (size_t)f.up * (size_t)(form->taps[0] * form->taps[1]), f);
 }
 
-static mdmt_status turn_image(const mdmt_cuda_site *site, const void *image, void *map)
+/* `type`: of the elements at `dense`. */
+static mdmt_status turn_weights(const mdmt_cuda_site *site, const mdmt_tensor *w,
+                                const mdmt_stem_form *form, void *stem, void *dense, int to_dense,
+                                int type)
 {
-    const int *dim = site->in[0]->dim;
-    uint32_t area = (uint32_t)dim[2] * (uint32_t)dim[3];
-    if (site->precision == MDMT_CUDA_BF16) {
-        image_map<mdmt_bf16> f = {(const float *)image, (mdmt_bf16 *)map, dim[1], area};
-        return mdmt_count_over(site->stream, (size_t)dim[0] * area, f);
-    }
-    image_map<float> f = {(const float *)image, (float *)map, dim[1], area};
-    return mdmt_count_over(site->stream, (size_t)dim[0] * area, f);
+    return type == CUDNN_BF16 ? turn_weights_of<mdmt_bf16>(site, w, form, stem, dense, to_dense)
+                              : turn_weights_of<float>(site, w, form, stem, dense, to_dense);
+}
+
+template <class T>
+static mdmt_status turn_image(const mdmt_cuda_site *site, const mdmt_stem_form *form,
+                              const void *image, void *map)
+{
+    mdmt_stem_map<T> f = {(const float *)image, (T *)map, *form};
+    size_t area = (size_t)form->map[0] * (size_t)form->map[1];
+    return mdmt_count_over(site->stream, (size_t)site->in[0]->dim[0] * area, f);
 }
 
 template <class T> struct plus_bias {
@@ -305,13 +310,13 @@ static mdmt_status bring(const mdmt_cuda_site *site, const mdmt_cuda_call *call,
         MDMT_TRY(MDMT_BY_PRECISION(bring_addend, site, call));
     }
     if (s->stem) {
-        MDMT_TRY(turn_image(site, call->in[0].data, own_x));
+        MDMT_TRY(bf16 ? turn_image<mdmt_bf16>(site, &s->form, call->in[0].data, own_x)
+                      : turn_image<float>(site, &s->form, call->in[0].data, own_x));
     } else if (s->x && s->key.pass != MDMT_CONV_DATA) {
         MDMT_TRY(mdmt_cuda_store_lazy(site, site->in[0], &call->in[0], own_x));
     }
     if (s->w && s->stem) {
-        return bf16 ? turn_weights<mdmt_bf16>(site, site->in[1], w, own_w, 1)
-                    : turn_weights<float>(site, site->in[1], w, own_w, 1);
+        return turn_weights(site, site->in[1], &s->form, w, own_w, 1, s->key.map_type);
     }
     if (s->w) {
         converted<float, mdmt_bf16> f = {(const float *)w, (mdmt_bf16 *)(void *)own_w};
@@ -325,9 +330,7 @@ static mdmt_status finish_weight(const mdmt_cuda_site *site, const conv_sizes *s
                                  void *dw)
 {
     if (s->stem) {
-        return s->key.result_type == CUDNN_BF16
-                   ? turn_weights<mdmt_bf16>(site, site->out[0], dw, made, 0)
-                   : turn_weights<float>(site, site->out[0], dw, made, 0);
+        return turn_weights(site, site->out[0], &s->form, dw, made, 0, s->key.result_type);
     }
     converted<mdmt_bf16, float> f = {(const mdmt_bf16 *)made, (float *)dw};
     return mdmt_count_over(site->stream, mdmt_stored_elements(site->out[0]), f);

@@ -6,8 +6,9 @@
  *   0 is not deterministic and uses tensor cores, 1 has no plan, 2 takes 3 ms, 3 takes 2 ms,
  *   4 wants too large a workspace, 5 does not run.
  * FAKE_CUDNN_FASTEST in the environment names one that takes 1 ms, FAKE_CUDNN_WRONG those that make
- * a mistake; with FAKE_CUDNN_SMALL 4 is content with less, and takes 1 ms; with FAKE_CUDNN_IDLE
- * they take their time, but compute nothing. */
+ * a mistake; with FAKE_CUDNN_STRIDED convolutions in single steps take twice as long; with
+ * FAKE_CUDNN_SMALL 4 is content with less, and takes 1 ms; with FAKE_CUDNN_IDLE they take their
+ * time, but compute nothing. */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -364,5 +365,6 @@ int cudnnBackendExecute(void *handle, void *plan_of, void *variants_of)
     }
     j.stream = ((handle_of *)handle)->stream;
     j.milliseconds = fastest && atoi(fastest) == plan->engine ? 1 : 5 - plan->engine;
+    j.milliseconds *= getenv("FAKE_CUDNN_STRIDED") && j.stride[0] == 1 ? 2 : 1;
     return j.stream->enqueue(j.stream, run_job, &j, sizeof j) ? 4000 : CUDNN_SUCCESS;
 }
