@@ -156,7 +156,7 @@ static mdmt_status gpu_upload(mdmt_backend *backend, const mdmt_tensor *tensor, 
     }
     mdmt_status status = mdmt_device_write(gpu->stream, data, staged, stored_bytes(gpu, tensor));
     mdmt_lent->release(staged);
-    return status;
+    return status == MDMT_OK ? mdmt_gpu_mirror_again(gpu, data, stored_bytes(gpu, tensor)) : status;
 }
 
 static mdmt_status gpu_download(mdmt_backend *backend, const mdmt_tensor *tensor, const void *data,
@@ -211,12 +211,19 @@ static mdmt_status gpu_slab_open(mdmt_backend *backend, mdmt_slab *slab, size_t 
     }
     MDMT_TRY(status);
     slab->bytes = size;
-    return MDMT_OK;
+    status = mdmt_gpu_slab_note(gpu, slab);
+    if (status != MDMT_OK) {
+        mdmt_device_free(slab->data);
+        slab->data = NULL;
+        slab->bytes = 0;
+    }
+    return status;
 }
 
 static void gpu_slab_close(mdmt_backend *backend, mdmt_slab *slab)
 {
     mdmt_device_use(gpu_of(backend)->options.device);
+    mdmt_gpu_slab_forget(gpu_of(backend), slab->data);
     mdmt_device_free(slab->data);
     slab->data = NULL;
     slab->bytes = 0;

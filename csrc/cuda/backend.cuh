@@ -58,6 +58,7 @@ enum { MDMT_FAULT_NONE, MDMT_FAULT_TASK, MDMT_FAULT_BCE, MDMT_FAULT_MSE, MDMT_FA
 
 struct mdmt_conv_plan; /* cudnn.cu */
 struct mdmt_tuning;    /* tune.cu */
+struct mdmt_gpu_slab;  /* mirror.cu */
 
 struct mdmt_gpu {
     mdmt_backend base;
@@ -90,6 +91,7 @@ struct mdmt_gpu {
     void *cudnn;       /* its handle, or NULL */
     int cudnn_refused; /* it could not be made */
     mdmt_conv_plan *plans;
+    mdmt_gpu_slab *slabs;
     int tune; /* engines are measured */
     mdmt_tuning *tuning;
 };
@@ -111,6 +113,20 @@ mdmt_status mdmt_gpu_stage(mdmt_gpu *gpu, const mdmt_step *step, int samples, si
                            const mdmt_gpu_step *sources, const uint8_t **slot);
 /* Frees the data sets in the GPU's memory, and the slots. */
 void mdmt_gpu_forget_images(mdmt_gpu *gpu);
+
+/* ---- mirror.cu: weights rounded to bfloat16 once per update ---- */
+
+/* A slab begins, and ends, before its memory is freed. */
+mdmt_status mdmt_gpu_slab_note(mdmt_gpu *gpu, const mdmt_slab *slab);
+void mdmt_gpu_slab_forget(mdmt_gpu *gpu, const void *data);
+/* Mirrors the slab that holds these weights, where the precision is bfloat16 and there is memory
+ * for it. */
+mdmt_status mdmt_gpu_mirror(mdmt_gpu *gpu, const float *weights);
+/* Where the mirror has these weights, at a multiple of 16 bytes for a whole tensor; NULL: there is
+ * none. */
+mdmt_bf16 *mdmt_gpu_mirrored(const mdmt_gpu *gpu, const void *weights);
+/* After weights were written. */
+mdmt_status mdmt_gpu_mirror_again(mdmt_gpu *gpu, const void *weights, size_t bytes);
 
 /* ---- series.cu ---- */
 

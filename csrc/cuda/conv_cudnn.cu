@@ -301,9 +301,11 @@ static mdmt_status finish_data(const mdmt_cuda_site *site, const mdmt_cuda_call 
     return mdmt_sweep_over(site->stream, f.dx.pixels(), f.dx.packs, f);
 }
 
-/* x and w as the library reads them, into the workspace where they are others. */
+/* x and w as the library reads them, into the workspace where they are others; `mirror`: of w,
+ * where it has one. */
 static mdmt_status bring(const mdmt_cuda_site *site, const mdmt_cuda_call *call,
-                         const conv_sizes *s, char *own_x, char *own_w, void *w)
+                         const conv_sizes *s, char *own_x, char *own_w, void *w,
+                         const mdmt_bf16 *mirror)
 {
     int bf16 = site->precision == MDMT_CUDA_BF16;
     if (s->key.accumulate) {
@@ -318,7 +320,7 @@ static mdmt_status bring(const mdmt_cuda_site *site, const mdmt_cuda_call *call,
     if (s->w && s->stem) {
         return turn_weights(site, site->in[1], &s->form, w, own_w, 1, s->key.map_type);
     }
-    if (s->w) {
+    if (s->w && !mirror) {
         converted<float, mdmt_bf16> f = {(const float *)w, (mdmt_bf16 *)(void *)own_w};
         return mdmt_count_over(site->stream, mdmt_stored_elements(site->in[1]), f);
     }
@@ -349,12 +351,10 @@ static mdmt_status run(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
     void *y = pass == MDMT_CONV_DATA     ? call->in[0].data
               : pass == MDMT_CONV_WEIGHT ? call->in[1].data
                                          : call->out[0];
-    MDMT_TRY(bring(site, call, &s, own_x, own_w, w));
-    MDMT_TRY(mdmt_cudnn_run(site->gpu, s.made, s.x ? own_x : x,
-                            s.w    ? own_w
-                            : s.dw ? own_dw
-                                   : w,
-                            y, own_dw + s.dw));
+    mdmt_bf16 *mirror = s.w && !s.stem ? mdmt_gpu_mirrored(site->gpu, w) : NULL;
+    MDMT_TRY(bring(site, call, &s, own_x, own_w, w, mirror));
+    void *read = mirror ? (void *)mirror : s.w ? own_w : s.dw ? own_dw : w;
+    MDMT_TRY(mdmt_cudnn_run(site->gpu, s.made, s.x ? own_x : x, read, y, own_dw + s.dw));
     if (s.dw) {
         return finish_weight(site, &s, own_dw, w);
     }

@@ -30,10 +30,15 @@ struct alignas(16) adam_pack {
     float v[ADAM_PACK];
 };
 
+struct alignas(8) adam_rounded {
+    mdmt_bf16 v[ADAM_PACK];
+};
+
 struct adam_update {
     const mdmt_gpu_state *state;
     const float *gradients;
     float *weights, *first, *second;
+    mdmt_bf16 *mirror; /* of the weights, or NULL */
 
     MDMT_HD void at(uint32_t i, int unused) const
     {
@@ -57,12 +62,20 @@ struct adam_update {
         ((adam_pack *)(void *)first)[i] = m;
         ((adam_pack *)(void *)second)[i] = v;
         ((adam_pack *)(void *)weights)[i] = w;
+        if (mirror) {
+            adam_rounded r;
+            for (int k = 0; k < ADAM_PACK; k++) {
+                mdmt_from_float(w.v[k], &r.v[k]);
+            }
+            ((adam_rounded *)(void *)mirror)[i] = r;
+        }
     }
 };
 
 static mdmt_status launch_update(mdmt_gpu *gpu, const mdmt_update *u)
 {
-    adam_update f = {gpu->state, u->gradients, u->weights, u->first, u->second};
+    adam_update f = {gpu->state, u->gradients, u->weights,
+                     u->first,   u->second,    mdmt_gpu_mirrored(gpu, u->weights)};
     return mdmt_count_over(gpu->stream, mdmt_ceil_div((size_t)u->count, ADAM_PACK), f);
 }
 
@@ -310,6 +323,7 @@ static mdmt_status series_open(mdmt_backend *backend, const mdmt_series *s)
         gpu->staged = 0;
     }
     state.step.stride = stride;
+    MDMT_TRY(s->update.weights ? mdmt_gpu_mirror(gpu, s->update.weights) : MDMT_OK);
     MDMT_TRY(series_room(gpu, s));
     MDMT_TRY(put_all(gpu, s, &state));
     fill_state(gpu, s, &state);
