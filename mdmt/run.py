@@ -11,7 +11,7 @@ import contextlib
 import os
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import __version__, apart, checks, config
@@ -50,6 +50,7 @@ class Options:
     tensorboard: bool = False
     report: bool = True
     quiet: bool = False
+    where: str = field(default="", init=False)  # what is said of the device
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -156,7 +157,16 @@ def resolve_device(name: str, values: dict | None = None, elsewhere: bool = Fals
         raise BadConfig(f"--device {name}: {error}") from error
 
 
-def _introduce(study: Study, out: Path, found: checks.Report, device: str) -> None:
+def device_line(name: str, device: str, precision: str, elsewhere: bool = False) -> str:
+    """Return what a run's introduction says of the device that resolve_device made of `name`."""
+    from .system import device_text
+
+    if elsewhere:
+        return f"on the machines of the workers, --device {name}"
+    return device_text(name, device, precision)
+
+
+def _introduce(study: Study, out: Path, found: checks.Report, where: str) -> None:
     values = study.values
     synthetic = " (SYNTHETIC radiographs)" if values["data"]["synthetic"] is not None else ""
     print(f"mdmt {__version__}: {values['name']}{synthetic} -> {out}", file=sys.stderr)
@@ -179,12 +189,13 @@ def _introduce(study: Study, out: Path, found: checks.Report, device: str) -> No
     plural = "s" if len(study.jobs) > 1 else ""
     names = [release.name for release in study.releases]
     releases = f"; releases {', '.join(names)}" if len(names) > 1 else ""
-    where = "" if device in ("cpu", "auto") else f"; on {device}"
     print(
         f"  {len(study.jobs)} training{plural}: {', '.join(values['backbones'])}; "
-        f"{', '.join(values['configurations'])}; weights: {values['weights']}{releases}{where}",
+        f"{', '.join(values['configurations'])}; weights: {values['weights']}{releases}",
         file=sys.stderr,
     )
+    if where:
+        print(f"  {where}", file=sys.stderr)
 
 
 def run(values: dict, out=None, **options) -> list[dict]:
@@ -196,7 +207,10 @@ def run(values: dict, out=None, **options) -> list[dict]:
     """
     chosen = Options(**options)
     elsewhere = bool(chosen.dask or chosen.emit_slurm)
-    chosen.device = resolve_device(chosen.device, values, elsewhere)
+    asked = chosen.device
+    chosen.device = resolve_device(asked, values, elsewhere)
+    if not chosen.only_collect:
+        chosen.where = device_line(asked, chosen.device, values["precision"], elsewhere)
     if chosen.workers < 1:
         raise BadConfig(f"--workers {chosen.workers}: must be at least 1")
     if chosen.retries < 0:
@@ -232,14 +246,15 @@ def _remove_empty(out: Path) -> None:
         out.rmdir()
 
 
-def ready(out: str, values: dict, quiet: bool, memory: bool, device: str) -> Study:
+def ready(out: str, values: dict, quiet: bool, memory: bool, where: str) -> Study:
     """Read and check the data, make the splits and plan the jobs of the out folder; say what there
-    is and write what is known before any training. memory: whether this machine's must do."""
+    is and write what is known before any training. memory: whether this machine's must do; where:
+    the line on the device."""
     out = Path(out)
     study = prepare(values, out, quiet)
     found = checks.before(study, memory=memory, quiet=quiet)
     if not quiet:
-        _introduce(study, out, found, device)
+        _introduce(study, out, found, where)
     record = split_record(study)
     check_same_data(out, record)
     write_json(out / "splits.json", record)
@@ -256,7 +271,7 @@ def _run_in(out: Path, values: dict, options: Options) -> list[dict]:
         elsewhere = bool(options.dask or options.emit_slurm or options.only_collect)
         # Decoders, spreadsheets, checks and large images leave no trace in this process.
         study = apart.call(
-            "mdmt.run:ready", str(out), values, options.quiet, not elsewhere, options.device
+            "mdmt.run:ready", str(out), values, options.quiet, not elsewhere, options.where
         )
         if options.emit_slurm:
             from .runner import slurm

@@ -1,5 +1,6 @@
 """What the engine runs on: threads, processor, build."""
 
+import glob
 import importlib
 import os
 import platform
@@ -197,6 +198,31 @@ def cuda_text():
     """One line on GPUs and libraries."""
     count, text = cuda_devices()
     return f"{text}; {load_cudnn(importlib.import_module('mdmt._cuda'))}" if count else text
+
+
+def device_text(name, device, precision="fp32"):
+    """One line on the `device` that choose_device made of `name`; where a GPU is there but left
+    unused, why."""
+    if device != "cpu":
+        text = cuda_text()
+        one = re.search(rf"\b{device} .*?(?=, cuda:\d+ |; )", text)
+        if ":" in device and one:
+            return f"on {one[0]}{text[text.index('; ') :]}"
+        return f"on {text}"
+    if name == "cpu":
+        return "on the CPU, as asked"
+    count, text = cuda_devices()
+    if count and precision in CPU_ALONE:
+        return f"on the CPU, not on {text}: precision {precision} is for the CPU; fp32 is for both"
+    if count:
+        missing = load_cudnn(importlib.import_module("mdmt._cuda"))
+        return (
+            f"on the CPU, not on {text}: {missing}; pip install 'mdmt[cuda]' brings it, "
+            "--device cuda does without"
+        )
+    if glob.glob("/dev/nvidia[0-9]*"):
+        return f"on the CPU; the NVIDIA GPU here cannot be used: {text}"
+    return "on the CPU"
 
 
 def show_config():

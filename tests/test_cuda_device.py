@@ -88,6 +88,57 @@ def test_without_gpu_or_cudnn_the_processor_is_taken(emulated, monkeypatch):
         system.choose_device("cuda")
 
 
+GPUS = {
+    0: "no NVIDIA driver",
+    1: "cuda:0 NVIDIA H100 80GB HBM3 (capability 9.0, 80 GiB)",
+    2: "cuda:0 NVIDIA A (capability 8.0, 40 GiB), cuda:1 NVIDIA B (capability 9.0, 80 GiB)",
+}
+FOUND = "cuDNN 9.10.2 (libcudnn.so.9)"
+MISSING = "no cuDNN (libcudnn.so.9: not found): slower convolutions of its own"
+
+
+@pytest.mark.parametrize(
+    "name, precision, count, cudnn, nodes, says",
+    [
+        ("auto", "fp32", 1, FOUND, 1, f"on {GPUS[1]}; {FOUND}"),
+        ("auto", "fp32", 2, FOUND, 2, f"on {GPUS[2]}; {FOUND}"),
+        ("cuda:0", "fp32", 2, FOUND, 2,
+         f"on cuda:0 NVIDIA A (capability 8.0, 40 GiB); {FOUND}"),
+        ("cuda:1", "bf16", 2, MISSING, 2,
+         f"on cuda:1 NVIDIA B (capability 9.0, 80 GiB); {MISSING}"),
+        ("auto", "fp32", 1, MISSING, 1,
+         f"on the CPU, not on {GPUS[1]}: {MISSING}; pip install 'mdmt[cuda]' brings it, --device "
+         "cuda does without"),
+        ("auto", "fp32-direct", 1, FOUND, 1,
+         f"on the CPU, not on {GPUS[1]}: precision fp32-direct is for the CPU; fp32 is for both"),
+        ("auto", "fp32", 0, FOUND, 1,
+         "on the CPU; the NVIDIA GPU here cannot be used: no NVIDIA driver"),
+        ("auto", "fp32", 0, FOUND, 0, "on the CPU"),
+        ("cpu", "fp32", 1, FOUND, 1, "on the CPU, as asked"),
+    ],
+)  # fmt: skip
+def test_a_run_says_where_it_trains_and_why(
+    emulated, monkeypatch, tmp_path, name, precision, count, cudnn, nodes, says
+):
+    """What reaches the introduction of `mdmt run`; nodes: of the system, for GPUs."""
+    monkeypatch.setattr(system, "cuda_devices", lambda: (count, GPUS[count]))
+    monkeypatch.setattr(system, "load_cudnn", lambda module: cudnn)
+    monkeypatch.setattr(system.glob, "glob", lambda pattern: ["/dev/nvidia0"] * nodes)
+    monkeypatch.delenv("MDMT_SLOT", raising=False)
+    said = []
+
+    def ready(name, out, values, quiet, memory, where):
+        said.append(where)
+        raise BadConfig("enough")
+
+    monkeypatch.setattr(run.apart, "call", ready)
+    values = config.load("demo", [f"precision={precision}"])
+    for where in ({}, {"dask": "tcp://there:8786"}):
+        with pytest.raises(BadConfig, match="enough"):
+            run.run(values, tmp_path / "out", device=name, quiet=True, **where)
+    assert said == [says, f"on the machines of the workers, --device {name}"]
+
+
 def test_another_machine_finds_its_device_itself(monkeypatch):
     monkeypatch.setattr(system, "cuda_devices", lambda: (0, "no driver"))
     assert [run.resolve_device(n, elsewhere=True) for n in ("auto", "cuda:7")] == ["auto", "cuda:7"]

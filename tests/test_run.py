@@ -144,6 +144,7 @@ def test_out_folder_holds_what_the_contract_says(reference):
         assert text in done.stdout
     assert "img/s" in done.stderr
     assert "left" in done.stderr
+    assert "\n  on the CPU" in done.stderr or "\n  on cuda" in done.stderr
 
 
 def test_run_ends_in_tables_figures_and_report(reference):
