@@ -27,6 +27,7 @@ LIMIT_BANDWIDTH = 4.3e12
 FLOORS = {"resnet": 1.3, "wide_resnet": 1.3, "densenet": 1.6, "mobilenet": 1.5,
           "efficientnet": 1.5, "shufflenet": 3.0, "googlenet": 1.3}  # fmt: skip
 KERNEL_NETS = ("resnet50", "densenet121", "efficientnet_b0", "shufflenet_v2_x1_0")
+SETTINGS = ("MDMT_CUDA_OVERLAP=on", "MDMT_CUDA_MIRROR=off")
 SHARING_NETS = ("shufflenet_v2_x1_0", "resnet18")
 COMPILE_NETS = ("resnet50", "densenet121", "efficientnet_b0", "shufflenet_v2_x1_0", "mobilenet_v2")
 
@@ -69,6 +70,16 @@ def our_rate(run, name, precision, count, batch, size, wait=None):
     rate = rate_of(lambda: model.fit_steps(dataset, index, augment={}, **ADAM), count * batch,
                    0.2 if run.dry else 1.5)  # fmt: skip
     return rate, model
+
+
+def rate_with(run, setting, name, count, batch, size):
+    """our_rate in bfloat16 with a variable of the environment, NAME=VALUE."""
+    variable, value = setting.split("=")
+    os.environ[variable] = value
+    try:
+        return our_rate(run, name, "bf16", count, batch, size)[0]
+    finally:
+        del os.environ[variable]
 
 
 def peer_rate(torch, name, batch, size, compiled):
@@ -197,11 +208,7 @@ def sharing(run):
 
         def streamed(name=name):
             resident, _ = our_rate(run, name, "bf16", count, batch, size)
-            os.environ["MDMT_CUDA_STORE_MB"] = "0"
-            try:
-                rate, _ = our_rate(run, name, "bf16", count, batch, size)
-            finally:
-                del os.environ["MDMT_CUDA_STORE_MB"]
+            rate = rate_with(run, "MDMT_CUDA_STORE_MB=0", name, count, batch, size)
             return f"{rate / resident:.3f}", True, f"{rate:.0f} of {resident:.0f} images/s"
 
         run.attempt(f"{name}: streamed", "bf16", streamed)
@@ -240,8 +247,9 @@ def step_profile(model, batch, augment=None):
 
 
 def kernels(run):
-    """Per backbone the step recorded, plain, and the sum of its ops; then each kernel: its share of
-    the time, and the bytes per second that it moves (in bfloat16)."""
+    """Per backbone the step recorded, plain, and the sum of its ops, and the ratio of speeds with
+    other settings; then each kernel: its share of the time, and the bytes per second that it moves
+    (in bfloat16)."""
     batch, size, count = (2, 32, 2) if run.dry else (BATCH, 224, 12)
     nets = [n for n in KERNEL_NETS if n in run.backbones][: 1 if run.dry else None]
     for name in nets:
@@ -253,11 +261,11 @@ def kernels(run):
             single = rate_of(lambda: [model.fit_step(d, i, augment={}, **ADAM)
                                       for d, i in zip(*batches(count, batch))],
                              count * batch, 0.5)  # fmt: skip
-            os.environ["MDMT_CUDA_RECORD"] = "off"
-            try:
-                plain, _ = our_rate(run, name, "bf16", count, batch, size)
-            finally:
-                del os.environ["MDMT_CUDA_RECORD"]
+            plain = rate_with(run, "MDMT_CUDA_RECORD=off", name, count, batch, size)
+            for setting in SETTINGS:
+                rate = rate_with(run, setting, name, count, batch, size)
+                run.note(f"{name}: {setting}", "bf16", f"{rate / recorded:.3f}", True,
+                         f"{rate:.0f} of {recorded:.0f} images/s")  # fmt: skip
             ops = step_profile(model, batch)
             alone = sum(s for _, _, s, _ in ops)
             times = [1e3 * batch / r for r in (recorded, single, plain)]

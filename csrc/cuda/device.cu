@@ -1,5 +1,6 @@
 /* The calls of the CUDA runtime, and a sentence for each of its errors. */
 #include <stdio.h>
+#include <stdlib.h>
 
 #include "backend.cuh"
 
@@ -77,8 +78,11 @@ static mdmt_status check_driver(void)
     return MDMT_OK;
 }
 
+static int overlap_wanted, opened_old;
+
 mdmt_status mdmt_device_open(int ordinal)
 {
+    const char *overlap = getenv("MDMT_CUDA_OVERLAP");
     int count = 0;
     MDMT_TRY(check_driver());
     cudaError_t error = cudaGetDeviceCount(&count);
@@ -106,7 +110,14 @@ mdmt_status mdmt_device_open(int ordinal)
             device.name, device.major, device.minor, cudaGetErrorString(error), device.major,
             device.minor);
     }
+    overlap_wanted = overlap && strcmp(overlap, "on") == 0;
+    opened_old |= device.major < 9;
     return MDMT_OK;
+}
+
+int mdmt_device_overlaps(void)
+{
+    return overlap_wanted && !opened_old;
 }
 
 mdmt_status mdmt_device_use(int ordinal)

@@ -17,6 +17,9 @@ mdmt_status mdmt_device_check(const char *what);
 mdmt_status mdmt_device_open(int ordinal);
 /* Makes it current for this thread. */
 mdmt_status mdmt_device_use(int ordinal);
+/* Whether a kernel may come onto the device while the one before it ends: from capability 9.0 on,
+ * of all devices opened, where MDMT_CUDA_OVERLAP=on asks for it. */
+int mdmt_device_overlaps(void);
 /* Bytes free and in all. */
 mdmt_status mdmt_device_room(size_t *available, size_t *total);
 mdmt_status mdmt_stream_open(mdmt_stream_handle *stream);

@@ -38,10 +38,39 @@ struct mdmt_nothing {
 };
 
 #ifdef __CUDACC__
+/* Where starts overlap, a kernel's blocks come onto the multiprocessors while the kernel before it
+ * ends, and wait here until all that it wrote can be seen: every kernel begins with this. Kernels
+ * after this one may come as soon as all of its blocks are there. */
+static __device__ __forceinline__ void mdmt_await_kernel_before()
+{
+#if __CUDA_ARCH__ >= 900
+    cudaTriggerProgrammaticLaunchCompletion();
+    cudaGridDependencySynchronize();
+#endif
+}
+
+template <class K>
+static mdmt_status mdmt_start(void (*entry)(K), mdmt_stream_handle stream, size_t blocks,
+                              const K &kernel)
+{
+    cudaLaunchConfig_t config = {};
+    cudaLaunchAttribute overlap = {};
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+    config.gridDim = dim3((unsigned)blocks);
+    config.blockDim = dim3(K::THREADS);
+    config.stream = stream;
+    config.attrs = &overlap;
+    config.numAttrs = mdmt_device_overlaps() ? 1 : 0;
+    cudaLaunchKernelEx(&config, entry, kernel);
+    return mdmt_device_check("the start of a kernel");
+}
+
 template <class K>
 __global__ void __launch_bounds__(K::THREADS) mdmt_kernel_entry(const __grid_constant__ K kernel)
 {
     __shared__ typename K::shared_type shared;
+    mdmt_await_kernel_before();
 #pragma unroll
     for (int phase = 0; phase < K::PHASES; phase++) {
         if (phase) {
@@ -60,8 +89,7 @@ mdmt_status mdmt_launch(mdmt_stream_handle stream, size_t blocks, const K &kerne
     if (blocks > 0x7fffffff) {
         return mdmt_lent->fail(MDMT_UNSUPPORTED, "a tensor is too large for one launch on a GPU");
     }
-    mdmt_kernel_entry<K><<<(unsigned)blocks, K::THREADS, 0, stream>>>(kernel);
-    return mdmt_device_check("the start of a kernel");
+    return mdmt_start(mdmt_kernel_entry<K>, stream, blocks, kernel);
 }
 #else
 template <class K> struct mdmt_started {

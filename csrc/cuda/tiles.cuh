@@ -24,6 +24,7 @@ __global__ void __launch_bounds__(K::THREADS, K::RESIDENT)
     __shared__ typename K::shared_type shared;
     typename K::own_type own;
     int thread = (int)threadIdx.x, rounds = kernel.rounds(blockIdx.x);
+    mdmt_await_kernel_before();
     kernel.begin(blockIdx.x, thread, own);
     MDMT_ROLLED
     for (int round = 0; round < rounds; round++) {
@@ -78,12 +79,12 @@ mdmt_status mdmt_launch_rounds(mdmt_stream_handle stream, size_t blocks, const K
         return mdmt_lent->fail(MDMT_UNSUPPORTED, "a tensor is too large for one launch on a GPU");
     }
 #ifdef __CUDACC__
-    mdmt_rounds_entry<K><<<(unsigned)blocks, K::THREADS, 0, stream>>>(kernel);
+    return mdmt_start(mdmt_rounds_entry<K>, stream, blocks, kernel);
 #else
     mdmt_started<K> s = {kernel, blocks};
     fake_launch(stream, mdmt_walk_rounds<K>, &s, sizeof s);
-#endif
     return mdmt_device_check("the start of a kernel");
+#endif
 }
 
 /* ---- two channels: what a thread computes with ---- */
