@@ -13,10 +13,6 @@ from tests.opcase import check
 from tests.oprows import max_pool_cases
 from tests.optable import CASES
 
-# Networks for masks train on the CPU only: their graphs are refused in one sentence.
-CPU_ONLY = ("upsample", "upsample_bwd", "mask_sums", "mask_sums_bwd")
-MASKS = [c for c in CASES if c.op in CPU_ONLY or "dice_ce" in c.name]
-CASES = [c for c in CASES if c not in MASKS]
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
 BF16 = 2.0**-8  # twice the rounding of a number to bfloat16
 
@@ -34,12 +30,6 @@ def run(case, precision, kernel=None, arrays=None):
     got = {k: np.array(v) for k, v in program.run(arrays or made, seed=5, step=3).items()}
     got |= {name: np.array(program.read(name)) for name in case.reads}
     return got, next(kernel for op, kernel in program.kernels() if op == case.op)
-
-
-@pytest.mark.parametrize("case", MASKS, ids=lambda c: c.id)
-def test_masks_are_refused(case):
-    with pytest.raises(NotImplementedError, match="on the GPU"):
-        run(case, "fp32")
 
 
 def to_bf16(a):

@@ -88,6 +88,19 @@ MDMT_HD double ranked_score(const float *z, int k, const float *t, double scale,
     return loss;
 }
 
+/* From the sums of a mask in place of logits. */
+MDMT_HD double dice_and_entropy(const float *z, double scale, float *dz)
+{
+    double both = 2 * (double)z[MDMT_MASK_BOTH] + 1;
+    double all = (double)z[MDMT_MASK_GUESSED] + (double)z[MDMT_MASK_TRUE] + 1;
+    if (dz) {
+        dz[MDMT_MASK_ENTROPY] = (float)scale;
+        dz[MDMT_MASK_BOTH] = (float)(scale * -2 / all);
+        dz[MDMT_MASK_GUESSED] = dz[MDMT_MASK_TRUE] = (float)(scale * both / (all * all));
+    }
+    return (double)z[MDMT_MASK_ENTROPY] + 1 - both / all;
+}
+
 struct masked_loss {
     enum { THREADS = 128, PHASES = 6, NO_SAMPLE = 0x7fffffff };
     struct shared_type {
@@ -217,6 +230,8 @@ struct masked_loss {
             return squared_error(z, n, t, scale, dz);
         case MDMT_LOSS_ORDINAL:
             return ranked_score(z, n, t, scale, dz, free_room, free_room + n);
+        case MDMT_LOSS_DICE_CE:
+            return dice_and_entropy(z, scale, dz);
         default:
             return cross_entropy(z, n, t, scale, dz);
         }
@@ -282,11 +297,6 @@ static mdmt_status needs(const mdmt_cuda_site *site, mdmt_cuda_needs *n)
     for (int k = 0; k < a->tasks; k++) {
         int wide = a->loss[k] == MDMT_LOSS_BCE || a->loss[k] == MDMT_LOSS_MSE;
         int width = site->in[2 + k]->dim[1];
-        if (a->loss[k] == MDMT_LOSS_DICE_CE) {
-            return mdmt_lent->fail(MDMT_UNSUPPORTED,
-                                   "the loss dice_ce of a mask is not on the GPU yet; train on the "
-                                   "CPU");
-        }
         if ((wide ? width : 1) > target_width) {
             return mdmt_lent->fail(MDMT_BAD_ARGUMENT,
                                    "task %d has %d outputs, but the targets have %d columns", k,
