@@ -82,7 +82,8 @@ typedef struct {
     int64_t count;
 } mdmt_update;
 
-/* A tensor (ROWS or SCALAR) that gets, or gives, one row of a host array per step. */
+/* A tensor (ROWS, SCALAR, or a MAP that gives) that gets, or gives, one row of a host array per
+ * step. */
 typedef struct {
     const mdmt_tensor *tensor;
     void *data;   /* the tensor's                    */

@@ -173,7 +173,9 @@ class Study:
                 precision=values["precision"],
                 seed=values["seed"],
             )
-        except (ValueError, NotImplementedError) as error:
+        except NotImplementedError as error:
+            raise BadConfig(str(error)) from error
+        except ValueError as error:
             raise BadConfig(f"backbone: {error}") from error
 
     def train(self, key, stop) -> dict:
@@ -207,6 +209,7 @@ class Study:
         engine.write_history(folder / "history.csv", state.history)
         save_half(model, folder / "model.safetensors")
         result = {"epochs": state.epoch, "best_epoch": state.best_epoch, "mdmt": __version__}
+        result["device"] = self.device
         result["seconds"] = round(time.monotonic() - begin, 1)
         result["dice"] = self._test(lungs.Segmenter(folder / "model.safetensors"), rows["test"])
         write_json(folder / RESULT, result)
@@ -340,8 +343,6 @@ def run(values: dict, out=None, device: str = "cpu", quiet: bool = False) -> lis
     on from the checkpoint.
     """
     out = Path(out) if out is not None else Path("results") / values["name"]
-    if device != "cpu":
-        raise BadConfig(f"--device {device}: networks for masks are trained on the CPU alone")
     _claim(out, values)
     with folder_lock(make_folder(out), "out folder"), _stoppable() as stop:
         study = Study(values, out, device, not quiet)

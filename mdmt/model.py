@@ -489,13 +489,18 @@ class Model:
         keys = [key for key in params if not key.startswith("heads.")]
         self._frozen = {key: self._get(key) for key in keys} if frozen else None
 
+    def _predict_at_once(self, batch_size):
+        """Batches in one call; of masks, a GPU keeps some 64 MiB until the host takes them."""
+        masks = 4 * batch_size * len(self._masks) * math.prod(self.image_size)
+        return max(min(self.steps_at_once, (1 << 26) // max(masks, 1)), 1)
+
     def predict(self, dataset, index, batch_size=32):
         """As forward, of resident images."""
         dataset, index = np.asarray(dataset), np.asarray(index)
         names = ("features", *self.heads)
         full = len(index) // batch_size * batch_size
-        pieces = [slice(s, min(s + batch_size * self.steps_at_once, full))
-                  for s in range(0, full, batch_size * self.steps_at_once)]  # fmt: skip
+        at_once = batch_size * self._predict_at_once(batch_size)
+        pieces = [slice(s, min(s + at_once, full)) for s in range(0, full, at_once)]
         pieces += [slice(full, len(index))] if full < len(index) else []
         parts = []
         for piece in pieces:

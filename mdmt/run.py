@@ -416,8 +416,7 @@ def _masks(values: dict, arguments) -> None:
         if getattr(arguments, name):
             option = name.replace("_", "-")
             raise BadConfig(f"--{option}: is not for a configuration of kind masks; leave it out")
-    # Masks are not trained on a GPU yet.
-    device = "cpu" if arguments.device == "auto" else resolve_device(arguments.device)
+    device = resolve_device(arguments.device, values)
     mask_study.run(values, arguments.out, device=device, quiet=arguments.quiet)
 
 

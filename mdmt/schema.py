@@ -521,7 +521,7 @@ MASKS = _map(
     ),
     seed=Key("int", 0, "seed of the training", low=0),
     train=TRAIN,
-    precision=Key("text", "fp32", "arithmetic", choices=("fp32", "fp32-direct")),
+    precision=PRECISION,
 )
 
 

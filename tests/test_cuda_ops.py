@@ -86,6 +86,29 @@ def declared():
     return found
 
 
+def test_every_op_has_a_kernel_for_every_shape():
+    """Of the whole table (csrc/ops/table.c): a kernel that refuses no site, in every list that the
+    backend looks through. The ops that lowering replaces have none, as on the CPU."""
+    sources = {p: p.read_text() for p in cudahost.CUDA.parent.rglob("*.c*")}
+    records = "".join(text for p, text in sources.items() if p.parent.name == "ops")
+    names = dict(re.findall(r"mdmt_op_record (mdmt_op_\w+) = \{\s*\.name = \"(\w+)\"", records))
+    table = re.findall(r"&(mdmt_op_\w+)", sources[cudahost.CUDA.parent / "ops" / "table.c"])
+    lists = re.search(r"lists\[\] = \{(.*?)\}", sources[cudahost.CUDA / "backend.cu"], re.S)[1]
+    total, listed = set(), set()
+    for path, text in sources.items():
+        for name, body in re.findall(r"impl (mdmt_cuda_\w+)\[\] = \{(.*?)\};", text, re.S):
+            assert name in lists, f"{path}: the backend does not look into {name}"
+            listed.add(name)
+            total |= set(re.findall(r"\{\s*\"(\w+)\",\s*\"cuda_\w+\",\s*NULL,", body))
+    assert listed == set(re.findall(r"mdmt_cuda_\w+", lists))
+    ops = {names[op] for op in table}
+    assert len(ops) == len(table) == len(names)
+    lowered = {"batch_norm", "concat", "channel_slice", "channel_shuffle"}
+    assert ops - total == lowered and not total - ops
+    here = set(re.findall(r"\{&(mdmt_op_\w+),", sources[cudahost.CUDA.parent / "cpu" / "select.c"]))
+    assert {names[op] for op in here} == total
+
+
 def test_every_kernel_is_reached():
     reached = {"cuda_images", "cuda_dropout"}  # test_cuda_net.py
     reached |= {kernel for _, kernel in declared() if kernel.endswith("_cudnn")}  # ..._library.py

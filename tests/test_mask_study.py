@@ -122,8 +122,6 @@ def test_bad_input_is_one_sentence(folder, tmp_path, capsys):
     refused("p3.jpg: is missing")
     assert run.main(["lungs", "--dask", "here", "--set", f"data.root={folder}"]) == 2
     assert "--dask" in capsys.readouterr().err
-    with pytest.raises(BadConfig, match="trained on the CPU"):
-        mask_study.run(values_of(folder), tmp_path / "out", device="cuda", quiet=True)
 
 
 def test_drawn_pictures_are_of_every_kind_and_depend_on_the_seed_alone():

@@ -4,12 +4,14 @@
 
 #include "site.cuh"
 
-enum { MDMT_GPU_SOURCES = 64, MDMT_GPU_RESIDENT = 64, MDMT_GPU_SLOTS = 2 };
+enum { MDMT_GPU_SOURCES = 64, MDMT_GPU_RESIDENT = 128, MDMT_GPU_SLOTS = 2 };
 
-/* Images of a data set in the GPU's memory; pixels NULL: too many, they come batch by batch. */
+/* Images of a data set in the GPU's memory, and their masks; NULL: too many, they come batch by
+ * batch. */
 struct mdmt_gpu_source {
-    const uint8_t *pixels;
+    const uint8_t *pixels, *masks;
     int64_t count;
+    int64_t masked; /* whether there are masks */
     int height, width;
 };
 
@@ -21,7 +23,8 @@ struct mdmt_gpu_step {
     mdmt_augmentation augmentation;
     const int32_t *sample_source; /* (N) */
     const int64_t *sample_index;  /* (N) */
-    const uint8_t *streamed;      /* sample i at streamed + i stride, where it is streamed */
+    const uint8_t *streamed;      /* sample i at streamed + i stride, where it is streamed: its
+                                     image, its mask, or both in this order */
     size_t stride;
     mdmt_gpu_source source[MDMT_GPU_SOURCES];
 };
@@ -74,8 +77,9 @@ struct mdmt_gpu {
     mdmt_gpu_fault *fault;
     int fault_possible; /* a loss ran since the fault was last looked at */
     struct {
-        mdmt_image_source host;
-        uint8_t *pixels;
+        const uint8_t *host; /* images, or masks */
+        size_t bytes;
+        uint8_t *copy;
     } resident[MDMT_GPU_RESIDENT];
     int residents;
     /* a series */
@@ -101,14 +105,14 @@ struct mdmt_gpu {
 /* Checks `count` samples. */
 mdmt_status mdmt_gpu_check_samples(const mdmt_step *step, size_t count);
 /* Sets the sources of *next: copied to the GPU when they are first seen, pixels NULL where they
- * do not fit. *streamed: bytes of the largest image of those, or 0. */
+ * or masks NULL where they do not fit. *streamed: the most bytes of those for one sample, or 0. */
 mdmt_status mdmt_gpu_take_sources(mdmt_gpu *gpu, const mdmt_step *step, mdmt_gpu_step *next,
                                   size_t *streamed);
-/* Room for batches of `samples` images of `stride` bytes. */
+/* Room for batches of `samples` images, with their masks, of `stride` bytes. */
 mdmt_status mdmt_gpu_slot_room(mdmt_gpu *gpu, size_t samples, size_t stride);
-/* Sends the streamed images among these samples to the slot of the batch; what the GPU is given
- * from now on sees them. The slot is used again two batches later, after all that the GPU was given
- * in between. */
+/* Sends the streamed images and masks among these samples to the slot of the batch; what the GPU is
+ * given from now on sees them. The slot is used again two batches later, after all that the GPU was
+ * given in between. */
 mdmt_status mdmt_gpu_stage(mdmt_gpu *gpu, const mdmt_step *step, int samples, size_t stride,
                            const mdmt_gpu_step *sources, const uint8_t **slot);
 /* Frees the data sets in the GPU's memory, and the slots. */

@@ -7,7 +7,7 @@ enum { TAPS_MAX = 40 }; /* 2 * ceil(3 * 6) + 1 = 37: sigma / step is below 6 */
 
 /* What was drawn for a sample, and what follows from it. */
 struct alignas(16) image_plan {
-    const uint8_t *pixels;
+    const uint8_t *pixels, *masks;   /* masks NULL: there is none */
     int sh, sw;                      /* of the source */
     int flip, elastic, plain;        /* plain: pixels are copied, perhaps flipped */
     int grey;                        /* grey values change (tone.cuh) */
@@ -130,8 +130,11 @@ struct make_plans {
         float shift[2] = {0, 0}, zoom = 1, angle = 0;
         p->sh = source->height;
         p->sw = source->width;
-        p->pixels = source->pixels ? source->pixels + (size_t)index * (size_t)p->sh * (size_t)p->sw
-                                   : step->streamed + (size_t)sample * step->stride;
+        size_t size = (size_t)p->sh * (size_t)p->sw, from = (size_t)index * size;
+        const uint8_t *here = step->streamed + (size_t)sample * step->stride;
+        p->pixels = source->pixels ? source->pixels + from : here;
+        p->masks = source->masks ? source->masks + from : here + (source->pixels ? 0 : size);
+        p->masks = source->masked ? p->masks : NULL;
         p->flip = p->elastic = p->grey = 0;
         p->step = 1;
         p->rows = p->columns = p->radius = 0;
@@ -288,6 +291,7 @@ MDMT_HD float bilinear(const image_plan &p, float x, float y)
 struct sampling : elastic {
     float *out; /* (N, C, H, W) */
     int samples, channels;
+    int of_masks; /* their masks, moved alike, instead of the images; zeros where there is none */
     float mean[4], scale[4]; /* 1 / deviation */
 };
 
@@ -331,15 +335,16 @@ template <bool GREY> struct sample_images : sampling {
     }
     MDMT_HD void column(uint32_t sample, int y, int end, int x) const
     {
-        const image_plan p = plan[sample];
+        image_plan p = plan[sample];
+        p.pixels = of_masks ? p.masks : p.pixels;
         int left = x / p.step, above = y / p.step, below = y - above * p.step;
         float per_step = 1 / (float)p.step, fx = (float)(x - left * p.step) * per_step;
         const float *top = field + (size_t)sample * 2 * room.field + above * p.columns + left;
         for (; y < end; y++) {
-            float qx = (float)x, qy = (float)y, v;
-            if (p.plain) {
+            float qx = (float)x, qy = (float)y, v = 0;
+            if (p.pixels && p.plain) {
                 v = (float)p.pixels[y * p.sw + (p.flip ? p.sw - 1 - x : x)];
-            } else {
+            } else if (p.pixels) {
                 if (p.elastic) {
                     float fy = (float)below * per_step;
                     qx += displacement(top, p.columns, fx, fy);
@@ -400,13 +405,20 @@ template <bool GREY> static mdmt_status sample(const mdmt_cuda_site *site, const
     return mdmt_launch(site->stream, kernel.blocks(), kernel);
 }
 
+/* The masks as the images of `f`, of values in 0..1. */
+static mdmt_status sample_masks(const mdmt_cuda_site *site, const mdmt_cuda_call *call, sampling f)
+{
+    f.out = (float *)call->out[1];
+    f.of_masks = f.channels = 1;
+    f.mean[0] = 0;
+    f.scale[0] = 1;
+    return sample<false>(site, f);
+}
+
 static mdmt_status images(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
 {
     const mdmt_images_attrs *a = MDMT_ATTRS(mdmt_images_attrs, site->op);
     mdmt_gpu *gpu = site->gpu;
-    if (a->want_mask) {
-        return mdmt_lent->fail(MDMT_UNSUPPORTED, "masks are not on the GPU yet; train on the CPU");
-    }
     if (!call->step || !call->step->sources) {
         return mdmt_lent->fail(MDMT_BAD_ARGUMENT, "no images are attached: attach data sets first");
     }
@@ -439,10 +451,12 @@ static mdmt_status images(const mdmt_cuda_site *site, const mdmt_cuda_call *call
         MDMT_TRY(mdmt_launch(site->stream, planes * each, smoothed));
     }
     if (!a->augment || !(mdmt_augmentation_kinds(&call->step->augmentation) & MDMT_AUGMENTS_GREY)) {
-        return sample<false>(site, f);
+        MDMT_TRY(sample<false>(site, f));
+    } else {
+        MDMT_TRY(sample<true>(site, f));
+        MDMT_TRY(change_grey(site, call, f, grey));
     }
-    MDMT_TRY(sample<true>(site, f));
-    return change_grey(site, call, f, grey);
+    return a->want_mask ? sample_masks(site, call, f) : MDMT_OK;
 }
 
 static mdmt_status images_needs(const mdmt_cuda_site *site, mdmt_cuda_needs *needs)

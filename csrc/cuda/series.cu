@@ -154,6 +154,31 @@ struct move_ports {
     }
 };
 
+/* The same to a log, of a feature map: (N, C, H, W) floats. */
+template <class T> struct log_map {
+    const mdmt_gpu_state *state;
+    mdmt_map<T> map;
+    int k;
+
+    MDMT_HD void at(uint32_t pixel, int pack) const
+    {
+        size_t area = (size_t)map.h * (size_t)map.w, channels = (size_t)map.c;
+        size_t sample = pixel / area, from = sample * channels * area + pixel % area;
+        mdmt_pack v = map.load(pixel, pack);
+        float *row = (float *)(void *)state->log[k] +
+                     (size_t)state->current * (size_t)map.n * channels * area;
+        for (int i = 0; i < MDMT_PACK && pack * MDMT_PACK + i < map.c; i++) {
+            row[from + (size_t)(pack * MDMT_PACK + i) * area] = v.v[i];
+        }
+    }
+};
+
+template <class T> static mdmt_status log_one(mdmt_gpu *gpu, const mdmt_port *port, int k)
+{
+    log_map<T> f = {gpu->state, mdmt_map_of<T>(port->tensor, port->data), k};
+    return mdmt_walk_over(gpu->stream, f.map.pixels(), f.map.packs, f);
+}
+
 /* One thread: whether this step, and so all after it, must not update anything. */
 struct watch_step {
     mdmt_gpu_state *state;
@@ -189,9 +214,14 @@ static mdmt_status move(mdmt_gpu *gpu, const mdmt_port *port, int count, int to_
     f.count = count;
     f.to_log = to_log;
     for (int k = 0; k < count; k++) {
+        int map = port[k].tensor->kind == MDMT_MAP;
         f.tensor[k] = (uint32_t *)port[k].data;
-        f.words[k] = (uint32_t)(port[k].bytes / sizeof(uint32_t));
+        f.words[k] = map ? 0 : (uint32_t)(port[k].bytes / sizeof(uint32_t));
         words += f.words[k];
+        if (map) {
+            MDMT_TRY(gpu->options.precision == MDMT_CUDA_BF16 ? log_one<mdmt_bf16>(gpu, &port[k], k)
+                                                              : log_one<float>(gpu, &port[k], k));
+        }
     }
     return mdmt_count_over(gpu->stream, words, f);
 }
@@ -282,7 +312,8 @@ static mdmt_status check_series(const mdmt_series *s)
     }
     for (int k = 0; k < s->feeds + s->logs; k++) {
         const mdmt_port *p = k < s->feeds ? &s->feed[k] : &s->log[k - s->feeds];
-        if (p->tensor->kind != MDMT_ROWS && p->tensor->kind != MDMT_SCALAR) {
+        int map = p->tensor->kind == MDMT_MAP && p->tensor->dtype == MDMT_F32 && k >= s->feeds;
+        if (p->tensor->kind != MDMT_ROWS && p->tensor->kind != MDMT_SCALAR && !map) {
             return mdmt_lent->fail(MDMT_UNSUPPORTED,
                                    "the tensor %s cannot be followed through a series of steps",
                                    p->tensor->name);

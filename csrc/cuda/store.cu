@@ -1,6 +1,6 @@
-/* The data sets: in the GPU's memory as uint8, or, where they do not fit, on their way to it in
- * batches: gathered into one of two rooms of pinned memory while the GPU works on the batch
- * before, copied by a stream of its own into one of two rooms of the GPU. */
+/* The data sets, images and masks: in the GPU's memory as uint8, or, where they do not fit, on
+ * their way to it in batches: gathered into one of two rooms of pinned memory while the GPU works
+ * on the batch before, copied by a stream of its own into one of two rooms of the GPU. */
 #include <stdlib.h>
 
 #include "backend.cuh"
@@ -38,7 +38,7 @@ static mdmt_status store_room(const mdmt_gpu *gpu, size_t *room)
     MDMT_TRY(mdmt_device_room(&available, &total));
     *room = available > total / 16 ? available - total / 16 : 0;
     for (int i = 0; i < gpu->residents; i++) {
-        held += (size_t)gpu->resident[i].host.count * image_bytes(&gpu->resident[i].host);
+        held += gpu->resident[i].bytes;
     }
     if (wish && *wish) {
         char *end;
@@ -55,15 +55,16 @@ static mdmt_status store_room(const mdmt_gpu *gpu, size_t *room)
     return MDMT_OK;
 }
 
-/* The images of a source in the GPU's memory, copied when they are first seen; NULL: no room. */
-static mdmt_status resident(mdmt_gpu *gpu, const mdmt_image_source *host, const uint8_t **pixels)
+/* Images or masks of a source in the GPU's memory, copied when they are first seen; NULL: no
+ * room. */
+static mdmt_status resident(mdmt_gpu *gpu, const uint8_t *host, size_t bytes, const uint8_t **copy)
 {
-    size_t bytes = (size_t)host->count * image_bytes(host), room;
+    size_t room;
     void *data;
-    *pixels = NULL;
+    *copy = NULL;
     for (int i = 0; i < gpu->residents; i++) {
-        if (memcmp(&gpu->resident[i].host, host, sizeof *host) == 0) {
-            *pixels = gpu->resident[i].pixels;
+        if (gpu->resident[i].host == host && gpu->resident[i].bytes == bytes) {
+            *copy = gpu->resident[i].copy;
             return MDMT_OK;
         }
     }
@@ -76,15 +77,16 @@ static mdmt_status resident(mdmt_gpu *gpu, const mdmt_image_source *host, const 
         return MDMT_OK;
     }
     MDMT_TRY(status);
-    status = mdmt_device_write(gpu->stream, data, host->pixels, bytes);
+    status = mdmt_device_write(gpu->stream, data, host, bytes);
     if (status != MDMT_OK) {
         mdmt_device_free(data);
         return status;
     }
-    gpu->resident[gpu->residents].host = *host;
-    gpu->resident[gpu->residents].pixels = (uint8_t *)data;
+    gpu->resident[gpu->residents].host = host;
+    gpu->resident[gpu->residents].bytes = bytes;
+    gpu->resident[gpu->residents].copy = (uint8_t *)data;
     gpu->residents++;
-    *pixels = (const uint8_t *)data;
+    *copy = (const uint8_t *)data;
     return MDMT_OK;
 }
 
@@ -94,13 +96,18 @@ mdmt_status mdmt_gpu_take_sources(mdmt_gpu *gpu, const mdmt_step *step, mdmt_gpu
     *streamed = 0;
     for (int i = 0; i < step->source_count && i < MDMT_GPU_SOURCES; i++) {
         const mdmt_image_source *s = &step->sources[i];
-        MDMT_TRY(resident(gpu, s, &next->source[i].pixels));
-        next->source[i].count = s->count;
-        next->source[i].height = s->height;
-        next->source[i].width = s->width;
-        if (!next->source[i].pixels && image_bytes(s) > *streamed) {
-            *streamed = image_bytes(s);
-        }
+        mdmt_gpu_source *to = &next->source[i];
+        size_t bytes = (size_t)s->count * image_bytes(s), each = 0;
+        to->count = s->count;
+        to->height = s->height;
+        to->width = s->width;
+        to->masked = s->masks != NULL;
+        to->masks = NULL;
+        MDMT_TRY(resident(gpu, s->pixels, bytes, &to->pixels));
+        MDMT_TRY(s->masks ? resident(gpu, s->masks, bytes, &to->masks) : MDMT_OK);
+        each += to->pixels ? 0 : image_bytes(s);
+        each += s->masks && !to->masks ? image_bytes(s) : 0;
+        *streamed = each > *streamed ? each : *streamed;
     }
     return MDMT_OK;
 }
@@ -169,9 +176,15 @@ mdmt_status mdmt_gpu_stage(mdmt_gpu *gpu, const mdmt_step *step, int samples, si
     }
     for (int i = 0; i < samples; i++) {
         const mdmt_image_source *s = &step->sources[step->sample_source[i]];
-        if (!sources->source[step->sample_source[i]].pixels) {
-            memcpy(pinned + (size_t)i * stride,
-                   s->pixels + (size_t)step->sample_index[i] * image_bytes(s), image_bytes(s));
+        const mdmt_gpu_source *there = &sources->source[step->sample_source[i]];
+        size_t bytes = image_bytes(s), from = (size_t)step->sample_index[i] * bytes;
+        char *at = pinned + (size_t)i * stride;
+        if (!there->pixels) {
+            memcpy(at, s->pixels + from, bytes);
+            at += bytes;
+        }
+        if (s->masks && !there->masks) {
+            memcpy(at, s->masks + from, bytes);
         }
     }
     MDMT_TRY(mdmt_pinned_write(gpu->copies, to, pinned, (size_t)samples * stride));
@@ -185,7 +198,7 @@ mdmt_status mdmt_gpu_stage(mdmt_gpu *gpu, const mdmt_step *step, int samples, si
 void mdmt_gpu_forget_images(mdmt_gpu *gpu)
 {
     while (gpu->residents) {
-        mdmt_device_free(gpu->resident[--gpu->residents].pixels);
+        mdmt_device_free(gpu->resident[--gpu->residents].copy);
     }
     close_slots(gpu);
 }

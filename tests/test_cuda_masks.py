@@ -1,0 +1,260 @@
+"""Networks for masks on the CUDA backend, run on the processor: masks beside their images, whole
+training steps, steps in a row, predictions and a study, against the CPU backend."""
+
+import gc
+import json
+import sys
+
+import numpy as np
+import pytest
+
+import mdmt
+from mdmt import _core, mask_study, run, system
+from mdmt.errors import BadConfig
+from tests import cudahost
+from tests.test_cuda_net import AUGMENT, STEP, batch
+from tests.test_cuda_series import ORDERS
+from tests.test_mask_study import SETTINGS, folder, rows_of, values_of  # noqa: F401 (a fixture)
+from tests.test_unet import ADAM, MASK, discs, normalised, tiny
+
+BOTH = {"side": 2, **MASK}
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """(set, get) of the stand-in for the CUDA runtime; mdmt._cuda is the build that uses it."""
+    put, get = cudahost.knobs()
+    put("reset", 0)
+    monkeypatch.setitem(sys.modules, "mdmt._cuda", cudahost.module())
+    yield put, get
+    gc.collect()
+    put("reset", 0)
+
+
+# ---------------------------------------------------------------- the op images
+
+
+def moved(device, augment, size, sources, masks, **how):
+    """(images, masks) of a batch."""
+    attrs = {"batch": 12, "channels": 2, "size": size, "augment": augment, "want_mask": 1,
+             "mean": (0.4, 0.5, 0.0, 0.0), "std": (0.2, 0.3, 1.0, 1.0)}  # fmt: skip
+    graph = _core.Graph()
+    for tensor, name in zip(graph.add("images", [], **attrs), ("x", "mask")):
+        graph.output(tensor, name)
+    program = _core.Program(graph, device=device)
+    out = program.run({}, **STEP, **{**how, "sources": sources, "masks": masks})
+    return np.array(out["x"]), np.array(out["mask"])
+
+
+@pytest.mark.parametrize("limit", [None, "0", "0.005", "0.010"])
+@pytest.mark.parametrize(
+    "augment, size, sigma",
+    [(0, (32, 32), 6.0), (1, (48, 40), 6.0), (1, (35, 70), 4.0)],
+)
+def test_masks_move_as_on_the_cpu(gpu, monkeypatch, augment, size, sigma, limit):
+    """Two data sets with masks, one without; all in the GPU's memory, or some of them, or none."""
+    rng = np.random.default_rng(5)
+    _, how = batch()
+    sources = [*how.pop("sources"), rng.integers(0, 256, (4, 32, 32), np.uint8)]
+    masks = [rng.integers(0, 2, s.shape, np.uint8) * np.uint8(255) for s in sources[:2]] + [None]
+    how["dataset"] = np.arange(12, dtype=np.int32) % 3
+    how["augmentation"] = AUGMENT | {"elastic_sigma": sigma}
+    if limit is not None:
+        monkeypatch.setenv("MDMT_CUDA_STORE_MB", limit)
+    (x, m), (true, mask) = (
+        moved(device, augment, size, sources, masks, **how)
+        for device in (cudahost.device("bf16"), None)
+    )
+    # A value may move by the rounding of a coordinate times the step of its neighbours.
+    assert np.abs(x - true).max() < 2e-3 and np.abs(m - mask).max() < 2e-4
+    assert (m[2::3] == 0).all() and m[0].max() == 1 and 0.2 < m[1::3].mean() < 0.8
+
+
+def test_sides_share_no_memory_beyond_the_limit(gpu, monkeypatch):
+    """Room for the images alone: their masks come batch by batch, the images stay."""
+    _, get = gpu
+    pictures, masks = discs(6, 64)
+    made = []
+    for limit in ("1", "0.03", "0"):  # 24 KiB of images, as many of masks
+        monkeypatch.setenv("MDMT_CUDA_STORE_MB", limit)
+        before = get("used"), get("streams")
+        model = tiny(size=64, device="cuda")
+        model.attach([{"images": pictures, "task": 0, "target": masks}])
+        loss = model.fit_step([0] * 4, range(4), augment={}, epoch=1)[0]
+        made.append((loss, get("streams") - before[1]))
+        del model
+        gc.collect()
+        assert (get("used"), get("streams")) == before
+    assert [streams for _, streams in made] == [1, 2, 2]
+    assert made[0][0] == made[1][0] == made[2][0]
+
+
+# ---------------------------------------------------------------- training
+
+
+def pair(heads=MASK, precision="fp32", size=32):
+    """The same network on the CPU and on the GPU."""
+    here = tiny(heads, size)
+    there = tiny(heads, size, device="cuda", precision=precision)
+    there.load_state_dict(here.state_dict())
+    return here, there
+
+
+def off(found, true):
+    """Relative error of each gradient; sums that cancel leave roundings."""
+    return {
+        k: np.linalg.norm(found[k].astype(float) - v) / (np.linalg.norm(v) + 1e-5)
+        for k, v in true.items()
+    }
+
+
+@pytest.mark.parametrize("heads", [MASK, BOTH], ids=["masks", "masks and classes"])
+@pytest.mark.parametrize(
+    "precision, loss_off, gradient_off", [("fp32", 1e-5, 1e-3), ("bf16", 1e-2, 0.15)]
+)
+def test_losses_and_gradients_are_the_cpus(gpu, heads, precision, loss_off, gradient_off):
+    pictures, masks = discs(5, 32)
+    here, there = pair(heads, precision)
+    x, soft = normalised(here, pictures), masks / np.float32(255)
+    task = [0] * 5 if heads is MASK else [0, 1, 0, 1, -1]
+    for training in (False, True):
+        (loss, found), (exact, true) = (
+            m.loss_and_gradients(x, task, [0, 0, 1, 0, 0], training=training, mask=soft)
+            for m in (there, here)
+        )
+        assert loss == pytest.approx(exact, rel=loss_off)
+        errors = off(found, true)
+        assert max(errors.values()) < 20 * gradient_off, errors
+        assert np.median(list(errors.values())) < gradient_off, errors
+    logits = here.forward(x)["lungs"]
+    error = np.linalg.norm(there.forward(x)["lungs"] - logits) / np.linalg.norm(logits)
+    assert error < (1e-5 if precision == "fp32" else 0.03)
+
+
+def attached(model, heads, n=8, size=32):
+    pictures, masks = discs(n, size)
+    sets = [{"images": pictures, "task": len(heads) - 1, "target": masks}]
+    if len(heads) > 1:
+        side = np.float32(np.arange(n) % 2)
+        sets.append({"images": np.ascontiguousarray(pictures[:, ::-1]), "task": 0, "target": side})
+    model.attach(sets)
+    return model
+
+
+def steps(heads, count=6):
+    """dataset and index (count, 4)."""
+    rng = np.random.default_rng(4)
+    return np.tile(np.arange(4) % len(heads), (count, 1)), rng.integers(0, 8, (count, 4))
+
+
+def everything(model):
+    return b"".join(v.tobytes() for _, v in sorted(model.state_dict().items()))
+
+
+def trained(heads, device="cuda", precision="fp32", together=True):
+    model = attached(tiny(heads, device=device, precision=precision), heads)
+    dataset, index = steps(heads)
+    how = {"augment": {}, "epoch": 3, "lr": 5e-3}
+    if together:
+        losses = model.fit_steps(dataset, index, **how)[0]
+    else:
+        losses = [model.fit_step(d, i, **how)[0] for d, i in zip(dataset, index)]
+    return np.asarray(losses, np.float32), everything(model)
+
+
+@pytest.mark.parametrize("heads", [MASK, BOTH], ids=["masks", "masks and classes"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_recorded_steps_are_single_ones_and_the_cpus(gpu, monkeypatch, heads, precision):
+    put, get = gpu
+    losses, weights = trained(heads, precision=precision)
+    assert get("captures") == 1 and get("graph_launches") == 5
+    found = [trained(heads, precision=precision, together=False)]
+    put("backwards", 1)
+    found.append(trained(heads, precision=precision))
+    put("backwards", 0)
+    monkeypatch.setenv("MDMT_CUDA_STORE_MB", "0")
+    for order in ORDERS.values():
+        put("order", order)
+        found.append(trained(heads, precision=precision))
+    for others, state in found:
+        assert others.tobytes() == losses.tobytes() and state == weights
+    exact, _ = trained(heads, "cpu")
+    assert losses == pytest.approx(exact, rel=2e-3 if precision == "fp32" else 5e-2)
+
+
+def test_learns_and_predicts(gpu):
+    pictures, masks = discs(8, 32)
+    model = attached(tiny(device="cuda", precision="bf16"), MASK)
+    losses = [
+        model.fit_steps([[0] * 8], [range(8)], lr=5e-3, augment={}, epoch=e)[0][0]
+        for e in range(30)
+    ]
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+    logits = model.predict([0] * 8, range(8))["lungs"]
+    assert mdmt.engine.mask_scores(logits, masks)[1].mean() > 0.6
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_predictions_come_in_plain_order(gpu, precision):
+    """(N, 1, H, W) of several batches in one series, whatever the size of the batch."""
+    _, get = gpu
+    here, there = (attached(m, BOTH) for m in pair(BOTH, precision))
+    dataset, index = [0, 1, 0, 0, 1, 0, 1], [3, 2, 1, 0, 7, 5, 5]
+    exact = here.predict(dataset, index)
+    for batch_size in (1, 3, 7):
+        launched = get("graph_launches")
+        out = there.predict(dataset, index, batch_size)
+        assert (get("graph_launches") > launched) == (batch_size < 7)
+        for name, tolerance in (("lungs", 1e-4), ("side", 1e-4), ("features", 1e-4)):
+            scale = np.abs(exact[name]).max()
+            assert out[name].shape == exact[name].shape
+            allowed = (tolerance if precision == "fp32" else 0.05) * scale
+            assert np.abs(out[name] - exact[name]).max() < allowed, name
+
+
+def test_what_a_gpu_keeps_of_predictions_is_bounded(gpu):
+    assert tiny(device="cuda")._predict_at_once(32) == 64
+    assert [tiny(size=1024, device="cuda")._predict_at_once(n) for n in (1, 4, 32)] == [16, 4, 1]
+    assert tiny({"side": 2}, 1024, device="cuda")._predict_at_once(32) == 64
+    assert tiny(size=1024)._predict_at_once(1) == 1
+
+
+def test_a_training_goes_on_from_the_cpus_weights(gpu):
+    """And back, with Adam's moments: to the same losses."""
+    here, there = (attached(m, MASK) for m in pair())
+    dataset, index = steps(MASK)
+    adam = {**ADAM, "augment": {}, "epoch": 1}
+    here.fit_steps(dataset[:3], index[:3], **adam)
+    there.load_state_dict(here.state_dict())
+    there.load_optimizer_state(*here.optimizer_state())
+    losses = [m.fit_steps(dataset[3:], index[3:], **adam)[0] for m in (here, there)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+# ---------------------------------------------------------------- a study
+
+
+def test_a_study_on_the_gpu_is_the_cpus(gpu, folder, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(system, "load_cudnn", lambda module: "cuDNN 9.10.2 (libcudnn.so.9)")
+    plain = [f"train.augment.{key}=0" for key in ("gamma", "contrast", "brightness", "noise")]
+    settings = (*SETTINGS, *plain, "train.augment.invert=0", f"data.root={folder}")
+    tables = {}
+    for device in ("cpu", "cuda", "auto"):
+        out = tmp_path / device
+        command = ["lungs", "--out", str(out), "--device", device, "--quiet"]
+        assert run.main([*command, *(part for s in settings for part in ("--set", s))]) == 0
+        tables[device] = np.array([float(r["mean"]) for r in rows_of(out / "table.csv")])
+        used = json.loads((out / "runs" / "final" / "result.json").read_text())["device"]
+        assert used == ("cpu" if device == "cpu" else "cuda")
+    np.testing.assert_allclose(tables["cuda"], tables["cpu"], atol=0.02)
+    names = ("results.csv", "pictures.csv", "lungs.safetensors")
+    assert all((tmp_path / "cuda" / n).read_bytes() == (tmp_path / "auto" / n).read_bytes()
+               for n in names)  # fmt: skip
+
+
+def test_a_study_without_its_gpu_is_refused(folder, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setitem(sys.modules, "mdmt._cuda", None)
+    with pytest.raises(BadConfig, match="the device 'cuda' is not available here: not in this bui"):
+        mask_study.run(values_of(folder), tmp_path / "out", device="cuda", quiet=True)
+    command = ["lungs", "--set", f"data.root={folder}", "--set", "precision=bf16"]
+    assert run.main([*command, "--out", str(tmp_path / "out"), "--device", "cpu"]) == 2
