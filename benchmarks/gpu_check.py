@@ -12,7 +12,8 @@ time, the others after them, in this order:
     images      augmented images, grey values changed and not, against the CPU's; same bits again
     golden      small networks against PyTorch's float64 figures on file: gradients, ten losses
     steps       recorded steps against plain ones, one by one, and with streamed images: same bits
-    nets        the 18 backbones against the CPU backend: features, gradients, ten losses, same bits
+    nets        the 18 backbones and a network for masks against the CPU backend: features, masks,
+                gradients, ten losses
     resume      checkpoints from the CPU to the GPU and back, and GPU to GPU to the same bits
     errors      more memory than there is, devices that are none: one sentence, all usable after it
     interrupts  a study on the GPU stopped by a signal (exit status 75) and resumed: same results

@@ -19,6 +19,7 @@ ADAM = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-4}
 SMALL_STEPS = ADAM | {"lr": 1e-4}
 HEADS = {"prognosis": 2, "severity": 4}
 GREY = {"gamma": 0.5, "contrast": 0.4, "brightness": 0.2, "invert": 0.25, "noise": 0.1}
+MASK_NET, MASK_HEADS = "unet_tiny", {"prognosis": 2, "lungs": {"loss": "dice_ce"}}
 # How far from the CPU's float32: features and gradients relative to their size, the median over
 # tensors for the latter; losses of ten steps.
 FEATURES = {"fp32": 1e-4, "tf32": 1e-2, "bf16": 6e-2}
@@ -26,7 +27,7 @@ FEATURES = {"fp32": 1e-4, "tf32": 1e-2, "bf16": 6e-2}
 # gradients of these small maps by up to 3e-3, on one processor, too: a change of 1e-7 does it.
 GRADIENTS = {"fp32": 1e-2, "tf32": 5e-2, "bf16": 3e-1}
 LOSSES = {"fp32": 2e-2, "tf32": 3e-2, "bf16": 1e-1}
-STEP_NETS = ("shufflenet_v2_x0_5", "resnet18", "densenet121", "efficientnet_b0")
+STEP_NETS = ("shufflenet_v2_x0_5", MASK_NET, "resnet18", "densenet121", "efficientnet_b0")
 CHECKS = ("memcheck", "racecheck", "initcheck", "synccheck")
 
 
@@ -126,8 +127,12 @@ def resident(size, count):
 def model_of(name, device, precision, size, count=16):
     import mdmt
 
-    model = mdmt.Model(name, HEADS, image_size=size, device=device, precision=precision, seed=3)
-    model.attach(resident(size, count))
+    heads, sets = HEADS, resident(size, count)
+    if name == MASK_NET:
+        heads = MASK_HEADS
+        sets[1]["target"] = np.uint8(sets[1]["images"] > 127) * np.uint8(255)
+    model = mdmt.Model(name, heads, image_size=size, device=device, precision=precision, seed=3)
+    model.attach(sets)
     return model
 
 
@@ -186,7 +191,7 @@ def steps(run):
             ", ".join(f"{k} {v}" for k, v in same.items()),
         )
 
-    for name in STEP_NETS[: 1 if run.dry else None]:
+    for name in STEP_NETS[: 2 if run.dry else None]:
         for precision in ("fp32", "bf16"):
             if not run.late(f"{name} {precision}"):
                 run.attempt(name, precision, lambda n=name, p=precision: one(n, p))
@@ -198,21 +203,26 @@ def nets(run):
     rng = np.random.default_rng(2)
     x = rng.standard_normal((batch, 3, size, size)).astype(np.float32)
     task, target = np.arange(batch) % len(HEADS), rng.integers(0, 2, batch)
-    for name in run.backbones:
+    mask = rng.integers(0, 2, (batch, size, size)).astype(np.float32)
+    for name in (*run.backbones, MASK_NET):
         if run.late(f"{name} and all after it"):
             return
+        masks = {"mask": mask} if name == MASK_NET else {}
+        maps = ["features", *(["lungs"] if masks else [])]
         here = model_of(name, "cpu", "fp32", size)
-        state, features = here.state_dict(), here.predict(dataset, index)["features"]
-        true = here.loss_and_gradients(x, task, target, training=False)[1]
+        state, outputs = here.state_dict(), here.predict(dataset, index)
+        true = here.loss_and_gradients(x, task, target, training=False, **masks)[1]
         here.load_state_dict(state)
         losses = train(here, count, batch, SMALL_STEPS)
 
-        def one(precision, name=name, state=state, features=features, true=true, losses=losses):
+        def one(precision, name=name, state=state, outputs=outputs, true=true, losses=losses,
+                masks=masks, maps=maps):  # fmt: skip
             with environment(MDMT_CUDA_TUNE="off"):  # engines are asked about in the table
                 there = model_of(name, run.device_name, precision, size)
             there.load_state_dict(state)
-            off = relative(there.predict(dataset, index)["features"], features)
-            found = there.loss_and_gradients(x, task, target, training=False)[1]
+            seen = there.predict(dataset, index, 3)
+            off = max(relative(seen[key], outputs[key]) for key in maps)
+            found = there.loss_and_gradients(x, task, target, training=False, **masks)[1]
             middle = float(np.median([relative(found[k], v) for k, v in true.items()]))
             there.load_state_dict(state)
             moved = float(np.abs(train(there, count, batch, SMALL_STEPS) - losses).max())
@@ -400,7 +410,7 @@ CASES = {
     "images": image_cases,
     "golden": golden_cases,
     "steps": lambda options: STEP_NETS,
-    "nets": lambda options: options.backbones,
+    "nets": lambda options: [*options.backbones, MASK_NET],
     "resume": lambda options: [f"{options.device} to {options.device}", f"cpu to {options.device}",
                                f"{options.device} to cpu"],
     "errors": lambda options: ["no such device", "no GPU visible", "out of memory"],

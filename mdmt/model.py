@@ -338,8 +338,8 @@ class Model:
 
         datasets: mappings or objects with images (M, H, W) uint8 C-ordered (a memory map will do),
         task (int: the k-th head) and target (M) or (M, k) float32; of a task with a mask, target is
-        (M, H, W) uint8 like images, 255 inside. On a GPU the images are copied
-        when they are first used, and later changes of the arrays are not seen.
+        (M, H, W) uint8 like images, 255 inside. On a GPU images and masks are copied when they are
+        first used, and later changes of the arrays are not seen.
         """
         sources, labels, masks = [], [], []
         for i, entry in enumerate(datasets):

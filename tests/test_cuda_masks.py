@@ -110,9 +110,9 @@ def off(found, true):
 
 @pytest.mark.parametrize("heads", [MASK, BOTH], ids=["masks", "masks and classes"])
 @pytest.mark.parametrize(
-    "precision, loss_off, gradient_off", [("fp32", 1e-5, 1e-3), ("bf16", 1e-2, 0.15)]
+    "precision, loss_off, middle, most", [("fp32", 1e-6, 1e-5, 3e-5), ("bf16", 2e-3, 0.25, 2.0)]
 )
-def test_losses_and_gradients_are_the_cpus(gpu, heads, precision, loss_off, gradient_off):
+def test_losses_and_gradients_are_the_cpus(gpu, heads, precision, loss_off, middle, most):
     pictures, masks = discs(5, 32)
     here, there = pair(heads, precision)
     x, soft = normalised(here, pictures), masks / np.float32(255)
@@ -124,8 +124,8 @@ def test_losses_and_gradients_are_the_cpus(gpu, heads, precision, loss_off, grad
         )
         assert loss == pytest.approx(exact, rel=loss_off)
         errors = off(found, true)
-        assert max(errors.values()) < 20 * gradient_off, errors
-        assert np.median(list(errors.values())) < gradient_off, errors
+        assert max(errors.values()) < most, errors
+        assert np.median(list(errors.values())) < middle, errors
     logits = here.forward(x)["lungs"]
     error = np.linalg.norm(there.forward(x)["lungs"] - logits) / np.linalg.norm(logits)
     assert error < (1e-5 if precision == "fp32" else 0.03)
