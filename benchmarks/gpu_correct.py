@@ -168,9 +168,10 @@ def steps(run):
     size, batch, count = (64, 4, 4) if run.dry else (96, 8, 12)
 
     def one(name, precision):
-        def trained(together=True, **values):
+        def trained(together=True, frozen=False, **values):
             with environment(**values):
                 model = model_of(name, run.device_name, precision, size)
+                model.freeze_backbone(frozen)
                 dataset, index = batches(count, batch)
                 losses = (
                     train(model, count, batch, augment=GREY) if together else
@@ -184,6 +185,7 @@ def steps(run):
             "one by one": trained(together=False) == recorded,
             "plain": trained(MDMT_CUDA_RECORD="off") == recorded,
             "streamed": trained(MDMT_CUDA_STORE_MB="0") == recorded,
+            "frozen": trained(frozen=True) == trained(together=False, frozen=True),
         }
         return (
             sum(same.values()),

@@ -108,7 +108,7 @@ class Model:
         self.steps_at_once = 1 if self._on is None else 64
         #: Factor of each task's loss in training; a task that is not named counts 1.
         self.task_weights = {}
-        self._frozen = None  # the backbone's weights while they are frozen
+        self._frozen = False  # the heads learn alone
         self._sources, self._labels, self._resident = [], [], []
         self._batches = 0  # training passes since the counters below were set
         b = self._describe()
@@ -438,15 +438,6 @@ class Model:
             raise ValueError(
                 f"dataset and index must both be (S, N), not {dataset.shape} and {index.shape}"
             )
-        if self._frozen is not None and len(index) > 1:
-            parts = [
-                self.fit_step(
-                    d, i, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay,
-                    decoupled=decoupled, augment=augment, epoch=epoch,
-                )
-                for d, i in zip(dataset, index)
-            ]  # fmt: skip
-            return np.array([p[0] for p in parts], np.float32), np.stack([p[1] for p in parts])
         adam = self._adam(lr, betas, eps, weight_decay, decoupled)
         samples = self._samples(dataset, index)
         dataset, index = samples["dataset"], samples["index"]
@@ -457,9 +448,12 @@ class Model:
             mine = dataset == d
             task[mine] = k
             target[mine, : labels.shape[1]] = labels[index[mine]]
-        learning = self._frozen is None
         n = index.shape[1]
-        mode = self._mode(n, self.image_size, learning, True, width, store=augment is not None)
+        mode = self._mode(
+            n, self.image_size, not self._frozen, True, width, store=augment is not None
+        )
+        if self._frozen:
+            mode["learns"] = "heads."
         try:
             out = self._network.series(
                 mode,
@@ -475,19 +469,15 @@ class Model:
         finally:
             done = self._network.steps_done()
             self.training_step += done
-            self._batches += done if learning else 0
-            for key, value in (self._frozen or {}).items():
-                self._set(key, value)
+            self._batches += 0 if self._frozen else done
             self._keep_tuning()
         return out["loss"][:, 0], out["per_task"].reshape(len(index), -1, 2)
 
     def freeze_backbone(self, frozen=True):
         """Lets fit_step train the heads alone, on features in evaluation mode (running statistics,
-        no dropout); weights and running statistics of the backbone stay as they are now. A step
-        takes as long as before: the engine computes every gradient."""
-        params = [key for key, role, _, _ in self._entries if role == "param"]
-        keys = [key for key in params if not key.startswith("heads.")]
-        self._frozen = {key: self._get(key) for key in keys} if frozen else None
+        no dropout); weights, running statistics and Adam's moments of the backbone stay as they
+        are. A step computes no gradient of the backbone: about a third of the time."""
+        self._frozen = bool(frozen)
 
     def _predict_at_once(self, batch_size):
         """Batches in one call; of masks, a GPU keeps some 64 MiB until the host takes them."""

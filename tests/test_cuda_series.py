@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import mdmt
+from mdmt.augmentation import complete
 from tests import cudahost
 from tests.test_cuda_net import ADAM, MODE, TONE, batch, network
 
@@ -318,7 +319,7 @@ def test_what_is_said_of_a_device_that_cannot_be_used(gpu, knob, value, says):
 
 
 def test_a_model_does_steps_in_a_row(gpu):
-    """fit_steps, predict with more batches than one, frozen backbones: as on the CPU."""
+    """fit_steps, predict with more batches than one: as on the CPU."""
     from tests.test_cuda_device import make
 
     rng = np.random.default_rng(0)
@@ -338,13 +339,101 @@ def test_a_model_does_steps_in_a_row(gpu):
         out = there.predict(dataset.ravel(), index.ravel(), batch_size)
         assert out["a"].shape == (12, 2) and out["features"].shape[0] == 12
         assert np.abs(out["a"] - there.predict(dataset.ravel(), index.ravel(), 1)["a"]).max() < 1e-4
-    there.freeze_backbone()
-    kept = {k: v for k, v in there.state_dict().items() if not k.startswith("heads.")}
-    losses, _ = there.fit_steps(dataset, index)
-    assert losses.shape == (3,) and there.training_step == 6
-    assert all(np.array_equal(v, there.state_dict()[k]) for k, v in kept.items())
     with pytest.raises(ValueError, match=r"must both be \(S, N\)"):
         there.fit_steps(dataset[0], index[0])
+
+
+FREEZE = {"lr": 1e-2, "weight_decay": 1e-2, "augment": {}, "epoch": 1}
+
+
+def frozen_batches(steps=4):
+    rng = np.random.default_rng(1)
+    return rng.integers(0, 2, (steps, 4)), rng.integers(0, 6, (steps, 4))
+
+
+def put_back(model, steps):
+    """Losses of training the heads alone as it is defined: every gradient, one step at a time, in
+    evaluation mode; then the backbone gets its weights again."""
+    keys = [k for k, role, *_ in model._entries if role == "param" and not k.startswith("heads.")]
+    kept = {k: model._get(k) for k in keys}
+    mode = model._mode(4, model.image_size, False, True, 1, store=True)
+    losses = []
+    for d, i in zip(*frozen_batches(steps)):
+        samples = model._samples(d[None], i[None])
+        feeds = {"task": d[None].astype(np.int32), "target": (i[None] % 2).astype(np.float32)}
+        adam = model._adam(FREEZE["lr"], (0.9, 0.999), 1e-8, FREEZE["weight_decay"], False)
+        out = model._network.series(
+            mode, feeds, ("loss",) + ("per_task",), adam, step=model.training_step, epoch=1,
+            augmentation=complete({}), **samples,
+        )  # fmt: skip
+        model.training_step += 1
+        losses.append(out["loss"][0, 0])
+        for key, value in kept.items():
+            model._set(key, value)
+    return np.array(losses)
+
+
+@pytest.mark.parametrize("device, precision", [("cpu", "fp32"), ("cuda", "fp32"), ("cuda", "bf16")])
+def test_frozen_backbones_train_in_series(gpu, device, precision):
+    """One call, one per step, and the definition: the same bits of losses and weights. Before and
+    after, the same model learns as a whole."""
+    from tests.test_cuda_device import make
+
+    _, get = gpu
+    batches = frozen_batches()
+    found = []
+    for how in ("series", "single", "definition"):
+        model = make(device, precision)
+        model.fit_steps(*batches, **FREEZE)
+        before = model.state_dict()
+        moments = model.optimizer_state()[0]
+        counted = get("captures"), get("graph_launches")
+        model.freeze_backbone()
+        losses = (
+            model.fit_steps(*batches, **FREEZE)[0] if how == "series" else put_back(model, 4)
+            if how == "definition" else
+            np.array([model.fit_step(d, i, **FREEZE)[0] for d, i in zip(*batches)])
+        )  # fmt: skip
+        if how == "series" and device == "cuda":
+            assert (get("captures"), get("graph_launches")) == (counted[0] + 1, counted[1] + 3)
+        after = model.state_dict()
+        for key, value in before.items():
+            assert np.array_equal(after[key], value) == (not key.startswith("heads.")), key
+        changed = {k for k, v in model.optimizer_state()[0].items() if (v != moments[k]).any()}
+        if how != "definition":
+            assert changed and all(".heads." in f".{k}" for k in changed)
+        found.append((losses.astype(np.float32).tobytes(), b"".join(after[k].tobytes()
+                      for k in sorted(after))))  # fmt: skip
+        model.freeze_backbone(False)
+        model.fit_steps(*batches, **FREEZE)
+        assert any(
+            (model.state_dict()[k] != v).any() for k, v in after.items() if k.startswith("conv1")
+        )
+    assert len(set(np.frombuffer(found[0][0], np.float32))) == 4
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_frozen_backbone_has_no_gradients(gpu):
+    from tests.test_cuda_device import make
+
+    model = make("cuda")
+    mode = model._mode(4, model.image_size, False, True, 1, store=True)
+    ops = [[o["op"] for o in model._network.describe(mode | m)] for m in ({}, {"learns": "heads."})]
+    assert sum("bwd" in op for op in ops[0]) > 50
+    assert not any("conv" in op or "norm" in op for op in ops[1] if "bwd" in op)
+    assert any("bwd" in op for op in ops[1]) and len(ops[1]) < len(ops[0]) / 2
+    for learns, says in (
+        ("conv1.", "the weights whose names begin with 'conv1.' cannot learn alone: "),
+        ("tail.", "no weight's name begins with 'tail.'"),
+        ("x" * 40, "is too long for the names of weights that learn"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            model._network.series(
+                mode | {"learns": learns},
+                {"task": np.zeros((1, 4), np.int32), "target": np.zeros((1, 4), np.float32)},
+                ("loss", "per_task"), (*ADAM, 1), augmentation=complete({}),
+                **model._samples(np.zeros((1, 4), int), np.zeros((1, 4), int)),
+            )  # fmt: skip
 
 
 def test_the_hosts_memory_does_not_limit_a_gpu(gpu, monkeypatch):

@@ -316,7 +316,7 @@ static mdmt_status lower_outputs(lowering *l)
     return MDMT_OK;
 }
 
-/* The loss on the heads' logits, then the gradients of all parameters. */
+/* The loss on the heads' logits, then the gradients of the parameters that learn. */
 static mdmt_status add_gradients(lowering *l)
 {
     const mdmt_mode *mode = l->mode;
@@ -347,8 +347,10 @@ static mdmt_status add_gradients(lowering *l)
         seeds[k][0] = in[2 + k];
         seeds[k][1] = loss.out[2 + k];
     }
-    const mdmt_gradient_rules rules = {
-        .add = &mdmt_op_add, .zeros = &mdmt_op_zeros, .gate_bwd = &mdmt_op_gate_bwd};
+    const mdmt_gradient_rules rules = {.add = &mdmt_op_add,
+                                       .zeros = &mdmt_op_zeros,
+                                       .gate_bwd = &mdmt_op_gate_bwd,
+                                       .learns = mode->learns};
     MDMT_TRY(mdmt_differentiate(l->graph, &rules, forward_ops, seeds, attrs.tasks));
     return mdmt_graph_prune(l->graph);
 }

@@ -9,7 +9,8 @@
 typedef struct {
     int batch, height, width;
     int training;       /* batch statistics, dropout                                 */
-    int want_gradients; /* loss and gradients of all parameters                      */
+    int want_gradients; /* loss and gradients                                        */
+    char learns[32];    /* with it: of parameters whose names begin so; "": of all   */
     int from_store;     /* the image comes from the step's sources, not from outside */
     int augment;        /* with from_store                                           */
     float mean[4], std[4];

@@ -195,8 +195,8 @@ static int same_mode(const entry *e, const mdmt_mode *mode)
     if (!a->want_gradients) {
         return 1;
     }
-    if (a->target_width != mode->target_width || a->loss.tasks != mode->loss.tasks ||
-        a->loss.reduction != mode->loss.reduction) {
+    if (strcmp(a->learns, mode->learns) != 0 || a->target_width != mode->target_width ||
+        a->loss.tasks != mode->loss.tasks || a->loss.reduction != mode->loss.reduction) {
         return 0;
     }
     for (int k = 0; k < a->loss.tasks; k++) {
@@ -265,21 +265,49 @@ mdmt_status mdmt_network_program(mdmt_network *n, const mdmt_mode *mode, mdmt_pr
     return MDMT_OK;
 }
 
-mdmt_status mdmt_network_update(mdmt_network *n, mdmt_update *update)
+/* Bytes of parameters before the first that learns; all after it must. */
+static mdmt_status resting(const mdmt_network *n, const char *learns, int64_t *bytes)
 {
+    *bytes = -1;
+    for (int t = 0; t < n->graph->tensors; t++) {
+        const mdmt_tensor *tensor = &n->graph->tensor[t];
+        if (tensor->role != MDMT_ROLE_PARAM) {
+            continue;
+        }
+        int does = strncmp(tensor->name, learns, strlen(learns)) == 0;
+        if (!does && *bytes >= 0) {
+            return mdmt_fail(MDMT_BAD_ARGUMENT,
+                             "the weights whose names begin with '%s' cannot learn alone: %s comes "
+                             "after one of them",
+                             learns, tensor->name);
+        }
+        *bytes = does && *bytes < 0 ? n->offset[t] : *bytes;
+    }
+    return *bytes >= 0 ? MDMT_OK
+                       : mdmt_fail(MDMT_BAD_ARGUMENT, "no weight's name begins with '%s'", learns);
+}
+
+mdmt_status mdmt_network_update(mdmt_network *n, const mdmt_mode *mode, mdmt_update *update)
+{
+    int64_t rest;
+    MDMT_TRY(resting(n, mode->learns, &rest));
     mdmt_slab *gradients, *first, *second;
     MDMT_TRY(slab_of(n, MDMT_HOLDS_GRADIENT, &gradients));
     MDMT_TRY(slab_of(n, MDMT_HOLDS_FIRST, &first));
     MDMT_TRY(slab_of(n, MDMT_HOLDS_SECOND, &second));
-    *update = (mdmt_update){n->parameters.data, gradients->data, first->data, second->data,
-                            n->parameter_bytes / (int64_t)sizeof(float)};
+    *update = (mdmt_update){.count = (n->parameter_bytes - rest) / (int64_t)sizeof(float)};
+    rest /= (int64_t)sizeof(float);
+    update->weights = (float *)n->parameters.data + rest;
+    update->gradients = (const float *)gradients->data + rest;
+    update->first = (float *)first->data + rest;
+    update->second = (float *)second->data + rest;
     return MDMT_OK;
 }
 
-mdmt_status mdmt_network_adam(mdmt_network *n, const mdmt_adam *adam)
+mdmt_status mdmt_network_adam(mdmt_network *n, const mdmt_mode *mode, const mdmt_adam *adam)
 {
     mdmt_update u;
-    MDMT_TRY(mdmt_network_update(n, &u));
+    MDMT_TRY(mdmt_network_update(n, mode, &u));
     return n->backend->adam(n->backend, adam, u.weights, u.gradients, u.first, u.second, u.count);
 }
 

@@ -42,11 +42,11 @@ mdmt_status mdmt_network_set(mdmt_network *network, mdmt_holding what, const cha
 mdmt_status mdmt_network_program(mdmt_network *network, const mdmt_mode *mode,
                                  mdmt_program **program);
 
-/* Adam on all parameters with the gradients of the last run. */
-mdmt_status mdmt_network_adam(mdmt_network *network, const mdmt_adam *adam);
+/* Adam, with the gradients of the last run, on the parameters that learn in its mode. */
+mdmt_status mdmt_network_adam(mdmt_network *network, const mdmt_mode *mode, const mdmt_adam *adam);
 
-/* What Adam works on in this network. */
-mdmt_status mdmt_network_update(mdmt_network *network, mdmt_update *update);
+/* What Adam works on in this mode: the parameters that learn, which must be the network's last. */
+mdmt_status mdmt_network_update(mdmt_network *network, const mdmt_mode *mode, mdmt_update *update);
 
 /* What this mode needs, as planned, without taking it. */
 mdmt_status mdmt_network_memory(mdmt_network *network, const mdmt_mode *mode, mdmt_memory *memory);

@@ -51,7 +51,7 @@ static mdmt_status describe(mdmt_network *n, mdmt_program *p, const mdmt_mode *m
     }
     if (call->adam) {
         s->adam = *call->adam;
-        MDMT_TRY(mdmt_network_update(n, &s->update));
+        MDMT_TRY(mdmt_network_update(n, mode, &s->update));
     }
     return MDMT_OK;
 }

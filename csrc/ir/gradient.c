@@ -207,12 +207,14 @@ static mdmt_status differentiate_gates(mdmt_graph *graph, mdmt_gradients *gradie
     return MDMT_OK;
 }
 
-/* Gives the gradient of each parameter its role, twin and name. */
+/* Gives the gradient of each parameter that learns its role, twin and name. */
 static mdmt_status claim_parameters(mdmt_graph *graph, const mdmt_gradients *gradients)
 {
     for (int t = 0; t < gradients->room; t++) {
         int g = gradients->of[t];
-        if (graph->tensor[t].role != MDMT_ROLE_PARAM || g < 0) {
+        const char *learns = gradients->rules.learns;
+        if (graph->tensor[t].role != MDMT_ROLE_PARAM || g < 0 ||
+            strncmp(graph->tensor[t].name, learns, strlen(learns)) != 0) {
             continue;
         }
         mdmt_tensor *gradient = &graph->tensor[g];

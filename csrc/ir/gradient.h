@@ -10,6 +10,7 @@ typedef struct {
     const mdmt_op_record *add;      /* sums two gradients of one tensor                 */
     const mdmt_op_record *zeros;    /* a gradient of which only some channels are given */
     const mdmt_op_record *gate_bwd; /* the gradient of a lazy tensor's gate             */
+    const char *learns;             /* parameters whose names begin so; "": all         */
 } mdmt_gradient_rules;
 
 struct mdmt_gradients {
@@ -24,8 +25,9 @@ struct mdmt_gradients {
 
 /* Appends the gradients of all parameters that `loss_gradients` reach.
  * seeds: pairs (tensor, its gradient tensor), count of them. Only ops with
- * index below `ops` are differentiated. Parameters' gradients get the role
- * GRADIENT, the twin set, and the parameter's name. */
+ * index below `ops` are differentiated. Gradients of parameters that learn get
+ * the role GRADIENT, the twin set, and the parameter's name; what makes others
+ * alone is for mdmt_graph_prune. */
 mdmt_status mdmt_differentiate(mdmt_graph *graph, const mdmt_gradient_rules *rules, int ops,
                                const int (*seeds)[2], int count);
 

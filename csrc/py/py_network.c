@@ -6,8 +6,7 @@
 #include <string.h>
 
 typedef struct {
-    PyObject_HEAD
-    mdmt_network *network;
+    PyObject_HEAD mdmt_network *network;
     mdmt_py_backend backend;
     int done; /* steps of the last series that took effect */
 } py_network;
@@ -187,6 +186,23 @@ static int parse_tasks(PyObject *dict, mdmt_mode *mode)
     return reduction ? mdmt_py_word("reduction", reduction, &mode->loss.reduction) : 0;
 }
 
+/* mode["learns"]: how the names of the parameters that learn begin. */
+static int parse_learns(PyObject *dict, mdmt_mode *mode)
+{
+    PyObject *value = PyDict_GetItemString(dict, "learns");
+    const char *text = value ? PyUnicode_AsUTF8(value) : "";
+    if (!text) {
+        return -1;
+    }
+    if (strlen(text) >= sizeof mode->learns) {
+        PyErr_Format(PyExc_ValueError, "'%s' is too long for the names of weights that learn",
+                     text);
+        return -1;
+    }
+    strcpy(mode->learns, text);
+    return 0;
+}
+
 static int parse_mode(PyObject *dict, mdmt_mode *mode)
 {
     memset(mode, 0, sizeof *mode);
@@ -199,7 +215,7 @@ static int parse_mode(PyObject *dict, mdmt_mode *mode)
     mode->augment = flag(dict, "augment");
     mode->target_width = flag(dict, "target_width");
     if (PyErr_Occurred() || parse_floats(dict, "mean", mode->mean) < 0 ||
-        parse_floats(dict, "std", mode->std) < 0) {
+        parse_floats(dict, "std", mode->std) < 0 || parse_learns(dict, mode) < 0) {
         return -1;
     }
     return mode->want_gradients ? parse_tasks(dict, mode) : 0;
@@ -247,7 +263,7 @@ static mdmt_status run_step(py_network *self, mdmt_program *program, const mdmt_
     if (mode->want_gradients) {
         MDMT_TRY(check_loss(program, mode, step));
     }
-    return adam ? mdmt_network_adam(self->network, adam) : MDMT_OK;
+    return adam ? mdmt_network_adam(self->network, mode, adam) : MDMT_OK;
 }
 
 static int prepare(py_network *self, PyObject *dict, PyObject *feeds, mdmt_mode *mode,
@@ -295,10 +311,9 @@ static PyObject *network_run(PyObject *object, PyObject *args, PyObject *keyword
         return NULL;
     }
     mdmt_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = run_step(self, program, &mode, &s.step, tuple == Py_None ? NULL : &adam, NULL);
-    Py_END_ALLOW_THREADS
-    mdmt_py_step_free(&s);
+    Py_BEGIN_ALLOW_THREADS status =
+        run_step(self, program, &mode, &s.step, tuple == Py_None ? NULL : &adam, NULL);
+    Py_END_ALLOW_THREADS mdmt_py_step_free(&s);
     return status == MDMT_OK ? read_named(program, names) : mdmt_py_raise(status);
 }
 
@@ -342,8 +357,7 @@ static PyObject *network_profile(PyObject *object, PyObject *args, PyObject *key
     double *seconds = PyMem_Calloc((size_t)program->graph->ops + 1, sizeof *seconds);
     mdmt_status status = seconds ? MDMT_OK : mdmt_fail(MDMT_NO_MEMORY, "out of memory");
     if (seconds) {
-        Py_BEGIN_ALLOW_THREADS
-        status = run_step(self, program, &mode, &s.step, NULL, seconds);
+        Py_BEGIN_ALLOW_THREADS status = run_step(self, program, &mode, &s.step, NULL, seconds);
         Py_END_ALLOW_THREADS
     }
     mdmt_py_step_free(&s);
@@ -379,9 +393,9 @@ static PyObject *network_memory(PyObject *object, PyObject *dict)
         return mdmt_py_raise(status);
     }
     return Py_BuildValue("{s:L,s:L,s:L,s:L,s:L}", "parameters", (long long)m.parameters,
-                         "gradients", (long long)m.gradients, "optimizer",
-                         (long long)m.optimizer, "activations", (long long)m.activations,
-                         "workspace", (long long)m.workspace);
+                         "gradients", (long long)m.gradients, "optimizer", (long long)m.optimizer,
+                         "activations", (long long)m.activations, "workspace",
+                         (long long)m.workspace);
 }
 
 static PyObject *network_forget_images(PyObject *object, PyObject *unused)
@@ -401,7 +415,8 @@ static PyMethodDef network_methods[] = {
     {"run", (PyCFunction)(void (*)(void))network_run, METH_VARARGS | METH_KEYWORDS,
      "run(mode, feeds, outputs, adam=None, **step) -> {output: array}"},
     {"series", (PyCFunction)(void (*)(void))network_series, METH_VARARGS | METH_KEYWORDS,
-     "series(mode, feeds, outputs, adam=None, **step) -> {output: array (steps, ...)}: as run with\n"
+     "series(mode, feeds, outputs, adam=None, **step) -> {output: array (steps, ...)}: as run "
+     "with\n"
      "from_store, for the rows of dataset and index (steps, batch)."},
     {"steps_done", network_steps_done, METH_NOARGS,
      "steps_done() -> steps of the last series that took effect, also where it failed"},
@@ -418,5 +433,5 @@ static PyType_Slot network_slots[] = {{Py_tp_new, network_new},
                                       {Py_tp_methods, network_methods},
                                       {Py_tp_doc, "A network with its training state."},
                                       {0, NULL}};
-PyType_Spec mdmt_py_network_spec = {"mdmt._core.Network", sizeof(py_network), 0,
-                                    Py_TPFLAGS_DEFAULT, network_slots};
+PyType_Spec mdmt_py_network_spec = {"mdmt._core.Network", sizeof(py_network), 0, Py_TPFLAGS_DEFAULT,
+                                    network_slots};
