@@ -336,8 +336,11 @@ def _claim(out: Path, values: dict) -> None:
         )
 
 
-def run(values: dict, out=None, device: str = "cpu", quiet: bool = False) -> list[dict]:
-    """Run a resolved configuration of kind masks; return the rows of table.csv.
+def run(
+    values: dict, out=None, device: str = "cpu", quiet: bool = False, where: str = ""
+) -> list[dict]:
+    """Run a resolved configuration of kind masks; return the rows of table.csv. where: what its
+    introduction says of the device.
 
     Raises BadInput for what cannot be used, and Interrupted after a signal: the same command goes
     on from the checkpoint.
@@ -358,7 +361,7 @@ def run(values: dict, out=None, device: str = "cpu", quiet: bool = False) -> lis
             people = len(set(study.data.patients))
             print(
                 f"mdmt {__version__}: {values['name']} -> {out}\n  {len(names)} masks of {people} "
-                f"patients; {model}",
+                f"patients; {model}" + (f"\n  {where}" if where else ""),
                 file=sys.stderr,
             )
         results = []

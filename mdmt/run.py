@@ -417,7 +417,8 @@ def _masks(values: dict, arguments) -> None:
             option = name.replace("_", "-")
             raise BadConfig(f"--{option}: is not for a configuration of kind masks; leave it out")
     device = resolve_device(arguments.device, values)
-    mask_study.run(values, arguments.out, device=device, quiet=arguments.quiet)
+    where = device_line(arguments.device, device, values["precision"])
+    mask_study.run(values, arguments.out, device=device, quiet=arguments.quiet, where=where)
 
 
 def start(arguments) -> None:

@@ -57,6 +57,7 @@ def test_writes_what_it_promises(folder, tmp_path, capsys):
     command = ["lungs", "--out", str(out), "--set", f"data.root={folder}"]
     assert run.main([*command, *(part for s in SETTINGS for part in ("--set", s))]) == 0
     assert "fold 1 of 2" in (said := capsys.readouterr()).err and "5th percentile" in said.out
+    assert "\n  on the CPU" in said.err or "\n  on cuda" in said.err
     results, splits = rows_of(out / "results.csv"), mask_study.read_json(out / "splits.json")
     assert sorted(r["image"] for r in results) == sorted(f"p{i}" for i in range(10))
     patient = {r["image"]: r["patient"] for r in results}
