@@ -71,20 +71,22 @@ def table(run):
 
 
 def images(run):
-    from tests import test_cuda_net
+    from tests import test_cuda_masks, test_cuda_net
 
     def one(name, samples=12 if run.dry else 128):
-        bound = test_cuda_net.IMAGE_CASES[name][3]
+        made, bound = lambda *how: test_cuda_masks.moved(*how)[0], test_cuda_masks.MASK_BOUND
+        if name in test_cuda_net.IMAGE_CASES:
+            made, bound = test_cuda_net.images, test_cuda_net.IMAGE_CASES[name][3]
         device = run.device("fp32")
-        found = test_cuda_net.images(name, device, samples)
-        off = float(np.abs(found - test_cuda_net.images(name, None, samples)).max())
-        same = test_cuda_net.images(name, device, samples).tobytes() == found.tobytes()
+        found = made(name, device, samples)
+        off = float(np.abs(found - made(name, None, samples)).max())
+        same = made(name, device, samples).tobytes() == found.tobytes()
         with environment(MDMT_CUDA_STORE_MB="0"):
-            streamed = test_cuda_net.images(name, device, samples).tobytes() == found.tobytes()
+            streamed = made(name, device, samples).tobytes() == found.tobytes()
         ok = off < bound and same and streamed
         return f"{off:.2g}", ok, f"bound {bound:.2g}; again {same}, streamed {streamed}"
 
-    for name in test_cuda_net.IMAGE_CASES:
+    for name in image_cases(None):
         if not run.late(name):
             run.attempt(name, "fp32", lambda n=name: one(n))
 
@@ -396,9 +398,10 @@ def table_cases(options):
 
 
 def image_cases(options):
+    from tests.test_cuda_masks import MASK_CASES
     from tests.test_cuda_net import IMAGE_CASES
 
-    return list(IMAGE_CASES)
+    return [*IMAGE_CASES, *MASK_CASES]
 
 
 def golden_cases(options):

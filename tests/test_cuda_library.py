@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from tests import cudahost
 from tests.opcase import check
 from tests.optable import CASES, convolutions
 from tests.test_cuda_ops import library_unit, to_bf16
+from tests.test_unet import discs, normalised, tiny
 
 FAKE = Path(__file__).parent / "c" / "fake_cudnn.c"
 PASSES = ("conv2d", "conv2d_bwd_data", "conv2d_bwd_weight")
@@ -101,6 +103,23 @@ def test_the_table_has_every_pass_with_addend_and_lazy_input():
     assert names == set(PASSES)
     for word in ("lazy", "addend", "image"):
         assert any(word in c.name for c in TABLE), word
+
+
+def test_a_network_for_masks_trains_with_it(with_library, monkeypatch):
+    """Its head gives one channel."""
+    monkeypatch.setitem(sys.modules, "mdmt._cuda", with_library)
+    monkeypatch.setenv("MDMT_CUDA_TUNE", "off")
+    pictures, masks = discs(2, 16)
+    here, there = tiny(size=16), tiny(size=16, device="cuda")
+    there.load_state_dict(here.state_dict())
+    x, soft = normalised(here, pictures), masks / np.float32(255)
+    (loss, found), (exact, true) = (m.loss_and_gradients(x, [0] * 2, soft) for m in (there, here))
+    assert loss == pytest.approx(exact, rel=1e-5)
+    mode = there._mode(2, (16, 16), True, True)
+    kernels = [op["kernel"] for op in there._network.describe(mode) if op["op"] in PASSES]
+    assert len(kernels) > 20 and all(kernel.endswith("_cudnn") for kernel in kernels)
+    for name, value in true.items():
+        assert np.linalg.norm(found[name] - value) < 1e-3 * np.linalg.norm(value) + 1e-6, name
 
 
 @pytest.mark.parametrize("case", TABLE, ids=lambda c: c.id)

@@ -66,7 +66,7 @@ def run(arguments, tmp_path, monkeypatch):
     "part, options, cases",
     [
         ("table", ["--stride", "60"], 30),
-        ("images", [], 14),
+        ("images", [], 18),
         ("golden", [], 2),
         ("steps", [], 4),
         ("nets", ["--backbones", "shufflenet_v2_x0_5"], 4),
