@@ -130,7 +130,7 @@ def model_of(name, device, precision, size, count=16):
     import mdmt
 
     heads, sets = HEADS, resident(size, count)
-    if name == MASK_NET:
+    if name in mdmt.nets.segmenters():
         heads = MASK_HEADS
         sets[1]["target"] = np.uint8(sets[1]["images"] > 127) * np.uint8(255)
     model = mdmt.Model(name, heads, image_size=size, device=device, precision=precision, seed=3)

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 
-from benchmarks.gpu_correct import ADAM, GREY, HEADS, batches, model_of
+from benchmarks.gpu_correct import ADAM, GREY, HEADS, MASK_NET, batches, model_of
 
 BATCH = 128
 # Limit P in images/s, 224 px, bf16, of a GPU whose memory moves 4.3 TB/s (an H200, measured): the
@@ -238,6 +238,7 @@ def step_profile(model, batch, augment=None):
     mode = model._mode(batch, model.image_size, True, True, 1, store=True)
     dataset, index = (a[0] for a in batches(1, batch))
     how = model._samples(dataset, index) | {"step": 0, "epoch": 0}
+    how |= {"masks": model._resident} if model._masks else {}
     how["augmentation"] = complete(augment or {})
     feeds = {"task": dataset.astype(np.int32), "target": np.zeros((batch, 1), np.float32)}
     moved = [op["bytes"] for op in model._network.describe(mode)]
@@ -279,6 +280,15 @@ def kernels(run):
 
         run.attempt(f"{name}: a step", "bf16", gaps)
 
+    def masks():
+        ops = step_profile(model_of(MASK_NET if run.dry else "unet", run.device_name, "bf16", size),
+                           batch)  # fmt: skip
+        report(run, "unet", ops)
+        return f"{1e3 * sum(s for _, _, s, _ in ops):.3f}", True, "ms, its ops one by one"
+
+    if not run.late("unet"):
+        run.attempt("unet: a step", "bf16", masks)
+
 
 def grey_cost(run, model, batch, ops):
     """What changes of grey values cost, beside a step's images without them."""
@@ -306,7 +316,7 @@ def report(run, name, ops):
 
 SLICES = {"kernels": kernels, "speed": speed, "sharing": sharing, "compile": compiled}
 CASES = {
-    "kernels": lambda options: [f"{n}: a step" for n in KERNEL_NETS],
+    "kernels": lambda options: [f"{n}: a step" for n in (*KERNEL_NETS, "unet")],
     "speed": lambda options: options.backbones,
     "sharing": lambda options: [
         f"{n}: {what}" for n in SHARING_NETS for what in ("streamed", "shared")

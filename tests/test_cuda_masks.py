@@ -241,17 +241,19 @@ def test_a_training_goes_on_from_the_cpus_weights(gpu):
 # ---------------------------------------------------------------- a study
 
 
-def test_a_study_on_the_gpu_is_the_cpus(gpu, folder, tmp_path, monkeypatch):  # noqa: F811
+def test_a_study_on_the_gpu_is_the_cpus(gpu, folder, tmp_path, monkeypatch, capsys):  # noqa: F811
     monkeypatch.setattr(system, "load_cudnn", lambda module: "cuDNN 9.10.2 (libcudnn.so.9)")
     settings = (*SETTINGS, f"data.root={folder}")
     tables = {}
     for device in ("cpu", "cuda", "auto"):
         out = tmp_path / device
-        command = ["lungs", "--out", str(out), "--device", device, "--quiet"]
+        command = ["lungs", "--out", str(out), "--device", device]
         assert run.main([*command, *(part for s in settings for part in ("--set", s))]) == 0
         tables[device] = np.array([float(r["mean"]) for r in rows_of(out / "table.csv")])
         used = json.loads((out / "runs" / "final" / "result.json").read_text())["device"]
         assert used == ("cpu" if device == "cpu" else "cuda")
+        said = capsys.readouterr().err
+        assert ("  on cuda:0 the processor in its place" in said) == (device != "cpu"), said
     np.testing.assert_allclose(tables["cuda"], tables["cpu"], atol=0.02)
     names = ("results.csv", "pictures.csv", "lungs.safetensors")
     assert all((tmp_path / "cuda" / n).read_bytes() == (tmp_path / "auto" / n).read_bytes()

@@ -3,6 +3,7 @@
 import csv
 import os
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import mdmt
 from mdmt import config, mask_study, run
 from mdmt.errors import BadConfig, BadData, BadInput, Interrupted
 from mdmt.preprocess import lungs, negatives
+from tests import cudahost
 from tests.test_unet import discs
 
 SETTINGS = (
@@ -78,9 +80,12 @@ def test_writes_what_it_promises(folder, tmp_path, capsys):
     assert model.backbone == "unet_tiny" and model.image_size == (32, 32)
 
 
-def test_an_interrupted_run_goes_on_to_the_same_bits(folder, tmp_path, monkeypatch):
-    values = values_of(folder, "negatives=0.5")
-    mask_study.run(values, tmp_path / "a", quiet=True)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_an_interrupted_run_goes_on_to_the_same_bits(folder, tmp_path, monkeypatch, device):
+    if device == "cuda":
+        monkeypatch.setitem(sys.modules, "mdmt._cuda", cudahost.module())
+    values, how = values_of(folder, "negatives=0.5"), {"device": device, "quiet": True}
+    mask_study.run(values, tmp_path / "a", **how)
     steps = []
 
     def pull(self, key):
@@ -93,16 +98,16 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(folder, tmp_path, monkeypat
 
     monkeypatch.setattr(mask_study.Study, "_progress", pull)
     with pytest.raises(Interrupted, match="goes on from there"):
-        mask_study.run(values, tmp_path / "b", quiet=True)
-    mask_study.run(values, tmp_path / "b", quiet=True)
+        mask_study.run(values, tmp_path / "b", **how)
+    mask_study.run(values, tmp_path / "b", **how)
     for name in ("results.csv", "pictures.csv", "lungs.safetensors"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
     count = len(steps)
-    mask_study.run(values, tmp_path / "b", quiet=True)  # finished: nothing is trained again
+    mask_study.run(values, tmp_path / "b", **how)  # finished: nothing is trained again
     assert len(steps) == count
     with pytest.raises(BadInput, match=r"was begun with train.epochs = 3, now it is 4"):
         changed = values_of(folder, "negatives=0.5", "train.epochs=4")
-        mask_study.run(changed, tmp_path / "b", quiet=True)
+        mask_study.run(changed, tmp_path / "b", **how)
 
 
 def test_bad_input_is_one_sentence(folder, tmp_path, capsys):
