@@ -311,12 +311,17 @@ mdmt_status mdmt_network_adam(mdmt_network *n, const mdmt_mode *mode, const mdmt
     return n->backend->adam(n->backend, adam, u.weights, u.gradients, u.first, u.second, u.count);
 }
 
+mdmt_status mdmt_network_look(mdmt_network *n, const mdmt_mode *mode, mdmt_program **program)
+{
+    mdmt_graph *graph;
+    MDMT_TRY(mdmt_lower(n->graph, mode, &graph));
+    return mdmt_program_open(program, graph, n->backend, NULL, locate_nothing, n);
+}
+
 mdmt_status mdmt_network_memory(mdmt_network *n, const mdmt_mode *mode, mdmt_memory *memory)
 {
     mdmt_program *program;
-    mdmt_graph *graph;
-    MDMT_TRY(mdmt_lower(n->graph, mode, &graph));
-    MDMT_TRY(mdmt_program_open(&program, graph, n->backend, NULL, locate_nothing, n));
+    MDMT_TRY(mdmt_network_look(n, mode, &program));
     memset(memory, 0, sizeof *memory);
     memory->parameters = n->parameter_bytes + n->buffer_bytes;
     memory->gradients = mode->want_gradients ? n->parameter_bytes : 0;

@@ -48,6 +48,10 @@ mdmt_status mdmt_network_adam(mdmt_network *network, const mdmt_mode *mode, cons
 /* What Adam works on in this mode: the parameters that learn, which must be the network's last. */
 mdmt_status mdmt_network_update(mdmt_network *network, const mdmt_mode *mode, mdmt_update *update);
 
+/* A program for this mode that is only looked at: it has no memory and cannot run. The caller
+ * closes it. */
+mdmt_status mdmt_network_look(mdmt_network *network, const mdmt_mode *mode, mdmt_program **program);
+
 /* What this mode needs, as planned, without taking it. */
 mdmt_status mdmt_network_memory(mdmt_network *network, const mdmt_mode *mode, mdmt_memory *memory);
 

@@ -371,13 +371,16 @@ static PyObject *network_describe(PyObject *object, PyObject *dict)
     py_network *self = (py_network *)object;
     mdmt_mode mode;
     mdmt_program *program;
-    if (!PyDict_Check(dict)) {
-        return PyErr_Format(PyExc_TypeError, "describe takes a mode");
+    if (!PyDict_Check(dict) || parse_mode(dict, &mode) < 0 || refresh(self) < 0) {
+        return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_TypeError, "describe takes a mode");
     }
-    PyObject *feeds = PyDict_New();
-    int failed = !feeds || prepare(self, dict, feeds, &mode, &program) < 0;
-    Py_XDECREF(feeds);
-    return failed ? NULL : mdmt_py_describe(program->graph, program->kernel);
+    mdmt_status status = mdmt_network_look(self->network, &mode, &program);
+    if (status != MDMT_OK) {
+        return mdmt_py_raise(status);
+    }
+    PyObject *list = mdmt_py_describe(program->graph, program->kernel);
+    mdmt_program_close(program);
+    return list;
 }
 
 static PyObject *network_memory(PyObject *object, PyObject *dict)
