@@ -327,11 +327,12 @@ template <class T, int K, int S> struct depth_data_tiles : depth_once<T, T, K> {
             sums[i / (K + S)][i % (K + S)] = mdmt_zero_pair();
         }
         const mdmt_map<T> &dx = this->y;
-        /* Columns of dx from `low`, on `width` of them, are the strip's; of no line outside. */
-        int low = at.x > 0 ? at.x : 0, width[S];
+        /* Columns of dx from `low`, on `width` of them, are the strip's; of no line outside. The
+         * last tile may have strips that begin where the map has ended: none. */
+        int low = at.x > 0 ? at.x : 0, wide = dx.w > low ? dx.w - low : 0, width[S];
         MDMT_UNROLL
         for (int i = 0; i < S; i++) {
-            width[i] = (unsigned)(at.y + i) < (unsigned)dx.h ? dx.w - low : 0;
+            width[i] = (unsigned)(at.y + i) < (unsigned)dx.h ? wide : 0;
         }
         int x = at.x - S * (DEPTH - 1);
         size_t pixel = dx.pixel(at.n, at.y, x);
