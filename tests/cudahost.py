@@ -25,12 +25,18 @@ import pytest
 TOP = Path(__file__).parent.parent
 CUDA, MODULE = TOP / "csrc" / "cuda", TOP / "csrc" / "py" / "cuda" / "module.c"
 RUNTIME = TOP / "tests" / "c" / "fake_cuda"
-# With the sanitizers of MDMT_SANITIZE, for a Python that has them loaded.
+# With the sanitizers of MDMT_SANITIZE, for a Python that has them loaded; "races": with each access
+# of a kernel to memory reported to fake_cuda/races.cpp, and checks of alignment, for any Python.
 SANITIZE = os.environ.get("MDMT_SANITIZE", "")
+RACES = SANITIZE == "races"
 FLAGS = "-O2 -fPIC -fvisibility=hidden -fno-strict-aliasing -ffp-contract=off -Wall -Wextra -Werror"
 
+PROGRAM_FLAGS = "-std=c++17 -O2 -fno-strict-aliasing -Wall -Wextra -Werror"
+LINKED = ["-fsanitize=undefined"] if RACES else [f"-fsanitize={SANITIZE}"] if SANITIZE else []
+
 if SANITIZE:
-    FLAGS += f" -g -fsanitize={SANITIZE} -fno-sanitize-recover=undefined -Wno-maybe-uninitialized"
+    FLAGS += " ".join(["", "-g", *LINKED, "-fno-sanitize-recover=undefined"])
+    FLAGS += " -Wno-maybe-uninitialized"
 
 
 def compilers():
@@ -46,11 +52,12 @@ def compilers():
 
 
 def sources():
-    return [*sorted(CUDA.glob("*.cu")), RUNTIME / "fake_cuda.cpp", MODULE]
+    races = [RUNTIME / "races.cpp"] if RACES else []
+    return [*sorted(CUDA.glob("*.cu")), RUNTIME / "fake_cuda.cpp", *races, MODULE]
 
 
 def fingerprint():
-    digest = hashlib.sha256(FLAGS.encode())
+    digest = hashlib.sha256(f"{FLAGS} {SANITIZE}".encode())
     inside = [p for p in (TOP / "csrc").rglob("*") if p.suffix in (".h", ".cuh", ".cu")]
     for path in sorted([*inside, MODULE, *RUNTIME.iterdir()]):
         digest.update(path.read_bytes())
@@ -69,6 +76,8 @@ def compile_into(folder):
         how = [*cc, "-std=c11", *include]
         if source != MODULE:
             how = [*cxx, *runtime, "-x", "c++", "-std=c++17"]
+        if RACES and source.suffix == ".cu":
+            how += ["-fsanitize=thread"]  # the calls alone: nothing of that name is linked
         command = [*how, *FLAGS.split(), "-c", str(source), "-o", str(made)]
         done = subprocess.run(command, capture_output=True, text=True, env=plain)
         assert done.returncode == 0, f"{shlex.join(command)}\n{done.stderr}"
@@ -77,11 +86,30 @@ def compile_into(folder):
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(compile_one, sources()))
     target = folder / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
-    how = [f"-fsanitize={SANITIZE}"] if SANITIZE else []
     subprocess.run(
-        [*cxx, *how, "-shared", *objects, "-ldl", "-o", str(target)], check=True, env=plain
+        [*cxx, *LINKED, "-shared", *objects, "-ldl", "-o", str(target)], check=True, env=plain
     )
     return target
+
+
+def said_by(folder, source, *more, watched=False):
+    """What a C++ program prints that includes csrc/cuda: its source and, as they are, `more`.
+    watched: with the calls that races.cpp takes in the source."""
+    if compilers() is None:
+        pytest.skip("no C++ compiler is here: the CUDA backend's code cannot be run")
+    how = [*compilers()[0], *PROGRAM_FLAGS.split()]
+    how += [f"-I{TOP}", f"-I{RUNTIME}"]
+    watch = ["-fsanitize=thread"] if watched else []
+    made, program = folder / f"{Path(source).stem}.o", folder / Path(source).stem
+    for step in (
+        [*how, *watch, "-c", str(source), "-o", str(made)],
+        [*how, *map(str, more), str(made), "-o", str(program)],
+    ):
+        done = subprocess.run(step, capture_output=True, text=True)
+        assert done.returncode == 0, f"{shlex.join(step)}\n{done.stderr}"
+    done = subprocess.run([str(program)], capture_output=True, text=True)
+    assert done.returncode in (0, 1), f"{program}: {done.returncode} {done.stderr}"
+    return done.stdout
 
 
 @functools.cache
@@ -105,7 +133,11 @@ def module():
     return made
 
 
+loaded = []  # paths of modules
+
+
 def load(path):
+    loaded.append(str(path))
     loader = importlib.machinery.ExtensionFileLoader("_cuda", str(path))
     spec = importlib.util.spec_from_file_location("_cuda", path, loader=loader)
     made = importlib.util.module_from_spec(spec)
@@ -125,6 +157,28 @@ def knobs(made=None):
         assert library.fake_cuda_set(name.encode(), value) == 0, name
 
     return put, lambda name: library.fake_cuda_get(name.encode())
+
+
+def races():
+    """Races among the threads of kernels so far, and a sentence on the first of them; (0, "") where
+    nobody looks for them."""
+    total, said = 0, ""
+    for path in loaded if RACES else []:
+        text = ctypes.c_char_p(b"")
+        look = ctypes.CDLL(path).fake_cuda_races
+        look.restype = ctypes.c_longlong
+        total += look(ctypes.byref(text))
+        said = said or text.value.decode()
+    return total, said
+
+
+@pytest.fixture(autouse=True)
+def no_race():
+    """For every test of a module that names it: no kernel may have had a race."""
+    before, _ = races()
+    yield
+    after, first = races()
+    assert after == before, first
 
 
 def device(precision="fp32", ordinal=0):

@@ -19,6 +19,7 @@ from tests.optable import CASES, convolutions
 from tests.test_cuda_ops import library_unit, to_bf16
 from tests.test_unet import discs, normalised, tiny
 
+no_race = cudahost.no_race
 FAKE = Path(__file__).parent / "c" / "fake_cudnn.c"
 PASSES = ("conv2d", "conv2d_bwd_data", "conv2d_bwd_weight")
 

@@ -17,6 +17,7 @@ from tests.test_cuda_series import ORDERS
 from tests.test_mask_study import SETTINGS, folder, rows_of, values_of  # noqa: F401 (a fixture)
 from tests.test_unet import ADAM, MASK, discs, normalised, tiny
 
+no_race = cudahost.no_race
 TWO = {"side": 2, **MASK}
 MASK_BOUND = SAMPLED * min(STD)
 
@@ -176,9 +177,9 @@ def test_recorded_steps_are_single_ones_and_the_cpus(gpu, monkeypatch, heads, pr
     losses, weights = trained(heads, precision=precision)
     assert get("captures") == 1 and get("graph_launches") == 5
     found = [trained(heads, precision=precision, together=False)]
-    put("backwards", 1)
+    put("walk", 1)
     found.append(trained(heads, precision=precision))
-    put("backwards", 0)
+    put("walk", 0)
     monkeypatch.setenv("MDMT_CUDA_STORE_MB", "0")
     for order in ORDERS.values():
         put("order", order)

@@ -11,6 +11,8 @@ from tests.test_cuda_library import fake, fresh
 from tests.test_cuda_net import ADAM, MODE, batch, network
 from tests.test_cuda_series import everything, series
 
+no_race = cudahost.no_race
+
 
 @pytest.fixture(scope="module")
 def module(tmp_path_factory):

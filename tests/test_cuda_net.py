@@ -11,6 +11,7 @@ from mdmt.nets.builder import Builder
 from mdmt.nets.init import initial_value
 from tests import cudahost
 
+no_race = cudahost.no_race
 STEP = {"seed": 3, "step": 5, "epoch": 2}
 AUGMENT = {"probability": 0.7, "shift": 0.1, "zoom": 0.1, "flip": 1.0, "rotation": 20.0,
            "elastic_alpha": (20.0, 60.0), "elastic_sigma": 6.0}  # fmt: skip
@@ -180,11 +181,11 @@ def test_images_are_the_cpus(name, monkeypatch):
     assert np.abs(expected - found).max() < IMAGE_CASES[name][3]
     assert expected.std() > 0.3
     put, _ = cudahost.knobs()
-    put("backwards", 1)
+    put("walk", 1)
     try:
         assert images(name, cudahost.device("bf16")).tobytes() == found.tobytes()
     finally:
-        put("backwards", 0)
+        put("walk", 0)
     monkeypatch.setenv("MDMT_CUDA_STORE_MB", "0")
     assert images(name, cudahost.device("bf16")).tobytes() == found.tobytes()
 

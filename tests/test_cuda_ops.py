@@ -13,6 +13,7 @@ from tests.opcase import check
 from tests.oprows import max_pool_cases
 from tests.optable import CASES
 
+no_race = cudahost.no_race
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
 BF16 = 2.0**-8  # twice the rounding of a number to bfloat16
 
@@ -146,14 +147,15 @@ def few():
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("case", few(), ids=lambda c: c.id)
 def test_threads_and_blocks_may_come_in_any_order(case, precision):
-    """From the last to the first: a thread that reads within a phase what another one writes there
-    (a race on a GPU) would give other bits."""
+    """From the last to the first, and by leaps: a thread that reads within a phase what another one
+    writes there (a race on a GPU) would give other bits."""
     put, _ = cudahost.knobs()
     forwards, _ = run(case, precision)
-    put("backwards", 1)
-    try:
-        backwards, _ = run(case, precision)
-    finally:
-        put("backwards", 0)
-    for name, value in forwards.items():
-        assert value.tobytes() == backwards[name].tobytes(), name
+    for walk in (1, 2):
+        put("walk", walk)
+        try:
+            other, _ = run(case, precision)
+        finally:
+            put("walk", 0)
+        for name, value in forwards.items():
+            assert value.tobytes() == other[name].tobytes(), f"{name}, walk {walk}"

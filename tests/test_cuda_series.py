@@ -14,6 +14,7 @@ from mdmt.augmentation import complete
 from tests import cudahost
 from tests.test_cuda_net import ADAM, MODE, TONE, batch, network
 
+no_race = cudahost.no_race
 STEPS = 5
 ORDERS = {"at once": 0, "as late as possible": 1, "other streams first": 2}
 
@@ -112,10 +113,11 @@ def test_any_order_gives_the_same_bits(gpu, order):
     assert found[0].tobytes() == expected[0].tobytes() and found[1] == expected[1]
 
 
-def test_threads_and_blocks_may_come_in_any_order(gpu):
+@pytest.mark.parametrize("walk", [1, 2])
+def test_threads_and_blocks_may_come_in_any_order(gpu, walk):
     put, _ = gpu
     expected = run(gpu)
-    put("backwards", 1)
+    put("walk", walk)
     found = run(gpu)
     assert found[0].tobytes() == expected[0].tobytes() and found[1] == expected[1]
 

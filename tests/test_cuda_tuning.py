@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 
 from mdmt import _core, system
+from tests import cudahost
 from tests.test_cuda_library import fake, fresh
 from tests.test_cuda_net import MODE, small_net
+
+no_race = cudahost.no_race
 
 
 @pytest.fixture

@@ -101,16 +101,21 @@ template <class K> void mdmt_walk_blocks(const void *started)
 {
     const mdmt_started<K> &s = *(const mdmt_started<K> *)started;
     typename K::shared_type shared;
+    fake_watch_launch(__PRETTY_FUNCTION__);
     for (size_t i = 0; i < s.blocks; i++) {
-        size_t block = fake_backwards ? s.blocks - 1 - i : i;
+        size_t block = fake_place(i, s.blocks);
         /* What a block finds in shared memory is undefined on a GPU. */
         memset((void *)&shared, 0xFF, sizeof shared);
+        fake_watch_block(block, &shared, sizeof shared);
         for (int phase = 0; phase < K::PHASES; phase++) {
-            for (int t = 0; t < K::THREADS; t++) {
-                s.kernel.run(phase, block, fake_backwards ? K::THREADS - 1 - t : t, shared);
+            for (int n = 0; n < K::THREADS; n++) {
+                int t = (int)fake_place((size_t)n, K::THREADS);
+                fake_watch_thread(phase, t);
+                s.kernel.run(phase, block, t, shared);
             }
         }
     }
+    fake_watch_end();
 }
 
 template <class K>

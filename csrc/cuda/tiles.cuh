@@ -47,13 +47,16 @@ template <class K> void mdmt_walk_rounds(const void *started)
     const mdmt_started<K> &s = *(const mdmt_started<K> *)started;
     typename K::shared_type shared;
     typename K::own_type own[K::THREADS];
+    fake_watch_launch(__PRETTY_FUNCTION__);
     for (size_t i = 0; i < s.blocks; i++) {
-        size_t block = fake_backwards ? s.blocks - 1 - i : i;
+        size_t block = fake_place(i, s.blocks);
         memset((void *)&shared, 0xFF, sizeof shared);
+        fake_watch_block(block, &shared, sizeof shared);
         int rounds = s.kernel.rounds(block);
         for (int phase = 0; phase <= 2 * rounds + K::LEAVES; phase++) {
             for (int n = 0; n < K::THREADS; n++) {
-                int t = fake_backwards ? K::THREADS - 1 - n : n;
+                int t = (int)fake_place((size_t)n, K::THREADS);
+                fake_watch_thread(phase, t);
                 if (phase == 0) {
                     s.kernel.begin(block, t, own[t]);
                 } else if (phase > 2 * rounds) {
@@ -66,6 +69,7 @@ template <class K> void mdmt_walk_rounds(const void *started)
             }
         }
     }
+    fake_watch_end();
 }
 #endif
 
@@ -305,7 +309,9 @@ MDMT_HD void mdmt_copy_async(void *to, const void *from, int here)
                  "l"(from), "r"(here ? 16 : 0)
                  : "memory");
 #else
-    here ? memcpy(to, from, 16) : memset(to, 0, 16);
+    typedef mdmt_raw<uint16_t> sixteen; /* aligned as the GPU wants it */
+    const sixteen zero = {{0, 0, 0, 0, 0, 0, 0, 0}};
+    *(sixteen *)to = here ? *(const sixteen *)from : zero;
 #endif
 }
 

@@ -79,8 +79,33 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream);
 cudaError_t cudaGraphDestroy(cudaGraph_t graph);
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph);
 
-/* Not 0: blocks and threads from the last to the first. */
-extern long fake_backwards;
+/* The order of the threads of a phase, and of blocks. 0: from the first to the last. */
+extern long fake_walk;
+size_t fake_walked(size_t turn, size_t count);
+/* Which of `count` has its turn at `turn`. */
+static inline size_t fake_place(size_t turn, size_t count)
+{
+    return fake_walk ? fake_walked(turn, count) : turn;
+}
+/* Races are looked for where the compiler reports each access to memory (races.cpp). */
+#ifdef __SANITIZE_THREAD__
+#define FAKE_WATCHES 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define FAKE_WATCHES 1
+#endif
+#endif
+#if defined(FAKE_WATCHES) || defined(FAKE_RACES)
+void fake_watch_launch(const char *kernel);
+void fake_watch_block(size_t block, const void *shared, size_t bytes);
+void fake_watch_thread(int phase, int thread);
+void fake_watch_end(void);
+#else
+#define fake_watch_launch(kernel)              ((void)0)
+#define fake_watch_block(block, shared, bytes) ((void)0)
+#define fake_watch_thread(phase, thread)       ((void)0)
+#define fake_watch_end()                       ((void)0)
+#endif
 /* In the place of <<<>>>: run(copy) in the order of the stream; `kernel` of `bytes` is copied. */
 cudaError_t fake_launch(cudaStream_t stream, void (*run)(const void *), const void *kernel,
                         size_t bytes);

@@ -4,9 +4,9 @@
  * waits for it, or another stream for an event behind it. fake_cuda_set("order", n) chooses among
  * the orders that CUDA allows: 0 at once, 1 as late as possible, 2 other streams first. So that
  * work that misses a wait reads or writes too early or too late, and results change ("waits" 0
- * drops all waits of streams: to see that they do). "backwards" 1 takes the blocks and threads of a
- * kernel from the last to the first. What CUDA forbids during a recording is refused. Fresh and
- * freed memory holds garbage. */
+ * drops all waits of streams: to see that they do). "walk" 1 takes the blocks and threads of a
+ * kernel from the last to the first, 2 without an order. What CUDA forbids during a recording is
+ * refused. Fresh and freed memory holds garbage. */
 #include "cuda_runtime.h"
 
 #include <cstdint>
@@ -15,10 +15,11 @@
 #include <cstring>
 #include <deque>
 #include <map>
+#include <numeric>
 #include <string>
 #include <vector>
 
-long fake_backwards;
+long fake_walk;
 
 namespace
 {
@@ -505,6 +506,23 @@ cudaError_t fake_launch(cudaStream_t stream, void (*run)(const void *), const vo
     return give_launch(stream, run, kernel, bytes);
 }
 
+/* 2: by leaps of about 5/8 of the count, with which they have no divisor in common. */
+size_t fake_walked(size_t turn, size_t count)
+{
+    static size_t of, leap;
+    if (fake_walk == 1) {
+        return count - 1 - turn;
+    }
+    if (of != count) {
+        of = count;
+        leap = count / 8 * 5 + 1;
+        while (std::gcd(leap, count) != 1) {
+            leap++;
+        }
+    }
+    return turn * leap % count;
+}
+
 /* ---- for the tests, through ctypes ---- */
 
 extern "C" __attribute__((visibility("default"))) int fake_cuda_set(const char *name,
@@ -518,7 +536,7 @@ static std::map<std::string, long *> knobs(void)
             {"devices", &now.devices},
             {"code", &now.code},
             {"capture", &now.capture},
-            {"backwards", &fake_backwards},
+            {"walk", &fake_walk},
             {"waits", &now.waits},
             {"lose_after", &now.lose_after},
             {"fail_at_launch", &now.fail_at_launch}};
@@ -528,7 +546,7 @@ int fake_cuda_set(const char *name, long long value)
 {
     if (strcmp(name, "reset") == 0) {
         now = settings();
-        fake_backwards = 0;
+        fake_walk = 0;
         last = lost = cudaSuccess;
         return 0;
     }
