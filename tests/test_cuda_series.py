@@ -194,6 +194,16 @@ def test_images_that_do_not_fit_come_batch_by_batch(gpu, monkeypatch, limit, ord
     assert seen[0] == seen[1] == seen[2]
 
 
+def test_copies_may_read_the_hosts_arrays_as_late_as_cuda_allows(gpu):
+    put, _ = gpu
+    expected = run(gpu)
+    put("order", 1)
+    put("late", 1)
+    for calls in ([(STEPS, 0)], [(1, i) for i in range(STEPS)]):
+        found = run(gpu, calls)
+        assert found[0].tobytes() == expected[0].tobytes() and found[1] == expected[1]
+
+
 def test_without_waits_the_order_would_show(gpu, monkeypatch):
     """So the tests above can fail."""
     put, _ = gpu

@@ -185,10 +185,11 @@ void mdmt_device_free(void *data)
 
 mdmt_status mdmt_device_write(mdmt_stream_handle stream, void *to, const void *host, size_t bytes)
 {
-    /* Pageable memory: the call returns when the array has been read. */
     TRY_CUDA(cudaMemcpyAsync(to, host, bytes, cudaMemcpyHostToDevice, stream),
              "a copy to its memory");
-    return MDMT_OK;
+    /* Pageable memory: CUDA promises no end of its reading before the copy's own (a GPU that shares
+     * the host's page tables copies from where it lies). */
+    return mdmt_device_wait(stream);
 }
 
 mdmt_status mdmt_device_read(mdmt_stream_handle stream, void *host, const void *from, size_t bytes)

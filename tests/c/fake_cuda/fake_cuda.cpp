@@ -4,7 +4,8 @@
  * waits for it, or another stream for an event behind it. fake_cuda_set("order", n) chooses among
  * the orders that CUDA allows: 0 at once, 1 as late as possible, 2 other streams first. So that
  * work that misses a wait reads or writes too early or too late, and results change ("waits" 0
- * drops all waits of streams: to see that they do). "walk" 1 takes the blocks and threads of a
+ * drops all waits of streams: to see that they do), and "late" 1 copies from any memory of the host
+ * when the copy has its turn, as CUDA may. "walk" 1 takes the blocks and threads of a
  * kernel from the last to the first, 2 without an order. What CUDA forbids during a recording is
  * refused. Fresh and freed memory holds garbage. */
 #include "cuda_runtime.h"
@@ -26,7 +27,7 @@ namespace
 
 struct settings {
     long order = 0, driver = 13000, devices = 1, code = 1, capture = 1;
-    long lose_after = -1, fail_at_launch = -1, waits = 1;
+    long lose_after = -1, fail_at_launch = -1, waits = 1, late = 0;
     long long memory = 1ll << 40;
     long long allocations = 0, launches = 0, graph_launches = 0, captures = 0, copies = 0;
 } now;
@@ -325,7 +326,7 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpy
     task t;
     t.to = to;
     t.size = bytes;
-    if (pinned(from)) {
+    if (pinned(from) || now.late) {
         t.from = from; /* read when its turn comes */
     } else {
         CHECK(not_recording());
@@ -531,15 +532,11 @@ extern "C" __attribute__((visibility("default"))) long long fake_cuda_get(const 
 
 static std::map<std::string, long *> knobs(void)
 {
-    return {{"order", &now.order},
-            {"driver", &now.driver},
-            {"devices", &now.devices},
-            {"code", &now.code},
-            {"capture", &now.capture},
-            {"walk", &fake_walk},
-            {"waits", &now.waits},
-            {"lose_after", &now.lose_after},
-            {"fail_at_launch", &now.fail_at_launch}};
+    return {{"order", &now.order},           {"driver", &now.driver},
+            {"devices", &now.devices},       {"code", &now.code},
+            {"capture", &now.capture},       {"walk", &fake_walk},
+            {"waits", &now.waits},           {"late", &now.late},
+            {"lose_after", &now.lose_after}, {"fail_at_launch", &now.fail_at_launch}};
 }
 
 int fake_cuda_set(const char *name, long long value)
