@@ -79,6 +79,20 @@ def test_max_pool_heeds_nan_and_infinity_as_the_cpu_does(lazy, stride):
         np.testing.assert_allclose(got[name], exact[name], 1e-5, 1e-5)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_statistics_of_what_is_no_number_are_none(value):
+    case = next(c for c in CASES if c.op == "stats_moments")
+    graph, arrays = case.graph(_core)
+    arrays["x"][0, 1, 0, 0] = value
+    with np.errstate(invalid="ignore"):
+        exact = _core.Program(graph).run(arrays, seed=5, step=3)
+    got, _ = run(case, "fp32", arrays=arrays)
+    for name in ("var", "scale", "shift", "invstd"):
+        assert np.isnan(exact[name][1]) and np.array_equal(
+            np.isnan(got[name]), np.isnan(exact[name])
+        )
+
+
 def declared():
     """(op, kernel) of every list in csrc/cuda."""
     found = []

@@ -134,7 +134,7 @@ template <class F> struct merge_stats {
             double off = m.n > 0 ? m.sum / m.n : 0;
             double variance = m.n > 0 ? m.square / m.n - off * off : 0;
             double pivot = (int)c < channels ? (double)stats[MDMT_STATS_PIVOT * row + c] : 0;
-            f.done(c, pivot + off, variance > 0 ? variance : 0);
+            f.done(c, pivot + off, variance < 0 ? 0 : variance); /* a NaN stays one */
         }
     }
 };
