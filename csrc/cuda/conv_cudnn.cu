@@ -161,6 +161,10 @@ static int sizes_of(const mdmt_cuda_site *site, conv_sizes *s)
     return s->made != NULL;
 }
 
+/* The library's workspace begins at a multiple of this, as memory of cudaMalloc does, on which
+ * engines are measured; a program's memory is cut at multiples of MDMT_ALIGN. */
+enum { ROOM_ALIGN = 256 };
+
 static int supports(const mdmt_cuda_site *site)
 {
     conv_sizes s;
@@ -171,7 +175,8 @@ static mdmt_status needs(const mdmt_cuda_site *site, mdmt_cuda_needs *n)
 {
     conv_sizes s;
     sizes_of(site, &s);
-    n->workspace_bytes = s.x + s.w + s.dw + s.plan;
+    size_t bytes = s.x + s.w + s.dw + s.plan;
+    n->workspace_bytes = bytes ? bytes + ROOM_ALIGN - MDMT_ALIGN : 0;
     n->stat_parts = s.key.pass == MDMT_CONV_FORWARD ? mdmt_cuda_stat_parts(site->out[0]) : 0;
     n->inplace_inputs = s.key.pass == MDMT_CONV_DATA ? 1u << 2 : 0;
     return MDMT_OK;
@@ -344,7 +349,8 @@ static mdmt_status run(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
     if (!sizes_of(site, &s)) {
         return mdmt_lent->fail(MDMT_INTERNAL, "the plan of a convolution is gone");
     }
-    char *room = call->workspace, *own_x = room, *own_w = own_x + s.x, *own_dw = own_w + s.w;
+    char *room = (char *)mdmt_round_up((uintptr_t)call->workspace, ROOM_ALIGN);
+    char *own_x = room, *own_w = own_x + s.x, *own_dw = own_w + s.w;
     int pass = s.key.pass, bf16 = site->precision == MDMT_CUDA_BF16;
     void *x = pass == MDMT_CONV_DATA ? call->out[0] : call->in[0].data;
     void *w = pass == MDMT_CONV_WEIGHT ? call->out[0] : call->in[1].data;
