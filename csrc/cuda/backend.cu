@@ -255,6 +255,9 @@ static void gpu_close(mdmt_backend *backend)
         return;
     }
     mdmt_device_use(gpu->options.device);
+    if (gpu->stream) {
+        mdmt_device_wait(gpu->stream); /* what runs may be the library's, and goes with its plans */
+    }
     mdmt_cudnn_close(gpu);
     mdmt_stream_close(gpu->stream);
     gpu->stream = NULL;

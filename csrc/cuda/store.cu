@@ -116,6 +116,8 @@ mdmt_status mdmt_gpu_take_sources(mdmt_gpu *gpu, const mdmt_step *step, mdmt_gpu
 
 static void close_slots(mdmt_gpu *gpu)
 {
+    mdmt_stream_close(gpu->copies); /* waits: copies read what is freed next */
+    gpu->copies = NULL;
     mdmt_pinned_free(gpu->pinned);
     mdmt_device_free(gpu->slots);
     gpu->pinned = gpu->slots = NULL;
@@ -125,8 +127,6 @@ static void close_slots(mdmt_gpu *gpu)
         mdmt_event_close(gpu->used[i]);
         gpu->copied[i] = gpu->used[i] = NULL;
     }
-    mdmt_stream_close(gpu->copies);
-    gpu->copies = NULL;
     gpu->staged = 0;
 }
 
