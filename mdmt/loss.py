@@ -46,6 +46,12 @@ def masked_loss(logits, task, target, reduction="mean", weights=None, losses=Non
         raise ValueError(f"task must hold integers, not {task.dtype}")
     target = np.ascontiguousarray(target, np.float32)
     target = target[:, None] if target.ndim == 1 else target
+    n = len(logits[0]) if logits and logits[0].ndim else 0
+    if logits and (task.shape != (n,) or target.shape[:1] != (n,)):
+        raise ValueError(
+            f"the logits are of {n} samples, task has the shape {task.shape} and target "
+            f"{target.shape}; give one of each per sample"
+        )
     tasks = [(KINDS.index(kind), weight) for kind, weight in zip(losses, weights)]
     return _core.masked_loss(
         logits,

@@ -178,7 +178,15 @@ class Model:
         return mode
 
     def _images(self, x):
-        x = np.asarray(x)
+        try:
+            x = np.asarray(x)
+        except ValueError:
+            raise ValueError("x must be one array; its images differ in shape") from None
+        if x.dtype == np.uint8 or x.dtype.kind not in "fiub":
+            raise ValueError(
+                f"x holds {x.dtype}; a network takes normalised float32, of values v in 0..1 "
+                "(v - model.mean) / model.std"
+            )
         if x.ndim == 3:
             x = np.broadcast_to(x[:, None], (x.shape[0], self.channels, *x.shape[1:]))
         if x.ndim != 4 or x.shape[1] != self.channels or 0 in x.shape:
@@ -222,10 +230,19 @@ class Model:
         """Checked task (N) int32 and target (N, k) float32."""
         task = np.ascontiguousarray(task)
         if task.shape != (n,) or not np.issubdtype(task.dtype, np.integer):
-            raise ValueError(f"task must be {n} integers, one per sample, not {task.shape}")
+            raise ValueError(
+                f"task must be {n} integers, one per sample, not {task.dtype} {task.shape}"
+            )
         if target is None:  # of a batch of masks
+            if not self._masks:
+                raise ValueError("target is None; give the label of each sample, NaN for none")
             target = np.where(np.isin(task, self._masks), 0, np.nan)
-        target = np.asarray(target, np.float32)
+        try:
+            target = np.asarray(target, np.float32)
+        except (TypeError, ValueError):
+            raise ValueError(
+                "target must hold numbers, a class as its position in the list of classes"
+            ) from None
         target = target[:, None] if target.ndim == 1 else target
         if target.ndim != 2 or len(target) != n:
             raise ValueError(f"target must be ({n},) or ({n}, k), not {target.shape}")
@@ -299,9 +316,12 @@ class Model:
         return float(loss[0]), self._collect("gradient")
 
     def _adam(self, lr, betas, eps, weight_decay, decoupled):
-        numbers = {"lr": lr, "beta1": betas[0], "beta2": betas[1], "weight_decay": weight_decay}
-        for name, value in numbers.items():
-            if not (math.isfinite(value) and value >= 0) or (name[:4] == "beta" and value >= 1):
+        if np.shape(betas) != (2,):
+            raise ValueError(f"betas of Adam must be two numbers, not {betas!r}")
+        given = {"lr": lr, "beta1": betas[0], "beta2": betas[1], "weight_decay": weight_decay}
+        for name, value in {**given, "eps": eps}.items():
+            good = isinstance(value, numbers.Real) and math.isfinite(value) and value >= 0
+            if not good or (name[:4] == "beta" and value >= 1):
                 raise ValueError(f"{name} of Adam cannot be {value!r}")
         step = self.training_step + 1
         return (lr, betas[0], betas[1], eps, weight_decay, bool(decoupled), step)
@@ -342,15 +362,17 @@ class Model:
         first used, and later changes of the arrays are not seen.
         """
         sources, labels, masks = [], [], []
+        if isinstance(datasets, dict):
+            raise ValueError("attach takes a list of data sets; put brackets around a single one")
         for i, entry in enumerate(datasets):
             get = entry.get if isinstance(entry, dict) else lambda key, e=entry: getattr(e, key)
-            images = get("images")
+            images, target = np.asarray(get("images")), np.asarray(get("target"))
             if images.dtype != np.uint8 or images.ndim != 3 or not images.flags.c_contiguous:
                 raise ValueError(
                     f"the images of data set {i} must be C-ordered uint8 (M, H, W), not "
                     f"{images.dtype} {images.shape}"
                 )
-            n, k, target = len(images), int(get("task")), get("target")
+            n, k = len(images), _whole(f"task of data set {i}", get("task"), 0, len(self.heads) - 1)
             masks.append(None)
             if k in self._masks:
                 if target.dtype != np.uint8 or target.shape != images.shape:
@@ -366,6 +388,9 @@ class Model:
         self._network.forget_images()
 
     def _samples(self, dataset, index):
+        for name, array in (("dataset", dataset), ("index", index)):
+            if np.asarray(array).dtype.kind not in "iu":
+                raise ValueError(f"{name} must hold integers, not {np.asarray(array).dtype}")
         dataset = np.ascontiguousarray(dataset, np.int32)
         index = np.ascontiguousarray(index, np.int64)
         if not self._sources:
@@ -485,8 +510,15 @@ class Model:
         return max(min(self.steps_at_once, (1 << 26) // max(masks, 1)), 1)
 
     def predict(self, dataset, index, batch_size=32):
-        """As forward, of resident images."""
+        """As forward, of resident images: dataset, index (N) as for fit_step."""
         dataset, index = np.asarray(dataset), np.asarray(index)
+        batch_size = _whole("batch_size", batch_size, 1, (1 << 31) - 1)
+        if index.ndim != 1 or dataset.shape != index.shape:
+            raise ValueError(
+                f"dataset and index must both be (N,), not {dataset.shape} and {index.shape}"
+            )
+        if len(index) == 0:
+            raise ValueError("there is no image to predict")
         names = ("features", *self.heads)
         full = len(index) // batch_size * batch_size
         at_once = batch_size * self._predict_at_once(batch_size)
@@ -500,8 +532,6 @@ class Model:
             out = self._network.series(mode, {}, names, **samples)
             parts.append({k: v.reshape(-1, *v.shape[2:]) for k, v in out.items()})
         self._keep_tuning()
-        if not parts:
-            raise ValueError("there is no image to predict")
         return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
     # Weights -----------------------------------------------------------------------------------
@@ -697,6 +727,7 @@ class Model:
 
     def memory(self, batch_size=1, training=True):
         """Planned bytes for a batch: parameters, gradients, optimizer, activations, workspace."""
+        batch_size = _whole("batch_size", batch_size, 1, (1 << 31) - 1)
         mode = self._mode(batch_size, self.image_size, training, gradients=training)
         return self._network.memory(mode)
 

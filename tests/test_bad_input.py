@@ -111,6 +111,40 @@ def test_images_that_a_network_cannot_take(dense, shape, words):
     assert words in refused(lambda: dense.forward(images(*shape)))
 
 
+BATCH = np.zeros((4, 3, 64, 64), np.float32)
+SET = {"images": np.zeros((3, 64, 64), np.uint8), "task": 0, "target": np.zeros(3)}
+CALLS = {
+    "uint8": (lambda m: m.forward(BATCH.astype(np.uint8)), "x holds uint8"),
+    "complex": (lambda m: m.forward(BATCH.astype(complex)), "x holds complex128"),
+    "text": (lambda m: m.forward(BATCH.astype(str)), "x holds <U32"),
+    "ragged": (lambda m: m.forward([BATCH[0], BATCH[0, :, 1:]]), "its images differ in shape"),
+    "label as text": (lambda m: m.train_step(BATCH, [0] * 4, ["A"] * 4), "target must hold num"),
+    "no label": (lambda m: m.train_step(BATCH, [0] * 4, None), "target is None"),
+    "task as text": (lambda m: m.train_step(BATCH, ["t"] * 4, [0] * 4), "4 integers, .*<U1"),
+    "lr": (lambda m: m.train_step(BATCH, [0] * 4, [0] * 4, lr="1"), "lr of Adam cannot be '1'"),
+    "eps": (lambda m: m.train_step(BATCH, [0] * 4, [0] * 4, eps=-1), "eps of Adam cannot be -1"),
+    "betas": (lambda m: m.train_step(BATCH, [0] * 4, [0] * 4, betas=0.9), "must be two numbers"),
+    "one data set": (lambda m: m.attach(SET), "attach takes a list"),
+    "no images": (lambda m: m.attach([{**SET, "images": None}]), "C-ordered uint8"),
+    "a task's name": (lambda m: m.attach([{**SET, "task": "t"}]), "task of data set 0 must be"),
+    "batch size": (lambda m: m.predict([0], [0], batch_size=0), "batch_size must be 1 to"),
+    "two lengths": (lambda m: m.predict([0], [0, 1]), "dataset and index must both be"),
+    "half an index": (lambda m: m.predict([0], [0.5]), "index must hold integers, not float64"),
+    "memory": (lambda m: m.memory(10**12), "batch_size must be 1 to 2147483647"),
+    "hidden": (lambda m: Model("resnet18", {"t": {"classes": 2, "hidden": 8}}), "list of widths"),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_calls_of_a_model(model, name):
+    import re
+
+    call, words = CALLS[name]
+    before = model.training_step
+    assert re.search(words, refused(lambda: call(model)))
+    assert model.training_step == before
+
+
 # Weights ------------------------------------------------------------------------------------------
 
 

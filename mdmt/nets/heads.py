@@ -43,6 +43,11 @@ def _normalise(task, head):
                     f"{head[key]!r}"
                 )
     full = {"classes": head.get("classes"), **DEFAULT, **head}
+    if not isinstance(full["hidden"], list | tuple):
+        raise ValueError(
+            f"head {task}: hidden must be a list of widths, such as [128, 32], not "
+            f"{full['hidden']!r}"
+        )
     full["hidden"] = list(full["hidden"])
     counts = [full["classes"], *full["hidden"]]
     if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in counts):
