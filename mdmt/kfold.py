@@ -24,6 +24,17 @@ PARTS = ("train", "val", "test")
 CENTER_WEIGHT = 0.5  # of the balance over centers, where that over classes counts 1
 
 
+class MissingClass(BadInput):
+    """A class has no case in a training part. where: the fold; label: the class, as given."""
+
+    def __init__(self, where: str, label: str, shown: str | None = None):
+        super().__init__(
+            f"{where}: the training part has no case of class {shown or repr(label)}; give more "
+            "patients of that class or fewer folds"
+        )
+        self.where, self.label = where, label
+
+
 class Folds(list):
     """Folds, a list of dictionaries that shows itself as a table in a notebook."""
 
@@ -39,6 +50,16 @@ class Folds(list):
         return html_table("Folds: cases per part", heads, rows)
 
 
+def _empty(value) -> bool:
+    """Whether a value is None or NaN, as tables have it for an empty cell."""
+    return value is None or (isinstance(value, float) and value != value)
+
+
+def _texts(values) -> np.ndarray:
+    """Values as text, "" for an empty one."""
+    return np.array(["" if _empty(v) else str(v) for v in np.asarray(values, dtype=object)])
+
+
 def as_codes(values, name: str) -> tuple[list[str], np.ndarray]:
     """Return the sorted distinct values as text and the code (M,) of each."""
     array = np.asarray(values)
@@ -48,6 +69,11 @@ def as_codes(values, name: str) -> tuple[list[str], np.ndarray]:
         )
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise BadInput(f"{name} holds NaN; leave cases with a missing value out")
+    if array.dtype.kind == "O":
+        if any(_empty(v) for v in array):
+            raise BadInput(f"{name} holds empty values; leave cases with a missing value out")
+        if len({isinstance(v, str) for v in array}) > 1:  # text and numbers have no order
+            array = array.astype(str)
     distinct, codes = np.unique(array, return_inverse=True)
     return [str(v) for v in distinct.tolist()], codes.reshape(-1)
 
@@ -135,7 +161,7 @@ class Cohort:
             )
         self.center = None
         if centers is not None and len(set(map(str, centers))) > 1:
-            texts = np.asarray(centers, dtype=object).astype(str)
+            texts = _texts(centers)
             self.center = as_codes(texts, "centers")[1]
         self.wave = np.zeros(len(self.codes), np.int64)
         if waves is not None:
@@ -195,10 +221,7 @@ class Cohort:
         present = set(self.codes[fold["train"]].tolist())
         absent = [c for i, c in enumerate(self.classes) if i not in present]
         if absent:
-            raise BadInput(
-                f"{what}fold {fold['fold']}: the training part has no case of class "
-                f"'{absent[0]}'; give more patients of that class or fewer folds"
-            )
+            raise MissingClass(f"{what}fold {fold['fold']}", absent[0])
 
     def check_count(self, n_splits: int, rows=None, name: str = "n_splits") -> None:
         """There must be a patient for every part."""
@@ -303,7 +326,7 @@ def leave_one_center_out(
     `fixed` (M,) bool, only those cases are tested, and their patients are never trained on.
     Returns the form of `stratified_group_kfold` with the extra key "center".
     """
-    texts = np.asarray(centers, dtype=object).astype(str)
+    texts = _texts(centers)
     cohort = Cohort(labels, groups, None, waves)
     center_names, center = as_codes(texts, "centers")
     share = _check_share(validation)

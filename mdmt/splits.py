@@ -25,6 +25,7 @@ from .audit import LEAKS, Finding, audit, audit_across, audit_centers
 from .errors import BadInput
 from .kfold import (
     PARTS,
+    MissingClass,
     fixed_test_kfold,
     leave_one_center_out,
     nested_kfold,
@@ -80,6 +81,9 @@ def make(cases_list, values: dict, memo: dict | None = None, alike=(), release=N
                     made = _folds_of(chosen, validation, values, files[chosen[0].name], pairs)
                     for cases, own, k in zip(chosen, made, members, strict=True):
                         _refuse_leaks(own, cases, validation, within[k])
+                except MissingClass as error:
+                    named = MissingClass(error.where, "", _class_name(chosen, error.label))
+                    raise BadInput(f"data set {names}: {named}") from error
                 except BadInput as error:
                     raise BadInput(f"data set {names}: {error}") from error
                 memo[key] = made
@@ -142,7 +146,7 @@ def _folds_of(members, validation: str, values: dict, published, pairs) -> list[
     cv = values["cv"]
     many = len(members) > 1
     starts = np.cumsum([0, *(len(c) for c in members)])
-    labels = [f"{c.name}: {k}" for c in members for k in c.labels.tolist()]
+    labels = [_joint_label(c, k) for c in members for k in c.labels.tolist()]
     labels = np.array(labels) if many else members[0].labels
     centers = [x for c in members for x in c.centers]
     fixed = np.concatenate([_fixed(c) for c in members])
@@ -180,6 +184,19 @@ def _folds_of(members, validation: str, values: dict, published, pairs) -> list[
         [_sliced(fold, rows, starts[k], starts[k + 1]) for fold in made]
         for k in range(len(members))
     ]
+
+
+def _joint_label(cases, number: int) -> str:
+    return f"{cases.name}: {number}"
+
+
+def _class_name(members, label: str) -> str:
+    """What to call a class that folds of `members` know as `label`."""
+    if len(members) == 1:
+        return repr(members[0].classes[int(label)])
+    known = {_joint_label(c, k): (name, c) for c in members for k, name in enumerate(c.classes)}
+    name, cases = known[label]
+    return f"{name!r} of data set {cases.name!r}"
 
 
 def _sliced(fold: dict, rows: np.ndarray, begin: int, end: int) -> dict:

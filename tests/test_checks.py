@@ -96,6 +96,35 @@ def test_clean_data_have_no_findings(data):
     assert "\033" not in text and "\033[" not in terminal.text(report, 100, True)
 
 
+def test_classes_without_a_case(data):
+    """One class alone cannot be learnt; a class too few of three is said, by its name."""
+    rows = data[1]["one"]
+    for row in rows:
+        row[2] = "MILD"
+    report = examine(data)
+    assert sentences(report, "error") == [
+        "one: every case has the class MILD, so there is nothing to tell apart; give cases of "
+        "SEVERE, or correct the labels"
+    ]
+    for row in rows[:2]:
+        row[2] = "SEVERE"
+    for row in rows[:2]:
+        row[1] = "o0"
+    (found,) = sentences(examine(data), "error")
+    assert re.search(
+        "data set 'one': fold .: the training part has no case of class 'SEVERE'", found
+    )
+    for i, row in enumerate(rows):
+        row[2] = ("MILD", "SEVERE")[i % 2]
+    three = CONFIG.replace("[MILD, SEVERE]", "[MILD, WORSE, SEVERE]")
+    report = examine(data, text=three)
+    assert not report.errors
+    assert [s for s in sentences(report, "warning") if "WORSE" in s] == [
+        "one: no case has the class WORSE; a network cannot learn it: correct the labels, or take "
+        "it out of the classes of task prognosis"
+    ]
+
+
 def test_the_page_is_one_file(data):
     data[1]["one"][5][:2] = "one04", "o4"  # an error, too
     html = page.page(examine(data))

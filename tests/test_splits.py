@@ -251,6 +251,11 @@ def test_a_patient_in_two_centers_is_never_in_training_when_tested():
             lambda: splits.leave_one_center_out([0, 0, 1, 1] * 3, range(12), list("AABB") * 3),
             "no case of class",
         ),
+        (
+            lambda: splits.leave_one_center_out([0, 1, 0, 1], [1, 2, 3, 4], ["A", None, "B", "B"]),
+            "1 cases have no center",
+        ),
+        (lambda: splits.stratified_group_kfold([0, 1], ["a", None], 2), "groups holds empty"),
     ],
 )
 def test_bad_input(call, fragment):

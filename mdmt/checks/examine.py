@@ -19,7 +19,8 @@ KINDS = {"never_tested": "warning", "tested_twice": "warning", "class_missing": 
 REMEDIES = {
     "never_tested": "give these cases a fold, or report the results as of fewer cases",
     "tested_twice": "a case should be tested in one fold",
-    "class_missing": "use fewer folds; metrics that need the class are left empty there",
+    "class_missing": "use fewer folds; there the AUC is left empty or leaves the class out, the F1 "
+    "of an absent positive class is 0 and the G-mean is of the classes that occur",
     "small_training": "read the results of such a fold with care, or use cv",
     "class_balance": "use fewer folds or other seeds",
     "center_balance": "use fewer folds, or loco to test centers",
@@ -174,6 +175,8 @@ def _look(report: Report, alike: list[list]) -> None:
 def _splits(report: Report) -> None:
     """Findings in the folds of every release."""
     values, many = report.values, len(report.study.releases) > 1
+    for cases in report.study.cases:
+        _unseen(report, cases)
     for r in report.study.releases:
         where = f" of release {r.name}" if many else ""
         for validation, folds in r.splits.items():
@@ -200,9 +203,12 @@ def _finding(report: Report, topic: str, f) -> None:
 def _few(report: Report, topic: str, folds, cases) -> None:
     """Classes of which a training part has few patients, or a validation part nobody."""
     patients = np.array(cases.patients, dtype=object)
+    counts = np.bincount(cases.labels, minlength=len(cases.classes))
     few, absent = {}, []
     for fold in folds:
         for k, name in enumerate(cases.classes):
+            if not counts[k]:
+                continue
             rows = fold["train"][cases.labels[fold["train"]] == k]
             count = len(set(patients[rows]))
             if count < FEW:
@@ -221,6 +227,24 @@ def _few(report: Report, topic: str, folds, cases) -> None:
             "note", topic,
             f"{len(absent)} classes without a case in a validation part ({', '.join(absent[:3])}"
             f"{', ...' if len(absent) > 3 else ''}): the validation loss does not see them",
+        )  # fmt: skip
+
+
+def _unseen(report: Report, cases) -> None:
+    """Classes of the task of which a data set has no case."""
+    counts = np.bincount(cases.labels, minlength=len(cases.classes))
+    names = ", ".join(c for c, n in zip(cases.classes, counts, strict=True) if not n)
+    if np.count_nonzero(counts) == 1:
+        report.add(
+            "error", cases.name,
+            f"every case has the class {cases.classes[int(counts.argmax())]}, so there is nothing "
+            f"to tell apart; give cases of {names}, or correct the labels",
+        )  # fmt: skip
+    elif names:
+        report.add(
+            "warning", cases.name,
+            f"no case has the class {names}; a network cannot learn it: correct the labels, or "
+            f"take it out of the classes of task {cases.task}",
         )  # fmt: skip
 
 

@@ -78,7 +78,8 @@ def _findings(report: Report) -> str:
 
 def _table(caption: str, heads: list[str], rows: list[list[str]]) -> str:
     """A table of short cells, which a narrow screen scrolls; the first column heads the rows."""
-    head = "".join(f'<th scope="col">{escape(h)}</th>' for h in heads)
+    head = f'<th scope="col" class="stub">{escape(heads[0])}</th>'
+    head += "".join(f'<th scope="col">{escape(h)}</th>' for h in heads[1:])
     body = "".join(
         f'<tr><th scope="row">{escape(row[0])}</th>'
         + "".join(f"<td>{escape(c)}</td>" for c in row[1:])
@@ -127,6 +128,8 @@ def _pictures(report: Report) -> str:
             for p in places[:PAIRS]
         )
         out.append(f'<div class="pairs">{cells}</div>')
+    if report.values["data"]["synthetic"] is not None:
+        return paragraph("Drawn pictures, which all look alike: not looked at.")
     return "\n".join(out) or paragraph("No near-duplicates, and none that looks odd.")
 
 
