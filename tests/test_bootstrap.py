@@ -196,7 +196,10 @@ def test_bootstrap_of_predictions_that_do_not_differ():
     wrong = [1 - v for v in y]
     found = stats.paired_bootstrap(y, y, wrong, n=199)
     assert found == (1, 1, 1, 1 / 200)
-    assert stats.paired_bootstrap([1], [1], [0], n=9)[:3] == (1, 1, 1)
+    with pytest.raises(ValueError, match="there is one case"):
+        stats.paired_bootstrap([1], [1], [0], n=9)
+    with pytest.raises(ValueError, match="all cases are of one patient"):
+        stats.paired_bootstrap(y, y, wrong, n=9, groups=["P"] * 20)
     a = np.stack([y, y])
     assert stats.hierarchical_bootstrap(y, a, a, n=50) == (0, 0, 0, 1)
 

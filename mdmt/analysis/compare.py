@@ -361,9 +361,11 @@ def _sizes(outcome: Outcome, m: Matrix):
 
 def scores(m: Matrix, metric: str) -> np.ndarray:
     """Mean over folds and seeds (backbones, configurations); higher is better for `brier` too."""
-    table = np.array(
-        [[np.nanmean(by_fold(m, metric, c, b)) for c in m.configurations] for b in m.backbones]
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of a metric that no fold defines
+        table = np.array(
+            [[np.nanmean(by_fold(m, metric, c, b)) for c in m.configurations] for b in m.backbones]
+        )
     return -table if metric == "brier" else table
 
 
@@ -373,9 +375,7 @@ def _ranks(m: Matrix) -> list[Ranks]:
         return []
     found = []
     for k in METRICS:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)
-            table = scores(m, k)
+        table = scores(m, k)
         if not np.isfinite(table).all():
             continue
         nemenyi = stats.nemenyi(table)

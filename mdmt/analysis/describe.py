@@ -12,6 +12,7 @@ from .cohort import BANDS, groups_of
 from .compare import METHOD, Matrix, by_fold, value
 
 LEAST = 10  # cases below which a subgroup is counted but not scored
+PATIENTS = 5  # and patients: resampling fewer says next to nothing of the spread
 
 
 class Calibration(NamedTuple):
@@ -105,7 +106,8 @@ def subgroups(m: Matrix, cohort: dict | None, n: int = 1000, seed: int = 0) -> l
             rows = np.flatnonzero(level_of == level)
             positive = int(np.sum(m.y[rows] == m.positive)) if len(m.classes) == 2 else -1
             patients = len(set(m.patient[rows]))
-            scored = _score(m, rows, n, seed) if len(rows) >= LEAST else {}
+            enough = len(rows) >= LEAST and patients >= PATIENTS
+            scored = _score(m, rows, n, seed) if enough else {}
             found.append(Subgroup(variable, level, len(rows), patients, positive, scored))
     return found
 

@@ -189,7 +189,8 @@ def fold_values(m: Matrix):
             spread = np.linspace(-0.18, 0.18, len(values)) if len(values) > 1 else [0]
             ax.plot(x + np.array(spread), values, ls="", color=look["color"],
                     marker=look["marker"], alpha=0.75)  # fmt: skip
-            ax.plot([x - 0.3, x + 0.3], [np.nanmean(values)] * 2, color="black", lw=1.4)
+            if np.isfinite(values).any():
+                ax.plot([x - 0.3, x + 0.3], [np.nanmean(values)] * 2, color="black", lw=1.4)
         ax.set_xticks(range(len(m.configurations)), m.configurations, rotation=30, ha="right",
                       fontsize=7.5)  # fmt: skip
         ax.set_title(TITLES[k])

@@ -389,8 +389,8 @@ def subgroup_table(a: Analysis, groups: list[Subgroup]) -> Table:
         [("", len(columns)), *((TITLES[k], len(names)) for k in kinds)],
         [*columns, *(c for _ in kinds for c in names)],
         rows,
-        ["Cases of all folds pooled; intervals by patient; '–': fewer than 10 images, or one class "
-         "only. No correction for the number of subgroups."],
+        ["Cases of all folds pooled; intervals by patient; '–': fewer than 10 images or 5 "
+         "patients, or one class only. No correction for the number of subgroups."],
     )  # fmt: skip
 
 

@@ -98,4 +98,7 @@ def canonical(y, a, b, groups=None, folds=None) -> Cases:
     if swapped:
         order = swapped_order
     codes = np.arange(len(y)) if groups is None else cluster[order]
+    if codes.max() == 0:
+        what = "there is one case" if groups is None else "all cases are of one patient"
+        raise ValueError(f"{what}; resampling needs at least two, and many for a useful interval")
     return Cases(order, codes, int(codes.max()) + 1, swapped)
