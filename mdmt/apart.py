@@ -52,5 +52,5 @@ def serve() -> None:
         with contextlib.suppress(OSError):
             sys.stderr.flush()
         os._exit(130)
-    with stream:
+    with contextlib.suppress(BrokenPipeError), stream:  # the process that asked has ended
         pickle.dump(answer, stream)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from .errors import BadInput, write_failure
 
+UNFINISHED = ".tmp"  # end of the name of a file that is being written
+
 
 def cache_folder() -> Path:
     """Folder for preprocessed images: $MDMT_CACHE, else $XDG_CACHE_HOME/mdmt or ~/.cache/mdmt."""
@@ -55,7 +57,9 @@ def atomic(path, sync: bool = True):
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        handle, temporary = tempfile.mkstemp(
+            prefix=f".{path.name}.", suffix=UNFINISHED, dir=path.parent
+        )
         with os.fdopen(handle, "wb") as stream:
             yield stream
             stream.flush()
@@ -72,6 +76,13 @@ def atomic(path, sync: bool = True):
         if temporary:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+
+
+def remove_unfinished(folder) -> None:
+    """Remove what a killed process left of `atomic` in a folder that nobody else writes to now."""
+    for leftover in Path(folder).glob(f".*{UNFINISHED}"):
+        with contextlib.suppress(OSError):
+            leftover.unlink()
 
 
 def write_atomic(path, content: bytes | str, sync: bool = True) -> None:

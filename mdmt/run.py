@@ -10,14 +10,23 @@ import argparse
 import contextlib
 import os
 import re
+import signal
 import sys
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import __version__, apart, checks, config
 from .analysis import cohort
 from .errors import BadConfig, BadInput, JobsFailed, MdmtError, debugging
-from .paths import folder_lock, make_folder, read_json, write_atomic, write_json
+from .paths import (
+    folder_lock,
+    make_folder,
+    read_json,
+    remove_unfinished,
+    write_atomic,
+    write_json,
+)
 from .results import RESULT_COLUMNS, collect, final_table
 from .study import (
     Inputs,
@@ -268,6 +277,8 @@ def ready(out: str, values: dict, quiet: bool, memory: bool, where: str) -> Stud
 
 def _run_in(out: Path, values: dict, options: Options) -> list[dict]:
     with folder_lock(out, "out folder"):
+        for folder in (out, out / "figures", out / "inputs"):
+            remove_unfinished(folder)
         elsewhere = bool(options.dask or options.emit_slurm or options.only_collect)
         # Decoders, spreadsheets, checks and large images leave no trace in this process.
         study = apart.call(
@@ -386,10 +397,31 @@ def tell(made: dict) -> None:
     sys.stdout.flush()
 
 
-def guarded(action) -> int:
-    """Call `action`; print an error as one sentence to stderr and return the exit code."""
+@contextlib.contextmanager
+def _signals():
+    """Let SIGTERM and SIGUSR1 raise KeyboardInterrupt, in the main thread."""
+
+    def stop(number, frame):
+        raise KeyboardInterrupt
+
+    numbers = (signal.SIGTERM, signal.SIGUSR1)
+    if threading.current_thread() is not threading.main_thread():
+        numbers = ()
+    old = {number: signal.signal(number, stop) for number in numbers}
     try:
-        action()
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def guarded(action) -> int:
+    """Call `action`; print an error as one sentence to stderr and return the exit code. What asks a
+    process to end (SIGTERM, SIGUSR1 of a batch system) ends it as Ctrl-C does, unless the action
+    has handlers of its own."""
+    try:
+        with _signals():
+            action()
         sys.stdout.flush()
     except MdmtError as error:
         if debugging():

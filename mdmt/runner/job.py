@@ -22,7 +22,7 @@ import numpy as np
 
 from .. import __version__
 from ..errors import BadInput, Interrupted, MdmtError, NoSpace, debugging, write_failure
-from ..paths import folder_lock, read_json, write_csv, write_json
+from ..paths import folder_lock, read_json, remove_unfinished, write_csv, write_json
 from ..system import cpu_path
 from .kept import RESULT, finished
 
@@ -66,6 +66,7 @@ def execute(folder, stop=None, emit=None) -> dict:
             raise
         except BadInput as error:  # a training of a coordinator that died is still saving
             raise Interrupted(str(error)) from error
+        remove_unfinished(folder)
         if finished(folder):
             return read_json(folder / RESULT)
         paths = _sign(folder)
