@@ -3,6 +3,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include <mutex>
+
 #include "cudnn.cuh"
 #include "cudnn_api.h"
 
@@ -17,7 +19,10 @@ struct mdmt_tuning {
     int measured; /* entries that were measured in this process */
 };
 
+/* Of the process: threads that train networks side by side share them. */
 static mdmt_tuning tables[TABLES];
+static std::mutex tables_lock;
+typedef std::lock_guard<std::mutex> locked;
 
 static mdmt_status identity_of(int ordinal, char *text, size_t room)
 {
@@ -33,6 +38,7 @@ mdmt_tuning *mdmt_tuning_of(int ordinal)
     if (identity_of(ordinal, text, sizeof text) != MDMT_OK) {
         return NULL;
     }
+    locked lock(tables_lock);
     for (int i = 0; i < TABLES; i++) {
         if (!tables[i].identity[0]) {
             memcpy(tables[i].identity, text, sizeof text);
@@ -46,6 +52,7 @@ mdmt_tuning *mdmt_tuning_of(int ordinal)
 
 int mdmt_tuning_find(const mdmt_tuning *t, const mdmt_conv_key *key, mdmt_tuned *found)
 {
+    locked lock(tables_lock);
     for (int i = 0; t && i < t->count; i++) {
         if (memcmp(&t->entry[i].key, key, sizeof *key) == 0) {
             *found = t->entry[i];
@@ -55,7 +62,7 @@ int mdmt_tuning_find(const mdmt_tuning *t, const mdmt_conv_key *key, mdmt_tuned 
     return 0;
 }
 
-/* Adds or replaces; 0 when there is no memory. */
+/* Adds or replaces, within a lock; 0 when there is no memory. */
 static int add(mdmt_tuning *t, const mdmt_tuned *tuned)
 {
     for (int i = 0; i < t->count; i++) {
@@ -80,6 +87,7 @@ static int add(mdmt_tuning *t, const mdmt_tuned *tuned)
 void mdmt_tuning_keep(mdmt_tuning *t, const mdmt_tuned *tuned)
 {
     if (t) {
+        locked lock(tables_lock);
         t->measured += add(t, tuned);
     }
 }
@@ -97,6 +105,7 @@ int mdmt_cuda_tuning(int ordinal, char *identity, size_t identity_room, char *te
     if (!t) {
         return 0;
     }
+    locked lock(tables_lock);
     snprintf(identity, identity_room, "%s", t->identity);
     *measured = t->measured;
     for (int i = 0; i < t->count; i++) {
@@ -152,6 +161,7 @@ int mdmt_cuda_take_tuning(int ordinal, const char *text)
     for (const char *at = text; t && *at;) {
         at = read_line(at, &e);
         if (!mdmt_tuning_find(t, &e.key, &known)) {
+            locked lock(tables_lock);
             taken += add(t, &e);
         }
     }
