@@ -1,5 +1,5 @@
 """The console script `mdmt` (also `python -m mdmt`): run, report, prepare, check, splits,
-show, weights."""
+predict, show, weights."""
 
 from __future__ import annotations
 
@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides"
         )
+    _add_predict(commands)
     show = commands.add_parser(
         "show", help="show a backbone, a saved model, a configuration or an out folder's results"
     )
@@ -85,6 +86,28 @@ def _parser() -> argparse.ArgumentParser:
     checked.add_argument("path", metavar="PATH", help="a .pth or .safetensors file")
     tasks.add_parser("where", help="print the folder of the files")
     return parser
+
+
+def _add_predict(commands) -> None:
+    sub = commands.add_parser(
+        "predict", help="what the networks of a finished run say of further pictures"
+    )
+    sub.add_argument("run", metavar="OUT", help="out folder of a run")
+    sub.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="picture files, or folders with all below them"
+    )
+    sub.add_argument("--configuration", metavar="NAME", help="default: MDMT, or the run's last")
+    sub.add_argument("--backbone", metavar="NAME", help="needed where the run has several")
+    sub.add_argument("--release", metavar="NAME", help="default: the last one")
+    sub.add_argument("--validation", metavar="NAME", help="scheme (default: the first one)")
+    sub.add_argument("--fold", type=int, metavar="N", help="one fold (default: mean over all)")
+    sub.add_argument("--seed", type=int, metavar="N", help="one seed (default: mean over all)")
+    sub.add_argument("--out", metavar="FILE", help="also write all to this CSV file")
+    sub.add_argument("--device", default="auto", help="auto, cpu or cuda[:i]")
+    sub.add_argument(
+        "--skip", action="store_true", help="go on without pictures that cannot be used"
+    )
+    sub.add_argument("--quiet", action="store_true", help="no progress")
 
 
 def _study(arguments) -> run.Study:
@@ -210,6 +233,32 @@ def _show_results(out: Path) -> None:
     print(run.final_table(rows, values), end="")
 
 
+def predict(arguments) -> None:
+    """Predict pictures by the networks of a run; print a table, write the CSV if asked to."""
+    from . import predict as predictor
+    from .paths import write_csv
+
+    names = ("configuration", "backbone", "release", "validation", "fold", "seed")
+    rows, notes = predictor.predict(
+        arguments.run,
+        arguments.images,
+        device=run.resolve_device(arguments.device),
+        skip=arguments.skip,
+        quiet=arguments.quiet,
+        **{name: getattr(arguments, name) for name in names},
+    )
+    if arguments.out:
+        write_csv(arguments.out, predictor.columns_of(rows), rows)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    if stored_values(Path(arguments.run))["data"]["synthetic"] is not None:
+        print("SYNTHETIC data trained these networks: they know nothing of patients.\n")
+    print(predictor.text(rows))
+    if arguments.out:
+        print(f"predictions  {arguments.out}")
+    print("Not a medical device: not for the diagnosis or treatment of patients.", flush=True)
+
+
 def report(arguments) -> None:
     """Compute everything after the training again; say what was found and written."""
     from .report import make
@@ -241,6 +290,7 @@ def main(argv=None) -> int:
         "prepare": prepare,
         "check": check,
         "splits": splits,
+        "predict": predict,
         "show": show,
         "weights": weights,
     }

@@ -36,7 +36,7 @@ STAGES = [
     ["experiments"],
     ["runner"],
     ["study", "results", "mask_study"],
-    ["prepare"],
+    ["prepare", "predict"],
     ["stats"],
     ["analysis"],
     ["tables"],

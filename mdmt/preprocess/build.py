@@ -143,7 +143,7 @@ def _curable(store: Store, cases: Cases, settings: dict) -> bool:
         for path, entry in zip(cases.paths, store.entries, strict=True)
         if needs_package(entry)
     ]
-    return any(not needs_package(p.facts) for p in _prepared(tasks, settings, 1))
+    return any(not needs_package(p.facts) for p in prepared(tasks, settings, 1))
 
 
 def _workers() -> int:
@@ -196,7 +196,7 @@ def _fill(builder, cases, wanted, unreadable, settings, workers, progress) -> di
         else:
             tasks.append(Task(cases.paths[i], wanted[i].get("decision")))
             continue
-    prepared = _prepared(tasks, settings, workers)
+    coming = prepared(tasks, settings, workers)
     try:
         with _Bar(cases, "preparing", progress, done) as bar:
             block: list[tuple] = []
@@ -212,7 +212,7 @@ def _fill(builder, cases, wanted, unreadable, settings, workers, progress) -> di
                             task = Task(cases.paths[i], wanted[i].get("decision"))
                             found = _entry(picture.prepare([task], settings)[0], wanted[i], figures)
                 else:
-                    found = _entry(next(prepared), wanted[i], figures)
+                    found = _entry(next(coming), wanted[i], figures)
                 block.append(found)
                 if len(block) == BATCH:
                     builder.add(block)
@@ -221,7 +221,7 @@ def _fill(builder, cases, wanted, unreadable, settings, workers, progress) -> di
             builder.add(block)
             builder.finish()
     finally:
-        prepared.close()
+        coming.close()
         isolated.close()
     return figures
 
@@ -232,7 +232,7 @@ def _entry(one: Prepared, wanted: dict, figures: dict) -> tuple:
     return {**wanted, **one.facts}, one.pixels, one.look
 
 
-def _prepared(tasks: list[Task], settings: dict, workers: int):
+def prepared(tasks: list[Task], settings: dict, workers: int):
     """A `Prepared` for each task, in their order."""
     if workers > 1 and len(tasks) >= FEW:
         yield from crew.run(tasks, settings, min(workers, len(tasks) // BATCH))

@@ -1,0 +1,282 @@
+"""`mdmt predict OUT IMAGE...`: what the networks of a finished run say of further pictures.
+
+Pictures are prepared as the run prepared its own, and every task's probabilities are the mean over
+the networks of all folds and seeds. A picture of the run's own data counts only with the networks
+that neither learnt from it nor were selected on it, those that they started from included.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from . import config
+from .data.store import Store
+from .data.table import EXTENSIONS
+from .errors import BadData, BadInput, nearest
+from .paths import digest_file, read_json
+from .preprocess import build, picture
+from .runner import kept
+from .study import releases_of, stored_values
+
+COLUMNS = ["image", "task", "predicted", "sd", "networks", "seen", "refused"]
+CHUNK = 1024  # images held at a time
+
+
+@dataclass
+class Network:
+    """A finished training. folder: its own below runs/; tasks: {task: classes}; seen: SHA-256 of
+    the pictures that it or what it started from was trained or selected on, None: not known."""
+
+    folder: Path
+    description: dict
+    tasks: dict
+    seen: set | None
+
+    @property
+    def place(self) -> str:
+        """Fold and seed, as text."""
+        return f"fold {self.description['fold']}, seed {self.description['seed']}"
+
+
+def networks(out, values: dict, *, configuration=None, backbone=None, release=None,
+             validation=None, fold=None, seed=None) -> list[Network]:  # fmt: skip
+    """The finished trainings of one configuration and backbone of the run in `out`.
+
+    configuration: default MDMT, or the last one of the run; backbone: may be left out where there
+    is one; release: default the last; validation: default the first; fold, seed: default all.
+    Raises BadInput where there is no such training, or its weights are not kept.
+    """
+    out = Path(out)
+    names = values["configurations"]
+    wanted = {
+        "configuration": _choice(
+            "configuration", configuration, names, "MDMT" if "MDMT" in names else names[-1]
+        ),
+        "backbone": _choice("backbone", backbone, values["backbones"], None),
+        "release": _choice("release", release, releases_of(values), releases_of(values)[-1]),
+        "validation": _choice(
+            "validation", validation, values["validation"], values["validation"][0]
+        ),
+    }
+    wanted |= {k: v for k, v in (("fold", fold), ("seed", seed)) if v is not None}
+    found, deleted = [], 0
+    for path in sorted(out.glob("runs/*/job.json")):
+        job = read_json(path)
+        place = {**job["description"], "configuration": wanted["configuration"]}
+        if wanted["configuration"] not in job.get("configurations", []):
+            continue
+        if any(place[k] != v for k, v in wanted.items()) or not kept.finished(path.parent):
+            continue
+        if not (path.parent / kept.WEIGHTS).is_file():
+            deleted += 1
+            continue
+        tasks = {t["name"]: t["classes"] for t in job["description"]["tasks"]}
+        seen = _seen(path.parent)
+        found.append(Network(path.parent, job["description"], tasks, seen))
+    if not found:
+        what = ", ".join(f"{k} {v}" for k, v in wanted.items())
+        why = (
+            "the run kept no weights of it (keep_weights: false)"
+            if deleted
+            else "the run has no finished training of it"
+        )
+        raise BadInput(f"{out}: {what}: {why}; choose another, or finish the run with --resume")
+    return sorted(found, key=lambda n: (n.description["fold"], n.description["seed"]))
+
+
+def _choice(what: str, given, known: list, default):
+    if given is None:
+        if default is None and len(known) > 1:
+            raise BadInput(f"--{what}: the run has {', '.join(known)}; choose one")
+        return known[0] if default is None else default
+    if given not in known:
+        raise BadInput(f"--{what} {given}: the run has none{nearest(given, known)}")
+    return given
+
+
+def _seen(folder: Path) -> set | None:
+    """SHA-256 of the pictures in the training and validation parts of a training and of those that
+    it started from; None where a store or a file of the run is gone."""
+    found: set[str] = set()
+    try:
+        inputs = read_json(folder / "inputs.json")
+        for given in inputs["datasets"].values():
+            sources, rows = Store(given["store"]).sources, read_json(given["rows"])
+            found |= {sources[r] for part in ("train", "val") for r in rows[part]}
+        for name, _ in read_json(folder / "job.json")["description"]["init"].get("jobs", []):
+            earlier = _seen(folder.parent / name)
+            if earlier is None:
+                return None
+            found |= earlier
+    except (BadInput, OSError, ValueError, KeyError, IndexError):
+        return None
+    return found
+
+
+def find_images(given) -> list[Path]:
+    """Files, and the pictures in folders and what is below them, each once, in order."""
+    found: list[Path] = []
+    for one in map(Path, given):
+        if one.is_dir():
+            inside = sorted(
+                Path(top) / name
+                for top, _, files in os.walk(one)
+                for name in files
+                if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+            )
+            if not inside:
+                raise BadInput(f"{one}: holds no picture ({', '.join(EXTENSIONS)})")
+            found += inside
+        elif one.is_file():
+            found.append(one)
+        else:
+            raise BadInput(f"{one}: no such file or folder; correct the name")
+    return list(dict.fromkeys(found))
+
+
+def predict(out, images, *, device: str = "cpu", skip: bool = False, quiet: bool = True,
+            **chosen) -> tuple[list[dict], list[str]]:  # fmt: skip
+    """Probabilities of every task for pictures, by the networks of the run in `out`.
+
+    images: files or folders; skip: leave pictures that cannot be used without a prediction, instead
+    of raising BadData for the first; chosen: as for `networks`.
+    Returns (rows, notes). A row per image and task: `COLUMNS` and "p_<class>", None where a class
+    is not the task's: the mean over networks; sd: standard deviation over the networks of the
+    predicted class's probability; networks: how many that is; seen: how many were left out
+    because they know the picture; refused: why there is no prediction. Raises BadInput.
+    """
+    values = stored_values(out)
+    if values is None:
+        raise BadInput(f"{out}: is no out folder of mdmt (it has no config.yaml)")
+    if config.is_masks(values):
+        raise BadInput(f"{out}: is a run of kind masks; use mdmt.lung_mask")
+    nets = networks(out, values, **chosen)
+    paths = find_images(images)
+    notes = []
+    if any(n.seen is None for n in nets):
+        notes.append(
+            "the run's prepared images are not here any more, so it is not known which of these "
+            "pictures the networks were trained on"
+        )
+    rows: list[dict] = []
+    with _Progress(len(paths), quiet) as progress:
+        for start in range(0, len(paths), CHUNK):
+            some = paths[start : start + CHUNK]
+            rows += _chunk(some, nets, picture.settings_of(values), device, skip, progress)
+    left = sorted({r["image"] for r in rows if r["seen"]})
+    if left:
+        notes.append(
+            f"{len(left)} of {len(paths)} pictures are the run's own ({left[0]}"
+            f"{', ...' if len(left) > 1 else ''}): networks that learnt from them were left out"
+        )
+    return rows, notes
+
+
+class _Progress:
+    """A bar on a terminal."""
+
+    def __init__(self, total: int, quiet: bool):
+        from tqdm import tqdm
+
+        hidden = quiet or not sys.stderr.isatty()
+        self.bar = tqdm(total=total, unit="image", desc="predicting", file=sys.stderr,
+                        leave=False, delay=1, disable=hidden)  # fmt: skip
+
+    def __enter__(self):
+        return self.bar.update
+
+    def __exit__(self, *error):
+        self.bar.close()
+
+
+def _chunk(paths, nets, settings, device: str, skip: bool, progress) -> list[dict]:
+    """Rows of some pictures, all of them in memory."""
+    pixels, refused = [], {}
+    for path, one in zip(paths, build.prepared([picture.Task(p) for p in paths], settings, 1)):
+        if one.pixels is None:
+            if not skip:
+                raise BadData(
+                    f"{path}: {one.facts['reason']}; leave the picture out, or go on without it "
+                    "by --skip"
+                )
+            refused[path] = one.facts["reason"]
+        else:
+            pixels.append(one.pixels)
+        progress()
+    usable = [p for p in paths if p not in refused]
+    sources = [digest_file(p) for p in usable]
+    use = np.array([[n.seen is None or s not in n.seen for s in sources] for n in nets], bool)
+    given = _probabilities(nets, pixels, device) if usable else {}
+    at = {path: i for i, path in enumerate(usable)}
+    classes = list(dict.fromkeys(c for names in nets[0].tasks.values() for c in names))
+    rows = []
+    for path in paths:
+        for task, names in nets[0].tasks.items():
+            row = {"image": str(path), "task": task, "networks": 0, "seen": 0}
+            row |= {f"p_{c}": None for c in classes}
+            row["refused"] = refused.get(path)
+            if path in at:
+                mine = use[:, at[path]]
+                row |= {"networks": int(mine.sum()), "seen": int((~mine).sum())}
+                if mine.any():
+                    row |= _summed(given[task][mine, at[path]], names)
+            rows.append(row)
+    return rows
+
+
+def _summed(p: np.ndarray, names: list[str]) -> dict:
+    """Cells of probabilities (networks, classes)."""
+    mean = p.mean(0)
+    best = int(mean.argmax())
+    spread = float(p[:, best].std(ddof=1)) if len(p) > 1 else None
+    cells = {f"p_{c}": float(v) for c, v in zip(names, mean, strict=True)}
+    return {"predicted": names[best], "sd": spread, **cells}
+
+
+def _probabilities(nets: list[Network], pixels: list, device: str) -> dict:
+    """{task: (networks, images, classes) float64}."""
+    from . import engine
+    from .model import Model
+
+    images = np.ascontiguousarray(np.stack(pixels))
+    rows = np.arange(len(images))
+    found: dict[str, list] = {task: [] for task in nets[0].tasks}
+    for net in nets:
+        model = Model.load(net.folder / kept.WEIGHTS, device=device)
+        width = len(next(iter(net.tasks.values())))
+        unknown = np.full((len(images), width), np.nan, np.float32)
+        model.attach([{"images": images, "task": 0, "target": unknown}])
+        logits = engine.predict(model, 0, rows, net.description["train"]["batch_size"])
+        for task in found:
+            found[task].append(engine.softmax(logits[task]).astype(np.float64))
+    return {task: np.stack(p) for task, p in found.items()}
+
+
+def columns_of(rows: list[dict]) -> list[str]:
+    """Columns of the CSV: `COLUMNS`, then the classes' probabilities."""
+    return COLUMNS + [k for k in rows[0] if k.startswith("p_")]
+
+
+def text(rows: list[dict], most: int = 40) -> str:
+    """The rows as a table for a terminal: image, task, predicted class, probabilities."""
+    lines = []
+    names = [Path(r["image"]).name for r in rows[:most]]
+    width = max([5, *map(len, names)])
+    task = max([4, *(len(r["task"]) for r in rows)])
+    lines.append(f"{'image':<{width}}  {'task':<{task}}  networks  percent (predicted class first)")
+    for name, r in zip(names, rows[:most], strict=True):
+        given = {k[2:]: v for k, v in r.items() if k.startswith("p_") and v is not None}
+        order = sorted(given, key=lambda c: -given[c])
+        said = ", ".join(f"{c} {100 * given[c]:.1f}" for c in order)
+        if r.get("sd") is not None:
+            said = said.replace(",", f" ± {100 * r['sd']:.1f},", 1)
+        said = said or r["refused"] or "every network was trained on it"
+        lines.append(f"{name:<{width}}  {r['task']:<{task}}  {r['networks']:>8}  {said}")
+    if len(rows) > most:
+        lines.append(f"... and {len(rows) - most} more rows")
+    return "\n".join(lines)

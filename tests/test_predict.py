@@ -1,0 +1,128 @@
+"""mdmt predict: the networks of a run on further pictures, and never on those they learnt from."""
+
+import csv
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mdmt import cli, config, run
+from mdmt import predict as predictor
+from mdmt.data import synthetic
+from mdmt.errors import BadInput
+from tests.test_run import TINY
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(out folder, image folder, store) of a tiny run of two folds."""
+    top = tmp_path_factory.mktemp("predict é")
+    data = synthetic.make(top / "data", patients=24, size=32, seed=1)
+    path = top / "tiny.yaml"
+    path.write_text(TINY.format(root=data, store=top / "store"))
+    changes = ["backbones=[shufflenet_v2_x0_5]", "configurations=[STL-tau1, MDMT]", "folds=[0, 1]",
+               "train.epochs=1"]  # fmt: skip
+    run.run(config.load(str(path), changes), top / "out", quiet=True, report=False)
+    return top / "out", data / "images", top / "store"
+
+
+def rows_of(path):
+    with open(path, newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_own_pictures_are_predicted_out_of_fold(finished):
+    """As predictions.csv has them, since every other network learnt from them."""
+    out, images, _ = finished
+    rows, notes = predictor.predict(out, [images])
+    tested = {
+        (r["image"], r["task"]): r
+        for r in rows_of(out / "predictions.csv")
+        if r["configuration"] == "MDMT"
+    }
+    assert len(rows) == 2 * len(list(images.iterdir())) and len(tested) == len(rows) / 2
+    found = 0
+    for row in rows:
+        assert (row["networks"], row["seen"]) == (1, 1)
+        known = tested.get((row["image"].rsplit("/")[-1].removesuffix(".png"), row["task"]))
+        if known is None:
+            continue
+        found += 1
+        for name, value in known.items():
+            if name.startswith("p_") and value:
+                assert row[name] == pytest.approx(float(value), abs=1e-6)
+        assert row["predicted"] == known["predicted"] and row["sd"] is None
+    assert found == len(tested)
+    assert len(notes) == 1 and "are the run's own" in notes[0]
+    # STL-tau1 has seen none of the other data set's pictures.
+    rows, _ = predictor.predict(out, [images], configuration="STL-tau1")
+    assert {r["task"] for r in rows} == {"prognosis"}
+    assert {(r["networks"], r["seen"]) for r in rows if "severity_" in r["image"]} == {(2, 0)}
+
+
+def test_new_pictures_get_the_mean_over_the_networks(finished, tmp_path, capsys):
+    out, _, _ = finished
+    rng = np.random.default_rng(0)
+    for name in ("ä b.png", "c.PNG"):
+        Image.fromarray(rng.integers(0, 255, (50, 70), dtype=np.uint8)).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no picture")
+    table = tmp_path / "out" / "p.csv"
+    assert cli.main(["predict", str(out), str(tmp_path), "--out", str(table)]) == 0
+    said = capsys.readouterr()
+    assert said.err == "" and "Not a medical device" in said.out and "c.PNG" in said.out
+    both = rows_of(table)
+    assert [r["image"] for r in both[::2]] == [str(tmp_path / n) for n in ("c.PNG", "ä b.png")]
+    single = [predictor.predict(out, [tmp_path], fold=f)[0] for f in (0, 1)]
+    for k, row in enumerate(both):
+        assert (row["networks"], row["seen"], row["refused"]) == ("2", "0", "")
+        given = {c: float(v) for c, v in row.items() if c.startswith("p_") and v}
+        assert sum(given.values()) == pytest.approx(1)
+        assert row["predicted"] == max(given, key=given.get).removeprefix("p_")
+        for name, value in given.items():
+            assert value == pytest.approx(np.mean([s[k][name] for s in single]))
+        best = [s[k][f"p_{row['predicted']}"] for s in single]
+        assert float(row["sd"]) == pytest.approx(np.std(best, ddof=1))
+
+
+def test_pictures_that_cannot_be_used(finished, tmp_path, capsys):
+    out, images, _ = finished
+    bad, good, table = tmp_path / "bad.png", next(images.iterdir()), tmp_path / "p.csv"
+    bad.write_bytes(b"no image")
+    call = ["predict", str(out), str(bad), str(good), "--out", str(table)]
+    assert cli.main(call) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"mdmt: {bad}: is not an image") and len(said.splitlines()) == 1
+    assert not table.exists()
+    assert cli.main([*call, "--skip"]) == 0
+    first, _, third, _ = rows_of(table)
+    assert first["predicted"] == "" and "is not an image" in first["refused"]
+    assert third["predicted"] and not third["refused"]
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"configuration": "MDTM"}, "did you mean 'MDMT'"),
+        ({"fold": 7}, "fold 7: the run has no finished training"),
+        ({"images": ["/nowhere"]}, "/nowhere: no such file or folder"),
+        ({"out": "/tmp"}, "/tmp: is no out folder"),
+    ],
+)
+def test_what_is_not_there(finished, change, words):
+    out, images, _ = finished
+    given = {"out": out, "images": [images], **change}
+    with pytest.raises(BadInput, match=words):
+        predictor.predict(given.pop("out"), given.pop("images"), **given)
+
+
+def test_what_cannot_be_known_is_said(finished):
+    """Without the prepared images nobody knows what a network learnt from."""
+    out, images, store = finished
+    one = [next(images.iterdir())]
+    shutil.move(store, f"{store}-away")
+    try:
+        rows, notes = predictor.predict(out, one)
+    finally:
+        shutil.move(f"{store}-away", store)
+    assert rows[0]["networks"] == 2 and "not known which" in notes[0]
