@@ -98,15 +98,65 @@ static mdmt_status over_inputs(const mdmt_cuda_site *site, mdmt_cuda_needs *need
 
 /* ---- a map as it is loaded, and gates ---- */
 
-template <class T> struct stored {
+/* ACT: one of MDMT_ACT_*, or -1 where it is read from the source. */
+template <class T, int ACT> struct stored {
+    enum { AHEAD = ACT < 0 ? 1 : 4 };
+    struct constants {
+        mdmt_pack scale, shift;
+    };
+    typedef mdmt_raw<T> items;
     mdmt_source<T> x;
     mdmt_map<T> out;
+    mdmt_divisor area; /* H W */
 
-    MDMT_HD void at(uint32_t pixel, int pack) const
+    MDMT_HD void prepare(constants *c, int pack) const
     {
-        out.store(pixel, pack, x.load(pixel, pack));
+        if (x.scale) {
+            c->scale = mdmt_load_pack(x.scale + pack * MDMT_PACK);
+            c->shift = mdmt_load_pack(x.shift + pack * MDMT_PACK);
+        }
+    }
+    MDMT_HD items read(uint32_t pixel, int pack) const
+    {
+        return x.map.raw(pixel, pack);
+    }
+    MDMT_HD void write(const constants &c, const items &item, uint32_t pixel, int pack) const
+    {
+        mdmt_pack p = mdmt_unpack(item);
+        for (int i = 0; x.scale && i < MDMT_PACK; i++) {
+            p.v[i] = mdmt_act_as<sizeof(T) == 2>(ACT < 0 ? x.act : ACT,
+                                                 c.scale.v[i] * p.v[i] + c.shift.v[i]);
+        }
+        if (x.gate) {
+            size_t row = (size_t)area.of(pixel) * (size_t)x.map.c;
+            mdmt_pack g = mdmt_row_pack(x.gate + row, x.map.c, pack);
+            for (int i = 0; i < MDMT_PACK; i++) {
+                p.v[i] *= g.v[i];
+            }
+        }
+        out.store(pixel, pack, p);
     }
 };
+
+template <class T, int ACT>
+static mdmt_status store_as(const mdmt_cuda_site *site, const mdmt_source<T> &x,
+                            const mdmt_map<T> &out)
+{
+    stored<T, ACT> f = {x, out, mdmt_divisor_of((size_t)x.map.h * (size_t)x.map.w)};
+    return mdmt_sweep_over(site->stream, out.pixels(), out.packs, f);
+}
+
+template <class T>
+static mdmt_status store_map(const mdmt_cuda_site *site, const mdmt_source<T> &x,
+                             const mdmt_map<T> &out)
+{
+    constexpr int silu = sizeof(T) == 2 ? MDMT_ACT_SILU : -1;
+    if (out.pixels() > 0x7fffffff) {
+        return mdmt_lent->fail(MDMT_UNSUPPORTED, "a feature map is too large for one launch");
+    }
+    return x.scale && x.act == MDMT_ACT_SILU ? store_as<T, silu>(site, x, out)
+                                             : store_as<T, -1>(site, x, out);
+}
 
 template <class T>
 static mdmt_status store_source(const mdmt_cuda_site *site, const mdmt_tensor *x,
@@ -114,8 +164,7 @@ static mdmt_status store_source(const mdmt_cuda_site *site, const mdmt_tensor *x
 {
     mdmt_tensor dense = *x;
     dense.pitch = 0;
-    stored<T> f = {mdmt_source_of<T>(x, *value), mdmt_map_of<T>(&dense, to)};
-    return mdmt_walk_over(site->stream, f.out.pixels(), f.out.packs, f);
+    return store_map(site, mdmt_source_of<T>(x, *value), mdmt_map_of<T>(&dense, to));
 }
 
 mdmt_status mdmt_cuda_store_lazy(const mdmt_cuda_site *site, const mdmt_tensor *x,
@@ -129,10 +178,9 @@ mdmt_status mdmt_cuda_store_lazy(const mdmt_cuda_site *site, const mdmt_tensor *
 template <class T>
 static mdmt_status gate_of(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
 {
-    stored<T> f = {mdmt_source_of<T>(site->in[0], call->in[0]),
-                   mdmt_map_of<T>(site->out[0], call->out[0])};
-    f.x.gate = (const float *)call->in[1].data;
-    return mdmt_walk_over(site->stream, f.out.pixels(), f.out.packs, f);
+    mdmt_source<T> x = mdmt_source_of<T>(site->in[0], call->in[0]);
+    x.gate = (const float *)call->in[1].data;
+    return store_map(site, x, mdmt_map_of<T>(site->out[0], call->out[0]));
 }
 
 static mdmt_status gate(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
@@ -180,8 +228,8 @@ template <class T> struct gather {
     };
     mdmt_source<T> x[MDMT_MAX_IN];
     mdmt_map<T> y;
-    int first, packs, loads;        /* packs of y; packs loaded */
-    uint32_t pixels, each;          /* all; of a block */
+    int first, packs, loads; /* packs of y; packs loaded */
+    uint32_t pixels, each;   /* all; of a block */
     mdmt_divisor by_packs, by_loads;
     gather_pack made[GATHER_PACKS];
     int32_t load[GATHER_LOADS]; /* source << 16 | pack */

@@ -2,10 +2,8 @@
 #ifndef MDMT_CUDA_MAP_CUH
 #define MDMT_CUDA_MAP_CUH
 
-#include <type_traits>
-
+#include "act.cuh"
 #include "layout.h"
-#include "target.cuh"
 
 /* A stored MAP. A pixel is numbered (n * h + y) * w + x, a pack holds 8 channels. */
 template <class T> struct mdmt_map {
@@ -56,6 +54,21 @@ template <class T> mdmt_map<T> mdmt_map_of(const mdmt_tensor *t, const void *dat
     return m;
 }
 
+/* A pack of a row of ROWS, which has no padding: zeros beyond its `c` channels. */
+MDMT_HD mdmt_pack mdmt_row_pack(const float *row, int c, int pack)
+{
+    if (c % MDMT_PACK == 0) { /* so that every row begins at a multiple of 16 bytes */
+        return mdmt_load_pack(row + pack * MDMT_PACK);
+    }
+    mdmt_pack p = mdmt_zero_pack();
+    for (int i = 0; i < MDMT_PACK; i++) {
+        if (pack * MDMT_PACK + i < c) {
+            p.v[i] = row[pack * MDMT_PACK + i];
+        }
+    }
+    return p;
+}
+
 /* A MAP that may be lazy: act(scale x + shift) * gate on load. */
 template <class T> struct mdmt_source {
     mdmt_map<T> map;
@@ -69,14 +82,14 @@ template <class T> struct mdmt_source {
             mdmt_pack a = mdmt_load_pack(scale + pack * MDMT_PACK);
             mdmt_pack b = mdmt_load_pack(shift + pack * MDMT_PACK);
             for (int i = 0; i < MDMT_PACK; i++) {
-                p.v[i] = mdmt_act_of(act, a.v[i] * p.v[i] + b.v[i]);
+                p.v[i] = mdmt_act_as<sizeof(T) == 2>(act, a.v[i] * p.v[i] + b.v[i]);
             }
         }
         if (gate) {
-            int sample = (int)(pixel / ((size_t)map.h * (size_t)map.w));
+            size_t sample = pixel / ((size_t)map.h * (size_t)map.w);
+            mdmt_pack g = mdmt_row_pack(gate + sample * (size_t)map.c, map.c, pack);
             for (int i = 0; i < MDMT_PACK; i++) {
-                int c = pack * MDMT_PACK + i;
-                p.v[i] *= c < map.c ? gate[(size_t)sample * (size_t)map.c + (size_t)c] : 0.0f;
+                p.v[i] *= g.v[i];
             }
         }
         return p;
@@ -86,7 +99,7 @@ template <class T> struct mdmt_source {
     {
         float v = mdmt_to_float(map.data[pixel * (size_t)map.pitch + (size_t)c]);
         if (scale) {
-            v = mdmt_act_of(act, scale[c] * v + shift[c]);
+            v = mdmt_act_as<sizeof(T) == 2>(act, scale[c] * v + shift[c]);
         }
         if (gate) {
             size_t sample = pixel / ((size_t)map.h * (size_t)map.w);
@@ -150,7 +163,7 @@ template <class F> mdmt_status mdmt_count_over(mdmt_stream_handle stream, size_t
  * f.write(constants, items, pixel, pack) uses the first. A thread reads each of its elements before
  * it writes it, so that results may lie over inputs. */
 template <class F> struct mdmt_sweep {
-    enum { THREADS = 256, PHASES = 1, AHEAD = F::AHEAD };
+    enum { THREADS = 256, PHASES = 1, AHEAD = F::AHEAD, RESIDENT = mdmt_resident<F>::blocks };
     typedef mdmt_nothing shared_type;
     F f;
     uint32_t pixels, packs, step; /* pixels from one of a thread to its next */
@@ -220,6 +233,7 @@ template <class F> struct mdmt_ahead<F, std::void_t<decltype(F::AHEAD)>> {
 
 template <class F, int SUMS> struct mdmt_reduce {
     enum { COLUMNS = 4, ROWS = 64, THREADS = COLUMNS * ROWS, PHASES = 3 };
+    enum { RESIDENT = mdmt_resident<F>::blocks };
     enum { LANES = COLUMNS * MDMT_PACK, AHEAD = mdmt_ahead<F>::pixels };
     enum { ITEMS = SUMS * LANES, SHARES = THREADS / ITEMS, SHARE = ROWS / SHARES };
     struct shared_type {

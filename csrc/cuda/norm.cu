@@ -276,12 +276,12 @@ template <class T, int ACT> struct apply {
             r = mdmt_unpack(item.residual);
         }
         for (int i = 0; residual.scale && i < MDMT_PACK; i++) {
-            r.v[i] =
-                mdmt_act_of(residual.act, c.residual_scale.v[i] * r.v[i] + c.residual_shift.v[i]);
+            r.v[i] = mdmt_act_as<sizeof(T) == 2>(residual.act, c.residual_scale.v[i] * r.v[i] +
+                                                                   c.residual_shift.v[i]);
         }
         for (int i = 0; i < MDMT_PACK; i++) {
-            v.v[i] =
-                mdmt_act_of(ACT < 0 ? act : ACT, c.scale.v[i] * v.v[i] + c.shift.v[i] + r.v[i]);
+            v.v[i] = mdmt_act_as<sizeof(T) == 2>(ACT < 0 ? act : ACT,
+                                                 c.scale.v[i] * v.v[i] + c.shift.v[i] + r.v[i]);
         }
         z.store(pixel, pack, v);
     }
@@ -295,7 +295,7 @@ template <class T> struct gated_apply : apply<T, -1> {
         mdmt_pack a = mdmt_load_pack(this->scale + pack * MDMT_PACK);
         mdmt_pack b = mdmt_load_pack(this->shift + pack * MDMT_PACK);
         for (int i = 0; i < MDMT_PACK; i++) {
-            v.v[i] = mdmt_act_of(this->act, a.v[i] * v.v[i] + b.v[i] + r.v[i]);
+            v.v[i] = mdmt_act_as<sizeof(T) == 2>(this->act, a.v[i] * v.v[i] + b.v[i] + r.v[i]);
         }
         this->z.store(pixel, pack, v);
     }

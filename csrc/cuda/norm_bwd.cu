@@ -1,16 +1,23 @@
 /* Batch normalisation backward, with activation, residual and gate. */
+#include "divisor.cuh"
 #include "site.cuh"
 
+/* Whether the slope is the same from what the activation reads as from what it gives. */
+MDMT_HD int only_cuts(int act)
+{
+    return act == MDMT_ACT_RELU || act == MDMT_ACT_RELU6;
+}
+
 /* d act'(y), from y = what mdmt_slope_of reads; a zero slope gives 0 whatever d is. */
-MDMT_HD float through(int act, float v, float d)
+template <int QUICK> MDMT_HD float through(int act, float v, float d)
 {
     if (act == MDMT_ACT_NONE) {
         return d;
     }
-    if (act == MDMT_ACT_RELU) {
-        return v > 0 ? d : 0.0f;
+    if (only_cuts(act)) {
+        return v > 0 && (act == MDMT_ACT_RELU || v < 6) ? d : 0.0f;
     }
-    float slope = mdmt_slope_of(act, v);
+    float slope = mdmt_slope_as<QUICK>(act, v);
     return slope == 0 ? 0.0f : d * slope;
 }
 
@@ -26,8 +33,8 @@ template <class T, int ACT, int GATED> struct bn_inputs {
     mdmt_map<T> dz, x, z;
     const float *scale, *shift, *mean, *invstd, *gate, *pooled;
     int act;
-    float per_pixel; /* 1 / (H W) */
-    uint32_t area;   /* H W */
+    float per_pixel;   /* 1 / (H W) */
+    mdmt_divisor area; /* H W; looked at where GATED */
 
     MDMT_HD void prepare(constants *c, int pack) const
     {
@@ -56,12 +63,17 @@ template <class T, int ACT, int GATED> struct bn_inputs {
             d = mdmt_unpack(item.dz);
         }
         if (GATED && (gate || pooled)) {
-            size_t row = (size_t)(pixel / area) * (size_t)x.c;
-            for (int i = 0; i < MDMT_PACK; i++) {
-                int c = pack * MDMT_PACK + i;
-                if (c < x.c) {
-                    d.v[i] = gate ? d.v[i] * gate[row + (size_t)c] : d.v[i];
-                    d.v[i] += pooled ? pooled[row + (size_t)c] * per_pixel : 0.0f;
+            size_t row = (size_t)area.of(pixel) * (size_t)x.c;
+            if (gate) {
+                mdmt_pack g = mdmt_row_pack(gate + row, x.c, pack);
+                for (int i = 0; i < MDMT_PACK; i++) {
+                    d.v[i] *= g.v[i];
+                }
+            }
+            if (pooled) {
+                mdmt_pack more = mdmt_row_pack(pooled + row, x.c, pack);
+                for (int i = 0; i < MDMT_PACK; i++) {
+                    d.v[i] += more.v[i] * per_pixel;
                 }
             }
         }
@@ -74,20 +86,20 @@ template <class T, int ACT, int GATED> struct bn_inputs {
             mdmt_pack xv = mdmt_unpack(item.x);
             for (int i = 0; i < MDMT_PACK; i++) {
                 float y = k.scale.v[i] * xv.v[i] + k.shift.v[i];
-                v.v[i] = mdmt_slope_reads_input(kind) || kind == MDMT_ACT_RELU
-                             ? y
-                             : mdmt_act_of(kind, y);
+                v.v[i] = mdmt_slope_reads_input(kind) || only_cuts(kind) ? y : mdmt_act_of(kind, y);
             }
         }
         for (int i = 0; i < MDMT_PACK; i++) {
-            d.v[i] = through(kind, v.v[i], d.v[i]);
+            d.v[i] = through<sizeof(T) == 2>(kind, v.v[i], d.v[i]);
         }
         return d;
     }
 };
 
 template <class T, int ACT, int GATED> struct bn_sums {
-    enum { AHEAD = ACT < 0 ? 1 : 4 };
+    /* SiLU takes so many instructions that other threads must be there while some wait. */
+    enum { AHEAD = ACT < 0 ? 1 : ACT == MDMT_ACT_SILU ? 2 : 4 };
+    enum { RESIDENT = ACT == MDMT_ACT_SILU ? 2 : 1 };
     bn_inputs<T, ACT, GATED> in;
     float *partial; /* (parts, 2, channels) */
     int channels;
@@ -134,7 +146,7 @@ struct bn_totals {
 
 /* dx = scale (d - (sum + xhat dot) / N) [+ addend], d the gradient before the activation. */
 template <class T, int ACT, int GATED> struct bn_apply {
-    enum { AHEAD = ACT < 0 ? 1 : 2 };
+    enum { AHEAD = ACT < 0 ? 1 : 2, RESIDENT = ACT == MDMT_ACT_SILU ? 2 : 1 };
     struct constants {
         typename bn_inputs<T, ACT, GATED>::constants in;
         mdmt_pack offset, factor; /* dx = scale d + offset + factor (x - mean) */
@@ -218,8 +230,12 @@ static mdmt_status bn_bwd_as(const mdmt_cuda_site *site, const mdmt_cuda_call *c
     in.gate = (const float *)call->input(site, MDMT_BN_GATE);
     in.pooled = (const float *)call->input(site, MDMT_BN_POOLED);
     in.act = attrs->act;
-    in.area = (uint32_t)in.x.h * (uint32_t)in.x.w;
-    in.per_pixel = (float)(1.0 / (double)in.area);
+    size_t area = (size_t)in.x.h * (size_t)in.x.w;
+    if (in.x.pixels() > 0x7fffffff) {
+        return mdmt_lent->fail(MDMT_UNSUPPORTED, "a feature map is too large for one launch");
+    }
+    in.area = mdmt_divisor_of(area);
+    in.per_pixel = (float)(1.0 / (double)area);
     int parts = bwd_parts(site), stored = in.x.packs * MDMT_PACK;
     float *sum = (float *)call->workspace, *dot = sum + stored, *partial = dot + stored;
     bn_sums<T, ACT, GATED> sums = {in, partial, stored};

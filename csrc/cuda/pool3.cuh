@@ -47,8 +47,8 @@ struct mdmt_cells {
     }
 };
 
-template <class T> MDMT_HD void mdmt_store_kept(const mdmt_map<T> &map, size_t pixel, int pack,
-                                                const mdmt_pack &value)
+template <class T>
+MDMT_HD void mdmt_store_kept(const mdmt_map<T> &map, size_t pixel, int pack, const mdmt_pack &value)
 {
     if ((pack + 1) * MDMT_PACK > map.c) {
         map.store(pixel, pack, value); /* clears channels beyond the last */

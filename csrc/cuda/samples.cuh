@@ -38,7 +38,9 @@ template <class T> struct mdmt_loader {
         mdmt_pack p = mdmt_unpack(raw);
         for (int i = 0; i < MDMT_PACK; i++) {
             float v = scale.v[i] * p.v[i] + shift.v[i];
-            if (ACT == MDMT_ACT_SILU) {
+            if (ACT == MDMT_ACT_SILU && sizeof(T) == 2) {
+                p.v[i] = mdmt_act_as<1>(ACT, v);
+            } else if (ACT == MDMT_ACT_SILU) {
                 p.v[i] = mdmt_ratio(v, 1 + expf(-v));
             } else if (ACT == MDMT_ACT_HARDSWISH) {
                 float middle = mdmt_ratio(v * (v + 3), 6), up = v >= 3 ? v : middle;
@@ -127,8 +129,7 @@ template <class T, bool TIMES> struct mdmt_sample_sums {
             shared.sum[thread][i] = sum.v[i];
         }
     }
-    template <int ACT>
-    MDMT_HD void add_pixels(mdmt_pack *sum, int sample, int pack, int row) const
+    template <int ACT> MDMT_HD void add_pixels(mdmt_pack *sum, int sample, int pack, int row) const
     {
         int area = x.map.h * x.map.w, rows = THREADS >> bits;
         mdmt_loader<T> loader(x, pack);
@@ -137,12 +138,14 @@ template <class T, bool TIMES> struct mdmt_sample_sums {
         const T *b = TIMES ? dy.data + dy.at(first, pack) : a;
         for (int p = row; p < area; p += AHEAD * rows) {
             mdmt_raw<T> u[AHEAD], v[AHEAD];
-            MDMT_UNROLL for (int k = 0; k < AHEAD; k++) {
+            MDMT_UNROLL for (int k = 0; k < AHEAD; k++)
+            {
                 int at = p + k * rows < area ? p + k * rows : p;
                 u[k] = mdmt_load_raw(a + (size_t)at * (size_t)x.map.pitch);
                 v[k] = TIMES ? mdmt_load_raw(b + (size_t)at * (size_t)dy.pitch) : u[k];
             }
-            MDMT_UNROLL for (int k = 0; k < AHEAD; k++) {
+            MDMT_UNROLL for (int k = 0; k < AHEAD; k++)
+            {
                 if (p + k * rows < area) {
                     add(sum, loader.template of<ACT>(u[k]), v[k]);
                 }

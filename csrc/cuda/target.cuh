@@ -15,6 +15,8 @@
 #include <math.h>
 #include <string.h>
 
+#include <type_traits>
+
 #include "../base/philox.h"
 #include "device.cuh"
 
@@ -35,6 +37,15 @@
 /* A kernel without shared memory. */
 struct mdmt_nothing {
     int unused;
+};
+
+/* K::RESIDENT (1 where it has none): blocks of a kernel that are to fit on a multiprocessor at
+ * once; the compiler gives a thread no more registers than that allows. */
+template <class K, class = void> struct mdmt_resident {
+    enum { blocks = 1 };
+};
+template <class K> struct mdmt_resident<K, std::void_t<decltype(K::RESIDENT)>> {
+    enum { blocks = K::RESIDENT };
 };
 
 #ifdef __CUDACC__
@@ -67,7 +78,8 @@ static mdmt_status mdmt_start(void (*entry)(K), mdmt_stream_handle stream, size_
 }
 
 template <class K>
-__global__ void __launch_bounds__(K::THREADS) mdmt_kernel_entry(const __grid_constant__ K kernel)
+__global__ void __launch_bounds__(K::THREADS, mdmt_resident<K>::blocks)
+    mdmt_kernel_entry(const __grid_constant__ K kernel)
 {
     __shared__ typename K::shared_type shared;
     mdmt_await_kernel_before();
@@ -238,56 +250,6 @@ MDMT_HD mdmt_pack mdmt_zero_pack()
         p.v[i] = 0.0f;
     }
     return p;
-}
-
-/* NaN passes through, as in PyTorch. */
-MDMT_HD float mdmt_act_of(int act, float x)
-{
-    switch (act) {
-    case MDMT_ACT_RELU:
-        return x <= 0 ? 0.0f : x;
-    case MDMT_ACT_RELU6:
-        return x <= 0 ? 0.0f : x >= 6 ? 6.0f : x;
-    case MDMT_ACT_SILU:
-        return x / (1 + expf(-x));
-    case MDMT_ACT_SIGMOID:
-        return 1 / (1 + expf(-x));
-    case MDMT_ACT_HARDSWISH:
-        return x <= -3 ? 0.0f : x >= 3 ? x : x * (x + 3) / 6;
-    case MDMT_ACT_HARDSIGMOID:
-        return x <= -3 ? 0.0f : x >= 3 ? 1.0f : (x + 3) / 6;
-    default:
-        return x;
-    }
-}
-
-MDMT_HD int mdmt_slope_reads_input(int act)
-{
-    return act == MDMT_ACT_SILU || act == MDMT_ACT_HARDSWISH;
-}
-
-/* act' from x where mdmt_slope_reads_input, else from act(x); at the kinks as PyTorch. */
-MDMT_HD float mdmt_slope_of(int act, float v)
-{
-    float e, s;
-    switch (act) {
-    case MDMT_ACT_RELU:
-        return v > 0 ? 1.0f : 0.0f;
-    case MDMT_ACT_RELU6:
-        return v > 0 && v < 6 ? 1.0f : 0.0f;
-    case MDMT_ACT_SILU:
-        e = expf(-v);
-        s = 1 / (1 + e);
-        return s * (1 + v * (v > 0 ? e * s : 1 - s)); /* e s = 1 - s without cancellation */
-    case MDMT_ACT_SIGMOID:
-        return v * (1 - v);
-    case MDMT_ACT_HARDSWISH:
-        return v <= -3 ? 0.0f : v >= 3 ? 1.0f : (2 * v + 3) / 6;
-    case MDMT_ACT_HARDSIGMOID:
-        return v > 0 && v < 1 ? 1.0f / 6 : 0.0f;
-    default:
-        return 1.0f;
-    }
 }
 
 #endif

@@ -158,24 +158,6 @@ MDMT_HD void mdmt_add_product(mdmt_pair *sum, mdmt_pair x, mdmt_pair y)
 
 /* ---- lazy values, a pack at a time: the activation is looked up once for eight ---- */
 
-/* 1 / (1 + exp(-x)), without the code for every special case of a division. QUICK: to 2^-20 of
- * it, which bfloat16 does not show. */
-template <int QUICK> MDMT_HD float mdmt_sigmoid_of(float x)
-{
-#ifdef __CUDA_ARCH__
-    float e, s;
-    if (QUICK) {
-        asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(x * -1.4426950408889634f));
-    } else {
-        e = expf(-x);
-    }
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(s) : "f"(1 + e));
-    return s;
-#else
-    return 1 / (1 + expf(-x));
-#endif
-}
-
 template <int ACT, int QUICK> MDMT_HD void mdmt_act_all(mdmt_pack *p)
 {
     const float sixth = 1.0f / 6;
