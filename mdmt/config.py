@@ -93,6 +93,10 @@ def find(name: str) -> Path:
     path = Path(name)
     if path.is_file():
         return path
+    if path.is_dir():
+        run = (path / "config.yaml").is_file()
+        remedy = f"go on with its run by --resume --out {name}" if run else "give a YAML file"
+        raise BadConfig(f"{name}: is a folder, no configuration; {remedy}")
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         raise BadConfig(
             f"{name}: no such configuration file; give an existing YAML file or one "

@@ -62,22 +62,33 @@ class Options:
     where: str = field(default="", init=False)  # what is said of the device
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `mdmt run`."""
-    parser.add_argument(
-        "config",
-        nargs="?",
-        metavar="CONFIG",
-        help="YAML file or shipped name: " + ", ".join(config.shipped()) + " (default: demo)",
-    )
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """The option --set."""
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
         dest="overrides",
-        help="change a configuration key, e.g. --set train.epochs=10",
+        help="change a configuration key, e.g. --set train.epochs=10 (mdmt show keys lists them)",
     )
+
+
+def add_config(parser: argparse.ArgumentParser, default: str | None = "demo") -> None:
+    """The argument CONFIG and the option --set."""
+    parser.add_argument(
+        "config",
+        nargs="?",
+        default=default,
+        metavar="CONFIG",
+        help="YAML file or shipped name: " + ", ".join(config.shipped()) + " (default: demo)",
+    )
+    add_overrides(parser)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `mdmt run`."""
+    add_config(parser, default=None)
     parser.add_argument("--out", metavar="DIR", help="out folder (default: results/<name>)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda[:i]")
     parser.add_argument(
@@ -150,6 +161,9 @@ def load_values(arguments) -> dict:
             for override in arguments.overrides:
                 config.override(raw, override)
             return config.resolve(raw, str(stored))
+        raise BadInput(
+            f"{arguments.out}: there is no run to go on with (no config.yaml); name its CONFIG"
+        )
     return config.load(arguments.config or "demo", arguments.overrides)
 
 

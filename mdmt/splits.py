@@ -76,16 +76,17 @@ def make(cases_list, values: dict, memo: dict | None = None, alike=(), release=N
             key = (validation, release if any(files.values()) else None, *map(id, chosen))
             if key not in memo:
                 pairs = [within[k] for k in members] if together else [[] for _ in members]
-                names = " and ".join(f"'{c.name}'" for c in chosen)
+                names = f"data set{'s' * (len(chosen) > 1)} "
+                names += " and ".join(f"'{c.name}'" for c in chosen)
                 try:
                     made = _folds_of(chosen, validation, values, files[chosen[0].name], pairs)
                     for cases, own, k in zip(chosen, made, members, strict=True):
                         _refuse_leaks(own, cases, validation, within[k])
                 except MissingClass as error:
                     named = MissingClass(error.where, "", _class_name(chosen, error.label))
-                    raise BadInput(f"data set {names}: {named}") from error
+                    raise BadInput(f"{names}: {named}") from error
                 except BadInput as error:
-                    raise BadInput(f"data set {names}: {error}") from error
+                    raise BadInput(f"{names}: {error}") from error
                 memo[key] = made
             folds.update(zip(members, memo[key], strict=True))
         per_dataset = [folds[k] for k in range(len(cases_list))]

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from mdmt import metrics
+from mdmt import metrics, run
 from mdmt.data import synthetic
 
 ROOT = Path(__file__).parents[1]
@@ -208,6 +208,20 @@ def test_starting_weights_are_those_of_the_sources(reference):
             np.testing.assert_allclose(both[key], (one[key] + two[key]) / 2, rtol=1e-5, atol=1e-7)
     head = "heads.prognosis.0.weight"
     assert not np.array_equal(ft[head], one[head])
+
+
+def test_there_must_be_a_run_to_go_on_with(tmp_path, capsys):
+    """Not the demo instead: what was interrupted before it was written down is not known."""
+    out = tmp_path / "out"
+    assert run.main(["--resume", "--out", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"mdmt: {out}: there is no run to go on with") and not out.exists()
+    out.mkdir()
+    assert run.main([str(out)]) == 2
+    assert "is a folder, no configuration; give a YAML file" in capsys.readouterr().err
+    (out / "config.yaml").touch()
+    assert run.main([str(out)]) == 2
+    assert f"go on with its run by --resume --out {out}" in capsys.readouterr().err
 
 
 def test_running_again_trains_nothing(reference):

@@ -295,7 +295,7 @@ def test_too_little_space_is_said_before_any_work(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda p: usage(10**6, 10**6 - 1000, 1000))
     monkeypatch.setattr(picture, "prepare", lambda *a: pytest.fail("worked"))
-    with pytest.raises(NoSpace, match=r"10 images need .* MiB and the disk has 0 MiB left"):
+    with pytest.raises(NoSpace, match=r"10 images need .* MiB and the disk has 0.0 MiB left"):
         inspect(cases, tmp_path)
     assert not leftovers(tmp_path)
 

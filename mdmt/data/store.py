@@ -176,8 +176,8 @@ class Builder:
         if needed > free:
             shutil.rmtree(self.building, ignore_errors=True)
             raise NoSpace(
-                f"{self.folder.parent}: {self.total} images need {needed / 2**20:.0f} MiB and the "
-                f"disk has {free / 2**20:.0f} MiB left; free some space or set data.store to a "
+                f"{self.folder.parent}: {self.total} images need {needed / 2**20:.1f} MiB and the "
+                f"disk has {free / 2**20:.1f} MiB left; free some space or set data.store to a "
                 "folder of another disk"
             )
 
