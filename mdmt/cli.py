@@ -1,5 +1,5 @@
 """The console script `mdmt` (also `python -m mdmt`): run, report, prepare, check, splits,
-predict, show, weights."""
+predict, explain, show, weights."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from .errors import BadInput, nearest
 from .paths import write_atomic, write_json
 from .study import split_record, stored_values
 
+NO_DEVICE = "Not a medical device: not for the diagnosis or treatment of patients."
 MOST = 1 << 24  # images or pixels that can be asked for
 
 
@@ -54,11 +55,15 @@ def _parser() -> argparse.ArgumentParser:
     splits = commands.add_parser("splits", help="make the splits and show what is in them")
     splits.add_argument("--out", metavar="FILE", help="also write them to this JSON file")
     for sub in (prepare, check, splits):
-        sub.add_argument("config", nargs="?", default="demo", metavar="CONFIG")
-        sub.add_argument(
-            "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides"
-        )
-    _add_predict(commands)
+        run.add_config(sub)
+    _add_predicting(
+        commands, "predict", "what the networks of a finished run say of further pictures",
+        "FILE", "also write all to this CSV file",
+    )  # fmt: skip
+    _add_predicting(
+        commands, "explain", "draw which places of a picture its predicted class hangs on",
+        "DIR", "folder of the drawings (default: explained)",
+    )  # fmt: skip
     show = commands.add_parser(
         "show", help="show a backbone, a saved model, a configuration or an out folder's results"
     )
@@ -75,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument(
         "--batch", type=int, metavar="N", help="of a backbone or model: images, for its memory"
     )
-    show.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+    run.add_overrides(show)
     weights = commands.add_parser("weights", help="published ImageNet weights, and weight files")
     tasks = weights.add_subparsers(dest="task", required=True, metavar="TASK")
     listed = tasks.add_parser("list", help="the file of each backbone, and whether it is here")
@@ -88,10 +93,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_predict(commands) -> None:
-    sub = commands.add_parser(
-        "predict", help="what the networks of a finished run say of further pictures"
-    )
+def _add_predicting(commands, name: str, what: str, metavar: str, out: str) -> None:
+    """A command that applies the networks of a run to pictures."""
+    sub = commands.add_parser(name, help=what)
     sub.add_argument("run", metavar="OUT", help="out folder of a run")
     sub.add_argument(
         "images", nargs="+", metavar="IMAGE", help="picture files, or folders with all below them"
@@ -102,7 +106,7 @@ def _add_predict(commands) -> None:
     sub.add_argument("--validation", metavar="NAME", help="scheme (default: the first one)")
     sub.add_argument("--fold", type=int, metavar="N", help="one fold (default: mean over all)")
     sub.add_argument("--seed", type=int, metavar="N", help="one seed (default: mean over all)")
-    sub.add_argument("--out", metavar="FILE", help="also write all to this CSV file")
+    sub.add_argument("--out", metavar=metavar, help=out)
     sub.add_argument("--device", default="auto", help="auto, cpu or cuda[:i]")
     sub.add_argument(
         "--skip", action="store_true", help="go on without pictures that cannot be used"
@@ -238,25 +242,38 @@ def predict(arguments) -> None:
     from . import predict as predictor
     from .paths import write_csv
 
-    names = ("configuration", "backbone", "release", "validation", "fold", "seed")
-    rows, notes = predictor.predict(
-        arguments.run,
-        arguments.images,
-        device=run.resolve_device(arguments.device),
-        skip=arguments.skip,
-        quiet=arguments.quiet,
-        **{name: getattr(arguments, name) for name in names},
-    )
+    rows, notes = predictor.predict(arguments.run, arguments.images, **_applied(arguments))
     if arguments.out:
         write_csv(arguments.out, predictor.columns_of(rows), rows)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
-    if stored_values(Path(arguments.run))["data"]["synthetic"] is not None:
-        print("SYNTHETIC data trained these networks: they know nothing of patients.\n")
     print(predictor.text(rows))
     if arguments.out:
         print(f"predictions  {arguments.out}")
-    print("Not a medical device: not for the diagnosis or treatment of patients.", flush=True)
+    print(NO_DEVICE, flush=True)
+
+
+def explain(arguments) -> None:
+    """Draw what the predictions of pictures hang on."""
+    from . import explain as explainer
+
+    folder = arguments.out or "explained"
+    images, more = arguments.images, _applied(arguments)
+    written, notes = explainer.explain(arguments.run, images, folder, **more)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    for path in written:
+        print(path)
+    print(NO_DEVICE, flush=True)
+
+
+def _applied(arguments) -> dict:
+    """What the options of predict and explain say."""
+    names = ("configuration", "backbone", "release", "validation", "fold", "seed", "skip", "quiet")
+    return {
+        "device": run.resolve_device(arguments.device),
+        **{name: getattr(arguments, name) for name in names},
+    }
 
 
 def report(arguments) -> None:
@@ -291,6 +308,7 @@ def main(argv=None) -> int:
         "check": check,
         "splits": splits,
         "predict": predict,
+        "explain": explain,
         "show": show,
         "weights": weights,
     }

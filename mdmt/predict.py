@@ -37,10 +37,9 @@ class Network:
     tasks: dict
     seen: set | None
 
-    @property
-    def place(self) -> str:
-        """Fold and seed, as text."""
-        return f"fold {self.description['fold']}, seed {self.description['seed']}"
+    def knows(self, path: Path) -> bool:
+        """Whether it was trained or selected on the picture of a file."""
+        return self.seen is not None and digest_file(path) in self.seen
 
 
 def networks(out, values: dict, *, configuration=None, backbone=None, release=None,
@@ -139,6 +138,45 @@ def find_images(given) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
+@dataclass
+class Opened:
+    """The networks of a run and what they need. settings: of `mdmt.preprocess.picture`; notes:
+    what a user should know."""
+
+    nets: list[Network]
+    settings: dict
+    notes: list[str]
+
+
+def opened(out, **chosen) -> Opened:
+    """The run in `out`; chosen: as for `networks`. Raises BadInput."""
+    values = stored_values(out)
+    if values is None:
+        raise BadInput(f"{out}: is no out folder of mdmt (it has no config.yaml)")
+    if config.is_masks(values):
+        raise BadInput(f"{out}: is a run of kind masks; use mdmt.lung_mask")
+    nets = networks(out, values, **chosen)
+    notes = []
+    if any(n.seen is None for n in nets):
+        notes.append(
+            "the run's prepared images are not here any more, so it is not known which of these "
+            "pictures the networks were trained on"
+        )
+    if values["data"]["synthetic"] is not None:
+        notes.append("SYNTHETIC data trained these networks: they know nothing of patients")
+    return Opened(nets, picture.settings_of(values), notes)
+
+
+def prepared(paths: list[Path], settings: dict):
+    """A `mdmt.preprocess.picture.Prepared` for each path, in order."""
+    return build.prepared([picture.Task(p) for p in paths], settings, 1)
+
+
+def refusal(path: Path, one: picture.Prepared) -> str:
+    """The sentence for a picture that cannot be used."""
+    return f"{path}: {one.facts['reason']}; leave the picture out, or go on without it by --skip"
+
+
 def predict(out, images, *, device: str = "cpu", skip: bool = False, quiet: bool = True,
             **chosen) -> tuple[list[dict], list[str]]:  # fmt: skip
     """Probabilities of every task for pictures, by the networks of the run in `out`.
@@ -150,41 +188,29 @@ def predict(out, images, *, device: str = "cpu", skip: bool = False, quiet: bool
     predicted class's probability; networks: how many that is; seen: how many were left out
     because they know the picture; refused: why there is no prediction. Raises BadInput.
     """
-    values = stored_values(out)
-    if values is None:
-        raise BadInput(f"{out}: is no out folder of mdmt (it has no config.yaml)")
-    if config.is_masks(values):
-        raise BadInput(f"{out}: is a run of kind masks; use mdmt.lung_mask")
-    nets = networks(out, values, **chosen)
+    run = opened(out, **chosen)
     paths = find_images(images)
-    notes = []
-    if any(n.seen is None for n in nets):
-        notes.append(
-            "the run's prepared images are not here any more, so it is not known which of these "
-            "pictures the networks were trained on"
-        )
     rows: list[dict] = []
-    with _Progress(len(paths), quiet) as progress:
+    with Progress(len(paths), quiet, "predicting") as progress:
         for start in range(0, len(paths), CHUNK):
-            some = paths[start : start + CHUNK]
-            rows += _chunk(some, nets, picture.settings_of(values), device, skip, progress)
+            rows += _chunk(paths[start : start + CHUNK], run, device, skip, progress)
     left = sorted({r["image"] for r in rows if r["seen"]})
     if left:
-        notes.append(
+        run.notes.append(
             f"{len(left)} of {len(paths)} pictures are the run's own ({left[0]}"
             f"{', ...' if len(left) > 1 else ''}): networks that learnt from them were left out"
         )
-    return rows, notes
+    return rows, run.notes
 
 
-class _Progress:
+class Progress:
     """A bar on a terminal."""
 
-    def __init__(self, total: int, quiet: bool):
+    def __init__(self, total: int, quiet: bool, what: str):
         from tqdm import tqdm
 
         hidden = quiet or not sys.stderr.isatty()
-        self.bar = tqdm(total=total, unit="image", desc="predicting", file=sys.stderr,
+        self.bar = tqdm(total=total, unit="image", desc=what, file=sys.stderr,
                         leave=False, delay=1, disable=hidden)  # fmt: skip
 
     def __enter__(self):
@@ -194,24 +220,20 @@ class _Progress:
         self.bar.close()
 
 
-def _chunk(paths, nets, settings, device: str, skip: bool, progress) -> list[dict]:
+def _chunk(paths, run: Opened, device: str, skip: bool, progress) -> list[dict]:
     """Rows of some pictures, all of them in memory."""
-    pixels, refused = [], {}
-    for path, one in zip(paths, build.prepared([picture.Task(p) for p in paths], settings, 1)):
+    nets, pixels, refused = run.nets, [], {}
+    for path, one in zip(paths, prepared(paths, run.settings), strict=True):
         if one.pixels is None:
             if not skip:
-                raise BadData(
-                    f"{path}: {one.facts['reason']}; leave the picture out, or go on without it "
-                    "by --skip"
-                )
+                raise BadData(refusal(path, one))
             refused[path] = one.facts["reason"]
         else:
             pixels.append(one.pixels)
         progress()
     usable = [p for p in paths if p not in refused]
-    sources = [digest_file(p) for p in usable]
-    use = np.array([[n.seen is None or s not in n.seen for s in sources] for n in nets], bool)
-    given = _probabilities(nets, pixels, device) if usable else {}
+    use = ~np.array([[n.knows(p) for p in usable] for n in nets], bool)
+    given = probabilities(loaded(nets, device), np.stack(pixels)) if usable else {}
     at = {path: i for i, path in enumerate(usable)}
     classes = list(dict.fromkeys(c for names in nets[0].tasks.values() for c in names))
     rows = []
@@ -238,22 +260,28 @@ def _summed(p: np.ndarray, names: list[str]) -> dict:
     return {"predicted": names[best], "sd": spread, **cells}
 
 
-def _probabilities(nets: list[Network], pixels: list, device: str) -> dict:
-    """{task: (networks, images, classes) float64}."""
-    from . import engine
+def loaded(nets: list[Network], device: str):
+    """(network, its Model), one at a time, since a study's do not fit into memory together."""
     from .model import Model
 
-    images = np.ascontiguousarray(np.stack(pixels))
-    rows = np.arange(len(images))
-    found: dict[str, list] = {task: [] for task in nets[0].tasks}
     for net in nets:
-        model = Model.load(net.folder / kept.WEIGHTS, device=device)
+        yield net, Model.load(net.folder / kept.WEIGHTS, device=device)
+
+
+def probabilities(models, images: np.ndarray) -> dict:
+    """{task: (networks, images, classes) float64} of images (n, S, S) uint8; models: as `loaded`
+    gives them."""
+    from . import engine
+
+    found: dict[str, list] = {}
+    rows = np.arange(len(images))
+    for net, model in models:
         width = len(next(iter(net.tasks.values())))
         unknown = np.full((len(images), width), np.nan, np.float32)
         model.attach([{"images": images, "task": 0, "target": unknown}])
         logits = engine.predict(model, 0, rows, net.description["train"]["batch_size"])
-        for task in found:
-            found[task].append(engine.softmax(logits[task]).astype(np.float64))
+        for task in net.tasks:
+            found.setdefault(task, []).append(engine.softmax(logits[task]).astype(np.float64))
     return {task: np.stack(p) for task, p in found.items()}
 
 

@@ -42,7 +42,7 @@ STAGES = [
     ["tables"],
     ["plots"],
     ["report"],
-    ["checks"],
+    ["checks", "explain"],
     ["cli", "run", "__main__"],
 ]
 # heavy module -> the only place that may import it

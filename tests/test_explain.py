@@ -1,0 +1,52 @@
+"""mdmt explain: maps that find what a function looks at, and pictures of a run's networks."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mdmt import cli, predict
+from mdmt.explain import occlusion
+from tests.test_predict import finished  # noqa: F401  (a fixture)
+
+
+def test_a_map_is_where_the_probability_comes_from():
+    """A function of one square's mean: the map has its largest value there, the exact fall, and
+    nothing far away."""
+    pixels = np.zeros((64, 64), np.uint8)
+    pixels[16:24, 40:48] = 255
+
+    def mean(images):
+        return images[:, 16:24, 40:48].mean((1, 2)) / 255
+
+    found = occlusion(pixels, mean)
+    y, x = np.unravel_index(found.argmax(), found.shape)
+    assert 16 <= y < 24 and 40 <= x < 48
+    assert found[:8].max() == found[40:].max() == found[:, :24].max() == 0
+    grey = round(float(pixels.mean()))
+    # A pixel at (20, 44) lies in four squares that cover 64, 32, 32 and 16 of the 64 bright pixels.
+    fall = (255 - grey) / 255 * (64 + 32 + 32 + 16) / 64 / 4
+    assert found[20, 44] == pytest.approx(fall)
+    assert occlusion(pixels, lambda images: 1 - mean(images)).min() == -found.max()
+
+
+def test_drawings_of_a_run(finished, tmp_path, capsys):  # noqa: F811
+    out, images, _ = finished
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 60), dtype=np.uint8)
+    (tmp_path / "in").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "in" / "new.png")
+    Image.fromarray(pixels[::-1]).save(tmp_path / "in" / "new.jpg")
+    given = ["explain", str(out), str(tmp_path / "in"), "--fold", "0", "--out"]
+    assert cli.main([*given, str(tmp_path / "drawn")]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 5
+    names = sorted(p.name for p in (tmp_path / "drawn").iterdir())
+    tasks = ("prognosis", "severity")
+    assert names == sorted(f"new-{t}{n}.png" for t in tasks for n in ("", "-2"))
+    assert Image.open(tmp_path / "drawn" / names[0]).size[0] > 800
+    (tmp_path / "in" / "bad.png").write_bytes(b"no image")
+    assert cli.main([*given, str(tmp_path / "none")]) == 2
+    assert "go on without it by --skip" in capsys.readouterr().err
+    # A picture that the only network learnt from is not explained by it.
+    rows, _ = predict.predict(out, [images], fold=0)
+    known = next(r["image"] for r in rows if r["networks"] == 0)
+    assert cli.main(["explain", str(out), known, "--fold", "0", "--out", str(tmp_path)]) == 0
+    assert "every network was trained on it" in capsys.readouterr().err
