@@ -160,8 +160,8 @@ def knobs(made=None):
 
 
 def races():
-    """Races among the threads of kernels so far, and a sentence on the first of them; (0, "") where
-    nobody looks for them."""
+    """Races among the threads of kernels so far, and accesses to what is not the device's memory;
+    and a sentence on the first of them; (0, "") where nobody looks for them."""
     total, said = 0, ""
     for path in loaded if RACES else []:
         text = ctypes.c_char_p(b"")
@@ -174,7 +174,8 @@ def races():
 
 @pytest.fixture(autouse=True)
 def no_race():
-    """For every test of a module that names it: no kernel may have had a race."""
+    """For every test of a module that names it: no kernel may have had a race, or have touched
+    what is not the device's memory."""
     before, _ = races()
     yield
     after, first = races()

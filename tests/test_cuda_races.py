@@ -1,5 +1,6 @@
-"""The search for races among the threads of a kernel (tests/c/fake_cuda/races.cpp), shown to find
-planted ones and no others. With MDMT_SANITIZE=races tests/test_cuda_ops.py runs under it."""
+"""The search for races among the threads of a kernel, and for what is not the device's memory
+(tests/c/fake_cuda/races.cpp), shown to find what was planted and nothing else. With
+MDMT_SANITIZE=races tests/test_cuda_ops.py runs under it."""
 
 import itertools
 
@@ -41,6 +42,8 @@ KERNELS = {
     ),
     "halves of a number": ("((mdmt_bf16 *)(void *)out)[all].bits = 1;", "", 0),
     "blocks write the same": ("", "out[thread] = 1;", 1),
+    "the host's memory": ("shared.v[thread] = host[thread];", "", 1),
+    "behind the end": ("shared.v[thread] = in[64 * (thread / 63)];", "", 1),
     "a block reads what another one writes": (
         "out[all] = 1;",
         "shared.v[thread] = out[(all + 64) % 256];",
@@ -60,12 +63,19 @@ cudaError_t fake_launch(cudaStream_t, void (*run)(const void *), const void *k, 
 }
 long fake_walk;
 size_t fake_walked(size_t turn, size_t) { return turn; }
+/* of the device: out and in */
+static struct { alignas(32) float out[1024], gap[8], in[64], host[64]; } all;
+size_t fake_block_with(const void *at, const void **from)
+{
+    *from = at < (const void *)all.in ? all.out : all.in;
+    return *from == all.out ? sizeof all.out : sizeof all.in;
+}
 extern "C" long long fake_cuda_races(const char **text);
 template <int WHICH> struct kernel {
     enum { THREADS = 64, PHASES = 2 };
     struct shared_type { float v[64]; };
     float *out;
-    const float *in;
+    const float *in, *host;
     void run(int phase, size_t block, int thread, shared_type &shared) const
     {
         size_t all = block * 64 + (size_t)thread;
@@ -75,7 +85,6 @@ template <int WHICH> struct kernel {
 };
 int main()
 {
-    alignas(32) static float out[1024], in[64];
     const char *text;
     CALLS
 }
@@ -90,7 +99,7 @@ def found(tmp_path_factory):
         bodies += (
             f"if constexpr (WHICH == {i}) {{ if (phase == 0) {{ {zero} }} else {{ {one} }} }}\n"
         )
-        calls += f"mdmt_launch(nullptr, 4, kernel<{i}>{{out, in}});\n"
+        calls += f"mdmt_launch(nullptr, 4, kernel<{i}>{{all.out, all.in, all.host}});\n"
         calls += 'printf("%lld\\n", fake_cuda_races(&text));\n'
     folder = tmp_path_factory.mktemp("races")
     source = folder / "kernels.cpp"

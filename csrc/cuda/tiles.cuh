@@ -47,7 +47,7 @@ template <class K> void mdmt_walk_rounds(const void *started)
     const mdmt_started<K> &s = *(const mdmt_started<K> *)started;
     typename K::shared_type shared;
     typename K::own_type own[K::THREADS];
-    fake_watch_launch(__PRETTY_FUNCTION__);
+    fake_watch_launch(__PRETTY_FUNCTION__, &s, sizeof s);
     for (size_t i = 0; i < s.blocks; i++) {
         size_t block = fake_place(i, s.blocks);
         memset((void *)&shared, 0xFF, sizeof shared);

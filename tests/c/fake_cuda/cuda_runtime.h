@@ -79,15 +79,8 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream);
 cudaError_t cudaGraphDestroy(cudaGraph_t graph);
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph);
 
-/* The order of the threads of a phase, and of blocks. 0: from the first to the last. */
-extern long fake_walk;
-size_t fake_walked(size_t turn, size_t count);
-/* Which of `count` has its turn at `turn`. */
-static inline size_t fake_place(size_t turn, size_t count)
-{
-    return fake_walk ? fake_walked(turn, count) : turn;
-}
-/* Races are looked for where the compiler reports each access to memory (races.cpp). */
+/* Races are looked for where the compiler reports each access to memory (races.cpp). `started` of
+ * `bytes`: a kernel and its arguments. */
 #ifdef __SANITIZE_THREAD__
 #define FAKE_WATCHES 1
 #elif defined(__has_feature)
@@ -95,17 +88,29 @@ static inline size_t fake_place(size_t turn, size_t count)
 #define FAKE_WATCHES 1
 #endif
 #endif
-#if defined(FAKE_WATCHES) || defined(FAKE_RACES)
-void fake_watch_launch(const char *kernel);
+#ifndef FAKE_WATCHES
+#define FAKE_WATCHES 0
+#endif
+void fake_watch_launch(const char *name, const void *started, size_t bytes);
 void fake_watch_block(size_t block, const void *shared, size_t bytes);
 void fake_watch_thread(int phase, int thread);
 void fake_watch_end(void);
-#else
-#define fake_watch_launch(kernel)              ((void)0)
-#define fake_watch_block(block, shared, bytes) ((void)0)
-#define fake_watch_thread(phase, thread)       ((void)0)
-#define fake_watch_end()                       ((void)0)
+#if !FAKE_WATCHES && !defined(FAKE_RACES)
+#define fake_watch_launch(name, started, bytes) ((void)0)
+#define fake_watch_block(block, shared, bytes)  ((void)0)
+#define fake_watch_thread(phase, thread)        ((void)0)
+#define fake_watch_end()                        ((void)0)
 #endif
+/* The order of the threads of a phase, and of blocks. 0: from the first to the last. */
+extern long fake_walk;
+size_t fake_walked(size_t turn, size_t count);
+/* Which of `count` has its turn at `turn`. */
+static inline size_t fake_place(size_t turn, size_t count)
+{
+    return FAKE_WATCHES || fake_walk ? fake_walked(turn, count) : turn;
+}
+/* The block of the device's memory that has `at`: its first byte and its size, or 0. */
+size_t fake_block_with(const void *at, const void **from);
 /* In the place of <<<>>>: run(copy) in the order of the stream; `kernel` of `bytes` is copied. */
 cudaError_t fake_launch(cudaStream_t stream, void (*run)(const void *), const void *kernel,
                         size_t bytes);

@@ -507,12 +507,22 @@ cudaError_t fake_launch(cudaStream_t stream, void (*run)(const void *), const vo
     return give_launch(stream, run, kernel, bytes);
 }
 
+size_t fake_block_with(const void *at, const void **from)
+{
+    auto after = blocks.upper_bound((void *)(uintptr_t)at);
+    if (after == blocks.begin() || !std::prev(after)->second.counted) {
+        return 0;
+    }
+    *from = std::prev(after)->first;
+    return std::prev(after)->second.bytes;
+}
+
 /* 2: by leaps of about 5/8 of the count, with which they have no divisor in common. */
 size_t fake_walked(size_t turn, size_t count)
 {
     static size_t of, leap;
-    if (fake_walk == 1) {
-        return count - 1 - turn;
+    if (fake_walk < 2) {
+        return fake_walk ? count - 1 - turn : turn;
     }
     if (of != count) {
         of = count;

@@ -1,4 +1,5 @@
-/* Races among the threads of a kernel that runs on the processor.
+/* Races among the threads of a kernel that runs on the processor, and accesses to what is neither
+ * the device's memory nor its own.
  *
  * -fsanitize=thread puts a call before each access to memory; these are the functions called. Two
  * accesses to the same bytes, one of them a write, race on a GPU
@@ -41,7 +42,19 @@ int running;
 const char *kernel = "";
 who now;
 uint32_t epochs, launch, of_block;
-uintptr_t shared_from, shared_to, stack_from, stack_to;
+/* From an address to behind the last. */
+struct range {
+    uintptr_t from, to;
+
+    int has(uintptr_t at, size_t bytes) const
+    {
+        return at >= from && at + bytes <= to;
+    }
+};
+range shared, stack, arguments;
+enum { RECENT = 4 };
+range recent[RECENT]; /* blocks of the device's memory, met last */
+int turn;
 long long found;
 char first[1024];
 
@@ -55,6 +68,32 @@ cell *cell_of(uintptr_t address)
         last_number = number;
     }
     return &last_page->at[address % PAGE / CELL];
+}
+
+/* Whether a block of the device's memory has all of it. */
+int on_device(uintptr_t address, size_t bytes)
+{
+    for (const range &r : recent) {
+        if (r.has(address, bytes)) {
+            return 1;
+        }
+    }
+    const void *from = nullptr;
+    size_t size = fake_block_with((const void *)address, &from);
+    range &r = recent[turn++ % RECENT];
+    r = {(uintptr_t)from, (uintptr_t)from + size};
+    return r.has(address, bytes);
+}
+
+void stray(uintptr_t address, size_t bytes, int writes)
+{
+    if (found++ == 0) {
+        snprintf(first, sizeof first,
+                 "%s: thread %u of block %u %s %zu bytes at %p in phase %u, which are not the "
+                 "device's",
+                 kernel, now.thread, now.block, writes ? "writes" : "reads", bytes, (void *)address,
+                 now.phase);
+    }
 }
 
 void race(const char *what, const who &other, int in_shared)
@@ -81,9 +120,13 @@ int meets(const who &other, int by_blocks, int by_threads, const who &me)
 
 void touch(uintptr_t address, size_t bytes, int writes)
 {
-    int in_shared = address >= shared_from && address < shared_to;
-    if (!running || (!in_shared && address >= stack_from && address < stack_to)) {
-        return; /* of the host, or a variable of the thread */
+    int in_shared = shared.has(address, bytes);
+    if (!running || (!in_shared && (stack.has(address, bytes) || arguments.has(address, bytes)))) {
+        return; /* of the host, a variable of the thread, or an argument */
+    }
+    if (!in_shared && !on_device(address, bytes)) {
+        stray(address, bytes, writes);
+        return;
     }
     who me = now;
     me.epoch = in_shared ? of_block : launch;
@@ -113,27 +156,29 @@ void touch(uintptr_t address, size_t bytes, int writes)
 
 } // namespace
 
-void fake_watch_launch(const char *name)
+void fake_watch_launch(const char *name, const void *started, size_t size)
 {
     pthread_attr_t attributes;
-    void *stack;
+    void *from;
     size_t bytes;
     if (pthread_getattr_np(pthread_self(), &attributes) == 0) {
-        pthread_attr_getstack(&attributes, &stack, &bytes);
+        pthread_attr_getstack(&attributes, &from, &bytes);
         pthread_attr_destroy(&attributes);
-        stack_from = (uintptr_t)stack;
-        stack_to = stack_from + bytes;
+        stack = {(uintptr_t)from, (uintptr_t)from + bytes};
+    }
+    arguments = {(uintptr_t)started, (uintptr_t)started + size};
+    for (range &r : recent) {
+        r = {0, 0}; /* memory may have been freed */
     }
     kernel = name;
     launch = ++epochs;
     running = 1;
 }
 
-void fake_watch_block(size_t block, const void *shared, size_t bytes)
+void fake_watch_block(size_t block, const void *its, size_t bytes)
 {
     now.block = (uint32_t)block;
-    shared_from = (uintptr_t)shared;
-    shared_to = shared_from + bytes;
+    shared = {(uintptr_t)its, (uintptr_t)its + bytes};
     of_block = ++epochs;
 }
 
