@@ -108,7 +108,8 @@ def _complete(where: str, position: int, stage: dict, values: dict, aliases: dic
     if isinstance(full["task_weights"], dict):
         full["task_weights"] = {aliases.get(t, t): w for t, w in full["task_weights"].items()}
     _check_init(where, position, full, values["mdmt"]["beta"])
-    if full["freeze"] and full["init"] == "weights" and values["weights"] == "random":
+    drawn = "random" in weights_of(values).values()
+    if full["freeze"] and full["init"] == "weights" and drawn:
         raise BadConfig(
             f"{where}.freeze: a backbone of random weights that never learns says nothing; set "
             "weights or init"
@@ -180,9 +181,33 @@ def stages_of(values: dict, name: str) -> list[dict]:
     return known[name]
 
 
+def weights_of(values: dict) -> dict[str, str]:
+    """What the key `weights` says for each backbone of the study. Raises BadConfig."""
+    given, names = values["weights"], values["backbones"]
+    if not isinstance(given, dict):
+        return dict.fromkeys(names, given)
+    absent = [b for b in names if b not in given]
+    if absent:
+        raise BadConfig(
+            f"weights: names no weights of the backbone '{absent[0]}'; add it, as `random` if it "
+            "has none"
+        )
+    return {b: given[b] for b in names}
+
+
+def weights_text(values: dict) -> str:
+    """The same in words: one for all backbones, or those that share each."""
+    groups: dict[str, list[str]] = {}
+    for backbone, name in weights_of(values).items():
+        groups.setdefault(name, []).append(backbone)
+    if len(groups) == 1:
+        return next(iter(groups))
+    return "; ".join(f"{name} ({', '.join(some)})" for name, some in groups.items())
+
+
 def weights_source(values: dict, backbone: str) -> dict:
     """Describe the initial weights of `backbone`: {"kind": "random"} or "file" with its hash."""
-    name = values["weights"]
+    name = weights_of(values)[backbone]
     if name == "random":
         return {"kind": name}
     if name == "imagenet":

@@ -19,6 +19,7 @@ from pathlib import Path
 from . import __version__, apart, checks, config
 from .analysis import cohort
 from .errors import BadConfig, BadInput, JobsFailed, MdmtError, debugging
+from .experiments import weights_text
 from .paths import (
     folder_lock,
     make_folder,
@@ -214,7 +215,7 @@ def _introduce(study: Study, out: Path, found: checks.Report, where: str) -> Non
     releases = f"; releases {', '.join(names)}" if len(names) > 1 else ""
     print(
         f"  {len(study.jobs)} training{plural}: {', '.join(values['backbones'])}; "
-        f"{', '.join(values['configurations'])}; weights: {values['weights']}{releases}",
+        f"{', '.join(values['configurations'])}; weights: {weights_text(values)}{releases}",
         file=sys.stderr,
     )
     if where:

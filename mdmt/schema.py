@@ -446,7 +446,13 @@ SCHEMA = _map(
         nonempty=True,
     ),
     image_size=Key("int", 224, "side of the network's input in pixels", low=32, high=4096),
-    weights=Key("text", "random", "random, imagenet, or a file or folder of weights"),
+    weights=Key(
+        "table|text",
+        "random",
+        "random, imagenet, or a file or folder of weights; or one of these for each backbone: "
+        "{backbone: weights}",
+        item=Key("text"),
+    ),
     seeds=Key("list", [0], "seeds of the training", item=Key("int", low=0), nonempty=True),
     train=TRAIN,
     sampler=SAMPLER,

@@ -194,6 +194,9 @@ def check_names(values: dict) -> None:
     for name in values["backbones"]:
         if name not in known:
             raise BadConfig(f"backbones: '{name}' is unknown{nearest(name, known)}")
+    for name in values["weights"] if isinstance(values["weights"], dict) else ():
+        if name not in known:
+            raise BadConfig(f"weights: '{name}' is no backbone{nearest(name, known)}")
     for name in values["configurations"]:
         experiments.stages_of(values, name)
 

@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 
-from mdmt import config, experiments, splits
+from mdmt import config, experiments, splits, study
 from mdmt.data.table import Cases
 from mdmt.errors import BadConfig
 
@@ -294,3 +294,25 @@ def test_a_beta_that_is_none_is_a_sentence(name):
     values = config.load("covid_cxr", [f"configurations=['{name}']"])
     with pytest.raises(BadConfig, match="with a number from 0 to 1, such as MDMT-beta0"):
         experiments.stages_of(values, name)
+
+
+def test_weights_may_be_named_for_each_backbone(tmp_path):
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(b"weights")
+    given = f"weights={{resnet18: random, resnet34: '{path}', unused: imagenet}}"
+    values, datasets, made = setup("backbones=[resnet18, resnet34]", given)
+    kinds = {"resnet18": "random", "resnet34": "file"}
+    for job in experiments.plan(values, datasets, made):
+        init = job.description["init"]
+        if "weights" in init:
+            assert init["weights"]["kind"] == kinds[job.description["backbone"]]
+    assert experiments.weights_text(values) == f"random (resnet18); {path} (resnet34)"
+    # The jobs are those that one value for all would make.
+    alone = {j.id for j in plan("backbones=[resnet18]", "weights=random")}
+    assert alone <= {j.id for j in experiments.plan(values, datasets, made)}
+    with pytest.raises(BadConfig, match="'unused' is no backbone"):
+        study.check_names(values)
+    with pytest.raises(BadConfig, match="names no weights of the backbone 'resnet34'"):
+        plan("backbones=[resnet18, resnet34]", "weights={resnet18: random}")
+    with pytest.raises(BadConfig, match=r"weights\.resnet18 is"):
+        plan("weights={resnet18: [1]}")

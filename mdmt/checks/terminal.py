@@ -8,6 +8,7 @@ import textwrap
 
 import numpy as np
 
+from ..experiments import weights_text
 from ..kfold import PARTS
 from ..runner.display import clock
 from ..runner.estimate import size_text
@@ -135,7 +136,7 @@ def cost_facts(report: Report) -> list[tuple[str, str]]:
         f"{_counted(values['configurations'], 'configuration')}, "
         f"{', '.join(values['validation'])}"
         + (f", {many} releases" if many > 1 else "")
-        + f"; weights: {values['weights']}"
+        + f"; weights: {weights_text(values)}"
     )
     found = [("plan", plan), ("store", store_size(report))]
     if costs is None:

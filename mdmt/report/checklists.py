@@ -7,6 +7,7 @@ gives, or "" for what only the authors can say.
 
 from __future__ import annotations
 
+from ..experiments import weights_text
 from . import words
 
 CLAIM_SOURCE = (
@@ -266,8 +267,8 @@ def answers(outcome, analyses: list, people: dict | None = None) -> dict:
         + ", Python "
         + str(outcome.environment.get("python", "?"))
         + "; see Reproduction.",
-        "initial": f"Weights: {values['weights']}; FT and MDMT start from the single-task networks "
-        "of the same fold.",
+        "initial": f"Weights: {weights_text(values)}; FT and MDMT start from the single-task "
+        "networks of the same fold.",
         "training": f"Adam, learning rate {train['lr']}, batch {train['batch_size']}, at most "
         f"{train['epochs']} epochs, weight decay {train['weight_decay']}, augmentation: {augment}; "
         f"seeds {', '.join(map(str, values['seeds']))}. All of it: config.yaml.",

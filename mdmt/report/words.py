@@ -6,6 +6,7 @@ import numpy as np
 
 from ..analysis.compare import METHOD, TITLES, Analysis, f1_name
 from ..analysis.folder import Outcome
+from ..experiments import weights_of
 from ..tables.grid import number, percent
 
 ALPHA = 0.05
@@ -217,11 +218,12 @@ def limits(outcome: Outcome, analyses: list[Analysis]) -> list[str]:
             "The radiographs were drawn by the software itself. Nothing here says anything about "
             "patients, or about which method is better on real images."
         )
-    weights = values["weights"]
-    if weights == "random":
+    drawn = [b for b, name in weights_of(values).items() if name == "random"]
+    if drawn:
+        some = f" of {', '.join(drawn)}" if len(drawn) < len(values["backbones"]) else ""
         found.append(
-            "Networks started from random weights; published studies start from ImageNet, so that "
-            "figures are not comparable with theirs."
+            f"Networks{some} started from random weights; published studies start from ImageNet, "
+            "so that figures are not comparable with theirs."
         )
     if len(values["seeds"]) < 3:
         found.append(
@@ -234,9 +236,8 @@ def limits(outcome: Outcome, analyses: list[Analysis]) -> list[str]:
     found.append(
         "FT and MDMT start from networks that are trained already: part of their gain may be "
         "longer training. Only a control with as many steps tells them apart"
-        + ("." if not any(c not in ("STL-tau1", "STL-tau2", "FT", METHOD)
-                          for c in values["configurations"])
-           else "; see the rows marked (control).")
+        + ("; see the rows marked (control)." if "STL-tau1-long" in values["configurations"]
+           else ", such as STL-tau1-long, which was not trained here.")
     )  # fmt: skip
     if not any(a.matrix.validation.startswith("loco") for a in analyses):
         found.append(
