@@ -13,6 +13,7 @@ from scipy.stats import ttest_rel
 
 from mdmt import analysis, cli, metrics, plots, report, stats, tables
 from mdmt.errors import BadInput
+from mdmt.plots import style
 from mdmt.report import checklists, words
 from mdmt.report.page import STYLE
 from tests import outfolder
@@ -271,7 +272,7 @@ def test_report_says_what_it_must(study):
     for wanted in (
         "Result.</strong> For prognosis in 2-fold cross-validation",
         "95 % interval",
-        "(control)",
+        "(added)",
         "images excluded",
         "without a label: left out",
         "Paired bootstrap by patient",
@@ -631,3 +632,14 @@ def test_correlation_is_of_the_expected_class(releases):
     parts = outcome.select(release="2", task="severity", configuration="MDMT")
     each = [pearsonr(p.y, p.p @ [0, 1, 2, 3]).statistic for p in parts]
     assert analysis.operating(a.matrix, "MDMT")["correlation"] == pytest.approx(np.mean(each))
+
+
+def test_labels_and_axes_that_would_fall_together():
+    assert style.apart([1.0, 5.0], 1) == [1.0, 5.0]
+    assert style.apart([3.0, 3.0, 3.0], 1) == [2.0, 3.0, 4.0]
+    assert style.apart([2.0, 0.0, 2.0], 1) == pytest.approx([5 / 3, -1 / 3, 8 / 3])
+    assert style.apart([], 1) == []
+    _, axes = style.figure(2, 2)
+    axes[0, 0].plot([0, 1], [50, 50])
+    style.least_range(axes[0, 0])
+    assert axes[0, 0].get_ylim() == pytest.approx((49, 51))

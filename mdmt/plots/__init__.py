@@ -167,8 +167,8 @@ def _place(save: _Saver, a: Analysis, groups: list, samples: bool) -> None:
         if len(known) > 1:
             save(comparisons.slope(m), "slope", "From single-task to MDMT, by backbone",
                  f"A line per backbone over {' to '.join(known)}.",
-                 "Full green lines end higher than they begin, broken orange ones lower.",
-                 m)  # fmt: skip
+                 "Full green lines end at least as high as they begin, broken orange ones lower"
+                 + ("; black: their mean." if len(m.backbones) > 1 else "."), m)  # fmt: skip
     if len(m.folds) > 1:
         save(comparisons.fold_values(m), "folds", "Every fold's value",
              f"Metrics of each of {len(m.folds)} folds by configuration.",

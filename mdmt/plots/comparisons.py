@@ -19,17 +19,21 @@ def slope(m: Matrix):
     for ax, k in zip(axes[0], SHOWN, strict=True):
         table = 100 * scores(m, k)[:, at]
         x = np.arange(len(names))
-        for row, b in zip(table, m.backbones, strict=True):
+        for row in table:
             better = row[-1] >= row[0]
             ax.plot(x, row, color=style.GREEN if better else style.ORANGE,
                     ls="-" if better else (0, (3, 2)), lw=1, marker=".", alpha=0.8)  # fmt: skip
-            if len(m.backbones) <= 4:
-                ax.annotate(b, (x[-1], row[-1]), xytext=(4, 0), textcoords="offset points",
-                            fontsize=7, va="center")  # fmt: skip
         if len(m.backbones) > 1:
-            ax.plot(x, table.mean(0), color="black", lw=2.4, marker="o", label="mean")
-            ax.legend()
-        ax.set_xticks(x, names)
+            ax.plot(x, table.mean(0), color="black", lw=2.4, marker="o")
+        style.least_range(ax)
+        if len(m.backbones) <= 4:
+            low, high = ax.get_ylim()
+            ends = [(b, y) for b, y in zip(m.backbones, table[:, -1], strict=True) if y == y]
+            places = style.apart([y for _, y in ends], 0.06 * (high - low))
+            for (b, _), y in zip(ends, places, strict=True):
+                ax.annotate(b, (x[-1], y), xytext=(5, 0), textcoords="offset points", fontsize=7,
+                            va="center", annotation_clip=False)  # fmt: skip
+        ax.set_xticks(x, names, rotation=30, ha="right", fontsize=7.5)
         ax.set_xlim(-0.3, len(names) - 1 + (0.9 if len(m.backbones) <= 4 else 0.3))
         ax.set_title(TITLES[k])
     axes[0, 0].set_ylabel("percent")
@@ -191,6 +195,7 @@ def fold_values(m: Matrix):
                     marker=look["marker"], alpha=0.75)  # fmt: skip
             if np.isfinite(values).any():
                 ax.plot([x - 0.3, x + 0.3], [np.nanmean(values)] * 2, color="black", lw=1.4)
+        style.least_range(ax)
         ax.set_xticks(range(len(m.configurations)), m.configurations, rotation=30, ha="right",
                       fontsize=7.5)  # fmt: skip
         ax.set_title(TITLES[k])

@@ -4,6 +4,7 @@ marker and a line style of its own, so that they hold in grey print too."""
 from __future__ import annotations
 
 import io
+import itertools
 from contextlib import contextmanager
 
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
@@ -81,6 +82,25 @@ def figure(width: float, height: float, rows: int = 1, columns: int = 1, **more)
     made = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(made)
     return made, made.subplots(rows, columns, squeeze=False, **more)
+
+
+def least_range(ax, least: float = 2.0) -> None:
+    """Let the vertical axis span `least` units around what it shows: equal values are a line, not
+    noise under a magnifying glass."""
+    low, high = ax.get_ylim()
+    if high - low < least:
+        middle = (low + high) / 2
+        ax.set_ylim(middle - least / 2, middle + least / 2)
+
+
+def apart(values, gap: float) -> list[float]:
+    """Positions at least `gap` apart, in the order of `values` and near them."""
+    order = sorted(range(len(values)), key=lambda i: (values[i], i))
+    found = list(map(float, values))
+    for before, i in itertools.pairwise(order):
+        found[i] = max(found[i], found[before] + gap)
+    shift = sum(f - v for f, v in zip(found, values, strict=True)) / max(len(found), 1)
+    return [f - shift for f in found]
 
 
 def render(made) -> dict[str, bytes]:

@@ -11,6 +11,7 @@ import numpy as np
 from .. import stats
 from ..analysis.folder import Outcome, is_control
 from ..data import paper_values
+from ..experiments import CONTROLS
 from .grid import Cell, Row, Table, marks, number
 
 COLUMNS = ("accuracy", "f1", "gmean")
@@ -19,8 +20,10 @@ SCHEMES = {"cv": "CV", "nested": "nested CV", "loco": "LOCO", "loco-all": "LOCO,
 
 
 def label(configuration: str) -> str:
-    """The name of a configuration in a table."""
-    return configuration + " (control)" if is_control(configuration) else configuration
+    """The name of a configuration in a table; what is not the paper's is marked."""
+    if configuration in CONTROLS:
+        return f"{configuration} (control)"
+    return f"{configuration} (added)" if is_control(configuration) else configuration
 
 
 def _means(results: list[dict]) -> dict:
