@@ -10,7 +10,7 @@ from pathlib import Path
 from . import __version__, config, run
 from .errors import BadInput, nearest
 from .paths import write_atomic, write_json
-from .study import split_record, stored_values
+from .study import check_names, split_record, stored_values
 
 NO_DEVICE = "Not a medical device: not for the diagnosis or treatment of patients."
 MOST = 1 << 24  # images or pixels that can be asked for
@@ -122,7 +122,9 @@ def prepare(arguments) -> None:
     """Build the stores and write contact sheets."""
     from .prepare import prepare as start
 
-    start(config.load(arguments.config, arguments.overrides), arguments.out, arguments.quiet)
+    values = config.load(arguments.config, arguments.overrides)
+    check_names(values)
+    start(values, arguments.out, arguments.quiet)
 
 
 def _fold_lines(release) -> list[str]:

@@ -412,6 +412,18 @@ def tell(made: dict) -> None:
     sys.stdout.flush()
 
 
+def _check_environment() -> None:
+    """Variables that the engine reads: a wrong one is told before anything is done."""
+    from . import _core
+    from .system import cpu_path
+
+    try:
+        _core.get_num_threads()
+        cpu_path()
+    except ValueError as error:
+        raise BadConfig(str(error)) from error
+
+
 @contextlib.contextmanager
 def _signals():
     """Let SIGTERM and SIGUSR1 raise KeyboardInterrupt, in the main thread."""
@@ -434,7 +446,11 @@ def guarded(action) -> int:
     """Call `action`; print an error as one sentence to stderr and return the exit code. What asks a
     process to end (SIGTERM, SIGUSR1 of a batch system) ends it as Ctrl-C does, unless the action
     has handlers of its own."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # what a terminal cannot show stops nothing
     try:
+        _check_environment()
         with _signals():
             action()
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Files that a killed process left, and what ends a process."""
+"""Files that a killed process left, and what a command does around its work."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from mdmt import paths, run
+from mdmt import cli, paths, run
 
 
 def test_what_a_killed_writer_left_is_removed(tmp_path):
@@ -34,3 +34,35 @@ def test_signals_end_a_command_as_an_interruption(number, capfd):
     assert run.guarded(lambda: os.kill(os.getpid(), number)) == 75
     assert capfd.readouterr().err == "mdmt: interrupted; run the same command to go on\n"
     assert signal.getsignal(number) == old
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_that_cannot_show_a_letter_stops_nothing(encoding):
+    """Minus signs and deviations are printed as what the terminal has."""
+    code = "import sys; from mdmt import run; sys.exit(run.guarded(lambda: print('\u2212\u00b1')))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.strip() == "\u2212\u00b1".encode(encoding, "replace")
+
+
+@pytest.mark.parametrize(
+    "name, value, words",
+    [("MDMT_NUM_THREADS", "abc", "use 1 to 1024"), ("MDMT_CPU", "sse", "use ref, avx2 or avx512")],
+)
+def test_wrong_variables_are_told_before_anything_is_done(name, value, words, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "mdmt.run", "--out", str(tmp_path / "out")], capture_output=True,
+        env={**os.environ, name: value}, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2 and not (tmp_path / "out").exists()
+    assert done.stderr.startswith(f"mdmt: the environment variable {name} is '{value}'")
+    assert words in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_masks_are_no_study_to_prepare(capsys):
+    assert cli.main(["prepare", "lungs"]) == 2
+    said = capsys.readouterr().err
+    assert said == ("mdmt: lungs: is a configuration of kind masks, which only `mdmt run` takes\n")
