@@ -229,9 +229,10 @@ class Cohort:
         if n_splits < 2:
             raise BadInput(f"{name} is {n_splits}; give at least 2")
         if groups < n_splits:
+            fewer = f"use at most {groups} folds or " if groups > 1 else ""
             raise BadInput(
-                f"{groups} patients cannot fill {n_splits} folds; use at most "
-                f"{groups} folds or give more patients"
+                f"{groups} patient{'s' * (groups > 1)} cannot fill {n_splits} folds; {fewer}give "
+                "more patients"
             )
 
 

@@ -212,7 +212,7 @@ def test_what_would_fail_later_is_an_error_now(data, monkeypatch):
     assert terminal.text(report, 80, False).endswith("correct the errors above.")
     data[1]["one"] = [[a, "o0", c, d] for a, _, c, d in data[1]["one"]]
     found = sentences(examine(data), "error")
-    assert any("1 patients cannot fill 2 folds" in s for s in found)
+    assert any("1 patient cannot fill 2 folds; give more" in s for s in found)
 
 
 def test_backbones_beyond_the_budget_are_estimated(data, monkeypatch):

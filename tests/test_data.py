@@ -82,6 +82,22 @@ def test_a_missing_patient_is_a_warning(tmp_path):
     assert "no patient id" in cases.warnings[0]
 
 
+def test_ids_that_may_mean_the_same_are_told(tmp_path):
+    """One person under two spellings would be trained on and tested; ids stay as they are."""
+    ids = ["P1", "p 01", "p1", "P10", "NaN", "", "é", "e\u0301"]
+    names = [f"i{i}" for i in range(len(ids))]
+    lines = [f"{n},{p},MILD,{c}\n" for n, p, c in zip(names, ids, "AaBBBBBB", strict=True)]
+    write(tmp_path, HEAD + "".join(lines), names)
+    cases = table.read_cases(spec(), TASK, tmp_path)
+    assert cases.patients == [*ids[:5], "image:i5", *ids[6:]]
+    two, missing, center = cases.warnings[1:]
+    assert "2 patient ids are written in several ways ('P1' and 'p 01' and 'p1'; " in two
+    assert "1 rows are of patient 'NaN', which counts as one patient" in missing
+    assert "1 center ids are written in several ways ('A' and 'a')" in center
+    write(tmp_path, HEAD + "".join(f"{n},p{n},MILD,A{n}\n" for n in names), names)
+    assert table.read_cases(spec(), TASK, tmp_path).warnings == []
+
+
 def test_thresholds_are_equation_4(tmp_path):
     scores = [0, 4, 5, 8, 9, 13, 14, 18]
     names = [f"i{s}" for s in scores]

@@ -13,6 +13,8 @@ from . import pictures, plan
 from .found import GRADES, Report
 
 FEW = 10  # patients of a class in a training part below which it is hard to learn
+# Words of the readers' sentences that a person should look at.
+DOUBTFUL = ("own patient", "same picture", "count as different", "counts as one")
 KINDS = {"never_tested": "warning", "tested_twice": "warning", "class_missing": "warning",
          "small_training": "warning", "class_balance": "note", "center_balance": "note",
          "center_mixed": "warning", "near_duplicate": "warning", "empty_part": "error"}  # fmt: skip
@@ -81,7 +83,7 @@ def _said(report: Report, cases_list) -> None:
     """What the readers found."""
     for one in cases_list:
         for sentence in one.warnings:
-            doubtful = "own patient" in sentence or "same picture" in sentence
+            doubtful = any(words in sentence for words in DOUBTFUL)
             grade = "warning" if doubtful or sentence.startswith("excluded") else "note"
             report.add(grade, one.name, sentence)
     _shared_patients(report, cases_list)

@@ -12,6 +12,7 @@ import csv
 import io
 import os
 import re
+import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -218,8 +219,12 @@ def assemble(table: Path, rows: list[dict], columns: dict, spec: dict, task: dic
         )
     patients = _patients(table, labelled, columns, warnings)
     labels, scores = _labels(table, labelled, columns, spec["task"], task)
-    paths = locate([r[columns["image"]] for r in labelled])
     center = columns["center"]
+    centers = [r[center] if center else "" for r in labelled]
+    if columns["patient"]:
+        warnings += _doubtful_ids(table, [r[columns["patient"]] for r in labelled], "patient")
+    warnings += _doubtful_ids(table, centers, "center")
+    paths = locate([r[columns["image"]] for r in labelled])
     other = second.read(
         table, labelled, columns, lambda text: missing(text, legal),
         lambda some: _labels(table, some, {**columns, "label": columns["second"]}, spec["task"],
@@ -233,7 +238,7 @@ def assemble(table: Path, rows: list[dict], columns: dict, spec: dict, task: dic
         list(task["classes"]),
         [_stem(r[columns["image"]]) for r in labelled],
         patients,
-        [r[center] if center else "" for r in labelled],
+        centers,
         labels,
         scores,
         paths,
@@ -327,6 +332,34 @@ def _patients(table: Path, rows: list[dict], columns: dict, warnings: list[str])
             "as its own patient"
         )
     return [p or f"image:{_stem(r[columns['image']])}" for p, r in zip(patients, rows, strict=True)]
+
+
+def _doubtful_ids(table: Path, ids: list[str], what: str) -> list[str]:
+    """Warnings on ids of patients or centers that may not mean what they say.
+
+    Nothing is changed: whoever counts as two here may be in training and test, and only a person
+    knows whether "P1" and "p01" are the same.
+    """
+    same: dict[str, list[str]] = {}
+    for name in dict.fromkeys(ids):
+        plain = "".join(unicodedata.normalize("NFKC", name).casefold().split())
+        same.setdefault(re.sub(r"(?<!\d)0+(?=\d)", "", plain), []).append(name)
+    groups = [names for names in same.values() if len(names) > 1]
+    found = []
+    if groups:
+        shown = "; ".join(" and ".join(map(repr, names)) for names in groups[:3])
+        found.append(
+            f"{table}: {len(groups)} {what} ids are written in several ways ({shown}"
+            f"{'; ...' if len(groups) > 3 else ''}) that differ in case, blanks or leading zeros, "
+            f"and count as different {what}s; write them alike if they are the same"
+        )
+    for name in dict.fromkeys(ids):
+        if name and missing(name):
+            found.append(
+                f"{table}: {ids.count(name)} rows are of {what} '{name}', which counts as one "
+                f"{what}; leave the cells empty if it means that the {what} is not known"
+            )
+    return found
 
 
 def _labels(table: Path, rows: list[dict], columns: dict, name: str, task: dict):
