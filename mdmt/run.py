@@ -10,8 +10,10 @@ import argparse
 import contextlib
 import os
 import re
+import shutil
 import signal
 import sys
+import textwrap
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -190,36 +192,52 @@ def device_line(name: str, device: str, precision: str, elsewhere: bool = False)
     return device_text(name, device, precision)
 
 
+def _say(text: str, stream=None, indent: str = "") -> None:
+    """Print to standard output or `stream`; on a terminal, lines break between words."""
+    stream = stream or sys.stdout
+    if stream.isatty():
+        text = textwrap.fill(
+            text,
+            max(shutil.get_terminal_size().columns, 20),
+            subsequent_indent=indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    print(text, file=stream)
+
+
 def _introduce(study: Study, out: Path, found: checks.Report, where: str) -> None:
+    def say(text: str) -> None:
+        _say(text, sys.stderr, "    ")
+
     values = study.values
     synthetic = " (SYNTHETIC radiographs)" if values["data"]["synthetic"] is not None else ""
-    print(f"mdmt {__version__}: {values['name']}{synthetic} -> {out}", file=sys.stderr)
+    say(f"mdmt {__version__}: {values['name']}{synthetic} -> {out}")
+    grades = {item.sentence: item.grade for item in found.items}
     for cases in study.cases:
         counts = ", ".join(
             f"{c} {int((cases.labels == k).sum())}" for k, c in enumerate(cases.classes)
         )
         centers = len({c for c in cases.centers if c})
         place = f", {centers} centers" if centers else ""
-        print(
+        say(
             f"  {cases.name}: {len(cases)} images of {len(set(cases.patients))} patients{place}; "
-            f"{cases.task}: {counts}",
-            file=sys.stderr,
+            f"{cases.task}: {counts}"
         )
         for warning in cases.warnings:
-            print(f"  note: {warning}", file=sys.stderr)
+            say(f"  {grades.get(warning, 'note')}: {warning}")
     for item in found.items:
         if item.grade == "warning" and not any(item.sentence in c.warnings for c in study.cases):
-            print(f"  warning: {item.topic}: {item.sentence}", file=sys.stderr)
+            say(f"  warning: {item.topic}: {item.sentence}")
     plural = "s" if len(study.jobs) > 1 else ""
     names = [release.name for release in study.releases]
     releases = f"; releases {', '.join(names)}" if len(names) > 1 else ""
-    print(
+    say(
         f"  {len(study.jobs)} training{plural}: {', '.join(values['backbones'])}; "
-        f"{', '.join(values['configurations'])}; weights: {weights_text(values)}{releases}",
-        file=sys.stderr,
+        f"{', '.join(values['configurations'])}; weights: {weights_text(values)}{releases}"
     )
     if where:
-        print(f"  {where}", file=sys.stderr)
+        say(f"  {where}")
 
 
 def run(values: dict, out=None, **options) -> list[dict]:
@@ -400,11 +418,11 @@ def make_report(out: Path) -> dict | None:
 def tell(made: dict) -> None:
     """Print what a report found and where it is."""
     for note in made["notes"]:
-        print(f"note: {note}", file=sys.stderr)
+        _say(f"note: {note}", sys.stderr, "  ")
     for sentence in made["headlines"]:
-        print(sentence)
+        _say(sentence)
     shown = [str(p) for p in made["written"] if p.name.startswith("table") and p.suffix == ".csv"]
-    print("tables       " + ", ".join(shown))
+    _say("tables       " + ", ".join(shown), indent=" " * 13)
     names = {"comparisons.csv": "comparisons", "figures": "figures", "report.html": "report"}
     for path in made["written"]:
         if path.name in names:
@@ -459,7 +477,7 @@ def guarded(action) -> int:
             import traceback
 
             traceback.print_exc()
-        print(f"mdmt: {error}", file=sys.stderr)
+        _say(f"mdmt: {error}", sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("mdmt: interrupted; run the same command to go on", file=sys.stderr)

@@ -1,5 +1,6 @@
 """Files that a killed process left, and what a command does around its work."""
 
+import io
 import os
 import signal
 import subprocess
@@ -66,3 +67,21 @@ def test_masks_are_no_study_to_prepare(capsys):
     assert cli.main(["prepare", "lungs"]) == 2
     said = capsys.readouterr().err
     assert said == ("mdmt: lungs: is a configuration of kind masks, which only `mdmt run` takes\n")
+
+
+def test_a_terminal_breaks_lines_between_words(monkeypatch):
+    """A file or a pipe gets one line, whatever its length."""
+
+    class Screen(io.StringIO):
+        def isatty(self):
+            return True
+
+    text = "For severity MDMT differed by -2.5 points (95 % interval -6.1 to +0.5) in all."
+    monkeypatch.setenv("COLUMNS", "30")
+    screen, pipe = Screen(), io.StringIO()
+    run._say(text, screen, "  ")
+    run._say(text, pipe)
+    assert pipe.getvalue() == text + "\n"
+    lines = screen.getvalue().splitlines()
+    assert len(lines) > 2 and all(len(line) <= 30 for line in lines)
+    assert " ".join(line.strip() for line in lines) == text
