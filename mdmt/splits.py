@@ -10,8 +10,8 @@
 In loco and loco-all a data set without centers has the folds of cv and goes through them again and
 again. Data sets that hold the same image files (several targets of one collection), or whose
 patient ids mean the same people (`data.same_patients`), are split together. With
-`data.near_duplicates: together` patients of whom there is the same radiograph count as one, and one
-whom another data set tests is left out of the training of that fold.
+`data.near_duplicates: together` patients of whom there is the same radiograph count as one. Whoever
+is tested in one data set is left out of the training of the others in that fold.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ def make(cases_list, values: dict, memo: dict | None = None, alike=(), release=N
             folds.update(zip(members, memo[key], strict=True))
         per_dataset = [folds[k] for k in range(len(cases_list))]
         result[validation] = _paired(validation, cases_list, per_dataset)
-        if together:
-            result[validation] = _without_tested(result[validation], cases_list, alike)
+        links = _same_people(cases_list, values, files) | _linked(cases_list, alike, together)
+        result[validation] = _without_tested(result[validation], cases_list, links, validation)
     return result
 
 
@@ -274,16 +274,33 @@ def _paired(validation: str, cases_list, per_dataset) -> list[dict]:
     ]
 
 
-def _without_tested(entries: list[dict], cases_list, alike) -> list[dict]:
-    """Leave a patient out of training and validation where another data set tests the same one.
-
-    Two patients are the same if there is a radiograph that both have.
-    """
-    linked = {
+def _linked(cases_list, alike, together: bool) -> set[tuple]:
+    """Patients of two data sets of whom there is the same radiograph: ((data set, id), (..))."""
+    return {
         ((n, cases_list[n].patients[i]), (m, cases_list[m].patients[j]))
         for (n, i), (m, j) in ((p.one, p.two) for p in alike)
-        if n != m
+        if together and n != m
     }
+
+
+def _same_people(cases_list, values: dict, files: dict) -> set[tuple]:
+    """Equal patient ids of two data sets where they mean the same person, as `_linked`: where the
+    configuration says so, and in data sets that share image files."""
+    joint = {k: group for group in map(tuple, _joint(cases_list, values, files)) for k in group}
+    ids = bool(values["data"].get("same_patients"))
+    return {
+        ((n, name), (m, name))
+        for n, m in itertools.combinations(range(len(cases_list)), 2)
+        if ids or joint[n] == joint[m]
+        for name in set(cases_list[n].patients) & set(cases_list[m].patients)
+    }
+
+
+def _without_tested(entries: list[dict], cases_list, linked: set, validation: str) -> list[dict]:
+    """Leave a patient out of training and validation where another data set tests the same one.
+
+    Raises BadInput where this leaves a class without a case to train on.
+    """
     if not linked:
         return entries
     rows: dict[tuple, list[int]] = {p: [] for pair in linked for p in pair}
@@ -305,6 +322,14 @@ def _without_tested(entries: list[dict], cases_list, alike) -> list[dict]:
             for p in ("train", "val"):
                 fold[p] = fold[p][~np.isin(fold[p], sorted(left_out))]
             entry[cases_list[m].name] = fold
+            cases = cases_list[m]
+            lost = set(cases.labels.tolist()) - set(cases.labels[fold["train"]].tolist())
+            if lost:
+                raise BadInput(
+                    f"{validation}, fold {len(out)}: without the patients that another data set "
+                    f"tests, the training part of data set '{cases.name}' has no case of class "
+                    f"{cases.classes[min(lost)]!r}; use cv, or loco instead of loco-all"
+                )
         out.append(entry)
     return out
 

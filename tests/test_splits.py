@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -375,27 +376,58 @@ def test_centers_are_paired_one_by_one_or_all_with_all():
     assert [f["d2"]["fold"] for f in made] == [0, 1, 2, 0, 1, 2]
 
 
+def leaking(fold, cases):
+    """Patients who are tested in one of two data sets and trained on in the other."""
+    tested, trained = (
+        [{c.patients[r] for p in parts for r in fold[c.name][p]} for c in cases]
+        for parts in (["test"], PARTS[:2])
+    )
+    return tested[0] & trained[1] | tested[1] & trained[0]
+
+
 def test_the_same_patients_in_two_data_sets():
     cases = six_and_three()
     cases[1].patients[:40] = cases[0].patients[:40]
     apart = splits.make(cases, study_values("d1", "d2"))["cv"]
     joint = splits.make(cases, study_values("d1", "d2", data={"same_patients": True}))["cv"]
-
-    def shared(fold):
-        """Patients who are tested in one data set and trained on in the other."""
-        own = {
-            n: [
-                {c.patients[r] for p in parts for r in fold[n][p]}
-                for parts in (["test"], PARTS[:2])
-            ]
-            for n, c in zip(("d1", "d2"), cases, strict=True)
-        }
-        return own["d1"][0] & own["d2"][1] | own["d2"][0] & own["d1"][1]
-
-    assert any(shared(f) for f in apart)
-    assert not any(shared(f) for f in joint)
+    assert any(leaking(f, cases) for f in apart)
+    assert not any(leaking(f, cases) for f in joint)
     for k, name in enumerate(("d1", "d2")):
         assert in_tests([f[name] for f in joint]) == list(range(len(cases[k])))
+
+
+@pytest.mark.parametrize("how", ["ids", "files"])
+@pytest.mark.parametrize("validation", ["cv", "nested", "loco", "loco-all"])
+def test_the_same_patients_whatever_the_pairing(validation, how):
+    """Where centers are paired all with all, a fold of one data set meets every fold of the
+    other; whoever is tested there must not be trained on here."""
+    same = {"same_patients": how == "ids"}
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        cases = six_and_three()
+        for one in cases:
+            one.patients[:] = [f"P{p}" for p in rng.integers(0, 40, len(one))]
+            one.centers[:] = ["ABC"[int(p[1:]) % 3] for p in one.patients]
+        if how == "files":
+            cases[0].paths[3] = cases[1].paths[5] = Path("shared.png")
+        made = splits.make(cases, study_values("d1", "d2", validation=[validation], data=same))
+        assert len(made[validation]) == {"cv": 3, "nested": 6, "loco": 3, "loco-all": 9}[validation]
+        for fold in made[validation]:
+            assert not leaking(fold, cases)
+            for one in cases:
+                check_parts = [fold[one.name][p] for p in PARTS]
+                assert len(np.unique(np.concatenate(check_parts))) == sum(map(len, check_parts))
+
+
+def test_nobody_is_left_to_train_on():
+    """With one patient per center in both data sets, all pairs leave nothing of some class."""
+    cases = six_and_three()
+    for one in cases:
+        one.patients[:] = [f"P{k}{i % 2}" for i, k in enumerate(one.labels)]
+        one.centers[:] = ["AB"[int(p[2])] for p in one.patients]
+    values = study_values("d1", "d2", validation=["loco-all"], data={"same_patients": True})
+    with pytest.raises(BadInput, match="loco-all, fold 1: without the patients that another"):
+        splits.make(cases, {**values, "cv": {**values["cv"], "validation": 0}})
 
 
 def alike(one, two, exact=False):
