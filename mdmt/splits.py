@@ -92,6 +92,7 @@ def make(cases_list, values: dict, memo: dict | None = None, alike=(), release=N
         per_dataset = [folds[k] for k in range(len(cases_list))]
         result[validation] = _paired(validation, cases_list, per_dataset)
         links = _same_people(cases_list, values, files) | _linked(cases_list, alike, together)
+        links = _closed(links)
         result[validation] = _without_tested(result[validation], cases_list, links, validation)
     return result
 
@@ -296,8 +297,24 @@ def _same_people(cases_list, values: dict, files: dict) -> set[tuple]:
     }
 
 
+def _closed(links: set[tuple]) -> set[tuple]:
+    """All pairs of those whom a chain of links joins: two patients of one data set are the same
+    person, too, if both are that of another data set."""
+    group: dict[tuple, set] = {}
+    for one, two in links:
+        merged = group.get(one, {one}) | group.get(two, {two})
+        for member in merged:
+            group[member] = merged
+    return {
+        pair
+        for members in {id(g): g for g in group.values()}.values()
+        for pair in itertools.combinations(sorted(members), 2)
+    }
+
+
 def _without_tested(entries: list[dict], cases_list, linked: set, validation: str) -> list[dict]:
-    """Leave a patient out of training and validation where another data set tests the same one.
+    """Leave a patient out of training and validation where the same one is tested under another id
+    or in another data set.
 
     Raises BadInput where this leaves a class without a case to train on.
     """
@@ -326,9 +343,9 @@ def _without_tested(entries: list[dict], cases_list, linked: set, validation: st
             lost = set(cases.labels.tolist()) - set(cases.labels[fold["train"]].tolist())
             if lost:
                 raise BadInput(
-                    f"{validation}, fold {len(out)}: without the patients that another data set "
-                    f"tests, the training part of data set '{cases.name}' has no case of class "
-                    f"{cases.classes[min(lost)]!r}; use cv, or loco instead of loco-all"
+                    f"{validation}, fold {len(out)}: without the patients who are tested in "
+                    f"another data set, the training part of data set '{cases.name}' has no case "
+                    f"of class {cases.classes[min(lost)]!r}; use cv, or loco instead of loco-all"
                 )
         out.append(entry)
     return out

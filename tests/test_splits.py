@@ -419,6 +419,25 @@ def test_the_same_patients_whatever_the_pairing(validation, how):
                 assert len(np.unique(np.concatenate(check_parts))) == sum(map(len, check_parts))
 
 
+def test_two_patients_who_are_one_in_another_data_set():
+    """d1 knows a person under two ids; the radiographs that d2 has of both tell."""
+    cases = six_and_three()
+    plain = splits.make(cases, study_values("d1", "d2"))["cv"]
+    one, two = next(  # first images of patients in different parts
+        (a, b) for a in range(0, 40, 2) for b in range(a + 2, 60, 2)
+        if any(a in f["d1"]["test"] and b in f["d1"]["train"] for f in plain)
+    )  # fmt: skip
+    pairs = [alike((0, one), (1, 10)), alike((0, two), (1, 11))]  # of one patient of d2
+    made = splits.make(cases, study_values("d1", "d2"), alike=pairs)["cv"]
+    for fold, before in zip(made, plain, strict=True):
+        assert fold["d1"]["test"].tolist() == before["d1"]["test"].tolist()
+        part = {r: p for p in PARTS for r in fold["d1"][p]}
+        if "test" in (part.get(one), part.get(two)):
+            others = {part.get(r) for r in (one, one + 1, two, two + 1)}
+            assert others <= {"test", None}, others
+    assert in_tests([f["d1"] for f in made]) == list(range(len(cases[0])))
+
+
 def test_nobody_is_left_to_train_on():
     """With one patient per center in both data sets, all pairs leave nothing of some class."""
     cases = six_and_three()
@@ -426,7 +445,7 @@ def test_nobody_is_left_to_train_on():
         one.patients[:] = [f"P{k}{i % 2}" for i, k in enumerate(one.labels)]
         one.centers[:] = ["AB"[int(p[2])] for p in one.patients]
     values = study_values("d1", "d2", validation=["loco-all"], data={"same_patients": True})
-    with pytest.raises(BadInput, match="loco-all, fold 1: without the patients that another"):
+    with pytest.raises(BadInput, match="loco-all, fold 1: without the patients who are tested"):
         splits.make(cases, {**values, "cv": {**values["cv"], "validation": 0}})
 
 
