@@ -10,7 +10,7 @@ from pathlib import Path
 from . import __version__, config, run
 from .errors import BadInput, nearest
 from .paths import write_atomic, write_json
-from .study import check_names, split_record, stored_values
+from .study import refuse_masks, split_record, stored_values
 
 NO_DEVICE = "Not a medical device: not for the diagnosis or treatment of patients."
 MOST = 1 << 24  # images or pixels that can be asked for
@@ -123,7 +123,7 @@ def prepare(arguments) -> None:
     from .prepare import prepare as start
 
     values = config.load(arguments.config, arguments.overrides)
-    check_names(values)
+    refuse_masks(values)
     start(values, arguments.out, arguments.quiet)
 
 

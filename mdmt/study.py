@@ -182,14 +182,19 @@ def check_across(cases: list, stores: list, made: dict) -> None:
                             )
 
 
+def refuse_masks(values: dict) -> None:
+    """A configuration of kind masks is no study."""
+    if config.is_masks(values):
+        raise BadConfig(
+            f"{values['name']}: is a configuration of kind masks, which only `mdmt run` takes"
+        )
+
+
 def check_names(values: dict) -> None:
     """Unknown backbones and configurations stop before any data is read."""
     from .nets import backbones
 
-    if "backbones" not in values:
-        raise BadConfig(
-            f"{values['name']}: is a configuration of kind masks, which only `mdmt run` takes"
-        )
+    refuse_masks(values)
     known = list(backbones())
     for name in values["backbones"]:
         if name not in known:
