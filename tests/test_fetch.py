@@ -537,11 +537,11 @@ def test_a_configuration_starts_from_them(pretrained, imagenet, server):
     from mdmt.errors import BadConfig
 
     server.plan = [("status", 404)]
-    values = {"weights": "imagenet"}
+    values = {"weights": "imagenet", "backbones": ["resnet18"]}
     with pytest.raises(BadConfig, match=r"weights: .*404"):
         experiments.weights_source(values, "resnet18")
     found = experiments.weights_source(values, "resnet18")
-    by_path = experiments.weights_source({"weights": str(pretrained)}, "resnet18")
+    by_path = experiments.weights_source(values | {"weights": str(pretrained)}, "resnet18")
     assert found == {**by_path, "path": str(fetch.location("resnet18").resolve())}
 
 
