@@ -24,13 +24,13 @@ FAKE = Path(__file__).parent / "c" / "fake_cudnn.c"
 PASSES = ("conv2d", "conv2d_bwd_data", "conv2d_bwd_weight")
 
 
-def fake(folder, version=91002, source=FAKE):
+def fake(folder, version=91002, source=FAKE, name=None, *more):
     if cudahost.compilers() is None:
         pytest.skip("no C compiler is here")
-    target = folder / f"libcudnn-{version}.so"
+    target = folder / (name or f"libcudnn-{version}.so")
     flags = ["-std=c11", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror"]
     flags.append(f"-DMDMT_FAKE_VERSION={version}")
-    command = [*cudahost.compilers()[1], *flags, str(source), "-o", str(target)]
+    command = [*cudahost.compilers()[1], *flags, *more, str(source), "-o", str(target)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return target
@@ -202,6 +202,26 @@ def test_other_versions_are_refused(version, tmp_path):
     found, text = fresh(tmp_path).load_cudnn(str(fake(tmp_path, version)))
     assert found == 0
     assert f"is cuDNN {version}, but 9.1 or a later 9 is needed" in text
+
+
+@pytest.mark.parametrize("where", ["cudnn/lib", "cublas/lib", "cu13/lib"])
+def test_without_its_companion_it_is_refused(tmp_path, where):
+    """cuDNN would end the process where libcublasLt is missing, when it is asked for an engine."""
+    place = tmp_path / "nvidia" / "cudnn" / "lib"
+    place.mkdir(parents=True)
+    library = fake(place, 91002, FAKE, "libcudnn.so.9", "-DMDMT_FAKE_RUNTIME=99010")
+    (tmp_path / "one").mkdir()
+    assert fresh(tmp_path / "one").load_cudnn(str(library)) == (
+        0, f"{library} needs libcublasLt.so.99, which is not found: pip install nvidia-cublas, or "
+           "put its folder into LD_LIBRARY_PATH",
+    )  # fmt: skip
+    (tmp_path / "nvidia" / where).mkdir(parents=True, exist_ok=True)
+    (tmp_path / "nvidia" / "cu13" / "lib").mkdir(parents=True, exist_ok=True)
+    empty = tmp_path / "empty.c"
+    empty.write_text("int nothing;\n")
+    fake(tmp_path / "nvidia" / where, 0, empty, "libcublasLt.so.99")
+    (tmp_path / "two").mkdir()
+    assert fresh(tmp_path / "two").load_cudnn(str(library)) == (91002, "cuDNN 9.10.2")
 
 
 def test_what_is_no_library_is_refused(tmp_path):

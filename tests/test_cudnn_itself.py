@@ -68,6 +68,9 @@ def ask(tmp_path_factory):
     if real is None or cudahost.compilers() is None:
         pytest.skip("NVIDIA's cuDNN is not installed (nvidia-cudnn-cu13), or no C compiler is here")
     folder, before = tmp_path_factory.mktemp("cudnn"), []
+    companions = sorted(real.parent.parent.parent.glob("*/lib/libcublasLt.so.*"))
+    if not companions:
+        pytest.skip("cuDNN's companion is not installed beside it (nvidia-cublas)")
 
     def library(source, name, *more):
         command = [*cudahost.compilers()[1], "-std=gnu11", "-O1", "-fPIC", "-shared", "-Wall",

@@ -1,6 +1,7 @@
 /* Loads cuDNN, describes convolutions to it, keeps its plans. */
 #include <dlfcn.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 #include "cudnn.cuh"
 #include "cudnn_api.h"
@@ -38,6 +39,51 @@ static int find_functions(void *library, mdmt_cudnn_api *found)
     return 1;
 }
 
+/* Loads libcublasLt.so.MAJOR for a cuDNN in `folder`. Without it cuDNN ends the process when it is
+ * first asked for an engine; once it is loaded, from wherever, cuDNN finds it by its name. Tried
+ * are the folders of pip's packages, cuDNN's own, a toolkit's, and those of the system's loader. */
+static int load_companion(const char *folder, int major)
+{
+    const char *home = getenv("CUDA_HOME"), *toolkit = home ? home : getenv("CUDA_PATH");
+    const char *const before[] = {folder, folder, folder, toolkit, toolkit, ""};
+    const char *const after[] = {
+        "/../../cu13/lib/", "/../../cublas/lib/", "/", "/lib64/", "/lib/", ""};
+    for (size_t i = 0; i < sizeof before / sizeof *before; i++) {
+        char path[4096];
+        int length = before[i] ? snprintf(path, sizeof path, "%s%slibcublasLt.so.%d", before[i],
+                                          after[i], major)
+                               : 0;
+        if (length > 0 && (size_t)length < sizeof path && dlopen(path, RTLD_NOW | RTLD_LOCAL)) {
+            return 1;
+        }
+    }
+    return 0;
+}
+
+/* The same for the library that has this function; 0 with why not in `text`. */
+static int find_companion(const char *path, void *library, const void *function, char *text,
+                          size_t room)
+{
+    size_t (*runtime)(void) = NULL;
+    void *address = dlsym(library, "cudnnGetCudartVersion");
+    Dl_info info;
+    char folder[4096] = ".";
+    memcpy((void *)&runtime, &address, sizeof address);
+    int major = runtime ? (int)(runtime() / 1000) : 0;
+    if (dladdr(function, &info) && info.dli_fname && strrchr(info.dli_fname, '/')) {
+        snprintf(folder, sizeof folder, "%.*s",
+                 (int)(strrchr(info.dli_fname, '/') - info.dli_fname), info.dli_fname);
+    }
+    if (!major || load_companion(folder, major)) {
+        return 1;
+    }
+    snprintf(text, room,
+             "%s needs libcublasLt.so.%d, which is not found: pip install nvidia-cublas%s, or put "
+             "its folder into LD_LIBRARY_PATH",
+             path, major, major == 12 ? "-cu12" : "");
+    return 0;
+}
+
 /* Tries one file; its version, or 0 with why not in `text`. */
 static int load_one(const char *path, char *text, size_t room)
 {
@@ -56,6 +102,12 @@ static int load_one(const char *path, char *text, size_t room)
     int version = (int)found.version();
     if (version < 90100 || version >= 100000) {
         snprintf(text, room, "%s is cuDNN %d, but 9.1 or a later 9 is needed", path, version);
+        dlclose(library);
+        return 0;
+    }
+    void *function;
+    memcpy(&function, (void *)&found.version, sizeof function);
+    if (!find_companion(path, library, function, text, room)) {
         dlclose(library);
         return 0;
     }

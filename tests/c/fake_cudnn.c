@@ -68,6 +68,14 @@ size_t cudnnGetVersion(void)
     return MDMT_FAKE_VERSION;
 }
 
+#ifdef MDMT_FAKE_RUNTIME
+/* The CUDA runtime that it says it was built for; it then needs that runtime's libcublasLt. */
+size_t cudnnGetCudartVersion(void)
+{
+    return MDMT_FAKE_RUNTIME;
+}
+#endif
+
 const char *cudnnGetErrorString(int status)
 {
     return status ? "FAKE_ERROR" : "FAKE_SUCCESS";
