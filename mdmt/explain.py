@@ -21,15 +21,15 @@ SQUARES = 8  # a square's side is this part of the picture's
 STEPS = 2  # positions per square
 
 
-def occlusion(pixels: np.ndarray, probability) -> np.ndarray:
-    """Fall of the probability where a square is hidden, mean over the squares that cover a pixel.
+def occlusion(pixels: np.ndarray, probabilities) -> dict:
+    """Fall of probabilities where a square is hidden, mean over the squares that cover a pixel.
 
-    pixels (S, S) uint8; probability: function from pictures (n, S, S) uint8 to the class's (n,).
-    Returns (S, S) float64, positive where the picture speaks for the class.
+    pixels (S, S) uint8; probabilities: function from pictures (n, S, S) uint8 to {what: (n,)}.
+    Returns {what: (S, S) float64}, positive where the picture speaks for it.
     """
     hidden, places = _hidden(pixels)
-    p = np.asarray(probability(hidden), np.float64)
-    return _spread(p[0] - p[1:], places, pixels.shape)
+    found = {what: np.asarray(p, np.float64) for what, p in probabilities(hidden).items()}
+    return {what: _spread(p[0] - p[1:], places, pixels.shape) for what, p in found.items()}
 
 
 def _hidden(pixels: np.ndarray) -> tuple[np.ndarray, list[tuple]]:
@@ -86,15 +86,17 @@ def explain(out, images, folder, *, device: str = "cpu", skip: bool = False, qui
 def _drawn(path: Path, pixels: np.ndarray, nets: list[Network], device: str):
     """(task, PNG) of a picture."""
     tasks = nets[0].tasks
-    maps: dict[str, list] = {task: [] for task in tasks}
     first = predict.probabilities(predict.loaded(nets, device), pixels[None])
     means = {task: p.mean(0)[0] for task, p in first.items()}
-    hidden, places = _hidden(pixels)
+    maps: dict[str, list] = {task: [] for task in tasks}
     for net in predict.loaded(nets, device):
-        given = predict.probabilities([net], hidden)
-        for task in tasks:
-            p = given[task][0, :, means[task].argmax()]
-            maps[task].append(_spread(p[0] - p[1:], places, pixels.shape))
+
+        def of_its_class(pictures, net=net):
+            given = predict.probabilities([net], pictures)
+            return {task: p[0, :, means[task].argmax()] for task, p in given.items()}
+
+        for task, found in occlusion(pixels, of_its_class).items():
+            maps[task].append(found)
     for task, classes in tasks.items():
         best = int(means[task].argmax())
         title = f"{path.name}\n{task}: {classes[best]}, {100 * means[task][best]:.1f} %"

@@ -8,6 +8,7 @@ stand-in for the CUDA runtime (tests/c/fake_cuda) that has streams, events and r
 
 import ctypes
 import functools
+import gc
 import hashlib
 import importlib.machinery
 import importlib.util
@@ -15,6 +16,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 import sysconfig
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -170,6 +172,17 @@ def races():
         total += look(ctypes.byref(text))
         said = said or text.value.decode()
     return total, said
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """(set, get) of the stand-in for the CUDA runtime; mdmt._cuda is the build that uses it."""
+    put, get = knobs()
+    put("reset", 0)
+    monkeypatch.setitem(sys.modules, "mdmt._cuda", module())
+    yield put, get
+    gc.collect()
+    put("reset", 0)
 
 
 @pytest.fixture(autouse=True)

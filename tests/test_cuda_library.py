@@ -147,18 +147,23 @@ def test_in_bfloat16_too(case, with_library):
         assert (error <= bounds[name] + library_unit(case) * size).all(), name
 
 
-@pytest.mark.parametrize("precision", ["fp32", "tf32"])
-@pytest.mark.parametrize("case", STEMS, ids=lambda c: c.id)
-def test_stems_in_both_forms(case, precision, tmp_path, monkeypatch):
-    """The faster form is taken: the folded one, or the plain one; that only where paddings are
-    even."""
-    for strided in (False, True):
-        folder = tmp_path / str(strided)
+def modules_by_form(tmp_path, monkeypatch):
+    """A module for which folded stems are faster, then one for which plain ones are."""
+    for faster in ("folded", "plain"):
+        folder = tmp_path / faster
         folder.mkdir()
         module = fresh(folder)
         assert module.load_cudnn(str(fake(folder)))[0]
-        if strided:
+        if faster == "plain":
             monkeypatch.setenv("FAKE_CUDNN_STRIDED", "1")
+        yield faster, module
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32"])
+@pytest.mark.parametrize("case", STEMS, ids=lambda c: c.id)
+def test_stems_in_both_forms(case, precision, tmp_path, monkeypatch):
+    """Both are measured, and either is right; plain only where paddings are even."""
+    for _, module in modules_by_form(tmp_path, monkeypatch):
         got, kernel = run(case, module, precision)
         assert kernel == f"cuda_{case.op}_cudnn"
         check(case, got, kernel)
@@ -170,17 +175,11 @@ def test_the_faster_form_of_a_stem_is_taken(tmp_path, monkeypatch):
     """Seen by the memory that its map takes."""
     case = next(c for c in STEMS if c.op == "conv2d" and not uneven(c))
     workspace = {}
-    for strided in (False, True):
-        folder = tmp_path / str(strided)
-        folder.mkdir()
-        module = fresh(folder)
-        assert module.load_cudnn(str(fake(folder)))[0]
-        if strided:
-            monkeypatch.setenv("FAKE_CUDNN_STRIDED", "1")
+    for faster, module in modules_by_form(tmp_path, monkeypatch):
         graph, _ = case.graph(_core)
         program = _core.Program(graph, device=(module.module, 0, "fp32"))
-        workspace[strided] = program.memory()
-    assert workspace[False] != workspace[True]
+        workspace[faster] = program.memory()
+    assert workspace["folded"] != workspace["plain"]
 
 
 @pytest.mark.parametrize("case", UNEVEN, ids=lambda c: c.id)

@@ -17,20 +17,9 @@ from tests.test_cuda_series import ORDERS
 from tests.test_mask_study import SETTINGS, folder, rows_of, values_of  # noqa: F401 (a fixture)
 from tests.test_unet import ADAM, MASK, discs, normalised, tiny
 
-no_race = cudahost.no_race
+gpu, no_race = cudahost.gpu, cudahost.no_race
 TWO = {"side": 2, **MASK}
 MASK_BOUND = SAMPLED * min(STD)
-
-
-@pytest.fixture
-def gpu(monkeypatch):
-    """(set, get) of the stand-in for the CUDA runtime; mdmt._cuda is the build that uses it."""
-    put, get = cudahost.knobs()
-    put("reset", 0)
-    monkeypatch.setitem(sys.modules, "mdmt._cuda", cudahost.module())
-    yield put, get
-    gc.collect()
-    put("reset", 0)
 
 
 # ---------------------------------------------------------------- the op images

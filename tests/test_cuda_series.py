@@ -4,7 +4,6 @@ asynchronous work in any order that CUDA allows (tests/c/fake_cuda)."""
 
 import functools
 import gc
-import sys
 
 import numpy as np
 import pytest
@@ -14,20 +13,9 @@ from mdmt.augmentation import complete
 from tests import cudahost
 from tests.test_cuda_net import ADAM, MODE, TONE, batch, network
 
-no_race = cudahost.no_race
+gpu, no_race = cudahost.gpu, cudahost.no_race
 STEPS = 5
 ORDERS = {"at once": 0, "as late as possible": 1, "other streams first": 2}
-
-
-@pytest.fixture
-def gpu(monkeypatch):
-    """(set, get) of the stand-in."""
-    put, get = cudahost.knobs()
-    put("reset", 0)
-    monkeypatch.setitem(sys.modules, "mdmt._cuda", cudahost.module())
-    yield put, get
-    gc.collect()
-    put("reset", 0)
 
 
 @functools.cache

@@ -16,9 +16,11 @@ def test_a_map_is_where_the_probability_comes_from():
     pixels[16:24, 40:48] = 255
 
     def mean(images):
-        return images[:, 16:24, 40:48].mean((1, 2)) / 255
+        bright = images[:, 16:24, 40:48].mean((1, 2)) / 255
+        return {"bright": bright, "dark": 1 - bright}
 
-    found = occlusion(pixels, mean)
+    maps = occlusion(pixels, mean)
+    found = maps["bright"]
     y, x = np.unravel_index(found.argmax(), found.shape)
     assert 16 <= y < 24 and 40 <= x < 48
     assert found[:8].max() == found[40:].max() == found[:, :24].max() == 0
@@ -26,7 +28,7 @@ def test_a_map_is_where_the_probability_comes_from():
     # A pixel at (20, 44) lies in four squares that cover 64, 32, 32 and 16 of the 64 bright pixels.
     fall = (255 - grey) / 255 * (64 + 32 + 32 + 16) / 64 / 4
     assert found[20, 44] == pytest.approx(fall)
-    assert occlusion(pixels, lambda images: 1 - mean(images)).min() == -found.max()
+    assert maps["dark"].min() == -found.max()
 
 
 def test_drawings_of_a_run(finished, tmp_path, capsys):  # noqa: F811
