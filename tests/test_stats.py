@@ -148,18 +148,19 @@ def test_calibration_where_no_slope_is_defined():
 # DeLong.
 
 
-def plain_delong(y, a, b):
+def plain_delong(y, *scores):
     """Areas and covariance by the formulas as published, every pair of cases compared."""
     areas, over_cases, over_others = [], [], []
-    for score in (a, b):
+    k = len(scores)
+    for score in scores:
         yes, no = score[y == 1], score[y == 0]
         psi = np.array([[1.0 if p > q else 0.5 if p == q else 0.0 for q in no] for p in yes])
         areas.append(psi.mean())
         over_cases.append(psi.mean(1))
         over_others.append(psi.mean(0))
     m, n = len(over_cases[0]), len(over_others[0])
-    s10, s01 = np.zeros((2, 2)), np.zeros((2, 2))
-    for r, s in itertools.product(range(2), repeat=2):
+    s10, s01 = np.zeros((k, k)), np.zeros((k, k))
+    for r, s in itertools.product(range(k), repeat=2):
         for i in range(m):
             s10[r, s] += (over_cases[r][i] - areas[r]) * (over_cases[s][i] - areas[s]) / (m - 1)
         for j in range(n):
@@ -185,6 +186,42 @@ def test_delong_is_the_published_formula(seed, levels):
     single = stats.auc_interval(y, a)
     assert single.standard_error == pytest.approx(math.sqrt(covariance[0, 0]))
     assert single.auc == pytest.approx(reference.roc_auc_score(y, a))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_delong_of_networks_and_folds_is_a_contrast_of_the_published_covariance(seed):
+    y, a, b = two_scores(seed, 60, levels=1.0)
+    rng = np.random.default_rng(seed)
+    a, b = (s[:, None] + rng.normal(size=(60, 3)).round(1) for s in (a, b))
+    folds = np.array(["first", "second"])[np.arange(60) % 2]
+    contrast = np.repeat([1 / 3, -1 / 3], 3)
+    difference = variance = 0
+    for f in ("first", "second"):
+        rows = folds == f
+        areas, covariance = plain_delong(y[rows], *a[rows].T, *b[rows].T)
+        difference += contrast @ areas / 2
+        variance += contrast @ covariance @ contrast / 4
+    found = stats.delong(y, a, b, folds=folds)
+    assert found.difference == pytest.approx(difference)
+    assert found.standard_error == pytest.approx(math.sqrt(variance))
+    assert found.pvalue == pytest.approx(
+        2 * scipy.stats.norm.sf(abs(difference) / math.sqrt(variance))
+    )
+    one = stats.delong(y, a[:, :1], b[:, :1], folds=np.zeros(60))
+    assert one == pytest.approx(stats.delong(y, a[:, 0], b[:, 0]))
+    mean = stats.delong(y, a[:, [0, 0]], b[:, [0, 0]])  # a network twice is that network
+    assert mean == pytest.approx(one)
+
+
+def test_delong_keeps_its_level_within_folds():
+    claims = []
+    for seed in range(400):
+        rng = np.random.default_rng(seed)
+        y = np.arange(60) % 2
+        a, b = (y + rng.normal(size=60) + 3 * (np.arange(60) // 20) for _ in range(2))
+        claims.append(stats.delong(y, a, b, folds=np.arange(60) // 20).pvalue < 0.05)
+    low, high = stats.wilson(sum(claims), len(claims), 0.99)[-2:]
+    assert low < 0.05 < high
 
 
 def test_delong_agrees_with_a_bootstrap():
@@ -483,6 +520,9 @@ def test_groups_may_overlap_and_are_not_nested():
         (lambda: stats.delong([0, 0, 1, 1], [1, 2, 3], [1, 2, 3, 4]), "one score per case"),
         (lambda: stats.delong([0, 0, 1, 1], [1, 2, np.nan, 4], [1, 2, 3, 4]), r"a\[2\] is nan"),
         (lambda: stats.delong([0, 0, 1, 1], [1] * 4, [1] * 4, "larger"), "'larger'"),
+        (lambda: stats.delong([0, 0, 1, 1], [1] * 4, [1] * 4, folds=[0, 1]), "fold of each case"),
+        (lambda: stats.delong([0, 0, 1, 1], [1] * 4, [1] * 4, folds=[0, 0, 0, 1]), "fold 0 holds"),
+        (lambda: stats.delong([0, 0, 1, 1], [[1]] * 3, [1] * 4), "a column of them per network"),
         (lambda: stats.auc_interval([0, 0, 1, 1], [1] * 4, 95), "such as 0.95"),
         (lambda: stats.auc_interval([0, 0, 1, 1], [1] * 4, transform="log"), "'log'"),
         (lambda: stats.brier([0, 1], [0.2, 1.2]), "not logits"),

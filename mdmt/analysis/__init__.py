@@ -10,6 +10,7 @@ from .compare import Analysis, Comparison, Matrix, compare, f1_name
 from .describe import Calibration, Subgroup, calibration, operating, subgroups
 from .folder import Outcome, Part, read, results
 from .readers import Readers, readers
+from .sensitivity import Sensitivity, sensitivity
 
 __all__ = [
     "Analysis",
@@ -19,6 +20,7 @@ __all__ = [
     "Outcome",
     "Part",
     "Readers",
+    "Sensitivity",
     "Subgroup",
     "calibration",
     "compare",
@@ -27,5 +29,6 @@ __all__ = [
     "read",
     "readers",
     "results",
+    "sensitivity",
     "subgroups",
 ]

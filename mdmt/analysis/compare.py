@@ -286,8 +286,10 @@ def _or_nan(function, width: int):
 
 
 def _one(outcome, m: Matrix, backbone: str, other: str, metric: str, found) -> Comparison:
-    t = _corrected_t(outcome, m, backbone, other, metric)
-    return Comparison(backbone, other, metric, *found, float("nan"), t)
+    t = corrected_t(outcome, m, backbone, other, metric)
+    return Comparison(
+        backbone, other, metric, *found, float("nan"), float("nan") if t is None else t.pvalue
+    )
 
 
 def _corrected(comparisons: list[Comparison]) -> list[Comparison]:
@@ -331,17 +333,22 @@ def by_fold(m: Matrix, metric: str, configuration: str, backbone: str = "") -> n
     )
 
 
-def _corrected_t(outcome, m: Matrix, backbone: str, other: str, metric: str) -> float:
-    """Two-sided p-value of Nadeau & Bengio's t-test over the folds."""
+def corrected_t(outcome, m: Matrix, backbone: str, other: str, metric: str):
+    """Nadeau & Bengio's two-sided t-test (`stats.nadeau_bengio`) of METHOD minus `other` over the
+    folds that define `metric`.
+
+    None where it says nothing: another scheme than cross-validation, no splits.json, fewer than
+    two folds, or the same difference in all of them.
+    """
     sizes = _sizes(outcome, m)
     d = by_fold(m, metric, METHOD, backbone) - by_fold(m, metric, other, backbone)
     kept = np.flatnonzero(np.isfinite(d))
     if sizes is None or len(kept) < 2 or m.validation != "cv":
-        return float("nan")
+        return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         found = stats.nadeau_bengio(d[kept], sizes[0][kept], sizes[1][kept])
-    return found.pvalue if found.standard_error > 0 else float("nan")
+    return found if found.standard_error > 0 else None
 
 
 def _sizes(outcome: Outcome, m: Matrix):

@@ -16,7 +16,7 @@ from ..analysis.folder import Outcome
 from ..errors import BadInput
 from ..paths import folder_lock, read_csv, write_atomic, write_csv
 from ..results import MORE_COLUMNS, RESULT_COLUMNS
-from . import checklists, sections, words
+from . import checklists, sections, sensitivity, words
 from .page import escape, listing, page, paragraph, picture, text_table
 
 RESAMPLES = 10000
@@ -37,7 +37,7 @@ def make(
     verify: bool = True,
     locked: bool = False,
 ) -> dict:
-    """Write results.csv, tables, comparisons.csv, figures/ and report.html of the out folder.
+    """Write results.csv, tables, comparisons.csv, sensitivity.csv, figures/ and report.html.
 
     resamples of the bootstrap; figures: draw them; samples: show the best and worst predicted
     images; verify: compare the predictions with the trainings' own; locked: the caller holds the
@@ -63,6 +63,10 @@ def _make(out: Path, resamples: int, seed: int, wanted: tuple, verify: bool) -> 
     written = [out / "results.csv", *tables.write(out, made)]
     analyses = analysis.compare(outcome, resamples, seed)
     written.append(_write_comparisons(out, analyses))
+    others = {a.matrix.place: analysis.sensitivity(outcome, a) for a in analyses}
+    made_of = [r for a in analyses for r in sensitivity.records(a, others[a.matrix.place])]
+    written.append(out / "sensitivity.csv")
+    write_csv(written[-1], sensitivity.COLUMNS, made_of)
     for a in analyses:
         notes += a.notes
     groups = {
@@ -78,7 +82,7 @@ def _make(out: Path, resamples: int, seed: int, wanted: tuple, verify: bool) -> 
     figures = plots.draw(outcome, analyses, groups, wanted[1]) if draw else []
     if problem:
         notes.append(problem)
-    found = (analyses, groups, people)
+    found = (analyses, groups, people, others)
     text = _page(outcome, made, found, figures, notes, (resamples, seed))
     write_atomic(out / "report.html", text)
     written += [out / "figures"] if figures else []
@@ -181,9 +185,9 @@ def _ordered(analyses: list) -> list:
 
 
 def _page(outcome: Outcome, made, found, figures, notes, drawn) -> str:
-    """The content of report.html; found: analyses, subgroups and readers by place."""
+    """The content of report.html; found: analyses; subgroups, readers and sensitivity by place."""
     show = _Pictures(outcome.out / "figures", figures)
-    by_release, groups, people = found
+    by_release, groups, people, others = found
     analyses = _ordered(by_release)
     said = [h for h in map(words.headline, analyses) if h]
     name = outcome.values["name"]
@@ -202,6 +206,7 @@ def _page(outcome: Outcome, made, found, figures, notes, drawn) -> str:
         ("question", "Question", sections.question(outcome)),
         ("data", "Data", sections.data(outcome)),
         ("results", "Results", _results(made, by_release, show)),
+        ("sensitivity", "Sensitivity analyses", sensitivity.section(analyses, others)),
         ("calibration", "Operating point and calibration", _calibration(analyses, people, show)),
         ("subgroups", "Subgroups and centers", _subgroups(analyses, groups, show)),
         ("paper", "The paper's statistics", _paper(outcome, made, analyses)),

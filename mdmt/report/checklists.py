@@ -277,7 +277,7 @@ def answers(outcome, analyses: list, people: dict | None = None) -> dict:
         "ensemble": "None: every network is tested by itself.",
         "metrics": "Accuracy, F1 (three averages), G-mean, AUC, Brier score, calibration.",
         "statistics": f"Paired bootstrap by patient, {resamples:,} resamples, 95 % intervals, "
-        "Holm's correction; see Results.",
+        "Holm's correction; see Results. Other tests beside: Sensitivity analyses.",
         "robustness": "Subgroups, spread over folds and backbones"
         + (", leave one center out." if loco else "."),
         "explain": "Not part of this report.",

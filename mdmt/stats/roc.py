@@ -86,6 +86,26 @@ def auc_interval(
     return AucInterval(area, error, low, high)
 
 
+def _columns(score, y: np.ndarray, name: str) -> np.ndarray:
+    """`score` (n,) or (n, J) as finite float64 (n, J)."""
+    array = _check.floats(score, name)
+    if array.ndim == 1:
+        return _check.scores(array, y, name)[:, None]
+    if array.ndim != 2 or array.shape[0] != len(y) or array.shape[1] == 0:
+        raise ValueError(
+            f"{name} has shape {array.shape} and y {y.shape}; it must hold one score per case, or "
+            "a column of them per network"
+        )
+    _check.vector(array.ravel(), name)
+    return array
+
+
+def _mean_placements(mask: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`_placements` of each column of score (n, J), averaged over the columns."""
+    each = [_placements(mask, column) for column in score.T]
+    return np.mean([p for p, _ in each], 0), np.mean([n for _, n in each], 0)
+
+
 def delong(
     y,
     a,
@@ -93,27 +113,55 @@ def delong(
     alternative: str = "two-sided",
     confidence_level: float = 0.95,
     positive=1,
+    *,
+    folds=None,
 ) -> DelongResult:
     """DeLong's test that two scores of the same cases have the same area under the ROC curve.
 
-    y (n,) of two classes with at least two cases each; a, b (n,) scores of class `positive`.
+    y (n,) of two classes with at least two cases each; a, b (n,) scores of class `positive`, or
+    (n, J) those of J networks, whose areas are averaged. folds (n,): areas are taken within each
+    fold, with at least two cases of both classes in it, and averaged over the folds.
     z = (auc_a - auc_b) / sqrt(V), V the variance of the differences of placement values, which is
     V_a + V_b - 2 Cov (DeLong, DeLong & Clarke-Pearson, Biometrics 44, 1988; computed in
-    O(n log n) as by Sun & Xu, IEEE Signal Process. Lett. 21, 2014). alternative "greater": auc_a
-    is larger. The cases are taken as independent: for several images of a patient use
-    `paired_bootstrap` with groups. Equal areas without variance (such as a = b) give p = 1
-    (0.5 one-sided); different ones without variance give p = NaN and a RuntimeWarning.
+    O(n log n) as by Sun & Xu, IEEE Signal Process. Lett. 21, 2014). An average of areas has the
+    averaged placement values, as DeLong's eq. 6 has it for any contrast; folds share no case, so
+    that V is the sum of theirs over the squared number of folds. alternative "greater": auc_a
+    is larger. The cases are taken as independent, the networks as given: for several images of a
+    patient use `paired_bootstrap` with groups. Equal areas without variance (such as a = b) give
+    p = 1 (0.5 one-sided); different ones without variance give p = NaN and a RuntimeWarning.
     """
+    _check.alternative_of(alternative)
+    _check.level_of(confidence_level)
+    mask = _check.binary(y, positive, 2)
+    first, second = _columns(a, mask, "a"), _columns(b, mask, "b")
+    folds = np.zeros(len(mask), np.int64) if folds is None else np.asarray(folds)
+    if folds.shape != mask.shape:
+        raise ValueError(
+            f"folds has shape {folds.shape} and y {mask.shape}; it must name the fold of each case"
+        )
+    found = []
+    for fold in np.unique(folds):
+        rows = folds == fold
+        inside = mask[rows]
+        if min(inside.sum(), (~inside).sum()) < 2:
+            raise ValueError(
+                f"fold {fold} holds {inside.sum()} cases of class {positive!r} and "
+                f"{(~inside).sum()} others; at least 2 of each are needed: leave the fold out"
+            )
+        pair = _mean_placements(inside, first[rows]), _mean_placements(inside, second[rows])
+        variance = _variance(pair[0][0] - pair[1][0], pair[0][1] - pair[1][1])
+        found.append((float(np.mean(pair[0][0])), float(np.mean(pair[1][0])), variance))
+    one, other, variance = np.array(found).T
+    areas = float(one.mean()), float(other.mean())
+    return _delong(areas, float(variance.sum()) / len(found) ** 2, alternative, confidence_level)
+
+
+def _delong(areas, variance: float, alternative: str, confidence_level: float) -> DelongResult:
+    """The test of two areas whose difference has this variance."""
     from scipy.special import ndtr, ndtri
 
-    _check.alternative_of(alternative)
-    half = float(ndtri(0.5 + _check.level_of(confidence_level) / 2))
-    mask = _check.binary(y, positive, 2)
-    first = _placements(mask, _check.scores(a, mask, "a"))
-    second = _placements(mask, _check.scores(b, mask, "b"))
-    areas = float(np.mean(first[0])), float(np.mean(second[0]))
+    half = float(ndtri(0.5 + confidence_level / 2))
     difference = areas[0] - areas[1]
-    variance = _variance(first[0] - second[0], first[1] - second[1])
     if variance > 1e-30:
         error = variance**0.5
         z = difference / error
@@ -132,7 +180,7 @@ def delong(
                 f"the areas {areas[0]:.3g} and {areas[1]:.3g} have no variance, as for perfect or "
                 "constant scores: DeLong's p-value is not defined",
                 RuntimeWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
     return DelongResult(
         float(z), float(p), *areas, difference, error, difference - half * error,

@@ -1,0 +1,162 @@
+"""The sensitivity section: what other tests say of the differences of the primary analysis."""
+
+from __future__ import annotations
+
+from ..analysis.compare import METHOD, TITLES, Analysis
+from ..analysis.sensitivity import EXACT_BELOW, TESTS, Sensitivity
+from ..tables.grid import Cell, Row, Table, number, percent, pvalue, to_html
+from . import words
+from .page import escape, listing, paragraph
+
+COLUMNS = ["release", "validation", "task", "method", "against", "test", "metric", "unit", "n",
+           "difference", "low", "high", "statistic", "pvalue", "pvalue_holm",
+           "primary_difference", "primary_pvalue_holm", "agrees", "detail", "note"]  # fmt: skip
+ASSUMES = {
+    "DeLong": "DeLong's test takes the tested cases as independent and the networks as given, so "
+    "that it is of patients (the mean score of a patient's images), within folds; its estimate is "
+    "not the image-wise one of the primary analysis.",
+    "McNemar": "McNemar's test takes the calls as independent, so that each patient has one (of "
+    f"the probabilities averaged over images and networks), whatever the fold; in brackets the "
+    f"patients that {METHOD} alone : the other alone has right, by the exact binomial test where "
+    f"they are fewer than {EXACT_BELOW}, else χ² with continuity correction.",
+    "Nadeau-Bengio": "Nadeau and Bengio's corrected resampled t-test takes the folds' differences "
+    "as normal and corrects for the training cases that folds share by a rule derived for random "
+    "splits, not for cross-validation.",
+    "Wilcoxon": "Wilcoxon's signed-rank test takes the differences of backbones (or folds) as "
+    "independent, which backbones that are tested on the same patients are not: its p-values are "
+    "too small.",
+}
+REMAINS = (
+    "The bootstrap by patient remains the primary analysis: these tests cannot replace it, and one "
+    "that finds more than it does is no evidence for more. Holm's correction runs over the rows "
+    "of one test."
+)
+
+
+def records(a: Analysis, rows: list[Sensitivity]) -> list[dict]:
+    """Rows of sensitivity.csv at a place; fractions."""
+    found = []
+    for s in rows:
+        numbers = [s.estimate, s.low, s.high, s.statistic, s.pvalue, s.holm]
+        primary = (None, None) if s.primary is None else (s.primary.difference, s.primary.holm)
+        agrees = None if s.agrees is None else "yes" if s.agrees else "no"
+        values = [*a.matrix.place, METHOD, s.against, s.test, s.metric, s.unit, s.n,
+                  *(None if v is None or v != v else v for v in (*numbers, *primary)),
+                  agrees, s.detail, s.note]  # fmt: skip
+        found.append(dict(zip(COLUMNS, values, strict=True)))
+    return found
+
+
+def section(analyses: list[Analysis], found: dict) -> str:
+    """The section's HTML; found {place: rows}."""
+    used = [t for t in TESTS if any(s.test == t for rows in found.values() for s in rows)]
+    out = [
+        paragraph(
+            "The same differences by the tests that reviewers ask for, each where what it assumes "
+            "can be had (intervals: sensitivity.csv). " + REMAINS
+        ),
+        listing(ASSUMES[t] for t in used),
+    ]
+    for a in analyses:
+        rows = found.get(a.matrix.place)
+        if not rows:
+            continue
+        m = a.matrix
+        title = f"{m.task}, {words.scheme(m.validation, len(m.folds))}{m.named}"
+        out.append(f"<h3>{escape(title)}</h3>")
+        done = [s for s in rows if not s.left_out]
+        if done:
+            out.append(paragraph(conclusion(done)))
+            out.append(to_html(table(a, done)))
+        missing = left_out(rows)
+        if missing:
+            out.append(paragraph("Left out:", "note") + listing(missing))
+    if not any(found.values()):
+        return paragraph("This run holds no comparison of MDMT with other configurations.")
+    return "\n".join(out)
+
+
+def conclusion(done: list[Sensitivity]) -> str:
+    """How many of the tests say what the primary analysis says, and which do not."""
+    known = [s for s in done if s.agrees is not None]
+    other = [s for s in known if not s.agrees]
+    if not known:
+        return "None of these tests can be held against the primary analysis."
+    tests = f"{len(known)} tests" if len(known) > 1 else "1 test"
+    if not other:
+        return f"All of {tests} come to the conclusion of the primary analysis."
+    said = "; ".join(
+        f"{s.test} against {s.against} in {TITLES[s.metric]} "
+        f"({'only this test' if s.primary.holm >= words.ALPHA else 'only the primary analysis'} "
+        "establishes a difference)"
+        if min(s.holm, s.primary.holm) < words.ALPHA <= max(s.holm, s.primary.holm)
+        else f"{s.test} against {s.against} in {TITLES[s.metric]} (the opposite)"
+        for s in other
+    )
+    return (
+        f"{len(known) - len(other)} of {tests} come to the conclusion of the primary analysis; "
+        f"otherwise: {said}."
+    )
+
+
+def left_out(rows: list[Sensitivity]) -> list[str]:
+    """A sentence for each test and reason."""
+    found: dict = {}
+    for s in rows:
+        if s.left_out:
+            found.setdefault((s.test, s.note), []).append(s)
+    said = []
+    for (test, reason), some in found.items():
+        others = list(dict.fromkeys(s.against for s in some))
+        every = {s.against for s in rows if s.test == test}
+        against = "" if set(others) == every else f" against {words.joined(others)}"
+        kinds = list(dict.fromkeys(TITLES[s.metric] for s in some))
+        known = {TITLES[s.metric] for s in rows if s.test == test}
+        of = "" if set(kinds) == known else f" ({words.joined(kinds)})"
+        said.append(f"{test}{against}{of}: {reason}.")
+    return said
+
+
+def table(a: Analysis, done: list[Sensitivity]) -> Table:
+    """The tests of a place, METHOD minus the others."""
+    m = a.matrix
+    rows = []
+    previous = None
+    for s in done:
+        brier = s.metric == "brier"
+        show = (lambda v: number(v, 3, True)) if brier else (lambda v: percent(v, 1, True))
+        beside = s.primary
+        cells = [
+            str(s.n),
+            show(s.estimate),
+            pvalue(s.pvalue),
+            pvalue(s.holm),
+            show(beside.difference) if beside else "–",
+            pvalue(beside.holm) if beside else "–",
+            "–" if s.agrees is None else "yes" if s.agrees else "no",
+        ]
+        test = f"{s.test} ({s.detail})" if s.detail else s.test
+        rows.append(Row([s.against, test, TITLES[s.metric]], [Cell(c) for c in cells], "",
+                        bool(rows) and s.against != previous))  # fmt: skip
+        previous = s.against
+    used = []
+    said: dict = {}
+    for s in done:
+        if s.note:
+            said.setdefault(s.note, []).append(s.test)
+    for unit in ("backbones", "folds"):
+        if any(s.test == "Wilcoxon" and s.unit == unit for s in done):
+            used.append(f"Wilcoxon here: over {unit}.")
+    used += [f"{words.joined(dict.fromkeys(tests))} here: {note}." for note, tests in said.items()]
+    return Table(
+        "sensitivity",
+        f"{m.task}, {words.scheme(m.validation, len(m.folds))}: {METHOD} minus the others by other "
+        "tests (points)",
+        ["Against", "Test", "Metric"],
+        [("", 4), ("primary analysis", 2), ("", 1)],
+        ["n", "difference", "p", "p, Holm", "difference", "p, Holm", "same"],
+        rows,
+        ["n: patients (DeLong, McNemar), folds or backbones; same: both establish the same "
+         "difference at 5 % after correction, or both none (which does not show that there is "
+         "none).", *used],
+    )  # fmt: skip
