@@ -5,7 +5,12 @@ Fractions in 0..1 except mae (in classes or points) and mcc and quadratic_weight
 accuracy: share of right predictions. f1: 2 TP / (2 TP + FP + FN). gmean: geometric mean of the
 recalls of the classes that occur (for two classes the square root of sensitivity times
 specificity). auc: area under the ROC curve from scores, ties counted half; for more than two
-classes the mean of one class against the rest. Those of a share of nothing are NaN.
+classes the mean of one class against the rest.
+
+A share of nothing is NaN, not 0: f1 of a class without a case, and where all cases are of one
+class macro f1, gmean, balanced_accuracy, mcc and auc, since what they compare is not there. Which
+of these are defined depends on y alone, never on the predictions, so that means over folds compare
+the same folds of every network.
 """
 
 from __future__ import annotations
@@ -22,6 +27,10 @@ def _pair(y, predicted) -> tuple[np.ndarray, np.ndarray]:
     return y, predicted
 
 
+def _single(y: np.ndarray) -> bool:
+    return bool(np.all(y == y[0]))
+
+
 def accuracy(y, predicted) -> float:
     """Share of cases (n,) whose predicted class is right."""
     y, predicted = _pair(y, predicted)
@@ -32,17 +41,21 @@ def f1(y, predicted, average: str = "binary", positive=1) -> float:
     """F1 of classes (n,).
 
     average: "binary" (of the class `positive`), "macro" (mean over the classes that occur in y or
-    predicted) or "weighted" (weighted by their counts in y). 0 where a class is never right.
+    predicted) or "weighted" (weighted by their counts in y). 0 where a class is never right. NaN,
+    where scikit-learn warns and says 0: "binary" without a case of `positive`, "macro" with all
+    cases of one class.
     """
     y, predicted = _pair(y, predicted)
     if average not in ("binary", "macro", "weighted"):
         raise ValueError(f"average is {average!r}; it must be 'binary', 'macro' or 'weighted'")
     classes = [positive] if average == "binary" else np.unique(np.concatenate([y, predicted]))
+    lacking = {"binary": not np.any(y == positive), "macro": _single(y), "weighted": False}
+    if lacking[average]:
+        return float("nan")
     scores, weights = [], []
     for c in classes:
         right = np.sum((y == c) & (predicted == c))
-        both = np.sum(y == c) + np.sum(predicted == c)
-        scores.append(2.0 * right / both if both else 0.0)
+        scores.append(2.0 * right / (np.sum(y == c) + np.sum(predicted == c)))
         weights.append(np.sum(y == c))
     if average == "weighted":
         return float(np.average(scores, weights=weights))
@@ -56,14 +69,15 @@ def recalls(y, predicted) -> dict:
 
 
 def gmean(y, predicted) -> float:
-    """Geometric mean of the recalls of the classes that occur in y (n,)."""
+    """Geometric mean of the recalls of the classes that occur in y (n,); NaN where one does."""
     values = np.array(list(recalls(y, predicted).values()))
-    return float(np.prod(values) ** (1.0 / len(values)))
+    return float(np.prod(values) ** (1.0 / len(values))) if len(values) > 1 else float("nan")
 
 
 def balanced_accuracy(y, predicted) -> float:
-    """Arithmetic mean of the recalls of the classes that occur in y (n,)."""
-    return float(np.mean(list(recalls(y, predicted).values())))
+    """Arithmetic mean of the recalls of the classes that occur in y (n,); NaN where one does."""
+    values = list(recalls(y, predicted).values())
+    return float(np.mean(values)) if len(values) > 1 else float("nan")
 
 
 def sensitivity(y, predicted, positive=1) -> float:
@@ -85,9 +99,11 @@ def mcc(y, predicted) -> float:
 
     (c n - sum_k t_k p_k) / sqrt((n^2 - sum_k p_k^2) (n^2 - sum_k t_k^2)) with c right predictions,
     t_k cases and p_k predictions of class k (Gorodkin, Comput. Biol. Chem. 28, 2004, eq. 8); 0
-    where y or predicted holds a single class.
+    where predicted holds a single class, NaN where y does.
     """
     y, predicted = _pair(y, predicted)
+    if _single(y):
+        return float("nan")
     classes = np.unique(np.concatenate([y, predicted]))
     true = np.array([np.sum(y == c) for c in classes], np.float64)
     called = np.array([np.sum(predicted == c) for c in classes], np.float64)

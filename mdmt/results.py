@@ -150,6 +150,34 @@ def _metrics(rows: list[dict], task: dict) -> dict:
     return {k: (None if v != v else v) for k, v in found.items()}
 
 
+TITLES = {"accuracy": "accuracy", "f1": "F1", "gmean": "G-mean", "auc": "AUC"}
+
+
+def fewer_folds(rows: list[dict], columns=tuple(TITLES)) -> str:
+    """Which means over folds are of fewer folds than `rows` (of results.csv, at one place) has,
+    as a sentence; "" for none."""
+    folds = {str(r["fold"]) for r in rows}
+    found: dict = {}
+    for c in columns:
+        n = len({str(r["fold"]) for r in rows if r[c] is not None})
+        if n < len(folds):
+            found.setdefault(n, []).append(TITLES[c])
+    return undefined(found, len(folds))
+
+
+def undefined(found: dict, folds: int) -> str:
+    """The sentence of `fewer_folds`; found {number of folds: names of the metrics}."""
+    if not found:
+        return ""
+    said = []
+    for n, names in found.items():
+        named = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+        one = len(names) == 1
+        mean = f"{'a mean' if one else 'means'} over {n} of {folds} folds"
+        said.append(f"{named} {'is' if one else 'are'} {mean if n else 'defined in no fold'}")
+    return "; ".join(said) + ": test parts of one class leave them undefined."
+
+
 def final_table(results: list[dict], values: dict) -> str:
     """The table at the end: accuracy, F1 and G-mean (percent, mean and deviation over folds)."""
     import numpy as np
@@ -192,7 +220,7 @@ def final_table(results: list[dict], values: dict) -> str:
                 )
         for backbone, name, group in groups:
             cells = []
-            for column in ("accuracy", "f1", "gmean", "auc"):
+            for column in TITLES:
                 numbers = [100 * r[column] for r in group if r[column] is not None]
                 cell = "-" if not numbers else f"{np.mean(numbers):.1f}"
                 if len(numbers) > 1:
@@ -202,7 +230,8 @@ def final_table(results: list[dict], values: dict) -> str:
                 f"  {backbone:<{wide}}{name:<15}{cells[0]:>14}{cells[1]:>18}"
                 f"{cells[2]:>14}{cells[3]:>14}"
             )
-        lines.append("")
+        note = fewer_folds(rows)
+        lines += [f"  {note}", ""] if note else [""]
     return "\n".join(lines)
 
 
@@ -210,7 +239,6 @@ def _over_backbones(groups: list[tuple]) -> list[dict]:
     """Mean over backbones of each fold's metrics."""
     import numpy as np
 
-    columns = ("accuracy", "f1", "gmean", "auc")
     places = dict.fromkeys((r["fold"], r["seed"]) for _, _, rows in groups for r in rows)
     merged = []
     for place in places:
@@ -222,7 +250,7 @@ def _over_backbones(groups: list[tuple]) -> list[dict]:
                     if any(r[c] is not None for r in rows)
                     else None
                 )
-                for c in columns
+                for c in TITLES
             }
         )
     return merged

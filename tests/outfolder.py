@@ -39,11 +39,14 @@ def values(**more):
     return config.resolve({**raw, "data": data, **more})
 
 
-def draw_cases(name, task, classes, n, seed):
-    """A data set of n images of about n / 1.3 patients in three centers."""
+def draw_cases(name, task, classes, n, seed, one_class=False):
+    """A data set of n images of about n / 1.3 patients in three centers; one_class: all of Center
+    0 are of the first class."""
     rng = np.random.default_rng(seed)
     patients = [f"{name}{p}" for p in rng.integers(0, int(n / 1.3), n)]
     of_patient = {p: rng.integers(0, len(classes)) for p in sorted(set(patients))}
+    if one_class:
+        of_patient = {p: k * (hash_of(p) % 3 > 0) for p, k in of_patient.items()}
     labels = np.array([of_patient[p] for p in patients])
     centers = [f"Center {hash_of(p) % 3}" for p in patients]
     columns = {
@@ -86,14 +89,14 @@ class _Store:
         )
 
 
-def make(out, n=90, seed=0, jobs=True, **more):
+def make(out, n=90, seed=0, jobs=True, one_class=False, **more):
     """Write an out folder to `out`; n cases of the first data set; more: configuration keys. Of
     several releases (data: {"releases": [...]}) each holds more of the same cases."""
     resolved = values(**more)
     tasks = resolved["tasks"]
     names = resolved["data"]["releases"] or [resolved["data"]["release"]]
     whole = [
-        draw_cases("one", "prognosis", tasks["prognosis"]["classes"], n, seed),
+        draw_cases("one", "prognosis", tasks["prognosis"]["classes"], n, seed, one_class),
         draw_cases("two", "severity", tasks["severity"]["classes"], n + 20, seed + 1),
     ]
     releases = []

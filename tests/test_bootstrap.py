@@ -53,6 +53,19 @@ def test_weighted_metrics_are_those_of_repeated_cases(name):
     assert checked > 90
 
 
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("auc", "brier")])
+def test_weighted_metrics_where_resamples_lose_a_class(name):
+    y, a = np.array([0, 0, 1, 1]), np.array([0, 1, 1, 2])
+    weights = _resample.weights(0, 99, 4, 0)
+    found = evaluator(name, y, a)(weights)
+    lost = 0
+    for row, value in zip(weights.astype(int), found):
+        again = np.repeat(np.arange(4), row)
+        assert value == pytest.approx(plain_metric(name)(y[again], a[again]), nan_ok=True)
+        lost += len(set(y[again])) == 1
+    assert lost > 2
+
+
 @pytest.mark.parametrize("name", ["auc", "brier"])
 def test_weighted_metrics_of_more_classes(name):
     y, p = probabilities(0, 15, 3)

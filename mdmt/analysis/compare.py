@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import metrics, stats
+from ..results import undefined
 from .folder import Outcome
 
 METHOD = "MDMT"
@@ -271,6 +272,9 @@ def _compare(outcome: Outcome, m: Matrix, n: int, seed: int) -> Analysis:
                     some = [pair for net, pair in zip(m.nets, pairs, strict=True) if net[0] == b]
                     part = _or_nan(lambda p=some: drawn.mean_difference(p), 4)
                     comparisons.append(_one(outcome, m, b, other, k, part))
+    few = fewer_folds(m)
+    if few:
+        notes.append(f"{m.task}, {m.validation}{m.named}: {few}")
     for text in dict.fromkeys(str(w.message) for w in caught):
         notes.append(f"{m.task}, {m.validation}{m.named}: {text}.")
     comparisons = _corrected(comparisons)
@@ -331,6 +335,23 @@ def by_fold(m: Matrix, metric: str, configuration: str, backbone: str = "") -> n
             for f in m.folds
         ]
     )
+
+
+def defined_folds(m: Matrix, metric: str) -> int:
+    """How many folds' test parts define `metric`, which their labels alone decide; means over
+    folds are of these."""
+    p = m.p[(*m.nets[0], m.configurations[0])]
+    return sum(np.isfinite(value(m, metric, m.fold == f, p)) for f in m.folds)
+
+
+def fewer_folds(m: Matrix) -> str:
+    """Which metrics are not of all folds, as a sentence; "" for none."""
+    found: dict = {}
+    for k, title in TITLES.items():
+        n = defined_folds(m, k)
+        if n < len(m.folds):
+            found.setdefault(n, []).append(title)
+    return undefined(found, len(m.folds))
 
 
 def corrected_t(outcome, m: Matrix, backbone: str, other: str, metric: str):

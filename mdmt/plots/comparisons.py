@@ -33,6 +33,9 @@ def slope(m: Matrix):
             for (b, _), y in zip(ends, places, strict=True):
                 ax.annotate(b, (x[-1], y), xytext=(5, 0), textcoords="offset points", fontsize=7,
                             va="center", annotation_clip=False)  # fmt: skip
+        if not np.isfinite(table).any():
+            ax.set_yticks([])
+            style.say_undefined(ax)
         ax.set_xticks(x, names, rotation=30, ha="right", fontsize=7.5)
         ax.set_xlim(-0.3, len(names) - 1 + (0.9 if len(m.backbones) <= 4 else 0.3))
         ax.set_title(TITLES[k])
@@ -87,7 +90,12 @@ def forest(a: Analysis):
                             marker="D" if mean else "o", ms=7 if mean else 4)  # fmt: skip
                 y += 1
             y += 0.7
-        ax.axvline(0, color="black", lw=0.9)
+        shown = [c for c in a.comparisons if c.metric == k and c.low == c.low]
+        if shown:
+            ax.axvline(0, color="black", lw=0.9)
+        else:
+            ax.set_xticks([])
+            style.say_undefined(ax)
         ax.set_title(TITLES[k])
         ax.set_xlabel("points")
     axes[0, 0].set_yticks(ticks, labels, fontsize=7.5 if len(rows) < 30 else 6)

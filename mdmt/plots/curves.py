@@ -118,25 +118,31 @@ def discrimination(m: Matrix, aucs: dict):
     for ax, make in zip(axes[0], (_roc, _pr), strict=True):
         for c in m.configurations:
             curves = _bands(m, c, weights, make)
+            if not np.isfinite(curves[0]).all():
+                continue
             low, high = np.nanquantile(curves[1:], [0.025, 0.975], axis=0)
             look = style.line(c, m.configurations)
             ax.fill_between(GRID, low, high, color=look["color"], alpha=0.13, lw=0)
             estimate, least, most = aucs[c]
             text = f"{c}: AUC {estimate:.2f} ({least:.2f} to {most:.2f})" if make is _roc else c
             ax.plot(GRID, curves[0], **look, label=text)
+        if not ax.lines:
+            style.say_undefined(ax)
         ax.set_xlim(0, 1)
         ax.set_ylim(0, 1.02)
         ax.set_aspect("equal")
     roc, pr = axes[0]
-    roc.plot([0, 1], [0, 1], color="#888888", lw=0.8)
+    if roc.lines:
+        roc.plot([0, 1], [0, 1], color="#888888", lw=0.8)
     of = m.classes[m.positive] if two else "each class, averaged"
     roc.set(xlabel="1 - specificity", ylabel="sensitivity", title=f"ROC, {of}")
     pr.set(xlabel="sensitivity (recall)", ylabel="precision", title=f"Precision-recall, {of}")
-    if two:
+    if two and pr.lines:
         share = float(np.mean(m.y == m.positive))
         pr.axhline(share, color="#888888", lw=0.8)
         pr.text(0.02, share + 0.015, f"prevalence {share:.2f}", fontsize=7.5, color="#555555")
-    roc.legend(loc="lower right", fontsize=7)
+    if roc.get_legend_handles_labels()[0]:
+        roc.legend(loc="lower right", fontsize=7)
     return fig
 
 
@@ -163,7 +169,7 @@ def reliability(m: Matrix):
         ax.bar(edges[:-1], 0.18 * counts / counts.max(), 0.05, align="edge", color="#bbbbbb")
         found = calibration(m, c)
         text = f"ECE {found.ece:.2f}, Brier {found.brier:.2f}"
-        if two:
+        if two and np.isfinite(found.slope):
             text += f"\nslope {found.slope:.2f}, intercept {found.intercept:+.2f}"
         ax.set_title(f"{c}\n{text}", fontsize=8)
         ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")

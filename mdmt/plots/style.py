@@ -93,6 +93,13 @@ def least_range(ax, least: float = 2.0) -> None:
         ax.set_ylim(middle - least / 2, middle + least / 2)
 
 
+def say_undefined(ax) -> None:
+    """A panel without anything to show says so, instead of a scale of nothing."""
+    ax.text(0.5, 0.5, "not defined:\none class", transform=ax.transAxes, ha="center",
+            va="center", fontsize=8, color="#555555")  # fmt: skip
+    ax.grid(False)
+
+
 def apart(values, gap: float) -> list[float]:
     """Positions at least `gap` apart, in the order of `values` and near them."""
     order = sorted(range(len(values)), key=lambda i: (values[i], i))

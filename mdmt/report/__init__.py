@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .. import analysis, plots, tables
 from ..analysis.cohort import findings
-from ..analysis.compare import METHOD
+from ..analysis.compare import METHOD, METRICS, defined_folds
 from ..analysis.folder import Outcome
 from ..errors import BadInput
 from ..paths import folder_lock, read_csv, write_atomic, write_csv
@@ -24,7 +24,7 @@ NO_CURVES = "No learning curves: no histories are here, or no figures were drawn
 LIMIT = 14 * 2**20  # bytes of report.html; figures beyond are left in figures/
 COMPARED = ["release", "validation", "task", "backbone", "method", "against", "metric",
             "difference", "low", "high", "pvalue", "pvalue_holm", "pvalue_nadeau_bengio",
-            "resamples", "images", "patients"]  # fmt: skip
+            "resamples", "images", "patients", "folds"]  # fmt: skip
 
 
 def make(
@@ -141,11 +141,13 @@ def _write_comparisons(out: Path, analyses: list) -> Path:
     rows = []
     for a in analyses:
         m = a.matrix
+        folds = {k: defined_folds(m, k) for k in METRICS}
         for c in a.comparisons:
             numbers = [c.difference, c.low, c.high, c.pvalue, c.holm, c.corrected_t]
             numbers = [None if v != v else v for v in numbers]
             values = [*m.place, c.backbone or "mean", METHOD, c.against, c.metric,
-                      *numbers, a.n, len(set(m.image)), len(set(m.patient))]  # fmt: skip
+                      *numbers, a.n, len(set(m.image)), len(set(m.patient)),
+                      folds[c.metric]]  # fmt: skip
             rows.append(dict(zip(COMPARED, values, strict=True)))
     path = out / "comparisons.csv"
     write_csv(path, COMPARED, rows)

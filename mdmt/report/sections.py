@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import stats
 from ..analysis import calibration, operating
-from ..analysis.compare import METHOD, TITLES, Analysis
+from ..analysis.compare import METHOD, TITLES, Analysis, fewer_folds
 from ..analysis.describe import Subgroup
 from ..analysis.folder import Outcome, is_control
 from ..experiments import CONTROLS
@@ -186,7 +186,7 @@ def differences(a: Analysis) -> Table:
         [],
         [METHOD, "other", "difference", "95 % interval", "p", "p, Holm", "p, corrected t"],
         rows,
-        [words.method(a)],
+        list(filter(None, [words.method(a), fewer_folds(m)])),
     )
 
 
@@ -266,7 +266,8 @@ def all_metrics(a: Analysis) -> Table:
         rows,
         ["Percent, except MCC, Brier, kappa, MAE, correlation, slope, intercept; means over folds "
          "and networks. Calibration: all folds pooled, mean over networks.",
-            f"Always calling {m.classes[most]} would have an accuracy of {percent(share)} %."],
+            f"Always calling {m.classes[most]} would have an accuracy of {percent(share)} %.",
+            *filter(None, [fewer_folds(m)])],
     )  # fmt: skip
 
 

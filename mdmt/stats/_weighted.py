@@ -86,23 +86,26 @@ def _from_counts(name, true, called, right, hits, total):
     if name == "specificity":
         others = total - true[:, 0]
         return _share(others - called[:, 0] + right[:, 0], others)
+    single = np.sum(true > 0, 1) < 2
     if name == "mcc":
         below = (total**2 - np.sum(called**2, 1)) * (total**2 - np.sum(true**2, 1))
         above = hits * total - np.sum(true * called, 1)
-        return np.where(below > 0, above / np.sqrt(np.where(below > 0, below, 1)), 0.0)
+        found = np.where(below > 0, above / np.sqrt(np.where(below > 0, below, 1)), 0.0)
+        return np.where(single, np.nan, found)
     if name in ("balanced_accuracy", "gmean"):
         recall = right / np.where(true > 0, true, 1)
         occurring = np.sum(true > 0, 1)
         if name == "balanced_accuracy":
-            return np.sum(recall, 1) / occurring
-        return np.prod(np.where(true > 0, recall, 1), 1) ** (1 / occurring)
+            return np.where(single, np.nan, np.sum(recall, 1) / occurring)
+        product = np.prod(np.where(true > 0, recall, 1), 1)
+        return np.where(single, np.nan, product ** (1 / occurring))
     both = true + called
     score = 2 * right / np.where(both > 0, both, 1)
     if name == "f1":
-        return score[:, 0]
+        return np.where(true[:, 0] > 0, score[:, 0], np.nan)
     if name == "f1_weighted":
         return np.sum(score * true, 1) / total
-    return np.sum(score, 1) / np.sum(both > 0, 1)
+    return np.where(single, np.nan, np.sum(score, 1) / np.sum(both > 0, 1))
 
 
 def _kappa(y, predicted):

@@ -12,6 +12,7 @@ from .. import stats
 from ..analysis.folder import Outcome, is_control
 from ..data import paper_values
 from ..experiments import CONTROLS
+from ..results import fewer_folds
 from .grid import Cell, Row, Table, marks, number
 
 COLUMNS = ("accuracy", "f1", "gmean")
@@ -84,6 +85,18 @@ def _f1_note(outcome: Outcome, task: str) -> str:
     return f"F1: {which}; results.csv has the three averages."
 
 
+def _few_notes(results, release: str, task: str, schemes) -> list[str]:
+    """Which means are not over all folds, by validation scheme."""
+    found = []
+    for v in schemes:
+        place = (release, task, v)
+        rows = [r for r in results if (r["release"], r["task"], r["validation"]) == place]
+        few = fewer_folds(rows, COLUMNS)
+        if few:
+            found.append(f"{SCHEMES.get(v, v)}: {few}")
+    return found
+
+
 MARKED = "Best in bold, second best underlined."
 
 
@@ -124,6 +137,7 @@ def table1(outcome: Outcome, results: list[dict]) -> list[Table]:
             f"backbone{'s' if backbones > 1 else ''}.",
             _f1_note(outcome, task),
             MARKED,
+            *_few_notes(results, release, task, schemes),
         ]
         if beside:
             notes.append(_paper_note(outcome, task))
@@ -321,6 +335,7 @@ def table_s1(outcome: Outcome, results: list[dict]) -> list[Table]:
                     f"Percent; mean ± standard deviation over test folds ({over}).",
                     _f1_note(outcome, task),
                     "Within each backbone: best in bold, second best underlined.",
+                    *_few_notes(results, release, task, schemes),
                 ],
                 records,
             )
