@@ -73,7 +73,7 @@ def explain(out, images, folder, *, device: str = "cpu", skip: bool = False, qui
                 raise BadData(predict.refusal(path, one))
             if one.pixels is None:
                 notes.append(f"{path}: {one.facts['reason']}")
-            elif not (nets := [n for n in run.nets if not n.knows(path)]):
+            elif not (nets := _free(run, path, one.pixels)):
                 notes.append(f"{path}: every network was trained on it")
             else:
                 for task, made in _drawn(path, one.pixels, nets, device):
@@ -81,6 +81,12 @@ def explain(out, images, folder, *, device: str = "cpu", skip: bool = False, qui
                     write_atomic(written[-1], made)
             progress()
     return written, notes
+
+
+def _free(run, path: Path, pixels: np.ndarray) -> list[Network]:
+    """The networks that do not know a picture."""
+    (shown,) = run.known.shown([path], [pixels])
+    return [n for n in run.nets if not n.knows(shown)]
 
 
 def _drawn(path: Path, pixels: np.ndarray, nets: list[Network], device: str):

@@ -1,8 +1,9 @@
 """`mdmt predict OUT IMAGE...`: what the networks of a finished run say of further pictures.
 
 Pictures are prepared as the run prepared its own, and every task's probabilities are the mean over
-the networks of all folds and seeds. A picture of the run's own data counts only with the networks
-that neither learnt from it nor were selected on it, those that they started from included.
+the networks of all folds and seeds. A picture of the run's own data, or a near-duplicate of one,
+counts only with the networks that neither learnt from it nor were selected on it, those that they
+started from included.
 """
 
 from __future__ import annotations
@@ -15,36 +16,38 @@ from pathlib import Path
 import numpy as np
 
 from . import config
-from .data.store import Store
 from .data.table import EXTENSIONS
 from .errors import BadData, BadInput, nearest
-from .paths import digest_file, read_json
+from .known import Known, Shown
+from .paths import read_json
 from .preprocess import build, picture
 from .runner import kept
 from .study import releases_of, stored_values
 
-COLUMNS = ["image", "task", "predicted", "sd", "networks", "seen", "refused"]
+COLUMNS = ["image", "task", "predicted", "sd", "networks", "seen", "known_as", "likeness",
+           "refused"]  # fmt: skip
 CHUNK = 1024  # images held at a time
 
 
 @dataclass
 class Network:
     """A finished training. folder: its own below runs/; tasks: {task: classes}; seen: SHA-256 of
-    the pictures that it or what it started from was trained or selected on, None: not known."""
+    the files that it or what it started from was trained or selected on, None: not known."""
 
     folder: Path
     description: dict
     tasks: dict
     seen: set | None
 
-    def knows(self, path: Path) -> bool:
-        """Whether it was trained or selected on the picture of a file."""
-        return self.seen is not None and digest_file(path) in self.seen
+    def knows(self, shown) -> bool:
+        """Whether it was trained or selected on a picture that shows these `Shown` of the run."""
+        return self.seen is not None and any(s.source in self.seen for s in shown)
 
 
-def networks(out, values: dict, *, configuration=None, backbone=None, release=None,
+def networks(out, values: dict, known: Known, *, configuration=None, backbone=None, release=None,
              validation=None, fold=None, seed=None) -> list[Network]:  # fmt: skip
-    """The finished trainings of one configuration and backbone of the run in `out`.
+    """The finished trainings of one configuration and backbone of the run in `out`; known: is told
+    what they learnt from.
 
     configuration: default MDMT, or the last one of the run; backbone: may be left out where there
     is one; release: default the last; validation: default the first; fold, seed: default all.
@@ -75,7 +78,7 @@ def networks(out, values: dict, *, configuration=None, backbone=None, release=No
             deleted += 1
             continue
         tasks = {t["name"]: t["classes"] for t in job["description"]["tasks"]}
-        seen = _seen(path.parent)
+        seen = known.learnt_from(path.parent)
         found.append(Network(path.parent, job["description"], tasks, seen))
     if not found:
         what = ", ".join(f"{k} {v}" for k, v in wanted.items())
@@ -96,25 +99,6 @@ def _choice(what: str, given, known: list, default):
     if given not in known:
         raise BadInput(f"--{what} {given}: the run has none{nearest(given, known)}")
     return given
-
-
-def _seen(folder: Path) -> set | None:
-    """SHA-256 of the pictures in the training and validation parts of a training and of those that
-    it started from; None where a store or a file of the run is gone."""
-    found: set[str] = set()
-    try:
-        inputs = read_json(folder / "inputs.json")
-        for given in inputs["datasets"].values():
-            sources, rows = Store(given["store"]).sources, read_json(given["rows"])
-            found |= {sources[r] for part in ("train", "val") for r in rows[part]}
-        for name, _ in read_json(folder / "job.json")["description"]["init"].get("jobs", []):
-            earlier = _seen(folder.parent / name)
-            if earlier is None:
-                return None
-            found |= earlier
-    except (BadInput, OSError, ValueError, KeyError, IndexError):
-        return None
-    return found
 
 
 def find_images(given) -> list[Path]:
@@ -140,11 +124,12 @@ def find_images(given) -> list[Path]:
 
 @dataclass
 class Opened:
-    """The networks of a run and what they need. settings: of `mdmt.preprocess.picture`; notes:
-    what a user should know."""
+    """The networks of a run and what they need. settings: of `mdmt.preprocess.picture`; known: the
+    pictures that they learnt from; notes: what a user should know."""
 
     nets: list[Network]
     settings: dict
+    known: Known
     notes: list[str]
 
 
@@ -155,7 +140,8 @@ def opened(out, **chosen) -> Opened:
         raise BadInput(f"{out}: is no out folder of mdmt (it has no config.yaml)")
     if config.is_masks(values):
         raise BadInput(f"{out}: is a run of kind masks; use mdmt.lung_mask")
-    nets = networks(out, values, **chosen)
+    known = Known(equal_only=values["data"]["synthetic"] is not None)
+    nets = networks(out, values, known, **chosen)
     notes = []
     if any(n.seen is None for n in nets):
         notes.append(
@@ -164,7 +150,7 @@ def opened(out, **chosen) -> Opened:
         )
     if values["data"]["synthetic"] is not None:
         notes.append("SYNTHETIC data trained these networks: they know nothing of patients")
-    return Opened(nets, picture.settings_of(values), notes)
+    return Opened(nets, picture.settings_of(values), known, notes)
 
 
 def prepared(paths: list[Path], settings: dict):
@@ -186,21 +172,38 @@ def predict(out, images, *, device: str = "cpu", skip: bool = False, quiet: bool
     Returns (rows, notes). A row per image and task: `COLUMNS` and "p_<class>", None where a class
     is not the task's: the mean over networks; sd: standard deviation over the networks of the
     predicted class's probability; networks: how many that is; seen: how many were left out
-    because they know the picture; refused: why there is no prediction. Raises BadInput.
+    because they know the picture; known_as: the run's file that it is or shows; likeness: 1 for
+    the same file or pixels, else the correlation that makes it a near-duplicate; refused: why there
+    is no prediction. Raises BadInput.
     """
     run = opened(out, **chosen)
     paths = find_images(images)
     rows: list[dict] = []
+    own: dict[Path, Shown] = {}
     with Progress(len(paths), quiet, "predicting") as progress:
         for start in range(0, len(paths), CHUNK):
-            rows += _chunk(paths[start : start + CHUNK], run, device, skip, progress)
-    left = sorted({r["image"] for r in rows if r["seen"]})
-    if left:
-        run.notes.append(
-            f"{len(left)} of {len(paths)} pictures are the run's own ({left[0]}"
-            f"{', ...' if len(left) > 1 else ''}): networks that learnt from them were left out"
-        )
+            rows += _chunk(paths[start : start + CHUNK], run, device, skip, progress, own)
+    run.notes += told_known(own, len(paths))
     return rows, run.notes
+
+
+def told_known(own: dict[Path, Shown], total: int) -> list[str]:
+    """Sentences about the pictures that networks know; own: what each of them shows."""
+    files = [path for path, s in own.items() if s.same_file]
+    copies = [(path, s) for path, s in own.items() if not s.same_file]
+    notes, left_out = [], "networks that learnt from them were left out"
+    if files:
+        more = ", ..." if len(files) > 1 else ""
+        notes.append(
+            f"{len(files)} of {total} pictures are the run's own ({files[0]}{more}): {left_out}"
+        )
+    if copies:
+        said = "; ".join(f"{p.name} = {s.name}, {s.likeness:.2f}" for p, s in copies[:3])
+        notes.append(
+            f"{len(copies)} of {total} pictures show a radiograph of the run in another file "
+            f"({said}{'; ...' if len(copies) > 3 else ''}): {left_out}"
+        )
+    return notes
 
 
 class Progress:
@@ -220,8 +223,8 @@ class Progress:
         self.bar.close()
 
 
-def _chunk(paths, run: Opened, device: str, skip: bool, progress) -> list[dict]:
-    """Rows of some pictures, all of them in memory."""
+def _chunk(paths, run: Opened, device: str, skip: bool, progress, own: dict) -> list[dict]:
+    """Rows of some pictures, all of them in memory; own: is given what known ones show."""
     nets, pixels, refused = run.nets, [], {}
     for path, one in zip(paths, prepared(paths, run.settings), strict=True):
         if one.pixels is None:
@@ -232,7 +235,9 @@ def _chunk(paths, run: Opened, device: str, skip: bool, progress) -> list[dict]:
             pixels.append(one.pixels)
         progress()
     usable = [p for p in paths if p not in refused]
-    use = ~np.array([[n.knows(p) for p in usable] for n in nets], bool)
+    shown = run.known.shown(usable, pixels)
+    use = ~np.array([[n.knows(s) for s in shown] for n in nets], bool)
+    own.update((p, s[0]) for p, s, mine in zip(usable, shown, use.T, strict=True) if not mine.all())
     given = probabilities(loaded(nets, device), np.stack(pixels)) if usable else {}
     at = {path: i for i, path in enumerate(usable)}
     classes = list(dict.fromkeys(c for names in nets[0].tasks.values() for c in names))
@@ -241,6 +246,8 @@ def _chunk(paths, run: Opened, device: str, skip: bool, progress) -> list[dict]:
         for task, names in nets[0].tasks.items():
             row = {"image": str(path), "task": task, "networks": 0, "seen": 0}
             row |= {f"p_{c}": None for c in classes}
+            if path in own:
+                row |= {"known_as": own[path].name, "likeness": own[path].likeness}
             row["refused"] = refused.get(path)
             if path in at:
                 mine = use[:, at[path]]
@@ -304,6 +311,8 @@ def text(rows: list[dict], most: int = 40) -> str:
         if r.get("sd") is not None:
             said = said.replace(",", f" ± {100 * r['sd']:.1f},", 1)
         said = said or r["refused"] or "every network was trained on it"
+        if r.get("known_as"):
+            said += f" (known as {r['known_as']})"
         lines.append(f"{name:<{width}}  {r['task']:<{task}}  {r['networks']:>8}  {said}")
     if len(rows) > most:
         lines.append(f"... and {len(rows) - most} more rows")

@@ -35,7 +35,7 @@ STAGES = [
     ["splits"],
     ["experiments"],
     ["runner"],
-    ["study", "results", "mask_study"],
+    ["study", "results", "mask_study", "known"],
     ["prepare", "predict"],
     ["stats"],
     ["analysis"],

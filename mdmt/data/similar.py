@@ -88,22 +88,32 @@ def hashes(flat: np.ndarray) -> np.ndarray:
     return low / np.maximum(np.linalg.norm(low, axis=1, keepdims=True), 1e-6)
 
 
+def _views(flat: np.ndarray) -> list[tuple]:
+    """(zoom, mirrored, hashes) of what a copy of pictures (M, 64, 64) may show of them."""
+    views = [(zoom, False, hashes(_zoomed(flat, zoom))) for zoom in ZOOMS]
+    return [*views, (1.0, True, hashes(flat[:, :, ::-1]))]
+
+
+def _closest(own: np.ndarray, views: list[tuple]) -> tuple[np.ndarray, np.ndarray]:
+    """Correlation (n, M) of hashes with the view that is most alike, at least CANDIDATE; which."""
+    close = np.full((len(own), len(views[0][2])), CANDIDATE, np.float32)
+    which = np.zeros(close.shape, np.int8)
+    for k, (_, _, view) in enumerate(views):
+        value = own @ view.T
+        np.putmask(which, value > close, k)
+        np.maximum(close, value, out=close)
+    return close, which
+
+
 def candidates(flat: np.ndarray) -> dict[tuple[int, int], tuple[float, float, bool]]:
     """{(i, j): (correlation of hashes, zoom of j, mirrored)}: the nearest neighbours of every i."""
     count = len(flat)
-    own = hashes(flat)
-    views = [(zoom, False, hashes(_zoomed(flat, zoom))) for zoom in ZOOMS]
-    views.append((1.0, True, hashes(flat[:, :, ::-1])))
+    own, views = hashes(flat), _views(flat)
     found: dict = {}
     take = min(NEIGHBOURS, count - 1)
     for begin in range(0, count if take else 0, _BLOCK):
         rows = np.arange(begin, min(begin + _BLOCK, count))
-        close = np.full((len(rows), count), CANDIDATE, np.float32)
-        which = np.zeros((len(rows), count), np.int8)
-        for k, (_, _, view) in enumerate(views):
-            value = own[rows] @ view.T
-            np.putmask(which, value > close, k)
-            np.maximum(close, value, out=close)
+        close, which = _closest(own[rows], views)
         close[rows - begin, rows] = -1
         best = np.argpartition(-close, take - 1, axis=1)[:, :take]
         values = np.take_along_axis(close, best, axis=1)
@@ -243,6 +253,50 @@ def pairs(images, threshold: float = THRESHOLD) -> list[Pair]:
 
 def _view(flat: np.ndarray, zoom: float, mirrored: bool) -> np.ndarray:
     return _zoomed((flat[:, ::-1] if mirrored else flat)[None], zoom)[0]
+
+
+def copies(images, known, threshold: float = THRESHOLD) -> list[Pair]:
+    """Pairs of images (n, S, S) uint8 and known ones (M, S, S) that show the same radiograph: `a`
+    is the row of the image, `b` that of the known one.
+
+    Of each image the NEIGHBOURS + 1 most alike known ones are looked at. Either may be a part of
+    the other. Constant pictures are in no pair.
+    """
+    small = thumbnails(images)
+    rows = np.flatnonzero(small.reshape(len(small), -1).std(1) > 1) if len(small) else []
+    if len(rows) == 0 or len(known) == 0:
+        return []
+    flat = flatten(small[rows])
+    own, views = hashes(flat), _views(flat)
+    nearest: list[list] = [[] for _ in rows]  # (value, known row, zoom, mirrored, which is viewed)
+    for begin in range(0, len(known), _BLOCK):
+        block = flatten(thumbnails(known[begin : begin + _BLOCK]))
+        theirs, views_of_theirs = hashes(block), _views(block)
+        of_known, k = _closest(own, views_of_theirs)
+        of_image, q = (matrix.T for matrix in _closest(theirs, views))
+        value = np.maximum(of_known, of_image)
+        most = min(NEIGHBOURS + 1, len(block))  # one of them may be the picture itself
+        best = np.argpartition(-value, most - 1, axis=1)[:, :most]
+        for i, c in zip(*np.nonzero(np.take_along_axis(value, best, 1) > CANDIDATE), strict=True):
+            r = int(best[i, c])
+            seen = bool(of_known[i, r] >= of_image[i, r])
+            zoom, mirrored, _ = views_of_theirs[k[i, r]] if seen else views[q[i, r]]
+            nearest[i].append((float(value[i, r]), begin + r, zoom, mirrored, seen))
+        nearest = [sorted(some, reverse=True)[: NEIGHBOURS + 1] for some in nearest]
+    found = []
+    chosen = [(i, *one) for i, some in enumerate(nearest) for one in some]
+    for begin in range(0, len(chosen), _BATCH):
+        some = chosen[begin : begin + _BATCH]
+        theirs = flatten(thumbnails([known[r] for _, _, r, *_ in some]))
+        a = np.stack([flat[i] if of_known else t
+                      for (i, *_, of_known), t in zip(some, theirs, strict=True)])  # fmt: skip
+        b = np.stack([_view(t if of_known else flat[i], zoom, mirrored)
+                      for (i, _, _, zoom, mirrored, of_known), t in zip(some, theirs, strict=True)
+                      ])  # fmt: skip
+        for (i, _, r, _, mirrored, _), value in zip(some, correlations(a, b).tolist(), strict=True):
+            if value >= threshold:
+                found.append(Pair(int(rows[i]), r, round(value, 4), mirrored))
+    return sorted(found)
 
 
 class Alike(NamedTuple):
