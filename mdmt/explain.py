@@ -7,6 +7,7 @@ that the map means the same for all of them. It says what the network used, not 
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from .predict import Network
 
 SQUARES = 8  # a square's side is this part of the picture's
 STEPS = 2  # positions per square
+CHUNK = 64  # pictures whose maps are drawn together, after every network was asked about them
 
 
 def occlusion(pixels: np.ndarray, probabilities) -> dict:
@@ -57,56 +59,80 @@ def explain(out, images, folder, *, device: str = "cpu", skip: bool = False, qui
             **chosen) -> tuple[list[Path], list[str]]:  # fmt: skip
     """Write a picture per image and task to `folder`: what the networks see, and the map.
 
-    Arguments and errors as of `mdmt.predict.predict`. Returns (files, notes).
+    Each network is loaded once for CHUNK pictures. Arguments and errors as of
+    `mdmt.predict.predict`. Returns (files, notes).
     """
     reason = drawing.available()
     if reason:
         raise BadInput(reason)
     run = predict.opened(out, **chosen)
     paths = predict.find_images(images)
-    folder, notes, written = make_folder(folder), list(run.notes), []
+    pictures, notes = _usable(run, paths, skip)
+    folder, written = make_folder(folder), []
     used: set[str] = set()
-    with predict.Progress(len(paths), quiet, "explaining") as progress:
-        for path in paths:
-            (one,) = predict.prepared([path], run.settings)
-            if one.pixels is None and not skip:
-                raise BadData(predict.refusal(path, one))
-            if one.pixels is None:
-                notes.append(f"{path}: {one.facts['reason']}")
-            elif not (nets := _free(run, path, one.pixels)):
-                notes.append(f"{path}: every network was trained on it")
-            else:
-                for task, made in _drawn(path, one.pixels, nets, device):
-                    written.append(folder / _name(path, task, used))
+    total = sum(len(one.nets) for one in pictures)
+    with predict.Progress(total, quiet, "explaining", " image x network") as progress:
+        for start in range(0, len(pictures), CHUNK):
+            some = pictures[start : start + CHUNK]
+            _ask(run.nets, some, device, progress)
+            for one in some:
+                for task, made in _drawn(one, run.nets[0].tasks):
+                    written.append(folder / _name(one.path, task, used))
                     write_atomic(written[-1], made)
-            progress()
-    return written, notes
+                one.given.clear()
+    return written, run.notes + notes
 
 
-def _free(run, path: Path, pixels: np.ndarray) -> list[Network]:
-    """The networks that do not know a picture."""
-    (shown,) = run.known.shown([path], [pixels])
-    return [n for n in run.nets if not n.knows(shown)]
+@dataclass
+class _Picture:
+    """A picture (S, S) uint8 and the networks (by number) that do not know it; given {task: for
+    each of them the probabilities (1 + squares, classes), first those of the whole picture}."""
+
+    path: Path
+    pixels: np.ndarray
+    nets: list[int]
+    given: dict = field(default_factory=dict)
 
 
-def _drawn(path: Path, pixels: np.ndarray, nets: list[Network], device: str):
-    """(task, PNG) of a picture."""
-    tasks = nets[0].tasks
-    first = predict.probabilities(predict.loaded(nets, device), pixels[None])
-    means = {task: p.mean(0)[0] for task, p in first.items()}
-    maps: dict[str, list] = {task: [] for task in tasks}
-    for net in predict.loaded(nets, device):
+def _usable(run: predict.Opened, paths: list[Path], skip: bool) -> tuple[list[_Picture], list[str]]:
+    """The pictures that a network may be asked about, and why not the others."""
+    pictures, notes = [], []
+    for path, one in zip(paths, predict.prepared(paths, run.settings), strict=True):
+        if one.pixels is None and not skip:
+            raise BadData(predict.refusal(path, one))
+        if one.pixels is None:
+            notes.append(f"{path}: {one.facts['reason']}")
+        else:
+            pictures.append(_Picture(path, one.pixels, []))
+    shown = run.known.shown([p.path for p in pictures], [p.pixels for p in pictures])
+    for one, mine in zip(pictures, shown, strict=True):
+        one.nets = [k for k, net in enumerate(run.nets) if not net.knows(mine)]
+        if not one.nets:
+            notes.append(f"{one.path}: every network was trained on it")
+    return [p for p in pictures if p.nets], notes
 
-        def of_its_class(pictures, net=net):
-            given = predict.probabilities([net], pictures)
-            return {task: p[0, :, means[task].argmax()] for task, p in given.items()}
 
-        for task, found in occlusion(pixels, of_its_class).items():
-            maps[task].append(found)
+def _ask(nets: list[Network], pictures: list[_Picture], device: str, progress) -> None:
+    """Fill in what every network says of the pictures with and without their squares."""
+    for k, net in enumerate(nets):
+        mine = [one for one in pictures if k in one.nets]
+        for _, model in predict.loaded([net], device) if mine else ():
+            for one in mine:
+                hidden, _ = _hidden(one.pixels)
+                for task, p in predict.probabilities([(net, model)], hidden).items():
+                    one.given.setdefault(task, []).append(p[0])
+                progress()
+
+
+def _drawn(one: _Picture, tasks: dict):
+    """(task, PNG) of a picture: the mean over the networks for the class that they call it."""
+    _, places = _hidden(one.pixels)
     for task, classes in tasks.items():
-        best = int(means[task].argmax())
-        title = f"{path.name}\n{task}: {classes[best]}, {100 * means[task][best]:.1f} %"
-        yield task, drawing.draw(pixels, np.mean(maps[task], 0), title, len(nets))
+        p = np.mean(one.given[task], 0)
+        best = int(p[0].argmax())
+        found = _spread(p[0, best] - p[1:, best], places, one.pixels.shape)
+        title = f"{one.path.name}\n{task}: {classes[best]}, {100 * p[0, best]:.1f} %"
+        yield task, drawing.draw(one.pixels, found, title, len(one.nets))
 
 
 def _name(path: Path, task: str, used: set[str]) -> str:

@@ -209,11 +209,11 @@ def told_known(own: dict[Path, Shown], total: int) -> list[str]:
 class Progress:
     """A bar on a terminal."""
 
-    def __init__(self, total: int, quiet: bool, what: str):
+    def __init__(self, total: int, quiet: bool, what: str, unit: str = "image"):
         from tqdm import tqdm
 
         hidden = quiet or not sys.stderr.isatty()
-        self.bar = tqdm(total=total, unit="image", desc=what, file=sys.stderr,
+        self.bar = tqdm(total=total, unit=unit, desc=what, file=sys.stderr,
                         leave=False, delay=1, disable=hidden)  # fmt: skip
 
     def __enter__(self):

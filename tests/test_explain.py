@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mdmt import cli, predict
-from mdmt.explain import occlusion
+from mdmt import Model, cli, predict
+from mdmt import explain as explainer
+from mdmt.explain import explain, occlusion
 from tests.test_predict import finished  # noqa: F401  (a fixture)
 
 
@@ -52,3 +53,49 @@ def test_drawings_of_a_run(finished, tmp_path, capsys):  # noqa: F811
     known = next(r["image"] for r in rows if r["networks"] == 0)
     assert cli.main(["explain", str(out), known, "--fold", "0", "--out", str(tmp_path)]) == 0
     assert "every network was trained on it" in capsys.readouterr().err
+
+
+def test_each_network_is_loaded_once_for_all_pictures(finished, tmp_path, monkeypatch):  # noqa: F811
+    """And every map is that of the picture alone."""
+    out, _, _ = finished
+    rng = np.random.default_rng(1)
+    pixels = rng.integers(0, 255, (3, 40, 60), dtype=np.uint8)
+    paths = [tmp_path / f"{k}.png" for k in range(3)]
+    for path, one in zip(paths, pixels, strict=True):
+        Image.fromarray(one).save(path)
+    loads, load = [], Model.load
+
+    def counted(path, *given, **more):
+        loads.append(path)
+        return load(path, *given, **more)
+
+    monkeypatch.setattr(Model, "load", counted)
+    written, notes = explain(out, paths, tmp_path / "all")
+    assert len(loads) == len(set(loads)) == 2  # two folds
+    assert len(written) == 6 and notes == []
+    alone, _ = explain(out, paths[1:2], tmp_path / "one")
+    for path in alone:
+        assert path.read_bytes() == (tmp_path / "all" / path.name).read_bytes()
+    monkeypatch.setattr(explainer, "CHUNK", 2)
+    again, _ = explain(out, paths, tmp_path / "parts")
+    assert [p.read_bytes() for p in again] == [p.read_bytes() for p in written]
+
+
+def test_a_map_is_the_mean_over_the_networks(finished, tmp_path, monkeypatch):  # noqa: F811
+    out, _, _ = finished
+    Image.fromarray(np.random.default_rng(2).integers(0, 255, (50, 50), np.uint8)).save(
+        tmp_path / "x.png"
+    )
+    drawn = []
+    monkeypatch.setattr(explainer.drawing, "draw", lambda *given: drawn.append(given) or b"png")
+    for chosen in ({}, {"fold": 0}, {"fold": 1}):
+        explain(out, [tmp_path / "x.png"], tmp_path / "drawn", **chosen)
+    (_, both, title, n), first, second = drawn[0], drawn[2], drawn[4]
+    assert n == 2 and title.startswith("x.png\nprognosis: ")
+    rows, _ = predict.predict(out, [tmp_path / "x.png"])
+    assert f"{rows[0]['predicted']}, {100 * rows[0]['p_' + rows[0]['predicted']]:.1f} %" in title
+    # Of two classes the fall of one is the rise of the other.
+    called = [f[2].split("prognosis: ")[1].split(",")[0] for f in (first, second)]
+    sign = [1 if c == rows[0]["predicted"] else -1 for c in called]
+    want = (sign[0] * first[1] + sign[1] * second[1]) / 2
+    assert both == pytest.approx(want, abs=1e-6)
