@@ -3,7 +3,8 @@ everything else is in pyproject.toml.
 
 All of csrc/**.c except csrc/cuda is compiled file by file, in parallel, and only what changed
 (or whose headers changed) is compiled again. The suffix of a file names the instruction set it
-is compiled for: `_avx2.c`, `_avx512.c`; on other processors these are empty.
+is compiled for: `_avx2.c`, `_avx512.c`, `_bf16.c` (AVX-512 with bfloat16); on other processors these
+are empty.
 
 Environment: CC, CPPFLAGS, CFLAGS, LDFLAGS as usual; MDMT_WERROR=1 makes warnings errors;
 MDMT_SANITIZE=address,undefined builds with sanitizers; MDMT_BUILD_JOBS=n compiles n files at once.
@@ -43,9 +44,11 @@ FLAGS = [
     "-Wall",
     "-Wextra",
 ]
+AVX512_FLAGS = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
 ISA_FLAGS = {
     "_avx2.c": ["-mavx2", "-mfma"],
-    "_avx512.c": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"],
+    "_avx512.c": AVX512_FLAGS,
+    "_bf16.c": [*AVX512_FLAGS, "-mavx512bf16"],
 }
 
 
@@ -91,6 +94,15 @@ def said_by(*command):
     except OSError:
         return ""
     return done.stdout if done.returncode == 0 else ""
+
+
+def knows_flag(compiler, flag):
+    """Whether the compiler (a list) takes this flag."""
+    tried = [*compiler, flag, "-E", "-x", "c", os.devnull, "-o", os.devnull]
+    try:
+        return subprocess.run(tried, capture_output=True).returncode == 0
+    except OSError:
+        return False
 
 
 def cuda_archs(nvcc):
@@ -306,9 +318,13 @@ class BuildEngine(build_ext):
         if os.environ.get("MDMT_WERROR") == "1":
             flags.append("-Werror")
         user = [f for v in ("CPPFLAGS", "CFLAGS") for f in shlex.split(os.environ.get(v, ""))]
+        if not (x86 and knows_flag(compiler, "-mavx512bf16")):
+            flags.append("-DMDMT_NO_BF16")
         units = []
         for source in sources():
             extra = [f for s, fs in ISA_FLAGS.items() if x86 and source.endswith(s) for f in fs]
+            if "-DMDMT_NO_BF16" in flags:
+                extra = [f for f in extra if f != "-mavx512bf16"]
             if source.startswith("csrc/py/"):
                 extra += self.binding_flags()
             units.append(Unit(source, objects, [*compiler, *flags, *extra, *user]))

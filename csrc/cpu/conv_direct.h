@@ -7,7 +7,12 @@
  * weights. `weight` sums x times dy over pixels for a few input channels, one
  * tap and one or two output blocks. Both read pixels at unit distance: inputs
  * that need padding, batch norm + activation or a column stride are first
- * brought into a scratch that stays in the second-level cache ("staged"). */
+ * brought into a scratch that stays in the second-level cache ("staged").
+ *
+ * In bfloat16 everything is staged: what is multiplied is rounded there and lies in
+ * words of 32 bits that hold two values - of two channels for `tile`, of two
+ * neighbouring pixels for `weight` - whose products with another word's are both
+ * added to a float. Distances count words, which are as long as floats. */
 #ifndef MDMT_CPU_CONV_DIRECT_H
 #define MDMT_CPU_CONV_DIRECT_H
 
@@ -31,10 +36,11 @@ typedef struct {
     ptrdiff_t x_block; /* from one input block to the next              */
     const int *tap;    /* (taps) offsets into x                         */
     int taps;
-    const float *w; /* [output block][input block][tap][16 in][16 out]; stem: no [16 in] */
+    const float *w; /* [output block][input block][tap][16 in][16 out]; stem: no [16 in];
+                       pairs: [8 pairs of in] */
     ptrdiff_t w_block, w_out;
     int blocks; /* input blocks                                  */
-    int last;   /* channels of the last one                      */
+    int last;   /* words of the last one                         */
     mdmt_conv_init start;
     const float *init; /* BIAS: (16 per block); LOAD: strides of y      */
     float *y;
@@ -56,7 +62,7 @@ typedef void (*mdmt_conv_tile_fn)(const mdmt_conv_tile *tile);
 typedef struct {
     const float *x;
     ptrdiff_t x_pixel, x_row, x_image;
-    const float *dy; /* pixels at distance 16 */
+    const float *dy; /* pixels (pairs: words of two pixels) at distance 16 */
     ptrdiff_t dy_row, dy_image, dy_out;
     float *dw; /* [channels][16 out] */
     ptrdiff_t dw_out;
@@ -64,7 +70,7 @@ typedef struct {
     const float *far;   /* to be fetched from memory, far_step floats a pixel: slowly, so that
                            other loads find room; or NULL */
     ptrdiff_t far_step;
-    int images, rows, columns;
+    int images, rows, columns; /* pairs: columns counts words */
 } mdmt_conv_weight_tile;
 
 typedef void (*mdmt_conv_weight_fn)(const mdmt_conv_weight_tile *tile);
@@ -78,7 +84,8 @@ typedef struct {
 
 /* The inner kernels of an instruction set. */
 typedef struct {
-    int floats_per_cycle; /* multiply-adds of a core with two units, for cost */
+    int floats_per_cycle; /* multiply-adds of a core with two units, for cost      */
+    int pixel;            /* words of a staged pixel's block: 16, or 8 pairs       */
     int columns;          /* of a tile of one row                             */
     int pair_columns;     /* of a tile of two rows ...                        */
     int pair_widest;      /* ... which serve outputs this wide at most        */
@@ -102,8 +109,15 @@ typedef struct {
                       const mdmt_conv_load *load);
     /* Ends the stores past the caches. */
     void (*fence)(void);
-    /* (16, 16) to its transpose. */
+    /* A tap's weights for the data gradient: (16 in, 16 out) to its transpose, as words. */
     void (*transpose)(float *dst, const float *src);
+    /* Pairs only. A tap's weights for forward: (16 in, 16 out) floats to (8 pairs of in, 16 out). */
+    void (*pack)(float *dst, const float *src);
+    /* Pairs only. `count` words of 16 channels at distance 16: word i holds the pixels i * every and
+     * i * every + 1 of src (at distance `step`), loaded as by stage_any. The first `left` pixels and
+     * those from `right` on do not exist: zeros. */
+    void (*stage_pairs)(float *dst, const float *src, int count, int every, int left, int right,
+                        ptrdiff_t step, const mdmt_conv_load *load);
     /* dst += src, (count) floats, a multiple of 16. */
     void (*accumulate)(float *dst, const float *src, size_t count);
 } mdmt_conv_micro;
@@ -118,9 +132,19 @@ typedef struct {
     uint32_t read;  /* bit f: phase f is read by some tap (phases >= 32 always are) */
 } mdmt_conv_row;
 
+/* Whether values are rounded to bfloat16 and multiplied in pairs. */
+static inline int mdmt_conv_is_paired(const mdmt_conv_micro *micro)
+{
+    return micro->pixel < MDMT_BLOCK;
+}
+
 /* conv_stage.c: one input row of 16 channels. */
 void mdmt_conv_stage_row(const mdmt_conv_micro *micro, const mdmt_conv_row *row, float *dst,
                          const float *src, const mdmt_conv_load *load);
+/* The same in words of two pixels, `every` pixels from one to the next; row->columns counts words.
+ */
+void mdmt_conv_stage_pairs(const mdmt_conv_micro *micro, const mdmt_conv_row *row, int every,
+                           float *dst, const float *src, const mdmt_conv_load *load);
 /* Block `block` of sample n of an input of `channels` channels; `gate` (16) is filled where the
  * input has one. */
 mdmt_conv_load mdmt_conv_load_of(const mdmt_value *x, int n, int block, int channels, float *gate);

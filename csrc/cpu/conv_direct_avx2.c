@@ -18,11 +18,14 @@ typedef int mdmt_conv_direct_avx2_unit; /* a unit is never empty */
 #define VSTREAM(p, v) _mm256_stream_ps(p, v)
 #define VSET1(f)      _mm256_set1_ps(f)
 #define VFMA(a, b, c) _mm256_fmadd_ps(a, b, c)
+#define VDOT(a, b, c) VFMA(a, b, c)
 #define VADD(a, b)    _mm256_add_ps(a, b)
 #define VSUB(a, b)    _mm256_sub_ps(a, b)
 #define VMAX(a, b)    _mm256_max_ps(a, b)
 
 #include "conv_tile.h"
+
+#include "conv_stage_tile.h"
 
 #define TILES(columns)                                                                             \
     DEFINE_TILE(tile_##columns, 1, columns, 1, 16)                                                 \
@@ -74,6 +77,7 @@ static void transpose_block(float *dst, const float *src)
 
 static const mdmt_conv_micro micro = {
     .floats_per_cycle = 16,
+    .pixel = MDMT_BLOCK,
     .columns = 6,
     .pair_columns = 3,
     .pair_widest = 7,
@@ -96,6 +100,8 @@ static const mdmt_conv_micro micro = {
 
 #define ISA      avx2
 #define ISA_ENUM MDMT_ISA_AVX2
+#define DTYPE    f32
+#define ROUNDED  0
 #include "conv_impl.h"
 
 #endif

@@ -17,11 +17,14 @@ typedef int mdmt_conv_direct_avx512_unit; /* a unit is never empty */
 #define VSTREAM(p, v) _mm512_stream_ps(p, v)
 #define VSET1(f)      _mm512_set1_ps(f)
 #define VFMA(a, b, c) _mm512_fmadd_ps(a, b, c)
+#define VDOT(a, b, c) VFMA(a, b, c)
 #define VADD(a, b)    _mm512_add_ps(a, b)
 #define VSUB(a, b)    _mm512_sub_ps(a, b)
 #define VMAX(a, b)    _mm512_max_ps(a, b)
 
 #include "conv_tile.h"
+
+#include "conv_stage_tile.h"
 
 #define TILES(columns)                                                                             \
     DEFINE_TILE(tile_1_##columns, 1, columns, 1, 16)                                               \
@@ -124,6 +127,7 @@ static void transpose_block(float *dst, const float *src)
 
 static const mdmt_conv_micro micro = {
     .floats_per_cycle = 32,
+    .pixel = MDMT_BLOCK,
     .columns = 14,
     .pair_columns = 7,
     .pair_widest = 7,
@@ -150,6 +154,8 @@ static const mdmt_conv_micro micro = {
 
 #define ISA      avx512
 #define ISA_ENUM MDMT_ISA_AVX512
+#define DTYPE    f32
+#define ROUNDED  0
 #include "conv_impl.h"
 
 #endif

@@ -38,12 +38,13 @@ typedef struct {
     int row_span;            /* input rows that one coarse row needs          */
     int stage_columns;       /* of one column phase                           */
     int staged;
+    int pixel;                 /* words of a staged pixel's block               */
     int group, band, chunk;    /* images, coarse rows, output blocks of a task */
     int groups, bands, chunks; /* how many of each                            */
     size_t x_sample, y_sample; /* floats between images    */
-    size_t row_floats, block_floats, image_floats; /* of the staged input      */
+    size_t row_floats, block_floats, image_floats; /* of the staged input, in words */
     size_t thread_bytes;
-    size_t weight_floats; /* turned weights in the workspace; 0: none          */
+    size_t weight_floats; /* turned or packed weights in the workspace; 0: none */
     int gaps;             /* some phases have no taps */
     int phases;
     phase phase[MDMT_CONV_PHASES];
@@ -81,6 +82,10 @@ static void forward_phase(plan *p, const mdmt_geometry *g)
                           .column = -g->pl,
                           .count_rows = p->oh,
                           .count_columns = p->ow};
+    if (p->pixel < MDMT_BLOCK) {
+        p->weight_floats =
+            (size_t)g->kh * g->kw * p->blocks * p->out_blocks * MDMT_BLOCK * p->pixel;
+    }
 }
 
 /* Taps of a strided data gradient that reach rows (columns) p, p + s, ...:
@@ -121,7 +126,7 @@ static void data_phases(plan *p, const mdmt_geometry *g)
             }
             f->weights = weights;
             weights +=
-                (size_t)f->rows * f->columns * p->blocks * p->out_blocks * MDMT_BLOCK * MDMT_BLOCK;
+                (size_t)f->rows * f->columns * p->blocks * p->out_blocks * MDMT_BLOCK * p->pixel;
         }
     }
     p->weight_floats = weights;
@@ -148,7 +153,7 @@ static void plan_window(plan *p)
     }
     p->row_span = row_max - p->row_min + 1;
     p->stage_columns = (column_max - p->column_min) / p->sw + 1;
-    p->staged = p->sw > 1 || p->column_min < 0 || column_max >= p->w;
+    p->staged = p->pixel < MDMT_BLOCK || p->sw > 1 || p->column_min < 0 || column_max >= p->w;
 }
 
 /* How much of the output a task takes: images by the width of the tile, then
@@ -163,7 +168,7 @@ static void plan_tasks(plan *p, int lazy)
     p->staged |= lazy;
     p->group = mdmt_min(p->n, p->grid_w <= 3 ? 4 : p->grid_w <= 7 ? 2 : 1);
     p->groups = mdmt_ceil_div(p->n, p->group);
-    size_t row_bytes = (size_t)p->group * p->blocks * MDMT_BLOCK * sizeof(float) *
+    size_t row_bytes = (size_t)p->group * p->blocks * p->pixel * sizeof(float) *
                        (p->staged ? p->stage_columns * p->sw : p->w) * p->sh;
     int fit = (int)((size_t)STAGE_BYTES / row_bytes) - (p->row_span - 1) / p->sh;
     p->bands = mdmt_ceil_div(p->grid_h, mdmt_max(1, fit));
@@ -181,7 +186,7 @@ static void plan_tasks(plan *p, int lazy)
     p->chunks = mdmt_ceil_div(p->out_blocks, p->chunk);
     if (p->staged) {
         int rows = (p->band - 1) * p->sh + p->row_span;
-        p->row_floats = (size_t)p->stage_columns * p->sw * MDMT_BLOCK;
+        p->row_floats = (size_t)p->stage_columns * p->sw * p->pixel;
         /* An odd number of lines apart: blocks do not fall on the same sets. */
         p->block_floats = mdmt_round_up(p->row_floats * rows, 2 * MDMT_BLOCK) + MDMT_BLOCK;
         p->image_floats = p->block_floats * p->blocks;
@@ -214,6 +219,7 @@ static void plan_forward(const mdmt_site *site, const mdmt_conv_micro *micro, pl
         g.oh = 1;
     }
     *p = (plan){.n = g.n,
+                .pixel = micro->pixel,
                 .cin = g.c,
                 .cout = g.k,
                 .h = g.h,
@@ -247,6 +253,7 @@ static void plan_data(const mdmt_site *site, const mdmt_conv_micro *micro, plan 
         g.oh = 1;
     }
     *p = (plan){.n = g.n,
+                .pixel = micro->pixel,
                 .cin = g.k,
                 .cout = g.c,
                 .h = g.oh,
@@ -382,7 +389,7 @@ static void row_tiles(const pass *s, int image, int rows, mdmt_conv_tile *t, int
                          (size_t)(s->row - s->row0) * p->w * MDMT_BLOCK;
     for (int i = 0, column = 0; i < tiles; i++) {
         int columns = (f->count_columns - column + tiles - i - 1) / (tiles - i);
-        t->x = x + column * MDMT_BLOCK;
+        t->x = x + column * p->pixel;
         if (!p->staged) {
             t->ahead = s->block == s->block0 ? t->x + columns * MDMT_BLOCK : NULL;
         } else if (s->ahead) {
@@ -412,14 +419,16 @@ static void one_row(pass *s)
         a0 = a1 = 0;
     }
     const int taps = f->rows * f->columns;
-    const ptrdiff_t tap_floats = MDMT_BLOCK * MDMT_BLOCK;
+    const ptrdiff_t tap_floats = (ptrdiff_t)MDMT_BLOCK * p->pixel;
     mdmt_conv_tile t = {.taps = (a1 - a0) * f->columns,
                         .w_block = taps * tap_floats,
                         .w_out = taps * tap_floats * p->blocks,
                         .blocks = s->count,
                         .last = s->first + s->count < p->blocks
-                                    ? MDMT_BLOCK
-                                    : p->cin - (p->blocks - 1) * MDMT_BLOCK,
+                                    ? p->pixel
+                                    : mdmt_ceil_div((p->cin - (p->blocks - 1) * MDMT_BLOCK) *
+                                                        p->pixel,
+                                                    MDMT_BLOCK),
                         .start = s->first ? MDMT_INIT_LOAD : j->start,
                         .past = j->past && s->count == p->blocks,
                         .y_pixel = (ptrdiff_t)p->ow_step * MDMT_BLOCK,
@@ -467,7 +476,7 @@ static void phase_taps_table(pass *s)
             int column = f->column - p->column_min + b * p->tap_column;
             s->tap[a * f->columns + b] =
                 (int)(a * p->tap_row * (ptrdiff_t)p->row_floats) +
-                (column % p->sw * p->stage_columns + column / p->sw) * MDMT_BLOCK;
+                (column % p->sw * p->stage_columns + column / p->sw) * p->pixel;
         }
     }
 }
@@ -500,7 +509,7 @@ static void phase_rows(pass *s, int row0, int row1)
     const job *j = s->job;
     const plan *p = j->plan;
     int taps = mdmt_max(1, s->phase->rows * s->phase->columns);
-    int most = mdmt_max(1, WEIGHT_BYTES / (taps * 2 * MDMT_BLOCK * MDMT_BLOCK * 4));
+    int most = mdmt_max(1, WEIGHT_BYTES / (taps * 2 * MDMT_BLOCK * p->pixel * 4));
     int step = mdmt_ceil_div(p->blocks, mdmt_ceil_div(p->blocks, most));
     phase_taps_table(s);
     for (s->first = 0; s->first < p->blocks; s->first += step) {
@@ -591,6 +600,11 @@ static double plan_cost(const plan *p, const mdmt_conv_micro *micro)
     return cycles + 0.2 * (double)p->weight_floats;
 }
 
+static size_t turned_bytes(const plan *p)
+{
+    return mdmt_round_up(p->weight_floats * sizeof(float), 4096);
+}
+
 /* ---- forward ---- */
 
 int mdmt_conv_forward_supports(const mdmt_site *site)
@@ -604,7 +618,7 @@ void mdmt_conv_forward_needs(const mdmt_site *site, const mdmt_conv_micro *micro
 {
     plan p;
     plan_forward(site, micro, &p);
-    needs->workspace_bytes = p.thread_bytes * site->threads;
+    needs->workspace_bytes = turned_bytes(&p) + p.thread_bytes * site->threads;
     needs->stat_parts = p.groups * p.bands;
 }
 
@@ -615,24 +629,50 @@ double mdmt_conv_forward_cost(const mdmt_site *site, const mdmt_conv_micro *micr
     return plan_cost(&p, micro);
 }
 
+typedef struct {
+    const mdmt_conv_micro *micro;
+    const float *w;
+    float *packed;
+    int taps; /* of a task: those of an output block, all input blocks */
+} pack_job;
+
+static void pack_task(void *context, int out, int thread)
+{
+    const pack_job *j = context;
+    const size_t from = MDMT_BLOCK * MDMT_BLOCK, to = (size_t)MDMT_BLOCK * j->micro->pixel;
+    (void)thread;
+    for (size_t t = (size_t)out * j->taps; t < ((size_t)out + 1) * j->taps; t++) {
+        j->micro->pack(j->packed + t * to, j->w + t * from);
+    }
+}
+
 mdmt_status mdmt_conv_forward_run(const mdmt_site *site, const mdmt_conv_micro *micro,
                                   const mdmt_call *call)
 {
     plan p;
     plan_forward(site, micro, &p);
     const float *bias = site->op->inputs > 2 && site->in[2] ? call->in[2].data : NULL;
+    const float *weights = call->in[1].data;
+    if (mdmt_conv_is_paired(micro)) {
+        pack_job pack = {.micro = micro,
+                         .w = weights,
+                         .packed = call->workspace,
+                         .taps = p.phase[0].rows * p.phase[0].columns * p.blocks};
+        mdmt_parallel(site->pool, p.out_blocks, pack_task, &pack);
+        weights = call->workspace;
+    }
     job j = {.site = site,
              .micro = micro,
              .plan = &p,
              .x = call->in[0],
-             .weights = call->in[1].data,
+             .weights = weights,
              .init = bias,
              .start = bias ? MDMT_INIT_BIAS : MDMT_INIT_ZERO,
              .past = mdmt_conv_is_past(site->out[0], call->out[0],
                                        p.cin * p.phase[0].rows * p.phase[0].columns),
              .y = call->out[0],
              .stats = site->op->outputs > 1 && site->out[1] ? call->out[1] : NULL,
-             .scratch = call->workspace};
+             .scratch = (char *)call->workspace + turned_bytes(&p)};
     mdmt_parallel(site->pool, tasks_of(&p), run_task, &j);
     return MDMT_OK;
 }
@@ -655,7 +695,7 @@ static void turn_task(void *context, int out, int thread)
     const turn_job *j = context;
     const plan *p = j->plan;
     const mdmt_geometry *g = &j->g;
-    const size_t tap_floats = MDMT_BLOCK * MDMT_BLOCK;
+    const size_t tap_floats = MDMT_BLOCK * MDMT_BLOCK, to = (size_t)MDMT_BLOCK * p->pixel;
     const float *src = j->w + (size_t)out * p->out_blocks * g->kh * g->kw * tap_floats;
     int row_step = g->sh / greatest_divisor(g->dh, g->sh);
     int column_step = g->sw / greatest_divisor(g->dw, g->sw);
@@ -664,8 +704,8 @@ static void turn_task(void *context, int out, int thread)
         for (int i = 0; i < p->phases; i++) {
             const phase *f = &p->phase[i];
             float *dst = j->turned + f->weights +
-                         ((size_t)in * p->blocks + out) * f->rows * f->columns * tap_floats;
-            for (int t = 0; t < f->rows * f->columns; t++, dst += tap_floats) {
+                         ((size_t)in * p->blocks + out) * f->rows * f->columns * to;
+            for (int t = 0; t < f->rows * f->columns; t++, dst += to) {
                 int kh = f->kh - t / f->columns * row_step;
                 int kw = f->kw - t % f->columns * column_step;
                 j->micro->transpose(dst, src + (size_t)(kh * g->kw + kw) * tap_floats);
@@ -679,11 +719,6 @@ int mdmt_conv_data_supports(const mdmt_site *site)
     mdmt_geometry g = mdmt_conv_geometry(site);
     return g.groups == 1 && !g.plain && site->in[1]->kind == MDMT_W_DENSE &&
            g.kh * g.kw <= MDMT_CONV_TAPS && g.sh * g.sw <= MDMT_CONV_PHASES;
-}
-
-static size_t turned_bytes(const plan *p)
-{
-    return mdmt_round_up(p->weight_floats * sizeof(float), 4096);
 }
 
 void mdmt_conv_data_needs(const mdmt_site *site, const mdmt_conv_micro *micro, mdmt_needs *needs)

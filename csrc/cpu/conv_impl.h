@@ -1,10 +1,13 @@
 /* Template: the impl records of direct convolution for the including file's
- * inner kernels `micro`. The file defines ISA (avx2, avx512) and ISA_ENUM. */
+ * inner kernels `micro`. The file defines ISA (avx2, avx512), ISA_ENUM, DTYPE
+ * (f32, bf16) and ROUNDED: 0, or 1 for bf16, which has no stem. */
 
-#define JOIN_(a, b) a##b
-#define JOIN(a, b)  JOIN_(a, b)
 #define TEXT_(a)    #a
 #define TEXT(a)     TEXT_(a)
+/* SYMBOL(conv2d_forward_direct) is mdmt_f32_conv2d_forward_direct__avx512. */
+#define NAME_(type, op, isa) mdmt_##type##_##op##__##isa
+#define NAME(type, op, isa)  NAME_(type, op, isa)
+#define SYMBOL(op)           NAME(DTYPE, op, ISA)
 #define DEFINE_IMPL(pass, symbol, more)                                                            \
     static void pass##_needs(const mdmt_site *site, mdmt_needs *needs)                             \
     {                                                                                              \
@@ -18,18 +21,21 @@
     {                                                                                              \
         return mdmt_conv_##pass##_run(site, &micro, call);                                         \
     }                                                                                              \
-    const mdmt_cpu_impl JOIN(symbol, ISA) = {.name = TEXT(JOIN(symbol, ISA)),                      \
-                                             .isa = ISA_ENUM,                                      \
-                                             .supports = mdmt_conv_##pass##_supports,              \
-                                             .needs = pass##_needs,                                \
-                                             .cost = pass##_cost,                                  \
-                                             .run = pass##_run,                                    \
-                                             .accepts = MDMT_ACCEPTS_VIEWS | (more)};
+    const mdmt_cpu_impl SYMBOL(symbol) = {.name = TEXT(SYMBOL(symbol)),                            \
+                                          .isa = ISA_ENUM,                                         \
+                                          .rounds = ROUNDED,                                       \
+                                          .supports = mdmt_conv_##pass##_supports,                 \
+                                          .needs = pass##_needs,                                   \
+                                          .cost = pass##_cost,                                     \
+                                          .run = pass##_run,                                       \
+                                          .accepts = MDMT_ACCEPTS_VIEWS | (more)};
 
 #define LAZY (MDMT_ACCEPTS_GATES | MDMT_ACCEPTS_ACTS)
 
-DEFINE_IMPL(forward, mdmt_f32_conv2d_forward_direct__, LAZY)
-DEFINE_IMPL(data, mdmt_f32_conv2d_bwd_data_direct__, 0)
-DEFINE_IMPL(weight, mdmt_f32_conv2d_bwd_weight_direct__, LAZY)
-DEFINE_IMPL(stem, mdmt_f32_conv2d_forward_stem__, 0)
-DEFINE_IMPL(stem_weight, mdmt_f32_conv2d_bwd_weight_stem__, 0)
+DEFINE_IMPL(forward, conv2d_forward_direct, LAZY)
+DEFINE_IMPL(data, conv2d_bwd_data_direct, 0)
+DEFINE_IMPL(weight, conv2d_bwd_weight_direct, LAZY)
+#if !ROUNDED
+DEFINE_IMPL(stem, conv2d_forward_stem, 0)
+DEFINE_IMPL(stem_weight, conv2d_bwd_weight_stem, 0)
+#endif

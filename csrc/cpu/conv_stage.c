@@ -47,6 +47,7 @@ void mdmt_conv_stage_row(const mdmt_conv_micro *micro, const mdmt_conv_row *row,
                          const float *src, const mdmt_conv_load *load)
 {
     const int step = row->step, any = load->act > MDMT_ACT_RELU || load->gate;
+    const int pixel = micro->pixel;
     /* All phases of a segment before the next, so that lines are met in order. */
     const int several = (row->read & (row->read - 1)) != 0;
     const int segment = several ? SEGMENT : row->columns;
@@ -64,17 +65,33 @@ void mdmt_conv_stage_row(const mdmt_conv_micro *micro, const mdmt_conv_row *row,
             int end = first < row->width ? (row->width - 1 - first) / step + 1 : 0;
             left = mdmt_min(mdmt_max(left, from), to);
             end = mdmt_min(mdmt_max(end, left), to);
-            float *at = dst + (size_t)f * row->columns * MDMT_BLOCK;
-            memset(at + from * MDMT_BLOCK, 0, (size_t)(left - from) * MDMT_BLOCK * sizeof(float));
+            float *at = dst + (size_t)f * row->columns * pixel;
+            memset(at + from * pixel, 0, (size_t)(left - from) * pixel * sizeof(float));
             const float *from = src + (first + left * step) * MDMT_BLOCK;
             if (any) {
-                micro->stage_any(at + left * MDMT_BLOCK, from, end - left,
-                                 (ptrdiff_t)step * MDMT_BLOCK, fetch, load);
+                micro->stage_any(at + left * pixel, from, end - left, (ptrdiff_t)step * MDMT_BLOCK,
+                                 fetch, load);
             } else {
-                micro->stage(at + left * MDMT_BLOCK, from, end - left, (ptrdiff_t)step * MDMT_BLOCK,
+                micro->stage(at + left * pixel, from, end - left, (ptrdiff_t)step * MDMT_BLOCK,
                              fetch, load->scale, load->shift, load->act);
             }
-            memset(at + end * MDMT_BLOCK, 0, (size_t)(to - end) * MDMT_BLOCK * sizeof(float));
+            memset(at + end * pixel, 0, (size_t)(to - end) * pixel * sizeof(float));
         }
+    }
+}
+
+void mdmt_conv_stage_pairs(const mdmt_conv_micro *micro, const mdmt_conv_row *row, int every,
+                           float *dst, const float *src, const mdmt_conv_load *load)
+{
+    const int step = row->step;
+    for (int f = 0; f < step; f++, dst += (size_t)row->columns * MDMT_BLOCK) {
+        if (f < 32 && !(row->read >> f & 1)) {
+            continue;
+        }
+        const int first = row->column_min + f; /* column of position 0 */
+        const int left = first < 0 ? mdmt_ceil_div(-first, step) : 0;
+        const int right = first < row->width ? (row->width - 1 - first) / step + 1 : 0;
+        micro->stage_pairs(dst, src + (ptrdiff_t)first * MDMT_BLOCK, row->columns, every, left,
+                           right, (ptrdiff_t)step * MDMT_BLOCK, load);
     }
 }

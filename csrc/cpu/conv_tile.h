@@ -1,7 +1,8 @@
 /* Template: the inner kernels of direct convolution for one vector type. The
  * including file defines
  *   VEC, VL (floats of a vector), VZERO(), VLOAD(p), VSTORE(p, v), VSTREAM(p, v), VSET1(f),
- *   VFMA(a, b, c) = a b + c, VADD, VSUB, VMUL, VMAX.
+ *   VFMA(a, b, c) = a b + c, VADD, VSUB, VMAX; and VDOT(a, b, c) = c + the products of words of
+ *   32 bits, which hold a float or two bfloat16.
  * Everything here is inlined with constant sizes, so that accumulators stay in
  * registers. */
 
@@ -14,8 +15,8 @@ enum { PARTS = MDMT_BLOCK / VL }; /* vectors of a block of 16 channels */
 #endif
 #define INLINE static inline __attribute__((always_inline))
 
-/* Multiply-adds of one input channel: x points at the channel of the tile's
- * first pixel, w at the channel's 16 weights of the first output block. */
+/* Multiply-adds of one word of input channels: x points at that of the tile's
+ * first pixel, w at its 16 weights of the first output block. */
 INLINE void tile_channel(VEC *acc, const float *x, ptrdiff_t x_row, const float *w, ptrdiff_t w_out,
                          const int rows, const int columns, const int blocks, const int pixel)
 {
@@ -32,7 +33,7 @@ INLINE void tile_channel(VEC *acc, const float *x, ptrdiff_t x_row, const float 
             UNROLL
             for (int v = 0; v < blocks * PARTS; v++) {
                 acc[(r * columns + q) * blocks * PARTS + v] =
-                    VFMA(value, weight[v], acc[(r * columns + q) * blocks * PARTS + v]);
+                    VDOT(value, weight[v], acc[(r * columns + q) * blocks * PARTS + v]);
             }
         }
     }
@@ -104,7 +105,7 @@ INLINE void tile_store(const VEC *acc, const mdmt_conv_tile *t, const int rows, 
     }
 }
 
-/* pixel: distance of pixels in x, 16 or (stem) 1. */
+/* pixel: words of a block's pixel in x: 16, 8 (pairs), or 1 (stem). */
 INLINE void tile_body(const mdmt_conv_tile *tile, const int rows, const int columns,
                       const int blocks, const int pixel)
 {
@@ -153,7 +154,7 @@ INLINE void tile_body(const mdmt_conv_tile *tile, const int rows, const int colu
     int fetch = t.ahead ? t.ahead_first : -1;
     for (int b = 0; b < t.blocks; b++) {
         const float *w = t.w + b * t.w_block;
-        const int channels = pixel == 1 ? 1 : b + 1 < t.blocks ? MDMT_BLOCK : t.last;
+        const int channels = b + 1 < t.blocks ? pixel : t.last;
         if (pixel > 1 && t.taps == 1 && b + 1 < t.blocks) {
             tile_fetch(t.x + t.tap[0] + (b + 1) * t.x_block, t.x_row, rows, columns, pixel, 1);
         }
@@ -168,12 +169,13 @@ INLINE void tile_body(const mdmt_conv_tile *tile, const int rows, const int colu
                 for (; weight < end; weight += MDMT_BLOCK, x++) {
                     tile_channel(acc, x, t.x_row, weight, t.w_out, rows, columns, blocks, pixel);
                 }
-                w += MDMT_BLOCK * MDMT_BLOCK;
+                w += pixel * MDMT_BLOCK;
             }
         }
         if (b == fetch) {
             fetch += t.ahead_step;
-            tile_fetch(t.ahead + b * t.ahead_block, t.ahead_row, rows, columns, pixel, 0);
+            tile_fetch(t.ahead + b * t.ahead_block, t.ahead_row, rows, columns,
+                       pixel == 1 ? 1 : MDMT_BLOCK, 0);
         }
     }
     if (t.stats) {
@@ -206,7 +208,7 @@ INLINE void weight_pixels(const mdmt_conv_weight_tile *t, VEC *acc, const int ch
                 VEC grad[2 * PARTS];
                 if (near) {
                     __builtin_prefetch(ahead);
-                    ahead += MDMT_BLOCK;
+                    ahead += t->x_pixel;
                 }
                 if (far) {
                     __builtin_prefetch(away);
@@ -222,7 +224,7 @@ INLINE void weight_pixels(const mdmt_conv_weight_tile *t, VEC *acc, const int ch
                     UNROLL
                     for (int v = 0; v < blocks * PARTS; v++) {
                         acc[c * blocks * PARTS + v] =
-                            VFMA(value, grad[v], acc[c * blocks * PARTS + v]);
+                            VDOT(value, grad[v], acc[c * blocks * PARTS + v]);
                     }
                 }
             }
@@ -267,44 +269,6 @@ INLINE void weight_body(const mdmt_conv_weight_tile *tile, const int channels, c
     {                                                                                              \
         weight_body(tile, channels, blocks);                                                       \
     }
-
-/* `fetch`: how far ahead of itself to bring the source, floats. */
-INLINE void stage_vectors(float *d, const float *s, int count, const ptrdiff_t step,
-                          const float *scale, const float *shift, mdmt_act act,
-                          const ptrdiff_t fetch)
-{
-    if (!scale) {
-        for (int i = 0; i < count; i++, s += step, d += MDMT_BLOCK) {
-            if (fetch) {
-                __builtin_prefetch(s + fetch);
-            }
-            VSTORE(d, VLOAD(s));
-        }
-        return;
-    }
-    const VEC a = VLOAD(scale), b = VLOAD(shift), zero = VZERO();
-    for (int i = 0; i < count; i++, s += step, d += MDMT_BLOCK) {
-        if (fetch) {
-            __builtin_prefetch(s + fetch);
-        }
-        VEC value = VFMA(a, VLOAD(s), b);
-        /* The order keeps a NaN. */
-        VSTORE(d, act == MDMT_ACT_RELU ? VMAX(zero, value) : value);
-    }
-}
-
-static void stage_pixels(float *dst, const float *src, int count, ptrdiff_t step, ptrdiff_t fetch,
-                         const float *scale, const float *shift, mdmt_act act)
-{
-    for (int p = 0; p < MDMT_BLOCK; p += VL) {
-        const float *a = scale ? scale + p : NULL, *b = scale ? shift + p : NULL;
-        if (step == MDMT_BLOCK) {
-            stage_vectors(dst + p, src + p, count, MDMT_BLOCK, a, b, act, fetch);
-        } else {
-            stage_vectors(dst + p, src + p, count, step, a, b, act, fetch);
-        }
-    }
-}
 
 static void end_stores(void)
 {

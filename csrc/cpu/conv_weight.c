@@ -5,7 +5,12 @@
  * goes through the slice in bands, whose x is staged in the second-level cache,
  * and through a band in strips of about a hundred pixels, whose x and dy stay in
  * the first level while all taps use them. Sums start anew with every strip and
- * every slice, which keeps rounding errors small; slices are added in order. */
+ * every slice, which keeps rounding errors small; slices are added in order.
+ *
+ * In pairs (bfloat16) the dy of a strip is staged, too. A word of x holds two
+ * neighbouring pixels: with one column of taps the pixels 2 i and 2 i + 1; with
+ * more, i and i + 1, since a tap may begin at any pixel, and every other word is
+ * read. The second pixel of a last, odd word is a zero in dy. */
 #include "conv_direct.h"
 
 #include <string.h>
@@ -15,6 +20,8 @@ enum { STRIP_PIXELS = 112, STAGE_BYTES = 256 * 1024, SLICE_PIXELS = 1500, TASKS 
 typedef struct {
     mdmt_geometry g;
     int lazy, staged;
+    int every;              /* pairs: pixels from a word of x to the next; 0: no pairs */
+    int words;              /* of a row of dy: ow, or half as many                     */
     int blocks, out_blocks;
     int in_step, out_step;  /* blocks of a task              */
     int ins, outs;          /* how many such                 */
@@ -22,11 +29,12 @@ typedef struct {
     int bands;              /* of an image group             */
     int total;              /* bands of all image groups     */
     int slices;
-    int stage_columns;
-    size_t x_sample, dy_sample; /* floats between images */
+    int stage_columns;          /* words of a phase's row */
+    size_t x_sample, dy_sample; /* floats between images  */
     int far_step;               /* see mdmt_conv_weight_tile */
     size_t row_floats, block_floats, image_floats;
     size_t weight_floats, partial_bytes, thread_bytes;
+    size_t dy_bytes; /* of a thread's staged strip, within thread_bytes */
 } plan;
 
 typedef struct {
@@ -42,8 +50,8 @@ static void plan_window(plan *p)
 {
     const mdmt_geometry *g = &p->g;
     int column_max = (g->ow - 1) * g->sw + (g->kw - 1) * g->dw - g->pl;
-    p->staged = p->lazy || g->sw > 1 || g->pl > 0 || column_max >= g->w;
-    p->stage_columns = (column_max + g->pl) / g->sw + 1;
+    p->staged = p->every || p->lazy || g->sw > 1 || g->pl > 0 || column_max >= g->w;
+    p->stage_columns = mdmt_ceil_div((column_max + g->pl) / g->sw + 1, mdmt_max(1, p->every));
     int span = (g->kh - 1) * g->dh + 1;
     if (p->staged) {
         p->row_floats = (size_t)p->stage_columns * g->sw * MDMT_BLOCK;
@@ -55,6 +63,11 @@ static void plan_window(plan *p)
         p->block_floats = mdmt_round_up(p->row_floats * rows, 2 * MDMT_BLOCK) + MDMT_BLOCK;
         p->image_floats = p->block_floats * p->in_step;
         p->thread_bytes = mdmt_round_up(p->image_floats * p->group * sizeof(float), 4096);
+        if (p->every) {
+            size_t words = (size_t)p->group * p->strip * p->words * 2 * MDMT_BLOCK;
+            p->dy_bytes = mdmt_round_up(words * sizeof(float), 4096);
+            p->thread_bytes += p->dy_bytes;
+        }
     } else {
         p->row_floats = (size_t)g->w * MDMT_BLOCK;
         p->block_floats = p->row_floats * g->h;
@@ -99,7 +112,7 @@ static void cut_blocks(plan *p)
     p->slices = mdmt_min(p->slices, mdmt_ceil_div(TASKS, p->ins * p->outs));
 }
 
-static void plan_weight(const mdmt_site *site, plan *p)
+static void plan_weight(const mdmt_site *site, const mdmt_conv_micro *micro, plan *p)
 {
     mdmt_geometry g = mdmt_conv_geometry(site);
     if (g.kh * g.kw * g.sh * g.sw == 1 && !g.pt && !g.pl && !g.pb && !g.pr &&
@@ -110,10 +123,15 @@ static void plan_weight(const mdmt_site *site, plan *p)
     }
     *p = (plan){.g = g,
                 .lazy = site->in[0]->lazy_source >= 0,
+                .words = g.ow,
                 .x_sample = mdmt_map_sample(site->in[0]),
                 .dy_sample = mdmt_map_sample(site->in[1])};
     p->blocks = mdmt_blocks(g.c);
     p->out_blocks = mdmt_blocks(g.k);
+    if (mdmt_conv_is_paired(micro)) {
+        p->every = g.kw == 1 ? 2 : 1;
+        p->words = mdmt_ceil_div(g.ow, 2);
+    }
     cut_blocks(p);
     p->group = mdmt_min(g.n, mdmt_max(1, STRIP_PIXELS / (g.oh * g.ow)));
     p->strip = mdmt_min(g.oh, mdmt_max(1, STRIP_PIXELS / g.ow));
@@ -122,6 +140,7 @@ static void plan_weight(const mdmt_site *site, plan *p)
     /* Lines from memory for each pixel of a tile: a strip's pass over the input blocks needs the
      * next dy, and its share of the next input. */
     double lines = 0.5 / p->in_step / (g.kh * g.kw) * 2 + 1.0 / p->out_step;
+    lines *= p->every ? 2 : 1;
     p->far_step = lines <= 0.25 ? MDMT_BLOCK / 4 : lines <= 0.5 ? MDMT_BLOCK / 2 : MDMT_BLOCK;
     if (p->group > 1) { /* small maps are in a cache */
         p->far_step = MDMT_BLOCK;
@@ -163,8 +182,14 @@ static const float *stage_band(const job *j, int image, int images, int in0, int
                 if (g->sh > 1 && !mdmt_conv_phase_is_read(r, -g->pt, g->kh, g->dh, g->sh)) {
                     continue;
                 }
-                mdmt_conv_stage_row(j->micro, &row, dst + (size_t)(r - row0) * p->row_floats,
-                                    src + (size_t)r * g->w * MDMT_BLOCK, &load);
+                float *to = dst + (size_t)(r - row0) * p->row_floats;
+                if (p->every) {
+                    mdmt_conv_stage_pairs(j->micro, &row, p->every, to,
+                                          src + (size_t)r * g->w * MDMT_BLOCK, &load);
+                } else {
+                    mdmt_conv_stage_row(j->micro, &row, to, src + (size_t)r * g->w * MDMT_BLOCK,
+                                        &load);
+                }
             }
         }
     }
@@ -190,6 +215,7 @@ typedef struct {
     int out, outs;                                   /* output blocks                           */
     int out0, out1;                                  /* of the task                             */
     int next;                                        /* the band after this one, or -1          */
+    int thread;
     walk dy_ahead, x_ahead;                          /* of the next strip, the next band        */
     float *dw;                                       /* the whole, of the slice                 */
     int column[MDMT_CONV_TAPS];                      /* (kw) offset of a tap's column  */
@@ -240,21 +266,23 @@ static const float *walk_on(walk *way, int pixels)
 }
 
 /* The dy that comes after this strip's. */
-static walk next_strip(const pass *s, const mdmt_conv_weight_tile *t)
+static walk next_strip(const pass *s)
 {
     const plan *p = s->job->plan;
-    walk way = {.x_image = t->dy_image, .x_block = t->dy_out, .images = s->images};
+    const ptrdiff_t row = (ptrdiff_t)p->g.ow * MDMT_BLOCK, plane = p->g.oh * row;
+    const float *dy = s->job->dy + (ptrdiff_t)s->image * (ptrdiff_t)p->dy_sample + s->out * plane;
+    walk way = {.x_image = (ptrdiff_t)p->dy_sample, .x_block = plane, .images = s->images};
     int rows = p->strip;
     way.blocks = s->outs;
     if (s->row_end < s->row1) {
-        way.x = t->dy + s->row_end * t->dy_row;
+        way.x = dy + s->row_end * row;
         rows = mdmt_min(rows, s->row1 - s->row_end);
     } else if (s->out + s->outs < s->out1) {
-        way.x = t->dy + s->outs * t->dy_out + s->row0 * t->dy_row;
+        way.x = dy + s->outs * plane + s->row0 * row;
         way.blocks = mdmt_min(s->outs, s->out1 - s->out - s->outs);
     } else if (s->next >= 0) {
-        way.x = s->job->dy + (ptrdiff_t)(s->next / p->bands * p->group) * t->dy_image +
-                s->out0 * t->dy_out + s->next % p->bands * p->band * t->dy_row;
+        way.x = s->job->dy + (ptrdiff_t)(s->next / p->bands * p->group) * way.x_image +
+                s->out0 * plane + s->next % p->bands * p->band * row;
     }
     way.pixels = rows * p->g.ow;
     return way;
@@ -332,6 +360,33 @@ static void block_sum(pass *s, int in, mdmt_conv_weight_tile *t)
     t->dy = dy;
 }
 
+/* The strip's dy in words of two pixels: [output block][image][row][word][16]. */
+static void stage_strip(const pass *s, mdmt_conv_weight_tile *t)
+{
+    const job *j = s->job;
+    const plan *p = j->plan;
+    const mdmt_geometry *g = &p->g;
+    const size_t row = (size_t)g->ow * MDMT_BLOCK, plane = (size_t)g->oh * row;
+    const int rows = s->row_end - s->row;
+    float *stage =
+        (float *)(j->scratch + ((size_t)s->thread + 1) * p->thread_bytes - p->dy_bytes);
+    const mdmt_conv_load load = {.act = MDMT_ACT_NONE};
+    t->dy_row = (ptrdiff_t)p->words * MDMT_BLOCK;
+    t->dy_image = rows * t->dy_row;
+    t->dy_out = s->images * t->dy_image;
+    t->dy = stage - s->row * t->dy_row; /* of row 0 */
+    for (int k = 0; k < s->outs; k++) {
+        for (int i = 0; i < s->images; i++) {
+            const float *dy =
+                j->dy + (size_t)(s->image + i) * p->dy_sample + (s->out + k) * plane;
+            for (int r = s->row; r < s->row_end; r++, stage += t->dy_row) {
+                j->micro->stage_pairs(stage, dy + r * row, p->words, 2, 0, g->ow, MDMT_BLOCK,
+                                      &load);
+            }
+        }
+    }
+}
+
 static void strip_sum(pass *s)
 {
     const job *j = s->job;
@@ -339,7 +394,7 @@ static void strip_sum(pass *s)
     const mdmt_geometry *g = &p->g;
     const size_t plane = (size_t)g->oh * g->ow * MDMT_BLOCK;
     start_strip(s);
-    mdmt_conv_weight_tile t = {.x_pixel = MDMT_BLOCK,
+    mdmt_conv_weight_tile t = {.x_pixel = p->every == 1 ? 2 * MDMT_BLOCK : MDMT_BLOCK,
                                .x_row = (ptrdiff_t)(g->sh * p->row_floats),
                                .x_image = (ptrdiff_t)p->image_floats,
                                .dy = j->dy + (size_t)s->image * p->dy_sample + s->out * plane,
@@ -350,12 +405,15 @@ static void strip_sum(pass *s)
                                    (ptrdiff_t)p->blocks * g->kh * g->kw * MDMT_BLOCK * MDMT_BLOCK,
                                .far_step = p->far_step,
                                .images = s->images,
-                               .columns = g->ow};
-    if (t.x_row == t.dy_row && g->kh == 1) {
+                               .columns = p->words};
+    if (p->every) {
+        stage_strip(s, &t);
+    }
+    if (t.x_row == t.dy_row && g->kh == 1 && p->every != 1) {
         t.columns *= s->row_end - s->row;
         s->rows[0] = 1;
     }
-    s->dy_ahead = next_strip(s, &t);
+    s->dy_ahead = next_strip(s);
     for (int in = s->in0; in < s->in1; in++) {
         block_sum(s, in, &t);
     }
@@ -380,7 +438,8 @@ static void run_task(void *context, int task, int thread)
     int out0 = part / p->ins * p->out_step, out1 = mdmt_min(p->out_blocks, out0 + p->out_step);
     int first = (int)((int64_t)p->total * slice / p->slices);
     int end = (int)((int64_t)p->total * (slice + 1) / p->slices);
-    pass s = {.job = j, .in0 = in0, .in1 = in1, .out0 = out0, .out1 = out1};
+    pass s = {
+        .job = j, .in0 = in0, .in1 = in1, .out0 = out0, .out1 = out1, .thread = thread};
     start_task(&s);
     s.dw = p->slices > 1 ? j->partial + p->weight_floats * slice : j->dw;
     clear_blocks(p, s.dw, in0, in1, out0, out1);
@@ -443,20 +502,22 @@ int mdmt_conv_weight_supports(const mdmt_site *site)
 void mdmt_conv_weight_needs(const mdmt_site *site, const mdmt_conv_micro *micro, mdmt_needs *needs)
 {
     plan p;
-    (void)micro;
-    plan_weight(site, &p);
+    plan_weight(site, micro, &p);
     needs->workspace_bytes = p.partial_bytes + p.thread_bytes * site->threads;
 }
 
 double mdmt_conv_weight_cost(const mdmt_site *site, const mdmt_conv_micro *micro)
 {
     plan p;
-    plan_weight(site, &p);
+    plan_weight(site, micro, &p);
     const mdmt_geometry *g = &p.g;
     double macs = (double)g->n * g->oh * g->ow * g->kh * g->kw * g->c * p.out_blocks * MDMT_BLOCK;
     double cycles = macs / micro->floats_per_cycle / 0.88;
     if (p.staged) {
         cycles += (double)g->n * g->h * g->w * p.blocks * p.outs * 4.0;
+    }
+    if (p.every) {
+        cycles += (double)g->n * g->oh * g->ow * p.out_blocks * p.ins * 4.0;
     }
     return cycles + (p.slices > 1 ? 0.25 * (double)p.weight_floats * p.slices : 0.0);
 }
@@ -465,7 +526,7 @@ mdmt_status mdmt_conv_weight_run(const mdmt_site *site, const mdmt_conv_micro *m
                                  const mdmt_call *call)
 {
     plan p;
-    plan_weight(site, &p);
+    plan_weight(site, micro, &p);
     job j = {.micro = micro,
              .plan = &p,
              .x = call->in[0],

@@ -6,6 +6,9 @@
 
 #if defined(__x86_64__)
 #define MDMT_X86 1
+#if !defined(MDMT_NO_BF16) /* set where the compiler does not know the instructions */
+#define MDMT_BF16 1
+#endif
 #endif
 
 /* Adam over flat slabs; `count` floats each. run() uses the pool itself. */
@@ -116,6 +119,11 @@ extern const mdmt_cpu_impl mdmt_f32_dropout__avx2, mdmt_f32_dropout__avx512;
 extern const mdmt_cpu_impl mdmt_f32_conv2d_forward_direct__avx512;
 extern const mdmt_cpu_impl mdmt_f32_conv2d_forward_stem__avx512;
 extern const mdmt_cpu_impl mdmt_f32_conv2d_forward_direct__avx2;
+#ifdef MDMT_BF16
+extern const mdmt_cpu_impl mdmt_bf16_conv2d_forward_direct__avx512;
+extern const mdmt_cpu_impl mdmt_bf16_conv2d_bwd_data_direct__avx512;
+extern const mdmt_cpu_impl mdmt_bf16_conv2d_bwd_weight_direct__avx512;
+#endif
 extern const mdmt_cpu_impl mdmt_f32_conv2d_forward_stem__avx2;
 extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_data_direct__avx512;
 extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_data_direct__avx2;

@@ -13,6 +13,9 @@ static const mdmt_cpu_impl *const conv2d_impls[] = {
     &mdmt_f32_conv2d_forward_winograd2__avx512,
     &mdmt_f32_conv2d_forward_winograd4__avx2,
     &mdmt_f32_conv2d_forward_winograd2__avx2,
+#ifdef MDMT_BF16
+    &mdmt_bf16_conv2d_forward_direct__avx512,
+#endif
     &mdmt_f32_conv2d_forward_direct__avx512,
     &mdmt_f32_conv2d_forward_stem__avx512,
     &mdmt_f32_conv2d_forward_direct__avx2,
@@ -30,6 +33,9 @@ static const mdmt_cpu_impl *const conv2d_bwd_data_impls[] = {
     &mdmt_f32_conv2d_bwd_data_winograd2__avx512,
     &mdmt_f32_conv2d_bwd_data_winograd4__avx2,
     &mdmt_f32_conv2d_bwd_data_winograd2__avx2,
+#ifdef MDMT_BF16
+    &mdmt_bf16_conv2d_bwd_data_direct__avx512,
+#endif
     &mdmt_f32_conv2d_bwd_data_direct__avx512,
     &mdmt_f32_conv2d_bwd_data_direct__avx2,
     &mdmt_f32_conv2d_bwd_data_depth__avx512,
@@ -45,6 +51,9 @@ static const mdmt_cpu_impl *const conv2d_bwd_weight_impls[] = {
     &mdmt_f32_conv2d_bwd_weight_winograd2__avx512,
     &mdmt_f32_conv2d_bwd_weight_winograd4__avx2,
     &mdmt_f32_conv2d_bwd_weight_winograd2__avx2,
+#ifdef MDMT_BF16
+    &mdmt_bf16_conv2d_bwd_weight_direct__avx512,
+#endif
     &mdmt_f32_conv2d_bwd_weight_direct__avx512,
     &mdmt_f32_conv2d_bwd_weight_stem__avx512,
     &mdmt_f32_conv2d_bwd_weight_direct__avx2,
@@ -381,8 +390,7 @@ const mdmt_cpu_impl *const *mdmt_cpu_kernels(const mdmt_op_record *record)
 typedef struct {
     mdmt_backend base;
     mdmt_pool *pool; /* the caller's */
-    mdmt_isa isa;
-    int winograd;
+    mdmt_cpu_options options;
 } cpu_backend;
 
 static cpu_backend *cpu_of(const mdmt_backend *backend)
@@ -396,8 +404,9 @@ static mdmt_site site_of(const cpu_backend *cpu, const mdmt_graph *graph, const 
                       .number = graph->number,
                       .pool = cpu->pool,
                       .threads = mdmt_pool_threads(cpu->pool),
-                      .isa = cpu->isa,
-                      .winograd = cpu->winograd};
+                      .isa = cpu->options.isa,
+                      .winograd = cpu->options.winograd,
+                      .bf16 = cpu->options.bf16};
     for (int i = 0; i < op->inputs; i++) {
         site.in[i] = op->in[i] >= 0 ? &graph->tensor[op->in[i]] : NULL;
     }
@@ -432,7 +441,7 @@ static int asked_by_site(const mdmt_site *site)
 
 static int usable(const mdmt_cpu_impl *impl, const mdmt_site *site, int asked)
 {
-    return impl->isa <= site->isa && (impl->isa == MDMT_ISA_REF || !(asked & ~impl->accepts)) &&
+    return impl->isa <= site->isa && impl->rounds <= site->bf16 && (impl->isa == MDMT_ISA_REF || !(asked & ~impl->accepts)) &&
            (!impl->supports || impl->supports(site));
 }
 
@@ -579,7 +588,7 @@ static mdmt_status cpu_adam(mdmt_backend *backend, const mdmt_adam *adam, float 
         return mdmt_fail(MDMT_BAD_ARGUMENT, "eps of Adam must be above 0, not %g", adam->eps);
     }
     const mdmt_adam_impl *const *impl = adam_impls;
-    while ((*impl)->isa > cpu->isa) {
+    while ((*impl)->isa > cpu->options.isa) {
         impl++;
     }
     (*impl)->run(cpu->pool, adam, weights, gradients, first, second, count);
@@ -626,14 +635,32 @@ static mdmt_status lower_winograd(int *winograd)
                      "the environment variable MDMT_WINOGRAD is '%s'; use off, 2 or 4", wish);
 }
 
-mdmt_status mdmt_cpu_open(mdmt_backend **backend, mdmt_pool *pool, mdmt_isa isa, int winograd)
+int mdmt_cpu_has_bf16(void)
 {
-    if (isa > mdmt_detect_isa()) {
+#ifdef MDMT_BF16
+    return mdmt_has_avx512_bf16();
+#else
+    return 0;
+#endif
+}
+
+mdmt_status mdmt_cpu_open(mdmt_backend **backend, mdmt_pool *pool, mdmt_cpu_options options)
+{
+    if (options.isa > mdmt_detect_isa()) {
         return mdmt_fail(MDMT_UNSUPPORTED, "this processor (%s) has %s, not %s", mdmt_cpu_name(),
-                         mdmt_isa_name(mdmt_detect_isa()), mdmt_isa_name(isa));
+                         mdmt_isa_name(mdmt_detect_isa()), mdmt_isa_name(options.isa));
     }
-    MDMT_TRY(lower_isa(&isa));
-    MDMT_TRY(lower_winograd(&winograd));
+    MDMT_TRY(lower_isa(&options.isa));
+    MDMT_TRY(lower_winograd(&options.winograd));
+    if (options.bf16 && (options.isa < MDMT_ISA_AVX512 || !mdmt_cpu_has_bf16())) {
+        return mdmt_fail(MDMT_UNSUPPORTED,
+                         "bfloat16 on the CPU needs the instruction set AVX512-BF16, which %s; use "
+                         "the precision fp32",
+                         options.isa < MDMT_ISA_AVX512 && mdmt_cpu_has_bf16()
+                             ? "MDMT_CPU or the chosen backend leaves out"
+                         : mdmt_has_avx512_bf16() ? "this build of mdmt was compiled without"
+                                                  : "this processor does not have");
+    }
     cpu_backend *cpu = mdmt_acquire(1, sizeof *cpu);
     if (!cpu) {
         return MDMT_NO_MEMORY;
@@ -650,8 +677,7 @@ mdmt_status mdmt_cpu_open(mdmt_backend **backend, mdmt_pool *pool, mdmt_isa isa,
                                   .adam = cpu_adam,
                                   .close = cpu_close},
                          .pool = pool,
-                         .isa = isa,
-                         .winograd = winograd};
+                         .options = options};
     *backend = &cpu->base;
     return MDMT_OK;
 }

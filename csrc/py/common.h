@@ -11,6 +11,7 @@
 #endif
 #include <numpy/arrayobject.h>
 
+#include "../cpu/cpu.h"
 #include "../exec/network.h"
 #include "../base/pool.h"
 #include "../base/cpuid.h"
@@ -24,16 +25,21 @@ typedef struct {
     mdmt_pool *own;      /* threads of its own, or NULL: those of the process    */
     unsigned generation; /* of the process's threads when the backend was opened */
     PyObject *module;    /* the capsule of mdmt._cuda, or NULL: on the CPU          */
-    mdmt_isa isa;
-    int winograd;
+    mdmt_cpu_options options;
 } mdmt_py_backend;
 
-/* `isa` may be NULL: the best; `threads` 0: those of the process. */
-mdmt_status mdmt_py_backend_open(mdmt_py_backend *b, const char *isa, int threads, int winograd);
-/* On a GPU. `device`: (capsule of mdmt._cuda, ordinal, precision, libraries,
- * deterministic), or None: as mdmt_py_backend_open. */
-mdmt_status mdmt_py_backend_open_on(mdmt_py_backend *b, PyObject *device, const char *isa,
-                                    int threads, int winograd);
+/* What a backend is asked to be. */
+typedef struct {
+    const char *isa;    /* NULL: the best                 */
+    int threads;        /* 0: those of the process        */
+    int winograd, bf16; /* as in mdmt_site                */
+    PyObject *device;   /* None: the CPU; or (capsule of mdmt._cuda, ordinal, precision, libraries,
+                           deterministic), to which the others mean nothing */
+} mdmt_py_choice;
+
+mdmt_status mdmt_py_backend_open(mdmt_py_backend *b, const mdmt_py_choice *choice);
+/* On the CPU. */
+mdmt_status mdmt_py_backend_open_cpu(mdmt_py_backend *b, const mdmt_py_choice *choice);
 void mdmt_py_backend_close(mdmt_py_backend *b);
 /* After set_num_threads: opens the backend again. 1 when it was, 0 when there
  * was nothing to do, -1 on failure. The former one goes to *former. */

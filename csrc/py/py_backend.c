@@ -57,20 +57,20 @@ static mdmt_status isa_from_name(const char *name, mdmt_isa *isa)
     return mdmt_fail(MDMT_BAD_ARGUMENT, "there is no backend '%s'; use ref, avx2 or avx512", name);
 }
 
-mdmt_status mdmt_py_backend_open(mdmt_py_backend *b, const char *isa, int threads, int winograd)
+mdmt_status mdmt_py_backend_open_cpu(mdmt_py_backend *b, const mdmt_py_choice *choice)
 {
     memset(b, 0, sizeof *b);
-    MDMT_TRY(isa_from_name(isa, &b->isa));
-    b->winograd = winograd;
+    b->options = (mdmt_cpu_options){.winograd = choice->winograd, .bf16 = choice->bf16};
+    MDMT_TRY(isa_from_name(choice->isa, &b->options.isa));
     b->generation = shared_generation;
     mdmt_pool *pool;
-    if (threads) {
-        MDMT_TRY(mdmt_pool_open(&b->own, threads));
+    if (choice->threads) {
+        MDMT_TRY(mdmt_pool_open(&b->own, choice->threads));
         pool = b->own;
     } else {
         MDMT_TRY(process_pool(&pool));
     }
-    mdmt_status status = mdmt_cpu_open(&b->backend, pool, b->isa, winograd);
+    mdmt_status status = mdmt_cpu_open(&b->backend, pool, b->options);
     if (status != MDMT_OK) {
         mdmt_py_backend_close(b);
     }
@@ -96,7 +96,7 @@ int mdmt_py_backend_refresh(mdmt_py_backend *b, mdmt_backend **former)
     mdmt_backend *fresh;
     mdmt_status status = process_pool(&pool);
     if (status == MDMT_OK) {
-        status = mdmt_cpu_open(&fresh, pool, b->isa, b->winograd);
+        status = mdmt_cpu_open(&fresh, pool, b->options);
     }
     if (status != MDMT_OK) {
         mdmt_py_raise(status);
@@ -141,7 +141,7 @@ static PyObject *cpu_info(PyObject *self, PyObject *unused)
     return Py_BuildValue("{s:s,s:s,s:i,s:i,s:O}", "name", mdmt_cpu_name(), "isa",
                          mdmt_isa_name(mdmt_detect_isa()), "cores", mdmt_usable_cores(),
                          "l2_bytes", (int)mdmt_l2_bytes(), "bf16",
-                         mdmt_has_avx512_bf16() ? Py_True : Py_False);
+                         mdmt_cpu_has_bf16() ? Py_True : Py_False);
 }
 
 static PyObject *allocation_count(PyObject *self, PyObject *unused)

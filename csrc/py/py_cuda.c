@@ -42,19 +42,18 @@ static mdmt_status open_module(mdmt_py_backend *b, PyObject *capsule,
     return MDMT_OK;
 }
 
-mdmt_status mdmt_py_backend_open_on(mdmt_py_backend *b, PyObject *device, const char *isa,
-                                    int threads, int winograd)
+mdmt_status mdmt_py_backend_open(mdmt_py_backend *b, const mdmt_py_choice *choice)
 {
     PyObject *capsule;
     const char *precision;
     mdmt_cuda_options options = {.library = 1, .deterministic = 1};
-    if (device == Py_None) {
-        return mdmt_py_backend_open(b, isa, threads, winograd);
+    if (choice->device == Py_None) {
+        return mdmt_py_backend_open_cpu(b, choice);
     }
     memset(b, 0, sizeof *b);
-    if (!PyTuple_Check(device) ||
-        !PyArg_ParseTuple(device, "Ois|pp", &capsule, &options.device, &precision, &options.library,
-                          &options.deterministic)) {
+    if (!PyTuple_Check(choice->device) ||
+        !PyArg_ParseTuple(choice->device, "Ois|pp", &capsule, &options.device, &precision,
+                          &options.library, &options.deterministic)) {
         PyErr_Clear();
         return mdmt_fail(MDMT_BAD_ARGUMENT,
                          "a device is None or (capsule, ordinal, precision, libraries, "

@@ -13,13 +13,13 @@ typedef struct {
 
 static PyObject *network_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
-    static char *names[] = {"graph", "isa", "winograd", "seed", "device", NULL};
-    PyObject *graph, *device = Py_None;
-    const char *isa = NULL;
-    int winograd = 2;
+    static char *names[] = {"graph", "isa", "winograd", "seed", "device", "bf16", NULL};
+    PyObject *graph;
+    mdmt_py_choice choice = {.winograd = 2, .device = Py_None};
     unsigned long long seed = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!|ziKO", names, mdmt_py_graph_type, &graph,
-                                     &isa, &winograd, &seed, &device)) {
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!|ziKOp", names, mdmt_py_graph_type, &graph,
+                                     &choice.isa, &choice.winograd, &seed, &choice.device,
+                                     &choice.bf16)) {
         return NULL;
     }
     py_network *self = (py_network *)type->tp_alloc(type, 0);
@@ -27,7 +27,7 @@ static PyObject *network_new(PyTypeObject *type, PyObject *args, PyObject *keywo
         return NULL;
     }
     mdmt_graph *copy;
-    mdmt_status status = mdmt_py_backend_open_on(&self->backend, device, isa, 0, winograd);
+    mdmt_status status = mdmt_py_backend_open(&self->backend, &choice);
     if (status == MDMT_OK) {
         status = mdmt_graph_copy(((mdmt_py_graph *)graph)->graph, &copy);
     }

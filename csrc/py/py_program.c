@@ -48,22 +48,23 @@ static mdmt_status open_program(py_program *self, const mdmt_graph *graph, const
 
 static PyObject *program_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
-    static char *names[] = {"graph", "isa", "threads", "kernel", "winograd", "device", NULL};
-    PyObject *graph, *threads = Py_None, *device = Py_None;
-    const char *isa = NULL, *kernel = NULL;
-    int winograd = 2, count = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!|zOziO", names, mdmt_py_graph_type, &graph,
-                                     &isa, &threads, &kernel, &winograd, &device)) {
+    static char *names[] = {"graph", "isa", "threads", "kernel", "winograd", "device", "bf16", NULL};
+    PyObject *graph, *threads = Py_None;
+    const char *kernel = NULL;
+    mdmt_py_choice choice = {.winograd = 2, .device = Py_None};
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!|zOziOp", names, mdmt_py_graph_type, &graph,
+                                     &choice.isa, &threads, &kernel, &choice.winograd,
+                                     &choice.device, &choice.bf16)) {
         return NULL;
     }
     if (threads != Py_None) {
-        count = (int)PyLong_AsLong(threads);
+        choice.threads = (int)PyLong_AsLong(threads);
     }
     py_program *self = PyErr_Occurred() ? NULL : (py_program *)type->tp_alloc(type, 0);
     if (!self) {
         return NULL;
     }
-    mdmt_status status = mdmt_py_backend_open_on(&self->backend, device, isa, count, winograd);
+    mdmt_status status = mdmt_py_backend_open(&self->backend, &choice);
     if (status == MDMT_OK) {
         status = open_program(self, ((mdmt_py_graph *)graph)->graph, kernel);
     }

@@ -84,7 +84,7 @@ static mdmt_status run(mdmt_isa isa, int threads)
     MDMT_TRY(mdmt_graph_open(&graph));
     MDMT_TRY(describe(graph));
     MDMT_TRY(mdmt_pool_open(&pool, threads));
-    MDMT_TRY(mdmt_cpu_open(&backend, pool, isa, 2));
+    MDMT_TRY(mdmt_cpu_open(&backend, pool, (mdmt_cpu_options){.isa = isa, .winograd = 2}));
     MDMT_TRY(mdmt_program_open(&program, graph, backend, NULL, locate, NULL));
     MDMT_TRY(mdmt_slab_open(&slab, (size_t)program->plan.total, "values"));
     mdmt_program_bind(program, slab.data);

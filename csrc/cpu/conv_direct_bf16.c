@@ -1,0 +1,281 @@
+/* Inner kernels of direct convolution in bfloat16 for AVX-512: words of two values, whose products
+ * vdpbf16ps adds to a float; otherwise as for floats: 14 pixels x 2 vectors of 16 outputs. */
+typedef int mdmt_conv_direct_bf16_unit; /* a unit is never empty */
+
+#if defined(__AVX512BF16__)
+
+#include <immintrin.h>
+
+#include "conv_direct.h"
+#include "kernels.h"
+#include "lanes_act.h"
+
+#define VEC           __m512
+#define VL            16
+#define VZERO()       _mm512_setzero_ps()
+#define VLOAD(p)      _mm512_loadu_ps(p)
+#define VSTORE(p, v)  _mm512_storeu_ps(p, v)
+#define VSTREAM(p, v) _mm512_stream_ps(p, v)
+#define VSET1(f)      _mm512_set1_ps(f)
+#define VFMA(a, b, c) _mm512_fmadd_ps(a, b, c)
+#define VDOT(a, b, c) _mm512_dpbf16_ps(c, (__m512bh)(a), (__m512bh)(b))
+#define VADD(a, b)    _mm512_add_ps(a, b)
+#define VSUB(a, b)    _mm512_sub_ps(a, b)
+
+#include "conv_tile.h"
+
+enum { PAIRS_OF_BLOCK = MDMT_BLOCK / 2 };
+
+#define TILES(columns)                                                                             \
+    DEFINE_TILE(tile_1_##columns, 1, columns, 1, 8)                                                \
+    DEFINE_TILE(tile_2_##columns, 1, columns, 2, 8)
+#define PAIRS(columns)                                                                             \
+    DEFINE_TILE(pair_1_##columns, 2, columns, 1, 8)                                                \
+    DEFINE_TILE(pair_2_##columns, 2, columns, 2, 8)
+#define QUADS(columns)                                                                             \
+    DEFINE_TILE(quad_1_##columns, 4, columns, 1, 8)                                                \
+    DEFINE_TILE(quad_2_##columns, 4, columns, 2, 8)
+#define WEIGHTS(channels)                                                                          \
+    DEFINE_WEIGHT(weight_1_##channels, channels, 1)                                                \
+    DEFINE_WEIGHT(weight_2_##channels, channels, 2)
+#define LONG_WEIGHTS(channels) DEFINE_WEIGHT(weight_1_##channels, channels, 1)
+
+TILES(1)
+TILES(2)
+TILES(3)
+TILES(4)
+TILES(5)
+TILES(6)
+TILES(7)
+TILES(8)
+TILES(9)
+TILES(10)
+TILES(11)
+TILES(12)
+TILES(13)
+TILES(14)
+PAIRS(1)
+PAIRS(2)
+PAIRS(3)
+PAIRS(4)
+PAIRS(5)
+PAIRS(6)
+PAIRS(7)
+QUADS(1)
+QUADS(2)
+QUADS(3)
+WEIGHTS(1)
+WEIGHTS(2)
+WEIGHTS(3)
+WEIGHTS(4)
+WEIGHTS(5)
+WEIGHTS(6)
+WEIGHTS(7)
+WEIGHTS(8)
+LONG_WEIGHTS(9)
+LONG_WEIGHTS(10)
+LONG_WEIGHTS(11)
+LONG_WEIGHTS(12)
+LONG_WEIGHTS(13)
+LONG_WEIGHTS(14)
+LONG_WEIGHTS(15)
+LONG_WEIGHTS(16)
+
+/* ---- rounding ---- */
+
+/* Words (first, second): a word's lower half is the first. */
+INLINE __m512i interleave(__m512 first, __m512 second)
+{
+    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9,
+                                           24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1,
+                                           16, 0);
+    return _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(second, first));
+}
+
+static void pack_block(float *dst, const float *src)
+{
+    for (int q = 0; q < PAIRS_OF_BLOCK; q++, src += 2 * MDMT_BLOCK, dst += MDMT_BLOCK) {
+        _mm512_storeu_si512(dst, interleave(VLOAD(src), VLOAD(src + MDMT_BLOCK)));
+    }
+}
+
+/* (16 in, 16 out) floats to (8 pairs of out, 16 in): rows of 8 words, two of them in a register, 8
+ * apart, so that a transpose of 8 x 8 in each half gives whole rows. */
+static void transpose_block(float *dst, const float *src)
+{
+    const __m512i low = _mm512_set_epi64(13, 12, 5, 4, 9, 8, 1, 0);
+    const __m512i high = _mm512_set_epi64(15, 14, 7, 6, 11, 10, 3, 2);
+    __m512i r[8], t[8];
+    for (int i = 0; i < 8; i++) {
+        r[i] = (__m512i)_mm512_cvtne2ps_pbh(VLOAD(src + (i + 8) * MDMT_BLOCK),
+                                            VLOAD(src + i * MDMT_BLOCK));
+    }
+    for (int i = 0; i < 8; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int k = 0; k < 8; k += 4) {
+        r[k] = _mm512_unpacklo_epi64(t[k], t[k + 2]);
+        r[k + 1] = _mm512_unpackhi_epi64(t[k], t[k + 2]);
+        r[k + 2] = _mm512_unpacklo_epi64(t[k + 1], t[k + 3]);
+        r[k + 3] = _mm512_unpackhi_epi64(t[k + 1], t[k + 3]);
+    }
+    /* r[4 k + j] holds words j and 4 + j of rows 4 k .. 4 k + 3 of each half. */
+    for (int j = 0; j < 4; j++) {
+        _mm512_storeu_si512(dst + MDMT_BLOCK * j, _mm512_permutex2var_epi64(r[j], low, r[j + 4]));
+        _mm512_storeu_si512(dst + MDMT_BLOCK * (j + 4),
+                            _mm512_permutex2var_epi64(r[j], high, r[j + 4]));
+    }
+}
+
+/* ---- the load stage ---- */
+
+/* What happens to the 16 channels of a pixel. */
+typedef struct {
+    lanes_affine affine;
+    lanes gate;
+} change;
+
+INLINE lanes changed(const change *c, const float *src, const int plain, const mdmt_act act,
+                     const int gated)
+{
+    lanes v = lanes_load(src);
+    if (!plain) {
+        v = lanes_activate(act, lanes_apply(c->affine, v));
+    }
+    return gated ? lanes_mul(v, c->gate) : v;
+}
+
+INLINE void load_run(float *dst, const float *src, int count, ptrdiff_t step, ptrdiff_t fetch,
+                     const change *c, const int plain, const mdmt_act act, const int gated)
+{
+    int i = 0;
+    for (; i + 1 < count; i += 2, src += 2 * step, dst += MDMT_BLOCK) {
+        lanes_fetch(src + fetch);
+        lanes_fetch(src + step + fetch);
+        const lanes first = changed(c, src, plain, act, gated);
+        const lanes second = changed(c, src + step, plain, act, gated);
+        _mm512_storeu_si512(dst, (__m512i)_mm512_cvtne2ps_pbh(second, first));
+    }
+    if (i < count) {
+        _mm256_storeu_si256((__m256i *)(void *)dst,
+                            (__m256i)_mm512_cvtneps_pbh(changed(c, src, plain, act, gated)));
+    }
+}
+
+/* Words of neighbouring pixels; see stage_pairs. */
+INLINE void pair_run(float *dst, const float *src, int count, const int every, int left, int right,
+                     ptrdiff_t step, const change *c, const int plain, const mdmt_act act,
+                     const int gated)
+{
+    lanes next = lanes_zero();
+    for (int i = 0; i < count; i++, dst += MDMT_BLOCK) {
+        const int at = i * every;
+        lanes first = next, second = lanes_zero();
+        if ((every > 1 || i == 0) && at >= left && at < right) {
+            first = changed(c, src + at * step, plain, act, gated);
+        }
+        if (at + 1 >= left && at + 1 < right) {
+            second = changed(c, src + (at + 1) * step, plain, act, gated);
+        }
+        _mm512_storeu_si512(dst, interleave(first, second));
+        next = every > 1 ? lanes_zero() : second;
+    }
+}
+
+static void stage_rounded(float *dst, const float *src, int count, ptrdiff_t step, ptrdiff_t fetch,
+                          const mdmt_conv_load *load)
+{
+    change c = {.gate = load->gate ? lanes_load(load->gate) : lanes_zero()};
+    if (!load->scale) {
+        load_run(dst, src, count, step, fetch, &c, 1, MDMT_ACT_NONE, 0);
+        return;
+    }
+    c.affine = lanes_affine_load(load->scale, load->shift, 0);
+#define RUN(act)       load_run(dst, src, count, step, fetch, &c, 0, act, 0)
+#define RUN_GATED(act) load_run(dst, src, count, step, fetch, &c, 0, act, 1)
+    if (load->gate) {
+        LANES_EACH_ACT(load->act, RUN_GATED);
+    } else {
+        LANES_EACH_ACT(load->act, RUN);
+    }
+#undef RUN
+#undef RUN_GATED
+}
+
+static void stage_pixels(float *dst, const float *src, int count, ptrdiff_t step, ptrdiff_t fetch,
+                         const float *scale, const float *shift, mdmt_act act)
+{
+    const mdmt_conv_load load = {.scale = scale, .shift = shift, .act = act};
+    stage_rounded(dst, src, count, step, fetch, &load);
+}
+
+static void stage_pairs(float *dst, const float *src, int count, int every, int left, int right,
+                        ptrdiff_t step, const mdmt_conv_load *load)
+{
+    change c = {.gate = load->gate ? lanes_load(load->gate) : lanes_zero()};
+#define EACH(plain, act, gated)                                                                    \
+    (every == 1 ? pair_run(dst, src, count, 1, left, right, step, &c, plain, act, gated)           \
+                : pair_run(dst, src, count, 2, left, right, step, &c, plain, act, gated))
+#define RUN(act)       EACH(0, act, 0)
+#define RUN_GATED(act) EACH(0, act, 1)
+    if (!load->scale) {
+        EACH(1, MDMT_ACT_NONE, 0);
+        return;
+    }
+    c.affine = lanes_affine_load(load->scale, load->shift, 0);
+    if (load->gate) {
+        LANES_EACH_ACT(load->act, RUN_GATED);
+    } else {
+        LANES_EACH_ACT(load->act, RUN);
+    }
+#undef RUN
+#undef RUN_GATED
+#undef EACH
+}
+
+#define ROW14(prefix)                                                                              \
+    {                                                                                              \
+        0, prefix##1, prefix##2, prefix##3, prefix##4, prefix##5, prefix##6, prefix##7, prefix##8, \
+            prefix##9, prefix##10, prefix##11, prefix##12, prefix##13, prefix##14                  \
+    }
+#define ROW7(prefix)                                                                               \
+    {                                                                                              \
+        0, prefix##1, prefix##2, prefix##3, prefix##4, prefix##5, prefix##6, prefix##7             \
+    }
+
+static const mdmt_conv_micro micro = {
+    .floats_per_cycle = 64,
+    .pixel = PAIRS_OF_BLOCK,
+    .columns = 14,
+    .pair_columns = 7,
+    .pair_widest = 7,
+    .quad_columns = 3,
+    .quad_widest = 3,
+    .tile_blocks = 2,
+    .weight_blocks = 2,
+    .channels = {16, 8},
+    .tile = {ROW14(tile_1_), ROW14(tile_2_)},
+    .pair = {ROW7(pair_1_), ROW7(pair_2_)},
+    .quad = {{0, quad_1_1, quad_1_2, quad_1_3}, {0, quad_2_1, quad_2_2, quad_2_3}},
+    .weight = {{0, weight_1_1, weight_1_2, weight_1_3, weight_1_4, weight_1_5, weight_1_6,
+                weight_1_7, weight_1_8, weight_1_9, weight_1_10, weight_1_11, weight_1_12,
+                weight_1_13, weight_1_14, weight_1_15, weight_1_16},
+               {0, weight_2_1, weight_2_2, weight_2_3, weight_2_4, weight_2_5, weight_2_6,
+                weight_2_7, weight_2_8}},
+    .stage = stage_pixels,
+    .stage_any = stage_rounded,
+    .fence = end_stores,
+    .transpose = transpose_block,
+    .pack = pack_block,
+    .stage_pairs = stage_pairs,
+    .accumulate = accumulate_floats,
+};
+
+#define ISA      avx512
+#define ISA_ENUM MDMT_ISA_AVX512
+#define DTYPE    bf16
+#define ROUNDED  1
+#include "conv_impl.h"
+
+#endif
