@@ -19,7 +19,12 @@ from mdmt.weights import foreign, load_weights, names, read_description
 from mdmt.weights.catalogue import default_size, normalisation
 
 MAX_SIDE = 1 << 14  # pixels
-PRECISIONS = {"fp32": 2, "fp32-direct": 0}  # largest Winograd tile: F(4x4), none
+# Largest Winograd tile (F(4x4), none), and whether direct convolution rounds to bfloat16.
+PRECISIONS = {
+    "fp32": {"winograd": 2},
+    "fp32-direct": {"winograd": 0},
+    "bf16": {"winograd": 2, "bf16": True},
+}
 GPU_PRECISIONS = {"fp32": "fp32", "fp32-direct": "fp32", "tf32": "tf32", "bf16": "bf16"}
 
 
@@ -141,7 +146,7 @@ class Model:
 
     def _build(self, b, given):
         """The network in the engine; given: arrays to start from, the others are drawn."""
-        how = {"winograd": PRECISIONS.get(self.precision, 2), "seed": self.seed}
+        how = PRECISIONS.get(self.precision, {}) | {"seed": self.seed}
         if self._on is not None:
             how["device"] = (*self._on, GPU_PRECISIONS[self.precision])
         self._network = _core.Network(b.graph, **how)

@@ -117,7 +117,7 @@ typedef struct {
      * i * every + 1 of src (at distance `step`), loaded as by stage_any. The first `left` pixels and
      * those from `right` on do not exist: zeros. */
     void (*stage_pairs)(float *dst, const float *src, int count, int every, int left, int right,
-                        ptrdiff_t step, const mdmt_conv_load *load);
+                        ptrdiff_t step, ptrdiff_t fetch, const mdmt_conv_load *load);
     /* dst += src, (count) floats, a multiple of 16. */
     void (*accumulate)(float *dst, const float *src, size_t count);
 } mdmt_conv_micro;

@@ -163,23 +163,48 @@ INLINE void load_run(float *dst, const float *src, int count, ptrdiff_t step, pt
     }
 }
 
+/* A word of which a pixel may not exist. */
+INLINE void edge_word(float *dst, const float *src, int at, int left, int right, ptrdiff_t step,
+                      const change *c, const int plain, const mdmt_act act, const int gated)
+{
+    lanes first = lanes_zero(), second = lanes_zero();
+    if (at >= left && at < right) {
+        first = changed(c, src + at * step, plain, act, gated);
+    }
+    if (at + 1 >= left && at + 1 < right) {
+        second = changed(c, src + (at + 1) * step, plain, act, gated);
+    }
+    _mm512_storeu_si512(dst, interleave(first, second));
+}
+
 /* Words of neighbouring pixels; see stage_pairs. */
 INLINE void pair_run(float *dst, const float *src, int count, const int every, int left, int right,
-                     ptrdiff_t step, const change *c, const int plain, const mdmt_act act,
-                     const int gated)
+                     ptrdiff_t step, ptrdiff_t fetch, const change *c, const int plain,
+                     const mdmt_act act, const int gated)
 {
-    lanes next = lanes_zero();
-    for (int i = 0; i < count; i++, dst += MDMT_BLOCK) {
-        const int at = i * every;
-        lanes first = next, second = lanes_zero();
-        if ((every > 1 || i == 0) && at >= left && at < right) {
-            first = changed(c, src + at * step, plain, act, gated);
+    /* Words both of whose pixels exist. */
+    const int from = mdmt_min(mdmt_ceil_div(left, every), count);
+    const int to = mdmt_max(from, mdmt_min(count, right < 2 ? 0 : (right - 2) / every + 1));
+    for (int i = 0; i < from; i++) {
+        edge_word(dst + i * MDMT_BLOCK, src, i * every, left, right, step, c, plain, act, gated);
+    }
+    const float *at = src + (ptrdiff_t)from * every * step;
+    lanes first = lanes_zero();
+    if (every == 1 && from < to) {
+        first = changed(c, at, plain, act, gated);
+    }
+    for (int i = from; i < to; i++, at += every * step) {
+        lanes_fetch(at + fetch);
+        if (every > 1) {
+            lanes_fetch(at + step + fetch);
+            first = changed(c, at, plain, act, gated);
         }
-        if (at + 1 >= left && at + 1 < right) {
-            second = changed(c, src + (at + 1) * step, plain, act, gated);
-        }
-        _mm512_storeu_si512(dst, interleave(first, second));
-        next = every > 1 ? lanes_zero() : second;
+        const lanes second = changed(c, at + step, plain, act, gated);
+        _mm512_storeu_si512(dst + i * MDMT_BLOCK, interleave(first, second));
+        first = second;
+    }
+    for (int i = to; i < count; i++) {
+        edge_word(dst + i * MDMT_BLOCK, src, i * every, left, right, step, c, plain, act, gated);
     }
 }
 
@@ -211,12 +236,12 @@ static void stage_pixels(float *dst, const float *src, int count, ptrdiff_t step
 }
 
 static void stage_pairs(float *dst, const float *src, int count, int every, int left, int right,
-                        ptrdiff_t step, const mdmt_conv_load *load)
+                        ptrdiff_t step, ptrdiff_t fetch, const mdmt_conv_load *load)
 {
     change c = {.gate = load->gate ? lanes_load(load->gate) : lanes_zero()};
 #define EACH(plain, act, gated)                                                                    \
-    (every == 1 ? pair_run(dst, src, count, 1, left, right, step, &c, plain, act, gated)           \
-                : pair_run(dst, src, count, 2, left, right, step, &c, plain, act, gated))
+    (every == 1 ? pair_run(dst, src, count, 1, left, right, step, fetch, &c, plain, act, gated)    \
+                : pair_run(dst, src, count, 2, left, right, step, fetch, &c, plain, act, gated))
 #define RUN(act)       EACH(0, act, 0)
 #define RUN_GATED(act) EACH(0, act, 1)
     if (!load->scale) {

@@ -43,6 +43,14 @@ mdmt_conv_load mdmt_conv_load_of(const mdmt_value *x, int n, int block, int chan
     return load;
 }
 
+/* How far ahead to fetch. What follows in memory is the next row: of no use where rows are left out.
+ */
+static ptrdiff_t fetch_distance(const mdmt_conv_row *row)
+{
+    const uint32_t all = row->step < 32 ? ((uint32_t)1 << row->step) - 1 : ~(uint32_t)0;
+    return row->read == all ? FETCH_COLUMNS * MDMT_BLOCK : 0;
+}
+
 void mdmt_conv_stage_row(const mdmt_conv_micro *micro, const mdmt_conv_row *row, float *dst,
                          const float *src, const mdmt_conv_load *load)
 {
@@ -51,9 +59,7 @@ void mdmt_conv_stage_row(const mdmt_conv_micro *micro, const mdmt_conv_row *row,
     /* All phases of a segment before the next, so that lines are met in order. */
     const int several = (row->read & (row->read - 1)) != 0;
     const int segment = several ? SEGMENT : row->columns;
-    const uint32_t all = step < 32 ? ((uint32_t)1 << step) - 1 : ~(uint32_t)0;
-    /* What follows in memory is the next row: of no use where rows are left out. */
-    const ptrdiff_t fetch = row->read == all ? FETCH_COLUMNS * MDMT_BLOCK : 0;
+    const ptrdiff_t fetch = fetch_distance(row);
     for (int from = 0; from < row->columns; from += segment) {
         const int to = mdmt_min(row->columns, from + segment);
         for (int f = 0; f < step; f++) {
@@ -84,6 +90,7 @@ void mdmt_conv_stage_pairs(const mdmt_conv_micro *micro, const mdmt_conv_row *ro
                            float *dst, const float *src, const mdmt_conv_load *load)
 {
     const int step = row->step;
+    const ptrdiff_t fetch = fetch_distance(row);
     for (int f = 0; f < step; f++, dst += (size_t)row->columns * MDMT_BLOCK) {
         if (f < 32 && !(row->read >> f & 1)) {
             continue;
@@ -92,6 +99,6 @@ void mdmt_conv_stage_pairs(const mdmt_conv_micro *micro, const mdmt_conv_row *ro
         const int left = first < 0 ? mdmt_ceil_div(-first, step) : 0;
         const int right = first < row->width ? (row->width - 1 - first) / step + 1 : 0;
         micro->stage_pairs(dst, src + (ptrdiff_t)first * MDMT_BLOCK, row->columns, every, left,
-                           right, (ptrdiff_t)step * MDMT_BLOCK, load);
+                           right, (ptrdiff_t)step * MDMT_BLOCK, fetch, load);
     }
 }

@@ -133,8 +133,9 @@ static void plan_weight(const mdmt_site *site, const mdmt_conv_micro *micro, pla
         p->words = mdmt_ceil_div(g.ow, 2);
     }
     cut_blocks(p);
-    p->group = mdmt_min(g.n, mdmt_max(1, STRIP_PIXELS / (g.oh * g.ow)));
-    p->strip = mdmt_min(g.oh, mdmt_max(1, STRIP_PIXELS / g.ow));
+    const int pixels = STRIP_PIXELS * (p->every ? 2 : 1); /* as many words */
+    p->group = mdmt_min(g.n, mdmt_max(1, pixels / (g.oh * g.ow)));
+    p->strip = mdmt_min(g.oh, mdmt_max(1, pixels / g.ow));
     plan_window(p);
     p->total = mdmt_ceil_div(g.n, p->group) * p->bands;
     /* Lines from memory for each pixel of a tile: a strip's pass over the input blocks needs the
@@ -380,7 +381,7 @@ static void stage_strip(const pass *s, mdmt_conv_weight_tile *t)
             const float *dy =
                 j->dy + (size_t)(s->image + i) * p->dy_sample + (s->out + k) * plane;
             for (int r = s->row; r < s->row_end; r++, stage += t->dy_row) {
-                j->micro->stage_pairs(stage, dy + r * row, p->words, 2, 0, g->ow, MDMT_BLOCK,
+                j->micro->stage_pairs(stage, dy + r * row, p->words, 2, 0, g->ow, MDMT_BLOCK, 0,
                                       &load);
             }
         }
