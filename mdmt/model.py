@@ -70,7 +70,9 @@ class Model:
     channels : of the input, 1 to 4
     device : "cpu", "cuda" or "cuda:i"
     precision : "fp32", or "fp32-direct": without Winograd convolution; on a GPU also "tf32" and
-        "bf16" (feature maps in bfloat16; weights, statistics and sums in float32)
+        "bf16" (feature maps in bfloat16; weights, statistics and sums in float32); on a CPU with
+        AVX512-BF16 also "bf16" (the factors of direct convolutions are rounded to bfloat16; sums
+        and all that is stored are float32)
     seed : of the initial weights, dropout and augmentation
     weights : None, "imagenet" (the published file, fetched once into the user's cache), or a file
         or dictionary whose keys are those of torchvision, timm, the EfficientNet-PyTorch family or
@@ -721,8 +723,8 @@ class Model:
         """The model that save wrote."""
         description, state = read_description(path), load_weights(path)
         scaling = {k: tuple(description.pop(k)) for k in ("mean", "std") if k in description}
-        if device == "cpu" and description["precision"] not in PRECISIONS:
-            description["precision"] = "fp32"  # trained on a GPU
+        if device == "cpu" and not system.cpu_has(description["precision"]):
+            description["precision"] = "fp32"  # trained on a GPU or another processor
         model = cls(**description, device=device)
         model.mean, model.std = scaling.get("mean", model.mean), scaling.get("std", model.std)
         model.load_state_dict(state)

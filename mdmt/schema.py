@@ -257,7 +257,8 @@ def _partial(full: Key, doc: str, **changed: Key) -> Key:
 PRECISION = Key(
     "text",
     "fp32",
-    "arithmetic: tf32 and bf16 (mixed precision) are for GPUs, fp32-direct is for the CPU",
+    "arithmetic: bf16 (mixed precision) is for GPUs and for processors with AVX512-BF16, tf32 for "
+    "GPUs, fp32-direct for the CPU",
     choices=("fp32", "fp32-direct", "tf32", "bf16"),
 )
 TASK_WEIGHTS = Key(

@@ -24,6 +24,10 @@ def get_num_threads():
     return _core.get_num_threads()
 
 
+GPU_ALONE = ("tf32",)  # precisions that no CPU has
+CPU_ALONE = ("fp32-direct",)
+
+
 def cpu_path():
     """The instruction set that kernels are chosen for: "ref", "avx2" or "avx512"."""
     order = ("ref", "avx2", "avx512")
@@ -31,6 +35,17 @@ def cpu_path():
     if wish not in order:
         raise ValueError(f"the environment variable MDMT_CPU is '{wish}'; use ref, avx2 or avx512")
     return order[min(order.index(wish), order.index(_core.cpu_info()["isa"]))]
+
+
+def cpu_has_bf16():
+    """Whether convolutions can be computed in bfloat16 on the CPU: with AVX512-BF16, within what
+    MDMT_CPU allows."""
+    return bool(_core.cpu_info()["bf16"]) and cpu_path() == "avx512"
+
+
+def cpu_has(precision):
+    """Whether the CPU can compute in a precision of Model."""
+    return precision not in GPU_ALONE and (precision != "bf16" or cpu_has_bf16())
 
 
 def site_folders():
@@ -168,10 +183,6 @@ def choose_device(name, precision="fp32"):
     return name
 
 
-GPU_ALONE = ("tf32", "bf16")  # precisions that the CPU has not
-CPU_ALONE = ("fp32-direct",)
-
-
 def device_for(name, precision):
     """choose_device for a training in `precision`. Raises ValueError where the device that is left
     does not have it."""
@@ -180,6 +191,11 @@ def device_for(name, precision):
         asked = name == "cpu"
         why = "the CPU was asked for" if asked else f"none can be used here: {cuda_text()}"
         raise ValueError(f"precision {precision} needs a GPU, but {why}; use precision fp32")
+    if device == "cpu" and not cpu_has(precision):
+        raise ValueError(
+            "precision bf16 needs a GPU or a processor with AVX512-BF16, and neither can be used "
+            f"here (CPU path {cpu_path()}; {cuda_text()}); use precision fp32"
+        )
     if device != "cpu" and precision in CPU_ALONE:
         raise ValueError(f"precision {precision} is for the CPU; use fp32 or --device cpu")
     return device
@@ -191,7 +207,7 @@ def device_to_measure(name, precision):
     try:
         return device_for(name, precision), precision
     except (ValueError, NotImplementedError):
-        return "cpu", "fp32" if precision in GPU_ALONE else precision
+        return "cpu", precision if precision in CPU_ALONE else "fp32"
 
 
 def cuda_text():
@@ -238,6 +254,7 @@ def show_config():
         "numpy": numpy.__version__,
         "processor": f"{cpu['name']}, {cpu['cores']} cores usable",
         "CPU path": f"{cpu_path()} (the processor has {cpu['isa']})",
+        "bfloat16": "on the CPU, too" if cpu_has_bf16() else "not on this CPU",
         "threads": get_num_threads(),
         "Winograd": os.environ.get("MDMT_WINOGRAD") or "on",
         "CUDA": cuda_text(),

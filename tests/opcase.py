@@ -56,9 +56,11 @@ class Case:
         rng = np.random.default_rng(zlib.crc32(self.id.encode()))
         return self.make(rng)
 
-    def expected(self, arrays):
-        """Outputs in float64 and, for each, what rounding may change."""
+    def expected(self, arrays, rounded=False):
+        """Outputs in float64 and, for each, what rounding may change; with the factors of products
+        rounded to bfloat16, or as they are."""
         exact = {k: v.astype(np.float64) if v.dtype == np.float32 else v for k, v in arrays.items()}
+        exact |= {"rounded": True} if rounded else {}
         outputs = self.expect(exact)
         sizes = self.magnitude(exact) if self.magnitude else {}
         unit = EPSILON * (2 + np.sqrt(self.length) / 2)
@@ -81,7 +83,8 @@ class Case:
 
     def program(self, core, *, isa=None, threads=None, kernel=None, winograd=2):
         graph, arrays = self.graph(core)
-        made = core.Program(graph, isa=isa, threads=threads, kernel=kernel, winograd=winograd)
+        how = {"winograd": winograd, "bf16": rounds(kernel)}
+        made = core.Program(graph, isa=isa, threads=threads, kernel=kernel, **how)
         return made, arrays
 
     def run(self, core, **how):
@@ -96,6 +99,11 @@ class Case:
         """The line that runs this case alone."""
         flags = "".join(f" --{k} {v}" for k, v in how.items() if v is not None)
         return f"python -m tests.optable {self.id}{flags}"
+
+
+def rounds(kernel):
+    """Whether a kernel (or None) rounds factors to bfloat16."""
+    return bool(kernel) and kernel.startswith("mdmt_bf16_")
 
 
 def mixing(kernel):

@@ -29,6 +29,11 @@ from tests.oprows import (
 # ---------------------------------------------------------------- convolution
 
 
+def factor(a, v):
+    """v as a kernel multiplies it: rounded to bfloat16 where the case is stated so."""
+    return say.bfloat16(v) if "rounded" in a else v
+
+
 def weight_kind(image, groups, c, k):
     if groups == 1:
         return "w_stem" if image else "w_dense"
@@ -54,10 +59,8 @@ def convolutions(x, k, kernel, *, image=False, lazy=None, gate=False, bias=False
     width = np.sqrt(1.0 / np.prod(weight[1:]))
 
     def loaded(a):
-        if not lazy:
-            return a["x"]
-        v = say.lazy(a["x"], a["xscale"], a["xshift"], lazy)
-        return v * a["xgate"][:, :, None, None] if gate else v
+        v = say.lazy(a["x"], a["xscale"], a["xshift"], lazy) if lazy else a["x"]
+        return factor(a, v * a["xgate"][:, :, None, None] if gate else v)
 
     def inputs(rng):
         a = {"x": normal(rng, *x, shift=0.3, scale=4.0 if lazy not in (None, *RELU) else 1.0)}
@@ -92,7 +95,9 @@ def convolutions(x, k, kernel, *, image=False, lazy=None, gate=False, bias=False
                     **attrs,
                 )[0]
             },
-            expect=lambda a: {"dw": say.conv2d_bwd_weight(loaded(a), a["dy"], kernel, **attrs)},
+            expect=lambda a: {
+                "dw": say.conv2d_bwd_weight(loaded(a), factor(a, a["dy"]), kernel, **attrs)
+            },
             magnitude=lambda a: {
                 "dw": say.conv2d_bwd_weight(load_size(a, lazy), np.abs(a["dy"]), kernel, **attrs)
             },
@@ -128,7 +133,7 @@ def forward_case(name, inputs, tensors, loaded, y, weight, xkind, wkind, lazy, l
         return {"y": out[0], **dict(zip(("scale", "shift", "mean", "invstd"), fold))}
 
     def expect(a):
-        values = {"y": say.conv2d(loaded(a), a["w"], a.get("bias"), **attrs)}
+        values = {"y": say.conv2d(loaded(a), factor(a, a["w"]), a.get("bias"), **attrs)}
         if stats:
             values |= say.bn_fold(values["y"], *(a[v] for v in vectors), **norm)
         return values
@@ -180,7 +185,7 @@ def data_cases(name, x, y, weight, wkind, image, addend, attrs, macs, width):
         return {"dx": found[0]}
 
     def expect(a):
-        dx = say.conv2d_bwd_data(a["dy"], a["w"], x[2:], **attrs)
+        dx = say.conv2d_bwd_data(factor(a, a["dy"]), factor(a, a["w"]), x[2:], **attrs)
         return {"dx": dx + a["addend"] if addend else dx}
 
     def magnitude(a):

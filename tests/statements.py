@@ -33,6 +33,13 @@ def windows(x, kernel, stride=(1, 1), pad=(0, 0, 0, 0), dilation=(1, 1), fill=0.
     return padded[:, :, rows[:, None, :, None], columns[None, :, None, :]]
 
 
+def bfloat16(v):
+    """The nearest values with 8 significant bits, ties to even."""
+    bits = np.ascontiguousarray(v, np.float32).view(np.uint32)
+    bits = (bits + 0x7FFF + (bits >> 16 & 1)) & np.uint32(0xFFFF0000)
+    return bits.view(np.float32).astype(v.dtype)
+
+
 def conv2d(x, w, bias=None, *, stride=(1, 1), pad=(0, 0, 0, 0), dilation=(1, 1), groups=1):
     """y[n,k,i,j] = bias[k] + sum_c,r,s w[k,c,r,s] x[n,c,i*sh+r*dh-pt,j*sw+s*dw-pl]."""
     seen = windows(x, w.shape[2:], stride, pad, dilation)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import mdmt
+from mdmt import system
 from tests import oracle
 from tests.exactness import PLAIN, gradient_errors, torch_step
 
@@ -127,6 +128,30 @@ def test_gradients_with_ordinary_weights(name):
         return float(np.median([oracle.relative(gradients[k], exact[k]) for k in exact]))
 
     assert error(found) <= max(0.03, 3 * error(single)), (error(found), error(single))
+
+
+@pytest.mark.skipif(not system.cpu_has_bf16(), reason="this processor has no AVX512-BF16")
+@pytest.mark.parametrize("name", ["resnet50", "resnet34"])
+def test_bfloat16_is_closer_to_float64_than_autocast(name, record_property):
+    """PyTorch's autocast rounds the same factors, and what it stores besides."""
+    ours, theirs = pair(name, 96, "bf16", smooth=True)
+    theirs.train()
+    double, single = copy.deepcopy(theirs).double(), copy.deepcopy(theirs)
+    x, task, target = oracle.batch(6, 96)
+    _, found = ours.loss_and_gradients(x, task, target)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = theirs(torch.from_numpy(x))
+    outputs = {k: v.float() for k, v in outputs.items()}
+    oracle.masked_loss(outputs, torch.from_numpy(task), torch.from_numpy(target)).backward()
+    torch_step(single, x, task, target)
+    torch_step(double, x, task, target)
+    exact = oracle.gradients(double)
+    errors = [
+        float(np.median([oracle.relative(g[k], exact[k]) for k in exact]))
+        for g in (oracle.gradients(single), found, oracle.gradients(theirs))
+    ]
+    record_property("median_gradient_errors", errors)
+    assert 10 * errors[0] < errors[1] < errors[2], errors
 
 
 @pytest.mark.parametrize("absent", [0, 1])

@@ -190,8 +190,8 @@ def estimate(
     used = measured_on(values, device)["precision"]
     if used != values["precision"]:
         lines.append(
-            f"measured in {used} on this processor: precision {values['precision']} needs a GPU, "
-            "which is faster"
+            f"measured in {used} on this processor, which does not have precision "
+            f"{values['precision']}"
         )
     for name, f in found["backbones"].items():
         rate = batch / (f["step"] + batch * f["image"])
