@@ -1,7 +1,8 @@
 """A whole training step of ours against PyTorch's, interleaved in one process.
 
     python -m benchmarks.step [--backbone resnet18] [--batch 16] [--image-size 224] [--threads 2]
-                              [--repeats 9] [--compile | --autocast] [--all] [--no-memory]
+                              [--repeats 9] [--compile | --autocast] [--precision fp32|bf16]
+                              [--all] [--no-memory]
 
 Both sides take the same random images (float32, NCHW) and do forward, masked loss of two heads
 (features-128-ReLU-dropout-32-ReLU-dropout-classes), backward and Adam with weight decay. Machines
@@ -10,8 +11,8 @@ measured around each, and the median of the ratios within the rounds. PyTorch ru
 and with channels-last memory (and torch.compile with --compile), with its fused Adam; the best of
 them is the peer. Peak memory is that of a process of its own for each side (VmHWM, everything
 included). Without PyTorch only our side is measured. Rows are added to benchmarks/results/step.csv;
-with --autocast, where PyTorch's side is in bfloat16 as its autocast has it (channels-last) and ours
-stays in float32, to autocast.csv.
+with --autocast, where PyTorch's side is in bfloat16 as its autocast has it (channels-last), to
+autocast.csv. Our side is in float32 unless --precision says otherwise.
 """
 
 import argparse
@@ -47,7 +48,8 @@ def ours(options, name):
     import mdmt
 
     mdmt.set_num_threads(options.threads)
-    model = mdmt.Model(name, heads=HEADS, image_size=options.image_size)
+    how = {"image_size": options.image_size, "precision": options.precision}
+    model = mdmt.Model(name, heads=HEADS, **how)
     x, task, target = data(options)
     return (lambda: model.train_step(x, task, target, **ADAM)), model
 
@@ -130,6 +132,7 @@ def memory(options, name, side):
     """Peak resident bytes of three steps in a process of its own."""
     flags = ["--backbone", name, "--batch", str(options.batch), "--threads", str(options.threads)]
     flags += ["--image-size", str(options.image_size), "--memory-of", side]
+    flags += ["--precision", options.precision]
     flags += ["--autocast"] if options.autocast else []
     command = [sys.executable, "-m", "benchmarks.step", *flags]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -158,6 +161,7 @@ def summarize(options, name, samples, flops):
     row = {
         "cpu": machine.cpu_name(),
         "backbone": name,
+        **({"precision": options.precision} if options.autocast else {}),
         "batch": options.batch,
         "image_size": options.image_size,
         "threads": options.threads,
@@ -191,9 +195,10 @@ def summarize(options, name, samples, flops):
 
 def show(row):
     """The row in words."""
+    precision = f", {row['precision']}" if "precision" in row else ""
     text = (
         f"{row['backbone']}, batch {row['batch']}, {row['image_size']} px, {row['threads']} "
-        f"threads: {row['ours_ms']} ms a step, {row['ours_images_per_s']} images/s, "
+        f"threads{precision}: {row['ours_ms']} ms a step, {row['ours_images_per_s']} images/s, "
         f"{row['ours_share']:.0%} of {row['fma_gflops']} GFLOP/s"
     )
     if row["peer"]:
@@ -235,9 +240,12 @@ def main():
     parser.add_argument("--all", action="store_true", help="every backbone")
     parser.add_argument("--compile", action="store_true", help="torch.compile, too")
     parser.add_argument("--autocast", action="store_true", help="PyTorch in bfloat16 instead")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of ours")
     parser.add_argument("--no-memory", dest="memory", action="store_false")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.precision != "fp32" and not options.autocast:
+        parser.error("with --precision bf16 the peer is PyTorch's autocast: add --autocast")
     if options.memory_of:
         report_memory(options, options.backbone)
         return
@@ -251,7 +259,7 @@ def main():
         name = "autocast.csv" if options.autocast else "step.csv"
         machine.append_csv(machine.RESULTS / name, rows[-1:])
         show(rows[-1])
-    if options.all and not options.autocast:
+    if options.all:
         show_means(rows)
 
 

@@ -111,11 +111,12 @@ typedef struct {
     void (*fence)(void);
     /* A tap's weights for the data gradient: (16 in, 16 out) to its transpose, as words. */
     void (*transpose)(float *dst, const float *src);
-    /* Pairs only. A tap's weights for forward: (16 in, 16 out) floats to (8 pairs of in, 16 out). */
+    /* Pairs only. A tap's weights for forward: (16 in, 16 out) floats to (8 pairs of in, 16 out).
+     */
     void (*pack)(float *dst, const float *src);
-    /* Pairs only. `count` words of 16 channels at distance 16: word i holds the pixels i * every and
-     * i * every + 1 of src (at distance `step`), loaded as by stage_any. The first `left` pixels and
-     * those from `right` on do not exist: zeros. */
+    /* Pairs only. `count` words of 16 channels at distance 16: word i holds the pixels i * every
+     * and i * every + 1 of src (at distance `step`), loaded as by stage_any. The first `left`
+     * pixels and those from `right` on do not exist: zeros. */
     void (*stage_pairs)(float *dst, const float *src, int count, int every, int left, int right,
                         ptrdiff_t step, ptrdiff_t fetch, const mdmt_conv_load *load);
     /* dst += src, (count) floats, a multiple of 16. */

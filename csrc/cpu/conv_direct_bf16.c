@@ -26,69 +26,17 @@ typedef int mdmt_conv_direct_bf16_unit; /* a unit is never empty */
 
 enum { PAIRS_OF_BLOCK = MDMT_BLOCK / 2 };
 
-#define TILES(columns)                                                                             \
-    DEFINE_TILE(tile_1_##columns, 1, columns, 1, 8)                                                \
-    DEFINE_TILE(tile_2_##columns, 1, columns, 2, 8)
-#define PAIRS(columns)                                                                             \
-    DEFINE_TILE(pair_1_##columns, 2, columns, 1, 8)                                                \
-    DEFINE_TILE(pair_2_##columns, 2, columns, 2, 8)
-#define QUADS(columns)                                                                             \
-    DEFINE_TILE(quad_1_##columns, 4, columns, 1, 8)                                                \
-    DEFINE_TILE(quad_2_##columns, 4, columns, 2, 8)
-#define WEIGHTS(channels)                                                                          \
-    DEFINE_WEIGHT(weight_1_##channels, channels, 1)                                                \
-    DEFINE_WEIGHT(weight_2_##channels, channels, 2)
-#define LONG_WEIGHTS(channels) DEFINE_WEIGHT(weight_1_##channels, channels, 1)
-
-TILES(1)
-TILES(2)
-TILES(3)
-TILES(4)
-TILES(5)
-TILES(6)
-TILES(7)
-TILES(8)
-TILES(9)
-TILES(10)
-TILES(11)
-TILES(12)
-TILES(13)
-TILES(14)
-PAIRS(1)
-PAIRS(2)
-PAIRS(3)
-PAIRS(4)
-PAIRS(5)
-PAIRS(6)
-PAIRS(7)
-QUADS(1)
-QUADS(2)
-QUADS(3)
-WEIGHTS(1)
-WEIGHTS(2)
-WEIGHTS(3)
-WEIGHTS(4)
-WEIGHTS(5)
-WEIGHTS(6)
-WEIGHTS(7)
-WEIGHTS(8)
-LONG_WEIGHTS(9)
-LONG_WEIGHTS(10)
-LONG_WEIGHTS(11)
-LONG_WEIGHTS(12)
-LONG_WEIGHTS(13)
-LONG_WEIGHTS(14)
-LONG_WEIGHTS(15)
-LONG_WEIGHTS(16)
+#define PIXEL 8
+#include "conv_tile_set.h"
 
 /* ---- rounding ---- */
 
 /* Words (first, second): a word's lower half is the first. */
 INLINE __m512i interleave(__m512 first, __m512 second)
 {
-    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9,
-                                           24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1,
-                                           16, 0);
+    const __m512i order =
+        _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
+                         21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     return _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(second, first));
 }
 
@@ -259,35 +207,10 @@ static void stage_pairs(float *dst, const float *src, int count, int every, int 
 #undef EACH
 }
 
-#define ROW14(prefix)                                                                              \
-    {                                                                                              \
-        0, prefix##1, prefix##2, prefix##3, prefix##4, prefix##5, prefix##6, prefix##7, prefix##8, \
-            prefix##9, prefix##10, prefix##11, prefix##12, prefix##13, prefix##14                  \
-    }
-#define ROW7(prefix)                                                                               \
-    {                                                                                              \
-        0, prefix##1, prefix##2, prefix##3, prefix##4, prefix##5, prefix##6, prefix##7             \
-    }
-
 static const mdmt_conv_micro micro = {
     .floats_per_cycle = 54, /* of 64: staging, and loops half as long */
     .pixel = PAIRS_OF_BLOCK,
-    .columns = 14,
-    .pair_columns = 7,
-    .pair_widest = 7,
-    .quad_columns = 3,
-    .quad_widest = 3,
-    .tile_blocks = 2,
-    .weight_blocks = 2,
-    .channels = {16, 8},
-    .tile = {ROW14(tile_1_), ROW14(tile_2_)},
-    .pair = {ROW7(pair_1_), ROW7(pair_2_)},
-    .quad = {{0, quad_1_1, quad_1_2, quad_1_3}, {0, quad_2_1, quad_2_2, quad_2_3}},
-    .weight = {{0, weight_1_1, weight_1_2, weight_1_3, weight_1_4, weight_1_5, weight_1_6,
-                weight_1_7, weight_1_8, weight_1_9, weight_1_10, weight_1_11, weight_1_12,
-                weight_1_13, weight_1_14, weight_1_15, weight_1_16},
-               {0, weight_2_1, weight_2_2, weight_2_3, weight_2_4, weight_2_5, weight_2_6,
-                weight_2_7, weight_2_8}},
+    TILE_SET,
     .stage = stage_pixels,
     .stage_any = stage_rounded,
     .fence = end_stores,

@@ -420,20 +420,19 @@ static void one_row(pass *s)
     }
     const int taps = f->rows * f->columns;
     const ptrdiff_t tap_floats = (ptrdiff_t)MDMT_BLOCK * p->pixel;
-    mdmt_conv_tile t = {.taps = (a1 - a0) * f->columns,
-                        .w_block = taps * tap_floats,
-                        .w_out = taps * tap_floats * p->blocks,
-                        .blocks = s->count,
-                        .last = s->first + s->count < p->blocks
-                                    ? p->pixel
-                                    : mdmt_ceil_div((p->cin - (p->blocks - 1) * MDMT_BLOCK) *
-                                                        p->pixel,
-                                                    MDMT_BLOCK),
-                        .start = s->first ? MDMT_INIT_LOAD : j->start,
-                        .past = j->past && s->count == p->blocks,
-                        .y_pixel = (ptrdiff_t)p->ow_step * MDMT_BLOCK,
-                        .y_out = (ptrdiff_t)p->oh * p->ow * MDMT_BLOCK,
-                        .x_block = (ptrdiff_t)p->block_floats};
+    mdmt_conv_tile t = {
+        .taps = (a1 - a0) * f->columns,
+        .w_block = taps * tap_floats,
+        .w_out = taps * tap_floats * p->blocks,
+        .blocks = s->count,
+        .last = s->first + s->count < p->blocks
+                    ? p->pixel
+                    : mdmt_ceil_div((p->cin - (p->blocks - 1) * MDMT_BLOCK) * p->pixel, MDMT_BLOCK),
+        .start = s->first ? MDMT_INIT_LOAD : j->start,
+        .past = j->past && s->count == p->blocks,
+        .y_pixel = (ptrdiff_t)p->ow_step * MDMT_BLOCK,
+        .y_out = (ptrdiff_t)p->oh * p->ow * MDMT_BLOCK,
+        .x_block = (ptrdiff_t)p->block_floats};
     t.w = j->weights + f->weights + s->block * t.w_out + s->first * t.w_block +
           a0 * f->columns * tap_floats;
     if (t.start == MDMT_INIT_BIAS) {
@@ -703,8 +702,8 @@ static void turn_task(void *context, int out, int thread)
     for (int in = 0; in < p->out_blocks; in++, src += (size_t)g->kh * g->kw * tap_floats) {
         for (int i = 0; i < p->phases; i++) {
             const phase *f = &p->phase[i];
-            float *dst = j->turned + f->weights +
-                         ((size_t)in * p->blocks + out) * f->rows * f->columns * to;
+            float *dst =
+                j->turned + f->weights + ((size_t)in * p->blocks + out) * f->rows * f->columns * to;
             for (int t = 0; t < f->rows * f->columns; t++, dst += to) {
                 int kh = f->kh - t / f->columns * row_step;
                 int kw = f->kw - t % f->columns * column_step;

@@ -2,8 +2,8 @@
  * inner kernels `micro`. The file defines ISA (avx2, avx512), ISA_ENUM, DTYPE
  * (f32, bf16) and ROUNDED: 0, or 1 for bf16, which has no stem. */
 
-#define TEXT_(a)    #a
-#define TEXT(a)     TEXT_(a)
+#define TEXT_(a) #a
+#define TEXT(a)  TEXT_(a)
 /* SYMBOL(conv2d_forward_direct) is mdmt_f32_conv2d_forward_direct__avx512. */
 #define NAME_(type, op, isa) mdmt_##type##_##op##__##isa
 #define NAME(type, op, isa)  NAME_(type, op, isa)

@@ -43,7 +43,8 @@ mdmt_conv_load mdmt_conv_load_of(const mdmt_value *x, int n, int block, int chan
     return load;
 }
 
-/* How far ahead to fetch. What follows in memory is the next row: of no use where rows are left out.
+/* How far ahead to fetch. What follows in memory is the next row: of no use where rows are left
+ * out.
  */
 static ptrdiff_t fetch_distance(const mdmt_conv_row *row)
 {

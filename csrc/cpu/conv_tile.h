@@ -43,8 +43,9 @@ INLINE void tile_channel(VEC *acc, const float *x, ptrdiff_t x_row, const float 
 INLINE void tile_fetch(const float *x, ptrdiff_t row, const int rows, const int columns,
                        const int pixel, const int soon)
 {
+    const int step = pixel == MDMT_BLOCK / 2 ? 2 : 1; /* pixels of a line */
     for (int r = 0; r < rows; r++) {
-        for (int q = 0; q < columns; q++) {
+        for (int q = 0; q < columns; q += step) {
             if (soon) {
                 __builtin_prefetch(x + r * row + q * pixel, 0, 3);
             } else {

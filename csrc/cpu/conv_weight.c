@@ -20,8 +20,8 @@ enum { STRIP_PIXELS = 112, STAGE_BYTES = 256 * 1024, SLICE_PIXELS = 1500, TASKS 
 typedef struct {
     mdmt_geometry g;
     int lazy, staged;
-    int every;              /* pairs: pixels from a word of x to the next; 0: no pairs */
-    int words;              /* of a row of dy: ow, or half as many                     */
+    int every; /* pairs: pixels from a word of x to the next; 0: no pairs */
+    int words; /* of a row of dy: ow, or half as many                     */
     int blocks, out_blocks;
     int in_step, out_step;  /* blocks of a task              */
     int ins, outs;          /* how many such                 */
@@ -210,12 +210,12 @@ typedef struct {
     const job *job;
     const float *x; /* of the band: row row0 * sh - pt, first block of the task */
     int image, images;
-    int row0, row1;                                  /* of the band                             */
-    int row, row_end;                                /* of the strip                            */
-    int in0, in1;                                    /* input blocks of the task                */
-    int out, outs;                                   /* output blocks                           */
-    int out0, out1;                                  /* of the task                             */
-    int next;                                        /* the band after this one, or -1          */
+    int row0, row1;   /* of the band                             */
+    int row, row_end; /* of the strip                            */
+    int in0, in1;     /* input blocks of the task                */
+    int out, outs;    /* output blocks                           */
+    int out0, out1;   /* of the task                             */
+    int next;         /* the band after this one, or -1          */
     int thread;
     walk dy_ahead, x_ahead;                          /* of the next strip, the next band        */
     float *dw;                                       /* the whole, of the slice                 */
@@ -369,8 +369,7 @@ static void stage_strip(const pass *s, mdmt_conv_weight_tile *t)
     const mdmt_geometry *g = &p->g;
     const size_t row = (size_t)g->ow * MDMT_BLOCK, plane = (size_t)g->oh * row;
     const int rows = s->row_end - s->row;
-    float *stage =
-        (float *)(j->scratch + ((size_t)s->thread + 1) * p->thread_bytes - p->dy_bytes);
+    float *stage = (float *)(j->scratch + ((size_t)s->thread + 1) * p->thread_bytes - p->dy_bytes);
     const mdmt_conv_load load = {.act = MDMT_ACT_NONE};
     t->dy_row = (ptrdiff_t)p->words * MDMT_BLOCK;
     t->dy_image = rows * t->dy_row;
@@ -378,8 +377,7 @@ static void stage_strip(const pass *s, mdmt_conv_weight_tile *t)
     t->dy = stage - s->row * t->dy_row; /* of row 0 */
     for (int k = 0; k < s->outs; k++) {
         for (int i = 0; i < s->images; i++) {
-            const float *dy =
-                j->dy + (size_t)(s->image + i) * p->dy_sample + (s->out + k) * plane;
+            const float *dy = j->dy + (size_t)(s->image + i) * p->dy_sample + (s->out + k) * plane;
             for (int r = s->row; r < s->row_end; r++, stage += t->dy_row) {
                 j->micro->stage_pairs(stage, dy + r * row, p->words, 2, 0, g->ow, MDMT_BLOCK, 0,
                                       &load);
@@ -439,8 +437,7 @@ static void run_task(void *context, int task, int thread)
     int out0 = part / p->ins * p->out_step, out1 = mdmt_min(p->out_blocks, out0 + p->out_step);
     int first = (int)((int64_t)p->total * slice / p->slices);
     int end = (int)((int64_t)p->total * (slice + 1) / p->slices);
-    pass s = {
-        .job = j, .in0 = in0, .in1 = in1, .out0 = out0, .out1 = out1, .thread = thread};
+    pass s = {.job = j, .in0 = in0, .in1 = in1, .out0 = out0, .out1 = out1, .thread = thread};
     start_task(&s);
     s.dw = p->slices > 1 ? j->partial + p->weight_floats * slice : j->dw;
     clear_blocks(p, s.dw, in0, in1, out0, out1);

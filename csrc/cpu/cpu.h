@@ -87,14 +87,14 @@ typedef enum {
  * the cost INFINITY. Costs are estimated cycles of one core and depend on the
  * shape and the ISA only, never on the machine or the number of threads. */
 typedef struct mdmt_cpu_impl {
-    const char *name; /* "mdmt_f32_conv2d_forward_direct__avx512" */
-    mdmt_isa isa;     /* needed */
-    int rounds;       /* 1: rounds factors to bfloat16 */
-    int (*supports)(const mdmt_site *site);                  /* NULL: everything */
+    const char *name;                       /* "mdmt_f32_conv2d_forward_direct__avx512" */
+    mdmt_isa isa;                           /* needed */
+    int rounds;                             /* 1: rounds factors to bfloat16 */
+    int (*supports)(const mdmt_site *site); /* NULL: everything */
     void (*needs)(const mdmt_site *site, mdmt_needs *needs); /* NULL: nothing    */
     double (*cost)(const mdmt_site *site);                   /* NULL: 0          */
     mdmt_status (*run)(const mdmt_site *site, const mdmt_call *call);
-    int accepts;      /* mdmt_accepts, of its MAPs; a reference accepts everything */
+    int accepts; /* mdmt_accepts, of its MAPs; a reference accepts everything */
 } mdmt_cpu_impl;
 
 /* Geometry of a convolution or pooling, read off a site once. */

@@ -441,7 +441,8 @@ static int asked_by_site(const mdmt_site *site)
 
 static int usable(const mdmt_cpu_impl *impl, const mdmt_site *site, int asked)
 {
-    return impl->isa <= site->isa && impl->rounds <= site->bf16 && (impl->isa == MDMT_ISA_REF || !(asked & ~impl->accepts)) &&
+    return impl->isa <= site->isa && impl->rounds <= site->bf16 &&
+           (impl->isa == MDMT_ISA_REF || !(asked & ~impl->accepts)) &&
            (!impl->supports || impl->supports(site));
 }
 

@@ -139,9 +139,8 @@ static PyObject *cpu_info(PyObject *self, PyObject *unused)
 {
     (void)self, (void)unused;
     return Py_BuildValue("{s:s,s:s,s:i,s:i,s:O}", "name", mdmt_cpu_name(), "isa",
-                         mdmt_isa_name(mdmt_detect_isa()), "cores", mdmt_usable_cores(),
-                         "l2_bytes", (int)mdmt_l2_bytes(), "bf16",
-                         mdmt_cpu_has_bf16() ? Py_True : Py_False);
+                         mdmt_isa_name(mdmt_detect_isa()), "cores", mdmt_usable_cores(), "l2_bytes",
+                         (int)mdmt_l2_bytes(), "bf16", mdmt_cpu_has_bf16() ? Py_True : Py_False);
 }
 
 static PyObject *allocation_count(PyObject *self, PyObject *unused)

@@ -3,8 +3,7 @@
 #include "py_step.h"
 
 typedef struct {
-    PyObject_HEAD
-    mdmt_program *program;
+    PyObject_HEAD mdmt_program *program;
     mdmt_py_backend backend;
     mdmt_slab held;   /* parameters and buffers */
     mdmt_slab values; /* all else               */
@@ -48,7 +47,8 @@ static mdmt_status open_program(py_program *self, const mdmt_graph *graph, const
 
 static PyObject *program_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
-    static char *names[] = {"graph", "isa", "threads", "kernel", "winograd", "device", "bf16", NULL};
+    static char *names[] = {"graph",    "isa",    "threads", "kernel",
+                            "winograd", "device", "bf16",    NULL};
     PyObject *graph, *threads = Py_None;
     const char *kernel = NULL;
     mdmt_py_choice choice = {.winograd = 2, .device = Py_None};
@@ -96,8 +96,7 @@ static PyObject *read_outputs(mdmt_program *program)
     for (int t = 0; dict && t < program->graph->tensors; t++) {
         if (program->graph->tensor[t].is_output) {
             PyObject *array = mdmt_py_read(program, t);
-            if (!array ||
-                PyDict_SetItemString(dict, program->graph->tensor[t].name, array) < 0) {
+            if (!array || PyDict_SetItemString(dict, program->graph->tensor[t].name, array) < 0) {
                 Py_CLEAR(dict);
             }
             Py_XDECREF(array);
@@ -116,10 +115,8 @@ static PyObject *program_run(PyObject *object, PyObject *args, PyObject *keyword
         return NULL;
     }
     mdmt_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = mdmt_program_run(self->program, &s.step);
-    Py_END_ALLOW_THREADS
-    mdmt_py_step_free(&s);
+    Py_BEGIN_ALLOW_THREADS status = mdmt_program_run(self->program, &s.step);
+    Py_END_ALLOW_THREADS mdmt_py_step_free(&s);
     return status == MDMT_OK ? read_outputs(self->program) : mdmt_py_raise(status);
 }
 
@@ -152,12 +149,11 @@ static PyObject *program_profile(PyObject *object, PyObject *args, PyObject *key
     }
     double *seconds = PyMem_Calloc((size_t)self->program->graph->ops + 1, sizeof *seconds);
     mdmt_status status = seconds ? MDMT_OK : mdmt_fail(MDMT_NO_MEMORY, "out of memory");
-    Py_BEGIN_ALLOW_THREADS
-    for (int r = 0; r < repeats && status == MDMT_OK; r++) {
+    Py_BEGIN_ALLOW_THREADS for (int r = 0; r < repeats && status == MDMT_OK; r++)
+    {
         status = mdmt_program_profile(self->program, &s.step, seconds);
     }
-    Py_END_ALLOW_THREADS
-    mdmt_py_step_free(&s);
+    Py_END_ALLOW_THREADS mdmt_py_step_free(&s);
     PyObject *list = status == MDMT_OK ? mdmt_py_kernels(self->program, seconds, repeats)
                                        : mdmt_py_raise(status);
     PyMem_Free(seconds);
@@ -195,5 +191,5 @@ static PyType_Slot program_slots[] = {{Py_tp_new, program_new},
                                       {Py_tp_methods, program_methods},
                                       {Py_tp_doc, "A graph made ready to run."},
                                       {0, NULL}};
-PyType_Spec mdmt_py_program_spec = {"mdmt._core.Program", sizeof(py_program), 0,
-                                    Py_TPFLAGS_DEFAULT, program_slots};
+PyType_Spec mdmt_py_program_spec = {"mdmt._core.Program", sizeof(py_program), 0, Py_TPFLAGS_DEFAULT,
+                                    program_slots};
