@@ -14,6 +14,7 @@ from __future__ import annotations
 import sys
 from html import escape
 from pathlib import Path
+from urllib.parse import quote
 
 from . import study
 from .data.store import INDEX, store_folder
@@ -157,16 +158,22 @@ _COUNTED = (
     ("refused", "refused"),
 )
 
-_STYLE = """
+_STYLE = (
+    sheets.STYLE
+    + """
 body{font:15px/1.45 system-ui,sans-serif;margin:0 auto;max-width:1780px;padding:1rem 1.2rem;
 color:#141414;background:#f5f5f5}
 h1{font-size:1.5rem;margin:.3rem 0}
 h2{margin:2rem 0 .3rem;border-top:2px solid #bbb;padding-top:1rem}
-img{width:100%;height:auto;display:block;margin:.5rem 0}
 table{border-collapse:collapse;background:#fff}td,th{border:1px solid #ccc;padding:.2rem .6rem;
-text-align:left;vertical-align:top}.tag{color:#fff;padding:.1rem .5rem;border-radius:.2rem}
-pre{background:#fff;border:1px solid #ccc;padding:.6rem;overflow-x:auto}p{max-width:75rem}
+text-align:left;vertical-align:top;overflow-wrap:anywhere}
+td:first-child{min-width:6rem}
+.tag{color:#fff;padding:.1rem .5rem;border-radius:.2rem;display:inline-block}
+pre{background:#fff;border:1px solid #ccc;padding:.6rem;white-space:pre-wrap;
+overflow-wrap:anywhere}p{max-width:75rem}code{overflow-wrap:anywhere}
+.one{margin:1.4rem 0 0;font-size:.85rem}@media (max-width:30rem){body{padding:.6rem .7rem}}
 """
+)
 
 
 def page(name: str, surveys: list[Survey], written: list, out: Path) -> str:
@@ -213,10 +220,11 @@ def _section(survey: Survey, paths: list[Path], out: Path) -> str:
     listed = (
         f'<p><a href="{escape(_folder(survey))}/images.csv">images.csv</a>: a row per image</p>'
     )
+    sources = [quote(p.relative_to(out).as_posix()) for p in paths]
     shown = "".join(
-        f'<a href="{escape(p.relative_to(out).as_posix())}"><img loading="lazy" '
-        f'src="{escape(p.relative_to(out).as_posix())}" alt="{escape(cases.name)}, sheet {k} of '
-        f'{len(paths)}"></a>'
-        for k, p in enumerate(paths, start=1)
+        f'<p class="one"><a href="{escape(source)}">sheet {k} of {len(paths)}</a></p>{cells}'
+        for k, (source, cells) in enumerate(
+            zip(sources, sheets.html(survey, sources), strict=True), start=1
+        )
     )
     return f"<h2>{escape(cases.name)}</h2><pre>{lines}</pre>{table}{listed}{shown}"

@@ -4,6 +4,7 @@ import csv
 import functools
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,9 @@ from mdmt.preprocess.crop import Box
 from tests import replicas
 from tests.realdata import COVID_CXR, needs_covid_cxr
 from tests.test_store import make_cases
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser",
+                                                "google-chrome"))), None)  # fmt: skip
 
 # ---- grey values
 
@@ -260,7 +264,8 @@ def test_prepare_refuses_lists_and_shows(study, tmp_path, capsys):
     assert "% of what the decoder alone would do" in printed
     page = (out / "index.html").read_text()
     assert "c09" in page and "is not an image that can be read" in page
-    assert page.count("<img ") == 1
+    assert page.count("<figure>") == 12 and page.count("url('chests/sheet-001.png')") == 1
+    assert "<b>c07.png</b>doubt 0.70, " in page and "height 40%" in page
     found = table_of(out)
     assert list(found)[:3] == ["c02", "c05", "c09"]  # refused first
     assert list(found)[3] == "c07"  # then the doubted one
@@ -386,6 +391,56 @@ def test_the_sheets_show_outline_square_and_state(study, tmp_path, capsys):
     assert survey.doubtful() == [(0.7, str(cases.paths[7]), "height 40%")]
     assert len(survey.listed()) == 3 and survey.listed()[0].startswith(str(cases.paths[2]))
     assert next(sheets.pages(survey, most=3)).shape[0] == sheets.HEIGHT
+
+
+def test_a_page_shows_each_cell_through_a_window_on_its_sheet(study):
+    """A background's percent: of what the sheet is larger than the window by."""
+    from mdmt import study as module
+
+    (cases,) = module.read_cases(config.load(str(study)))
+    survey = build.inspect(cases, config.load(str(study)), progress=False)
+    found = sheets.html(survey, ["a b'.png"])
+    assert len(found) == 1 and "--sheet:url('a b%27.png')" in found[0].replace("&#x27;", "'")
+    places = re.findall(r"background-position:([\d.]+)% ([\d.]+)%", found[0])
+    names = re.findall(r"<b>(.*?)</b>", found[0])
+    assert names == [cases.paths[i].name for i in sheets.order(survey)] and len(places) == 12
+    whole = sheets.COLUMNS * sheets.WIDTH, 2 * sheets.HEIGHT
+    for k, (x, y) in enumerate(places):
+        at = (float(x) / 100 * (whole[0] - sheets.WIDTH),
+              float(y) / 100 * (whole[1] - sheets.WINDOW))  # fmt: skip
+        row, column = divmod(k, sheets.COLUMNS)
+        assert at == pytest.approx((column * sheets.WIDTH, row * sheets.HEIGHT), abs=0.01)
+    assert found[0].count("</b>refused") == 3
+    some = sheets.html(survey, ["x"], most=3)
+    assert some[0].count("<figure>") == 3 and "% 0.0000%" in some[0]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+@pytest.mark.parametrize(("width", "columns"), [(420, 2), (1280, 7)])
+def test_the_page_on_narrow_and_wide_screens(study, tmp_path, width, columns, capsys):
+    run(study, tmp_path / "out", capsys=capsys)
+    path = tmp_path / "out" / "index.html"
+    probe = """<script>addEventListener("load",()=>{const w=[...document.querySelectorAll(
+    ".window")].map(x=>x.getBoundingClientRect()),d=document.documentElement;
+    document.title=[d.scrollWidth-d.clientWidth,w.filter(x=>x.top==w[0].top).length,
+    w[0].width,w[0].height].join()})</script>"""
+    path.write_text(path.read_text().replace("</body>", probe + "</body>"))
+    frame = tmp_path / "out" / "frame.html"  # Chromium's own window is at least 500 wide
+    frame.write_text(
+        f'<iframe src="index.html" style="width:{width}px;height:900px;border:0"></iframe>'
+        "<script>addEventListener('load',()=>{document.title="
+        "document.querySelector('iframe').contentDocument.title})</script>"
+    )
+    done = subprocess.run(
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files",
+         "--virtual-time-budget=3000", "--dump-dom",
+         f"--user-data-dir={tmp_path / 'profile'}", frame.as_uri()],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    over, side_by_side, wide, high = map(float, re.search("<title>(.*?)</title>", done.stdout)[1]
+                                         .split(","))  # fmt: skip
+    assert over == 0 and side_by_side == columns and wide > 150
+    assert high / wide == pytest.approx(sheets.WINDOW / sheets.WIDTH, abs=0.02)
 
 
 def test_long_names_keep_their_ends(study):

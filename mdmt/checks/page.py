@@ -23,7 +23,9 @@ SHEETS = 24 * 2**20  # bytes of contact sheets in the page
 TITLES = {"error": "Errors: training would fail", "warning": "Warnings: look at these",
           "note": "Notes"}  # fmt: skip
 ODD = {"constant": "One grey value only", "tiny": "Few pixels", "inverted": "Perhaps inverted"}
-STYLE = """<style>
+STYLE = (
+    f"""<style>{sheets.STYLE}</style>"""
+    + """<style>
 ul.items{list-style:none;padding:0;max-width:none}
 ul.items li{border-left:5px solid var(--line);background:var(--soft);margin:.5rem 0;
 padding:.45rem .8rem;overflow-wrap:anywhere}
@@ -34,8 +36,8 @@ ul.items b{display:block}
 .pairs .two{display:grid;grid-template-columns:1fr 1fr;gap:.3rem;background:#000}
 .pairs img{width:100%;height:auto;border:0}
 .pairs figcaption{overflow-wrap:anywhere}
-.sheet{max-width:100%;height:auto;display:block;margin:.6rem 0}
 </style>"""
+)
 
 
 def page(report: Report) -> str:
@@ -140,21 +142,24 @@ def _image(looks, place: tuple[int, int]) -> str:
     picture, _ = store.look(usable[place[1]])
     if picture is None:
         picture = np.asarray(store.images[place[1]])
-    return _inside(picture, looks.cases[place[0]].images[place[1]], "JPEG")
+    return _inside(picture, looks.cases[place[0]].images[place[1]])
 
 
-def _inside(picture: np.ndarray, name: str, form: str, style: str = "") -> str:
+def _inside(picture: np.ndarray, name: str) -> str:
     """An <img> that holds the picture (h, w) or (h, w, 3) uint8."""
+    return (
+        f'<img loading="lazy" src="{_address(picture)}" width="{picture.shape[1]}" '
+        f'height="{picture.shape[0]}" alt="{escape(name, quote=True)}">'
+    )
+
+
+def _address(picture: np.ndarray) -> str:
+    """A picture (h, w) or (h, w, 3) uint8 as an address that holds it, a JPEG."""
     from PIL import Image
 
     stream = io.BytesIO()
-    Image.fromarray(picture).save(stream, form, quality=80)
-    data = base64.b64encode(stream.getvalue()).decode()
-    kind = f' class="{style}"' if style else ""
-    return (
-        f'<img{kind} loading="lazy" src="data:image/{form.lower()};base64,{data}" '
-        f'width="{picture.shape[1]}" height="{picture.shape[0]}" alt="{escape(name, quote=True)}">'
-    )
+    Image.fromarray(picture).save(stream, "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
 def _splits(report: Report) -> str:
@@ -192,10 +197,8 @@ def _sheets(report: Report) -> str:
     for name, survey in last.items():
         if not len(survey.cases):
             continue
-        pages = [
-            _inside(image, f"{name}, contact sheet {k}", "JPEG", "sheet")
-            for k, image in enumerate(sheets.pages(survey, DOUBTFUL), start=1)
-        ]
+        sources = [_address(image) for image in sheets.pages(survey, DOUBTFUL)]
+        pages = sheets.html(survey, sources, DOUBTFUL)
         kept = []
         for text in pages:
             room -= len(text)

@@ -1,13 +1,16 @@
 """Contact sheets: what was done to every image, most doubtful first, for a person to look at.
 
 A cell shows the whole picture, the outline of the lung mask, the square that the network sees, the
-file's name, the doubt and the reason. The colour of its head says what became of the image.
+file's name, the doubt and the reason. The colour of its head says what became of the image. On a
+page (`html`) the cells of a sheet flow: as many stand side by side as the screen has room for, each
+a window on the sheet's one picture, with its words as text.
 """
 
 from __future__ import annotations
 
 import importlib.util
 from functools import lru_cache
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +24,16 @@ MARGIN, HEAD, TEXT = 10, 7, 64
 WIDTH, HEIGHT = LOOK + 2 * MARGIN, HEAD + LOOK + 2 * MARGIN + TEXT
 BACK, PAPER, INK, FAINT = (24, 24, 24), (245, 245, 245), (20, 20, 20), (95, 95, 95)
 OUTLINE, SQUARE = (0, 220, 255), (255, 205, 0)
+WINDOW = HEAD + LOOK + 2 * MARGIN  # height of a cell without its words
+STYLE = f"""
+.cells{{display:grid;grid-template-columns:repeat(auto-fill,minmax(10.5rem,1fr));gap:.8rem .5rem;
+margin:.8rem 0;content-visibility:auto;contain-intrinsic-size:auto 90rem}}
+.cells figure{{margin:0;min-width:0;max-width:{1.5 * WIDTH:.0f}px;break-inside:avoid}}
+.cells .window{{aspect-ratio:{WIDTH}/{WINDOW};background:var(--sheet) no-repeat;
+background-size:{100 * COLUMNS}% auto;-webkit-print-color-adjust:exact;print-color-adjust:exact}}
+.cells figcaption{{font-size:.8rem;line-height:1.35;overflow-wrap:anywhere;padding:.15rem .1rem}}
+.cells b{{display:block}}
+"""
 # what became of an image -> colour of its cell's head, and what the legend says
 STATES = {
     "refused": ((206, 32, 41), "refused"),
@@ -94,6 +107,42 @@ def count(survey: Survey) -> int:
     return -(-len(survey.cases) // (COLUMNS * ROWS))
 
 
+def html(survey: Survey, sources: list[str], most: int | None = None) -> list[str]:
+    """The cells of every sheet as HTML, to be shown with STYLE.
+
+    sources: the sheets' addresses (as of `write`, or data: ones of `pages`, with the same `most`).
+    """
+    rows, step = order(survey)[:most], COLUMNS * ROWS
+    found = []
+    for number, source in enumerate(sources):
+        part = rows[number * step : (number + 1) * step]
+        hidden = -(-len(part) // COLUMNS) * HEIGHT - WINDOW
+        cells = []
+        for k, i in enumerate(part):
+            y, x = divmod(k, COLUMNS)
+            place = f"{100 * x / (COLUMNS - 1):.4f}% {100 * y * HEIGHT / hidden:.4f}%"
+            cells.append(
+                f'<figure><div class="window" role="img" aria-label="picture {k + 1}" '
+                f'style="background-position:{place}"></div>'
+                f"<figcaption>{_caption(survey, i)}</figcaption></figure>"
+            )
+        sheet = source.replace("\\", "%5C").replace("'", "%27")
+        found.append(f'<div class="cells" style="--sheet:url(\'{escape(sheet)}\')">'
+                     f"{''.join(cells)}</div>")  # fmt: skip
+    return found
+
+
+def _caption(survey: Survey, i: int) -> str:
+    """The words of a cell as HTML."""
+    entry = survey.store.entries[i]
+    kind, facts = state(entry), _facts(entry)
+    if kind == "refused":
+        facts.insert(0, STATES[kind][1])
+    reason = _reason(entry)
+    said = f"<b>{escape(survey.cases.paths[i].name)}</b>{escape(', '.join(facts))}"
+    return f"{said}<br>{escape(reason)}" if reason else said
+
+
 def _pages(survey: Survey, most: int | None):
     from PIL import Image
 
@@ -117,7 +166,7 @@ def _cell(survey: Survey, i: int):
     cell = Image.new("RGB", (WIDTH, HEIGHT), PAPER)
     draw = ImageDraw.Draw(cell)
     draw.rectangle((1, 0, WIDTH - 2, HEAD - 1), STATES[state(entry)][0])
-    top = HEAD + LOOK + 2 * MARGIN
+    top = WINDOW
     draw.rectangle((1, HEAD, WIDTH - 2, top - 1), BACK)
     picture, mask = survey.store.look(entry)
     if picture is None:
@@ -149,6 +198,16 @@ def _write(draw, entry: dict, name: str, top: int) -> None:
     """Name, doubt and reason below a picture."""
     room = WIDTH - 12
     draw.text((6, top + 2), _shortened(draw, name, _font(12), room), INK, _font(12))
+    line = "   ".join(_facts(entry))
+    draw.text((6, top + 17), _shortened(draw, line, _font(11), room), FAINT, _font(11))
+    reason = _reason(entry)
+    colour = STATES["refused"][0] if "reason" in entry else FAINT
+    for k, text in enumerate(_wrapped(draw, reason, _font(10), room, 2)):
+        draw.text((6, top + 33 + 13 * k), text, colour, _font(10))
+
+
+def _facts(entry: dict) -> list[str]:
+    """Doubt, decision and size of an image."""
     facts = []
     if "doubt" in entry:
         facts.append(f"doubt {entry['doubt']:.2f}")
@@ -156,13 +215,12 @@ def _write(draw, entry: dict, name: str, top: int) -> None:
         facts.append(f"a person: {' '.join(map(str, entry['decision']))}")
     if "shape" in entry:
         facts.append(f"{entry['shape'][1]} x {entry['shape'][0]}")
-    line = "   ".join(facts)
-    draw.text((6, top + 17), _shortened(draw, line, _font(11), room), FAINT, _font(11))
+    return facts
+
+
+def _reason(entry: dict) -> str:
     reason = entry.get("reason") or entry.get("finding") or ""
-    reason = reason.removeprefix("shows no plausible lungs (").removesuffix(")")
-    colour = STATES["refused"][0] if "reason" in entry else FAINT
-    for k, text in enumerate(_wrapped(draw, reason, _font(10), room, 2)):
-        draw.text((6, top + 33 + 13 * k), text, colour, _font(10))
+    return reason.removeprefix("shows no plausible lungs (").removesuffix(")")
 
 
 def outline(mask: np.ndarray) -> np.ndarray:
