@@ -128,8 +128,6 @@ def prepare(arguments) -> None:
 
 
 def _fold_lines(release) -> list[str]:
-    import numpy as np
-
     lines = []
     for validation, folds in release.splits.items():
         for cases in release.cases:
@@ -141,7 +139,7 @@ def _fold_lines(release) -> list[str]:
                 cells = []
                 for name in ("train", "val", "test"):
                     rows = part[name]
-                    counts = np.bincount(cases.labels[rows], minlength=len(cases.classes))
+                    counts = cases.counts(rows)
                     patients = len({cases.patients[r] for r in rows})
                     cells.append(f"{name} {'/'.join(map(str, counts))} ({patients})")
                 center = f" {part['center']}" if "center" in part else ""
@@ -225,6 +223,7 @@ def _show_network(what, size, batch) -> None:
 
 def _show_results(out: Path) -> None:
     from .paths import read_csv
+    from .results import MORE_COLUMNS, columns_of
 
     values = stored_values(out)
     if not (out / "results.csv").is_file():
@@ -232,8 +231,8 @@ def _show_results(out: Path) -> None:
     rows = read_csv(out / "results.csv")
     for row in rows:
         row["fold"], row["seed"] = int(row["fold"]), int(row["seed"])
-        for column in run.RESULT_COLUMNS[8:]:
-            row[column] = float(row[column]) if row[column] else None
+        for column in columns_of(values)[8 : -len(MORE_COLUMNS)]:
+            row[column] = float(row[column]) if row.get(column) else None
     if values["data"]["synthetic"] is not None:
         print("SYNTHETIC data: these figures show that the software works, nothing else.\n")
     print(run.final_table(rows, values), end="")

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import copy
 import difflib
+import re
 import reprlib
 from pathlib import Path
 
+from . import kinds
 from .errors import BadConfig, nearest
 from .schema import MASKS, SCHEMA, Key, describe, paths_of
 
@@ -316,6 +318,7 @@ def _cross_check(values: dict, source: str) -> None:
                 f"{source}: data.datasets.{position}.task is '{dataset['task']}'"
                 f"{nearest(dataset['task'], values['tasks'])}"
             )
+        _check_columns(f"{source}: data.datasets.{position}.columns", dataset, values["tasks"])
         if dataset["reader"] == "table" and dataset["table"] is None:
             raise BadConfig(
                 f"{source}: the key 'data.datasets.{position}.table' is missing; set it"
@@ -335,6 +338,26 @@ def _cross_check(values: dict, source: str) -> None:
         raise BadConfig(f"{source}: data.clip is {clip}; it must be two percentiles, low < high")
     _check_train(values, source)
     check_sampler(values["sampler"], "sampler", source)
+
+
+def _check_columns(where: str, dataset: dict, tasks: dict) -> None:
+    """Columns that only some kinds of tasks have."""
+    task, columns = tasks[dataset["task"]], dataset["columns"]
+    findings = kinds.kind_of(task) == kinds.FINDINGS
+    for key, wrong in (("findings", not findings), ("second", findings)):
+        if columns[key] is not None and wrong:
+            raise BadConfig(
+                f"{where}.{key} is given, but the task '{dataset['task']}' has the loss "
+                f"{task['head']['loss']}; leave it out"
+            )
+    for name in columns["findings"] or {}:
+        if name not in task["classes"]:
+            raise BadConfig(f"{where}.findings names '{name}'{nearest(name, task['classes'])}")
+    absent = (
+        [c for c in task["classes"] if c not in columns["findings"]] if columns["findings"] else []
+    )
+    if absent:
+        raise BadConfig(f"{where}.findings names no column of '{absent[0]}'; add it")
 
 
 def _check_train(values: dict, source: str) -> None:
@@ -384,28 +407,66 @@ def _check_task_weights(weights, where: str, values: dict, source: str) -> None:
 
 
 def _check_task(name: str, task: dict, source: str) -> None:
-    classes = task["classes"]
+    where, classes, cuts = f"{source}: tasks.{name}", task["classes"], task["thresholds"]
+    kind, loss = kinds.kind_of(task), task["head"]["loss"]
     _unique(classes, f"tasks.{name}.classes", source)
-    if len(classes) < 2:
-        raise BadConfig(f"{source}: tasks.{name}.classes has one class; give at least two")
+    if kind == kinds.NUMBER:
+        _check_number(where, task)
+    elif not classes:
+        raise BadConfig(f"{source}: the key 'tasks.{name}.classes' is missing; set it")
+    if kind == kinds.FINDINGS:
+        _check_findings(where, task)
+    elif len(classes) == 1:
+        raise BadConfig(f"{where}.classes has one class; give at least two")
     if task["positive"] is not None and task["positive"] not in classes:
         raise BadConfig(
-            f"{source}: tasks.{name}.positive is '{task['positive']}'"
-            f"{nearest(task['positive'], classes)}"
+            f"{where}.positive is '{task['positive']}'{nearest(task['positive'], classes)}"
         )
+    targets = [*classes, kinds.NO_FINDING] if kind == kinds.FINDINGS else classes
     for label, target in (task["labels"] or {}).items():
-        if target not in classes:
-            raise BadConfig(
-                f"{source}: tasks.{name}.labels.{label} is '{target}'{nearest(target, classes)}"
-            )
-    cuts = task["thresholds"]
+        if target not in targets:
+            raise BadConfig(f"{where}.labels.{label} is '{target}'{nearest(target, targets)}")
     if cuts is not None:
         if task["labels"]:
-            raise BadConfig(f"{source}: tasks.{name} has labels and thresholds; keep one")
+            raise BadConfig(f"{where} has labels and thresholds; keep one")
         if len(cuts) != len(classes) - 1 or sorted(set(cuts)) != cuts:
             raise BadConfig(
-                f"{source}: tasks.{name}.thresholds is {cuts}; it must be "
-                f"{len(classes) - 1} rising numbers, one fewer than the classes"
+                f"{where}.thresholds is {cuts}; it must be {len(classes) - 1} rising numbers, one "
+                f"fewer than the classes{' (loss ' + loss + ')' if kind == kinds.NUMBER else ''}"
+            )
+
+
+def _check_number(where: str, task: dict) -> None:
+    """A number is learnt as it stands: classes are only what thresholds make of it."""
+    if task["thresholds"] is None:
+        for key in ("classes", "labels", "positive"):
+            if task[key]:
+                raise BadConfig(
+                    f"{where}.{key} is given, but its loss mse learns a number; leave {key} out, "
+                    "or take the loss ce or ordinal"
+                    + ("; with thresholds they are reported" if key == "classes" else "")
+                )
+    elif not task["classes"]:
+        raise BadConfig(
+            f"{where}.thresholds makes {len(task['thresholds']) + 1} classes of the number; name "
+            "them in classes, or leave thresholds out"
+        )
+
+
+def _check_findings(where: str, task: dict) -> None:
+    for key in ("thresholds", "positive"):
+        if task[key] is not None:
+            raise BadConfig(
+                f"{where}.{key} is given, but its loss bce is for findings, of which an image has "
+                f"any; leave {key} out"
+            )
+    for name in task["classes"]:
+        if re.search(r"[;|]", name) or name.startswith(kinds.UNKNOWN) or not name.strip():
+            raise BadConfig(f"{where}.classes: '{name}' must not be empty, hold ; or |, or begin "
+                            "with ?; rename the finding")  # fmt: skip
+        if name.lower() == kinds.NO_FINDING.lower():
+            raise BadConfig(
+                f"{where}.classes: '{name}' is what an image without any finding has; leave it out"
             )
 
 

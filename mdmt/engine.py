@@ -14,18 +14,43 @@ from pathlib import Path
 
 import numpy as np
 
+from . import kinds
 from .errors import BadInput, Interrupted, write_failure
+from .loss import masked_loss
 from .paths import write_csv
 
 FORMAT = 1
+# kind of task -> what the history gives beside the validation loss
+MEASURES = {kinds.CLASSES: "accuracy", kinds.NUMBER: "mae", kinds.FINDINGS: "accuracy"}
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Mean and standard deviation of a number over the training parts of its task. Training sees
+    the number in this unit, so that its loss is of the size of the others'; afterwards the last
+    layer of the head is changed so that the network gives the number itself."""
+
+    mean: float
+    deviation: float
+
+    @classmethod
+    def of(cls, numbers: np.ndarray) -> Unit:
+        """The unit of training numbers (n,); equal ones have the deviation 1."""
+        numbers = np.asarray(numbers, np.float64)
+        return cls(float(numbers.mean()), float(numbers.std()) or 1.0)
+
+    def standardised(self, numbers: np.ndarray) -> np.ndarray:
+        """Numbers as multiples of the deviation from the mean, float64."""
+        return (np.asarray(numbers, np.float64) - self.mean) / self.deviation
 
 
 @dataclass
 class Part:
     """One data set as the engine sees it.
 
-    images (M, S, S) uint8; labels (M,) class numbers, or masks (M, S, S) uint8, 255 inside, of a
-    head that gives masks; task: number of the head; train, val, test: rows.
+    images (M, S, S) uint8; labels: (M,) class numbers, (M,) numbers in their unit, (M, K) findings
+    (1, 0, NaN: not labelled), or masks (M, S, S) uint8, 255 inside, of a head that gives masks;
+    task: number of the head; train, val, test: rows.
     """
 
     images: np.ndarray
@@ -35,15 +60,12 @@ class Part:
     val: np.ndarray
     test: np.ndarray | None = None
 
-    def attached(self) -> dict:
-        """The form that `Model.attach` takes."""
-        return {
-            "images": self.images,
-            "task": self.task,
-            "target": self.labels
-            if self.labels.ndim == 3
-            else np.ascontiguousarray(self.labels, np.float32),
-        }
+    def attached(self, unit: Unit | None = None) -> dict:
+        """The form that `Model.attach` takes; numbers are given in `unit`."""
+        target = self.labels if unit is None else unit.standardised(self.labels)
+        if target.ndim < 3:
+            target = np.ascontiguousarray(target, np.float32)
+        return {"images": self.images, "task": self.task, "target": target}
 
 
 @dataclass
@@ -66,12 +88,22 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return (z / z.sum(1, keepdims=True)).astype(np.float32)
 
 
-def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Mean over N of equation (3), from logits (N, C) and classes (N,), in float64."""
-    z = np.asarray(logits, np.float64)
-    top = z.max(1, keepdims=True)
-    log_sum = np.log(np.exp(z - top).sum(1)) + top[:, 0]
-    return float(np.mean(log_sum - z[np.arange(len(z)), labels]))
+def decoded(kind: str, logits: np.ndarray) -> np.ndarray:
+    """What outputs (N, C) of a head mean, float32: probabilities (N, C) of classes or of findings,
+    or numbers (N, 1)."""
+    if kind == kinds.NUMBER:
+        return np.asarray(logits, np.float32)
+    if kind == kinds.CLASSES:
+        return softmax(logits)
+    from scipy.special import expit
+
+    return expit(np.asarray(logits, np.float64)).astype(np.float32)
+
+
+def mean_loss(loss: str, logits: np.ndarray, target: np.ndarray) -> float:
+    """Mean of a task's loss over its labelled samples, float64; logits (N, C), target (N,) or
+    (N, C), as for `mdmt.masked_loss`."""
+    return masked_loss([logits], np.zeros(len(logits), np.int64), target, losses=[loss])[0]
 
 
 def mask_scores(logits: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -190,8 +222,11 @@ class Fit:
     tasks: names of the heads in order; settings: `train` of a configuration; sampler: its
     `sampler`; select: number of the task whose validation loss selects the epoch; seed: of the
     sampler; checkpoint: file, or None; task_weights: "equal", "uncertainty" or {task: factor};
-    freeze: train the heads alone; max_steps: train exactly so many steps. stop() -> bool is asked
-    after every step; progress(State, loss) is called after every step.
+    freeze: train the heads alone; max_steps: train exactly so many steps; kept: tasks whose heads
+    the model has from an earlier training. stop() -> bool is asked after every step;
+    progress(State, loss) is called after every step.
+
+    The loss of a task of numbers (mse) is of the number in its `Unit`, in training and validation.
     """
 
     def __init__(
@@ -212,6 +247,7 @@ class Fit:
         task_weights="equal",
         freeze: bool = False,
         max_steps: int | None = None,
+        kept=(),
     ):
         from .schedule import TrainingSchedule
 
@@ -225,7 +261,9 @@ class Fit:
                     f"task '{tasks[part.task]}': the training part is empty; give more patients"
                 )
         check_memory(model, settings["batch_size"])
-        model.attach([p.attached() for p in parts])
+        self.units = self._units()
+        model.attach([p.attached(self.units.get(tasks[p.task])) for p in parts])
+        self.kept = [t for t in kept if t in self.units]
         sizes = [len(p.train) for p in parts]
         self.sampler = make_sampler(sizes, settings["batch_size"], sampler, seed)
         self.task_weights, self.freeze, self.max_steps = task_weights, freeze, max_steps
@@ -253,14 +291,32 @@ class Fit:
             "augment": augmentation(settings["augment"], parts[0].images.shape[-1]),
         }
         self.resumed = 0  # images that an earlier process has trained on
+        self.loss_at_start: float | None = None  # of what is not trained
         self.saved_at, self.since_saved = time.monotonic(), 0
 
+    def _units(self) -> dict[str, Unit]:
+        """{task: Unit} of the tasks of numbers."""
+        found = {}
+        for k, name in enumerate(self.tasks):
+            if self.model.heads[name]["loss"] == "mse":
+                mine = [p.labels[p.train] for p in self.parts if p.task == k]
+                found[name] = Unit.of(np.concatenate(mine))
+        return found
+
     def run(self) -> State:
-        """Train to the end, or until stop(): then checkpoint and raise Interrupted."""
+        """Train to the end, or until stop(): then checkpoint and raise Interrupted. At the end the
+        model has the best weights, and its numbers their own unit."""
+        for name in self.kept:
+            unit = self.units[name]
+            self.model.rescale_head(name, 1 / unit.deviation, -unit.mean / unit.deviation)
         if self.checkpoint is not None and self.checkpoint.exists():
             self.load()
-        if self.epochs == 0:
-            return self._untrained()
+        state = self._untrained() if self.epochs == 0 else self._trained()
+        for name, unit in self.units.items():
+            self.model.rescale_head(name, unit.deviation, unit.mean)
+        return state
+
+    def _trained(self) -> State:
         if self.freeze:
             self.model.freeze_backbone()
         try:
@@ -284,6 +340,7 @@ class Fit:
         """No training: the weights at the start are the best ones."""
         self.state.finished = True
         self.state.best = self.model.state_dict()
+        self.loss_at_start = self.validate(self.select)[0]
         return self.state
 
     def _weights(self) -> dict:
@@ -366,8 +423,9 @@ class Fit:
             total, count = state.sums[k]
             row[f"loss_{name}"] = float(total / count) if count else None
         for k, name in enumerate(self.tasks):
-            loss, accuracy = self.validate(k)
-            row[f"val_loss_{name}"], row[f"val_accuracy_{name}"] = loss, accuracy
+            loss, measured = self.validate(k)
+            kind = kinds.OF_LOSS.get(self.model.heads[name]["loss"], kinds.CLASSES)
+            row[f"val_loss_{name}"], row[f"val_{MEASURES[kind]}_{name}"] = loss, measured
             if not np.isfinite(loss):
                 raise FloatingPointError(
                     f"epoch {state.epoch + 1}: the validation loss of task '{name}' is {loss}"
@@ -386,19 +444,28 @@ class Fit:
         state.finished = bool(stop) or self._spent()
 
     def validate(self, task: int) -> tuple[float, float]:
-        """Mean loss and accuracy of head `task` over its validation parts; of masks, the mean Dice
-        coefficient in place of the accuracy."""
+        """Mean loss of head `task` over its validation parts, and the accuracy (of findings, over
+        all that are labelled), the mean absolute error in the number's unit, or of masks the mean
+        Dice coefficient."""
         if self.parts[0].labels.ndim == 3:
             return self._validate_masks(task)
+        name = self.tasks[task]
         logits, labels = [], []
         for d, part in enumerate(self.parts):
             if part.task == task and len(part.val):
                 out = predict(self.model, d, part.val, self.settings["batch_size"], self.stop)
-                logits.append(out[self.tasks[task]])
+                logits.append(out[name])
                 labels.append(part.labels[part.val])
         logits, labels = np.concatenate(logits), np.concatenate(labels)
-        right = float(np.mean(logits.argmax(1) == labels))
-        return cross_entropy(logits, labels), right
+        loss, unit = self.model.heads[name]["loss"], self.units.get(name)
+        if unit is not None:
+            target = unit.standardised(labels)
+            error = np.abs(logits[:, 0].astype(np.float64) - target)
+            return mean_loss(loss, logits, target), float(error.mean() * unit.deviation)
+        kind = kinds.OF_LOSS[loss]
+        known = ~np.isnan(labels)
+        right = (kinds.called(kind, decoded(kind, logits)) == labels)[known]
+        return mean_loss(loss, logits, labels), float(np.mean(right))
 
     def _validate_masks(self, task: int) -> tuple[float, float]:
         scores, batch = [], self.settings["batch_size"]
@@ -411,9 +478,9 @@ class Fit:
         return float(loss.mean()), float(dice.mean())
 
     def best_loss(self) -> float | None:
-        """The validation loss that selects, at the best epoch so far."""
+        """The validation loss that selects, at the best epoch so far, or of what is not trained."""
         if self.state.best_epoch < 0:
-            return None
+            return self.loss_at_start
         return self.state.history[self.state.best_epoch][f"val_loss_{self.tasks[self.select]}"]
 
     def save(self) -> None:

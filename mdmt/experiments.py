@@ -14,6 +14,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from . import kinds
 from .config import check_sampler
 from .errors import BadConfig, BadInput, nearest
 from .paths import digest, digest_file
@@ -278,7 +279,12 @@ class _Planner:
                 self.stages.setdefault(model, stages_of(values, model))
         self.weights = {b: _described(weights_source(values, b)) for b in values["backbones"]}
         self.tasks = {
-            n: {"name": n, "classes": t["classes"], "positive": t["positive"], "head": t["head"]}
+            n: {
+                "name": n,
+                "classes": [] if kinds.kind_of(t) == kinds.NUMBER else t["classes"],
+                "positive": None if kinds.kind_of(t) == kinds.NUMBER else t["positive"],
+                "head": t["head"],
+            }
             for n, t in values["tasks"].items()
         }
         self.settings = {

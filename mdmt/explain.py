@@ -1,8 +1,10 @@
-"""`mdmt explain OUT IMAGE...`: which places of a picture a run's networks call its class by.
+"""`mdmt explain OUT IMAGE...`: which places of a picture a run's networks call its class by, or its
+number.
 
 Occlusion (Zeiler & Fergus, ECCV 2014): a square of the network's input is painted in the picture's
-mean grey, and the predicted class's probability falls by so much. No network is looked into, so
-that the map means the same for all of them. It says what the network used, not what is ill.
+mean grey, and the predicted class's probability, or the number, falls by so much. No network is
+looked into, so that the map means the same for all of them. It says what the network used, not what
+is ill.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import predict
+from . import kinds, predict
 from .errors import BadData, BadInput
 from .paths import make_folder, write_atomic
 from .plots import occlusion as drawing
@@ -86,7 +88,7 @@ def explain(out, images, folder, *, device: str = "cpu", skip: bool = False, qui
 @dataclass
 class _Picture:
     """A picture (S, S) uint8 and the networks (by number) that do not know it; given {task: for
-    each of them the probabilities (1 + squares, classes), first those of the whole picture}."""
+    each of them the probabilities or numbers (1 + squares, C), first those of the whole picture}."""
 
     path: Path
     pixels: np.ndarray
@@ -125,14 +127,17 @@ def _ask(nets: list[Network], pictures: list[_Picture], device: str, progress) -
 
 
 def _drawn(one: _Picture, tasks: dict):
-    """(task, PNG) of a picture: the mean over the networks for the class that they call it."""
+    """(task, PNG) of a picture: the mean over the networks for the class (or most probable finding)
+    that they call it, or for the number."""
     _, places = _hidden(one.pixels)
-    for task, classes in tasks.items():
+    for task, spec in tasks.items():
         p = np.mean(one.given[task], 0)
         best = int(p[0].argmax())
         found = _spread(p[0, best] - p[1:, best], places, one.pixels.shape)
-        title = f"{one.path.name}\n{task}: {classes[best]}, {100 * p[0, best]:.1f} %"
-        yield task, drawing.draw(one.pixels, found, title, len(one.nets))
+        number = kinds.kind_of(spec) == kinds.NUMBER
+        said = f"{p[0, 0]:.2f}" if number else f"{spec['classes'][best]}, {100 * p[0, best]:.1f} %"
+        title = f"{one.path.name}\n{task}: {said}"
+        yield task, drawing.draw(one.pixels, found, title, len(one.nets), number)
 
 
 def _name(path: Path, task: str, used: set[str]) -> str:

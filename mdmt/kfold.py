@@ -148,11 +148,13 @@ def _assign(counts, shares, order, weights=None, chosen=None) -> np.ndarray:
 class Cohort:
     """What folds are made of: classes, patients, centers and waves of one data set's cases.
 
-    labels, groups, centers, waves (M,); centers and waves may be None.
+    labels, groups, centers, waves (M,); centers and waves may be None. needed: the labels that
+    every training part must have, as text (default: all).
     """
 
-    def __init__(self, labels, groups, centers=None, waves=None):
+    def __init__(self, labels, groups, centers=None, waves=None, needed=None):
         self.classes, self.codes = as_codes(labels, "labels")
+        self.needed = set(self.classes if needed is None else needed)
         self.names, self.group = as_codes(groups, "groups")
         if len(self.codes) != len(self.group):
             raise BadInput(
@@ -217,9 +219,9 @@ class Cohort:
         return rows[part == 0], rows[part == 1]
 
     def check_training(self, fold: dict, what: str = "") -> None:
-        """Every class must occur in the training part."""
+        """Every class that is needed must occur in the training part."""
         present = set(self.codes[fold["train"]].tolist())
-        absent = [c for i, c in enumerate(self.classes) if i not in present]
+        absent = [c for i, c in enumerate(self.classes) if i not in present and c in self.needed]
         if absent:
             raise MissingClass(f"{what}fold {fold['fold']}", absent[0])
 
@@ -244,17 +246,18 @@ def _check_share(validation: float) -> float:
 
 def stratified_group_kfold(
     labels, groups, n_splits: int = 5, seed: int = 0, validation: float = 0.2, *,
-    centers=None, waves=None,
+    centers=None, waves=None, needed=None,
 ) -> list[dict]:  # fmt: skip
     """Stratified folds by group (patient).
 
     labels (M,): class of each case; groups (M,): patient of each case; centers (M,): balanced too
     where a center has enough patients of a class; waves (M,): when each case came (cumulative
-    releases), sortable.
+    releases), sortable; needed: the labels (as text) that every training part must have, default
+    all.
     Returns [{"fold": i, "train", "val", "test": sorted int64 rows}]; every case is tested once.
     Raises BadInput with fewer patients than folds, or a class missing in a training part.
     """
-    cohort = Cohort(labels, groups, centers, waves)
+    cohort = Cohort(labels, groups, centers, waves, needed)
     share = _check_share(validation)
     cohort.check_count(n_splits)
     bins = cohort.spread(
@@ -270,16 +273,19 @@ def stratified_group_kfold(
 
 
 def nested_kfold(
-    labels, groups, n_splits: int = 5, inner: int = 5, seed: int = 0, *, centers=None, waves=None
-) -> list[dict]:
+    labels, groups, n_splits: int = 5, inner: int = 5, seed: int = 0, *, centers=None, waves=None,
+    needed=None,
+) -> list[dict]:  # fmt: skip
     """Nested cross-validation: what no outer fold tests is cut into `inner` parts, each of which is
     the validation part once.
 
     Arguments and form as in `stratified_group_kfold`, with the extra keys "outer" and "inner"; fold
     `outer * inner_count + inner`. Every case is tested in `inner` folds, all of one outer fold.
     """
-    outer = stratified_group_kfold(labels, groups, n_splits, seed, 0, centers=centers, waves=waves)
-    cohort = Cohort(labels, groups, centers, waves)
+    outer = stratified_group_kfold(
+        labels, groups, n_splits, seed, 0, centers=centers, waves=waves, needed=needed
+    )
+    cohort = Cohort(labels, groups, centers, waves, needed)
     folds = []
     for one in outer:
         rest = one["train"]
@@ -293,15 +299,16 @@ def nested_kfold(
 
 
 def fixed_test_kfold(
-    labels, groups, fixed, n_splits: int = 5, seed: int = 0, *, centers=None, waves=None
-) -> list[dict]:
+    labels, groups, fixed, n_splits: int = 5, seed: int = 0, *, centers=None, waves=None,
+    needed=None,
+) -> list[dict]:  # fmt: skip
     """Folds that all test the same cases: those of `fixed` (M,) bool.
 
     The other patients are cut into `n_splits` parts, each of which is the validation part once; a
     patient with a fixed image has no other image in training. Form as in
     `stratified_group_kfold`, with "fixed_test": True.
     """
-    cohort = Cohort(labels, groups, centers, waves)
+    cohort = Cohort(labels, groups, centers, waves, needed)
     fixed = np.asarray(fixed, bool)
     test = np.flatnonzero(fixed)
     if len(test) == 0:
@@ -318,8 +325,9 @@ def fixed_test_kfold(
 
 
 def leave_one_center_out(
-    labels, groups, centers, seed: int = 0, validation: float = 0.2, *, waves=None, fixed=None
-) -> list[dict]:
+    labels, groups, centers, seed: int = 0, validation: float = 0.2, *, waves=None, fixed=None,
+    needed=None,
+) -> list[dict]:  # fmt: skip
     """One fold per center, in the order of the centers' names; that center is the test part.
 
     labels, groups, centers (M,). A patient with images in several centers is never in training
@@ -328,7 +336,7 @@ def leave_one_center_out(
     Returns the form of `stratified_group_kfold` with the extra key "center".
     """
     texts = _texts(centers)
-    cohort = Cohort(labels, groups, None, waves)
+    cohort = Cohort(labels, groups, None, waves, needed)
     center_names, center = as_codes(texts, "centers")
     share = _check_share(validation)
     if len(center) != len(cohort.codes):

@@ -1,6 +1,7 @@
 """Metrics on arrays; also reachable as `mdmt.stats.*`.
 
-Fractions in 0..1 except mae (in classes or points) and mcc and quadratic_weighted_kappa (-1..1).
+Fractions in 0..1 except mae and rmse (in classes or points), r2 (at most 1) and mcc,
+quadratic_weighted_kappa, pearson, spearman and ccc (-1..1).
 
 accuracy: share of right predictions. f1: 2 TP / (2 TP + FP + FN). gmean: geometric mean of the
 recalls of the classes that occur (for two classes the square root of sensitivity times
@@ -16,6 +17,8 @@ the same folds of every network.
 from __future__ import annotations
 
 import numpy as np
+
+from . import kinds
 
 
 def _pair(y, predicted) -> tuple[np.ndarray, np.ndarray]:
@@ -144,6 +147,44 @@ def mae(y, predicted) -> float:
     return float(np.mean(np.abs(y - predicted)))
 
 
+def rmse(y, predicted) -> float:
+    """Square root of the mean squared error of numbers (n,), in their unit."""
+    y, predicted = _numbers(y, predicted)
+    return float(np.sqrt(np.mean((y - predicted) ** 2)))
+
+
+def r2(y, predicted) -> float:
+    """Coefficient of determination of numbers (n,): 1 - sum (y - p)^2 / sum (y - mean y)^2, 0 for
+    always saying the mean of these y; NaN where y is constant."""
+    y, predicted = _numbers(y, predicted)
+    spread = np.mean((y - y.mean()) ** 2)
+    return float(1 - np.mean((y - predicted) ** 2) / spread) if spread > 0 else float("nan")
+
+
+def pearson(a, b) -> float:
+    """Pearson's correlation of a and b (n,); NaN where one of them is constant."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    a, b = a - a.mean(), b - b.mean()
+    scale = np.sqrt(np.sum(a * a) * np.sum(b * b))
+    return float(np.clip(np.sum(a * b) / scale, -1, 1)) if scale > 0 else float("nan")
+
+
+def spearman(y, predicted) -> float:
+    """Spearman's rank correlation of numbers (n,), ties with their mean rank; NaN where one of them
+    is constant."""
+    from scipy.stats import rankdata
+
+    y, predicted = _numbers(y, predicted)
+    return pearson(rankdata(y), rankdata(predicted))
+
+
+def ccc(y, predicted) -> float:
+    """Concordance correlation of numbers (n,): 2 cov / (var y + var p + (mean y - mean p)^2), the
+    correlation less what lies off the line y = p (Lin, Biometrics 45, 1989, with 1 / n); NaN
+    where both hold one and the same number."""
+    return quadratic_weighted_kappa(y, predicted)
+
+
 def _auc_binary(positive: np.ndarray, score: np.ndarray) -> float:
     """Mann-Whitney form: share of (positive, negative) pairs in the right order, ties half."""
     from scipy.stats import rankdata
@@ -198,3 +239,87 @@ def summary(y, probabilities, positive: int | None = None) -> dict:
         "gmean": gmean(y, predicted),
         "auc": _auc_binary(y == positive, score) if classes == 2 else auc(y, score),
     }
+
+
+NUMBERS = {
+    "mae": mae, "rmse": rmse, "r2": r2, "pearson": pearson, "spearman": spearman, "ccc": ccc,
+}  # fmt: skip
+
+
+def number_summary(y, predicted) -> dict:
+    """The columns of results.csv for numbers y and predicted (n,): {"n", "mae", ...}."""
+    return {"n": len(y), **{name: function(y, predicted) for name, function in NUMBERS.items()}}
+
+
+def thresholded_summary(y, predicted, task: dict) -> dict:
+    """The class columns of results.csv for numbers (n,) that the thresholds of a task cut. The AUC
+    is that of the number, of two classes only."""
+    positive, two = kinds.positive_of(task), len(task["classes"]) == 2
+    true, called = (kinds.cut(v, task["thresholds"]) for v in (y, predicted))
+    towards = np.asarray(predicted) if positive else -np.asarray(predicted)
+    return {
+        "accuracy": accuracy(true, called),
+        "f1": f1(true, called, "binary" if two else "macro", positive),
+        "f1_macro": f1(true, called, "macro"),
+        "f1_weighted": f1(true, called, "weighted"),
+        "gmean": gmean(true, called),
+        "auc": _auc_binary(true == positive, towards) if two else float("nan"),
+    }
+
+
+def of_findings(name: str, y, given) -> np.ndarray:
+    """A metric of each finding (K,), NaN where it is not defined.
+
+    y (n, K): 1, 0, or NaN where a finding is not labelled, which is left out; given (n, K):
+    decisions 0 or 1, or for "auc" and "brier" probabilities. "f1" is that of the finding's being
+    there and needs a case that has it, as "gmean" and "auc" need cases with it and without.
+    """
+    y, given = np.asarray(y, np.float64), np.asarray(given, np.float64)
+    found = np.full(y.shape[1], np.nan)
+    for k in range(y.shape[1]):
+        known = ~np.isnan(y[:, k])
+        t, p = y[known, k], given[known, k]
+        yes, no = bool((t == 1).any()), bool((t == 0).any())
+        if not (yes or no) or (name == "f1" and not yes):
+            continue
+        if name in ("gmean", "auc") and not (yes and no):
+            continue
+        if name == "brier":
+            found[k] = np.mean((t - p) ** 2)
+        else:
+            found[k] = {"accuracy": accuracy, "f1": f1, "gmean": gmean, "auc": auc}[name](t, p)
+    return found
+
+
+def mean_of_findings(name: str, y, given) -> float:
+    """Mean of `of_findings` over the findings for which it is defined; "f1_weighted" counts each by
+    its cases."""
+    found = of_findings(name.removesuffix("_macro").removesuffix("_weighted"), y, given)
+    defined = np.isfinite(found)
+    weights = (np.asarray(y) == 1).sum(0) if name.endswith("_weighted") else np.ones(len(found))
+    return float(np.average(found[defined], weights=weights[defined])) if defined.any() else np.nan
+
+
+def finding_summary(y, p, findings: list[str]) -> dict:
+    """The columns of results.csv for findings y (n, K) (NaN: not labelled) and probabilities p
+    (n, K): means over the findings, then auc_<finding> and f1_<finding>. `f1` is `f1_macro`."""
+    calls = np.asarray(p) > 0.5
+    names = ("accuracy", "f1", "f1_macro", "f1_weighted", "gmean")
+    found = {"n": len(y), **{name: mean_of_findings(name, y, calls) for name in names}}
+    found["auc"] = mean_of_findings("auc", y, p)
+    for name, given in (("auc", p), ("f1", calls)):
+        each = of_findings(name, y, given).tolist()
+        found |= {f"{name}_{c}": v for c, v in zip(findings, each, strict=True)}
+    return found
+
+
+def task_summary(task: dict, y, p) -> dict:
+    """The columns of results.csv of a task: y as from `kinds.values_of`, p (n, K) probabilities, or
+    (n, 1) predicted numbers."""
+    kind = kinds.kind_of(task)
+    if kind == kinds.FINDINGS:
+        return finding_summary(y, p, task["classes"])
+    if kind == kinds.CLASSES:
+        return summary(y, p, kinds.positive_of(task))
+    found = number_summary(y, p[:, 0])
+    return found | (thresholded_summary(y, p[:, 0], task) if task["thresholds"] else {})

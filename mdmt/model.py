@@ -511,6 +511,14 @@ class Model:
         are. A step computes no gradient of the backbone: about a third of the time."""
         self._frozen = bool(frozen)
 
+    def rescale_head(self, task, scale, shift):
+        """Changes the last layer of a head so that it gives scale * output + shift."""
+        key = f"heads.{task}.{len(self.heads[task]['hidden'])}"
+        weight = scale * self._get(f"{key}.weight").astype(np.float64)
+        bias = scale * self._get(f"{key}.bias").astype(np.float64) + shift
+        self._set(f"{key}.weight", weight.astype(np.float32))
+        self._set(f"{key}.bias", bias.astype(np.float32))
+
     def _predict_at_once(self, batch_size):
         """Batches in one call; of masks, a GPU keeps some 64 MiB until the host takes them."""
         masks = 4 * batch_size * len(self._masks) * math.prod(self.image_size)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import config
+from . import config, kinds
 from .data.table import EXTENSIONS
 from .errors import BadData, BadInput, nearest
 from .known import Known, Shown
@@ -31,8 +31,9 @@ CHUNK = 1024  # images held at a time
 
 @dataclass
 class Network:
-    """A finished training. folder: its own below runs/; tasks: {task: classes}; seen: SHA-256 of
-    the files that it or what it started from was trained or selected on, None: not known."""
+    """A finished training. folder: its own below runs/; tasks: {task: its entry in the
+    description}; seen: SHA-256 of the files that it or what it started from was trained or
+    selected on, None: not known."""
 
     folder: Path
     description: dict
@@ -77,7 +78,7 @@ def networks(out, values: dict, known: Known, *, configuration=None, backbone=No
         if not (path.parent / kept.WEIGHTS).is_file():
             deleted += 1
             continue
-        tasks = {t["name"]: t["classes"] for t in job["description"]["tasks"]}
+        tasks = {t["name"]: t for t in job["description"]["tasks"]}
         seen = known.learnt_from(path.parent)
         found.append(Network(path.parent, job["description"], tasks, seen))
     if not found:
@@ -171,10 +172,10 @@ def predict(out, images, *, device: str = "cpu", skip: bool = False, quiet: bool
     of raising BadData for the first; chosen: as for `networks`.
     Returns (rows, notes). A row per image and task: `COLUMNS` and "p_<class>", None where a class
     is not the task's: the mean over networks; sd: standard deviation over the networks of the
-    predicted class's probability; networks: how many that is; seen: how many were left out
-    because they know the picture; known_as: the run's file that it is or shows; likeness: 1 for
-    the same file or pixels, else the correlation that makes it a near-duplicate; refused: why there
-    is no prediction. Raises BadInput.
+    predicted class's probability or of the number, None for findings; networks: how many that is;
+    seen: how many were left out because they know the picture; known_as: the run's file that it is
+    or shows; likeness: 1 for the same file or pixels, else the correlation that makes it a
+    near-duplicate; refused: why there is no prediction. Raises BadInput.
     """
     run = opened(out, **chosen)
     paths = find_images(images)
@@ -240,10 +241,10 @@ def _chunk(paths, run: Opened, device: str, skip: bool, progress, own: dict) -> 
     own.update((p, s[0]) for p, s, mine in zip(usable, shown, use.T, strict=True) if not mine.all())
     given = probabilities(loaded(nets, device), np.stack(pixels)) if usable else {}
     at = {path: i for i, path in enumerate(usable)}
-    classes = list(dict.fromkeys(c for names in nets[0].tasks.values() for c in names))
+    classes = list(dict.fromkeys(c for task in nets[0].tasks.values() for c in task["classes"]))
     rows = []
     for path in paths:
-        for task, names in nets[0].tasks.items():
+        for task, spec in nets[0].tasks.items():
             row = {"image": str(path), "task": task, "networks": 0, "seen": 0}
             row |= {f"p_{c}": None for c in classes}
             if path in own:
@@ -253,18 +254,20 @@ def _chunk(paths, run: Opened, device: str, skip: bool, progress, own: dict) -> 
                 mine = use[:, at[path]]
                 row |= {"networks": int(mine.sum()), "seen": int((~mine).sum())}
                 if mine.any():
-                    row |= _summed(given[task][mine, at[path]], names)
+                    row |= _summed(given[task][mine, at[path]], spec)
             rows.append(row)
     return rows
 
 
-def _summed(p: np.ndarray, names: list[str]) -> dict:
-    """Cells of probabilities (networks, classes)."""
-    mean = p.mean(0)
-    best = int(mean.argmax())
-    spread = float(p[:, best].std(ddof=1)) if len(p) > 1 else None
-    cells = {f"p_{c}": float(v) for c, v in zip(names, mean, strict=True)}
-    return {"predicted": names[best], "sd": spread, **cells}
+def _summed(p: np.ndarray, task: dict) -> dict:
+    """Cells of what networks give for a picture, (networks, C)."""
+    mean, kind, names = p.mean(0), kinds.kind_of(task), task["classes"]
+    predicted = kinds.texts(kind, names, kinds.called(kind, mean[None]))[0]
+    cells = {f"p_{c}": float(v) for c, v in zip(names, mean, strict=False)}
+    spread = None
+    if len(p) > 1 and kind != kinds.FINDINGS:
+        spread = float(p[:, int(mean.argmax())].std(ddof=1))
+    return {"predicted": predicted, "sd": spread, **cells}
 
 
 def loaded(nets: list[Network], device: str):
@@ -276,19 +279,21 @@ def loaded(nets: list[Network], device: str):
 
 
 def probabilities(models, images: np.ndarray) -> dict:
-    """{task: (networks, images, classes) float64} of images (n, S, S) uint8; models: as `loaded`
-    gives them."""
+    """{task: (networks, images, C) float64} of images (n, S, S) uint8, as from
+    `mdmt.engine.decoded`: probabilities of classes or findings, or the number (C = 1); models: as
+    `loaded` gives them."""
     from . import engine
 
     found: dict[str, list] = {}
     rows = np.arange(len(images))
     for net, model in models:
-        width = len(next(iter(net.tasks.values())))
+        width = max(map(kinds.outputs, net.tasks.values()))
         unknown = np.full((len(images), width), np.nan, np.float32)
         model.attach([{"images": images, "task": 0, "target": unknown}])
         logits = engine.predict(model, 0, rows, net.description["train"]["batch_size"])
-        for task in net.tasks:
-            found.setdefault(task, []).append(engine.softmax(logits[task]).astype(np.float64))
+        for name, task in net.tasks.items():
+            given = engine.decoded(kinds.kind_of(task), logits[name])
+            found.setdefault(name, []).append(given.astype(np.float64))
     return {task: np.stack(p) for task, p in found.items()}
 
 
@@ -298,22 +303,35 @@ def columns_of(rows: list[dict]) -> list[str]:
 
 
 def text(rows: list[dict], most: int = 40) -> str:
-    """The rows as a table for a terminal: image, task, predicted class, probabilities."""
+    """The rows as a table for a terminal: image, task, then the predicted class and the
+    probabilities, or the number."""
     lines = []
     names = [Path(r["image"]).name for r in rows[:most]]
     width = max([5, *map(len, names)])
     task = max([4, *(len(r["task"]) for r in rows)])
-    lines.append(f"{'image':<{width}}  {'task':<{task}}  networks  percent (predicted class first)")
+    given = any(v is not None for r in rows for k, v in r.items() if k.startswith("p_"))
+    what = "percent (most probable first)" if given else "predicted"
+    lines.append(f"{'image':<{width}}  {'task':<{task}}  networks  {what}")
     for name, r in zip(names, rows[:most], strict=True):
-        given = {k[2:]: v for k, v in r.items() if k.startswith("p_") and v is not None}
-        order = sorted(given, key=lambda c: -given[c])
-        said = ", ".join(f"{c} {100 * given[c]:.1f}" for c in order)
-        if r.get("sd") is not None:
-            said = said.replace(",", f" ± {100 * r['sd']:.1f},", 1)
-        said = said or r["refused"] or "every network was trained on it"
+        said = _said(r) or r["refused"] or "every network was trained on it"
         if r.get("known_as"):
             said += f" (known as {r['known_as']})"
         lines.append(f"{name:<{width}}  {r['task']:<{task}}  {r['networks']:>8}  {said}")
     if len(rows) > most:
         lines.append(f"... and {len(rows) - most} more rows")
     return "\n".join(lines)
+
+
+def _said(row: dict) -> str:
+    """What the networks say of a picture, "" where there is no prediction."""
+    given = {k[2:]: v for k, v in row.items() if k.startswith("p_") and v is not None}
+    if given:
+        order = sorted(given, key=lambda c: -given[c])
+        cells = [f"{c} {100 * given[c]:.1f}" for c in order]
+        if row.get("sd") is not None:
+            cells[0] += f" ± {100 * row['sd']:.1f}"
+        return ", ".join(cells)
+    if row.get("predicted") is None:
+        return ""
+    spread = "" if row.get("sd") is None else f" ± {row['sd']:.2f}"
+    return f"{float(row['predicted']):.2f}{spread}"

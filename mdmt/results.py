@@ -6,7 +6,7 @@ import csv
 import io
 from pathlib import Path
 
-from . import metrics
+from . import kinds, measures, metrics
 from .errors import BadInput
 from .paths import atomic, read_json, write_csv
 
@@ -27,6 +27,19 @@ RESULT_COLUMNS = [
     "auc",
 ]
 MORE_COLUMNS = ["best_epoch", "epochs", "steps", "job"]
+
+
+def columns_of(values: dict) -> list[str]:
+    """Columns of results.csv: those of every study, those of the kinds of tasks that this one has,
+    and where a row comes from."""
+    tasks = values["tasks"].values()
+    more = list(metrics.NUMBERS) if kinds.NUMBER in map(kinds.kind_of, tasks) else []
+    for task in tasks:
+        if kinds.kind_of(task) == kinds.FINDINGS:
+            more += [f"{k}_{c}" for k in ("auc", "f1") for c in task["classes"]]
+    return [*RESULT_COLUMNS, *dict.fromkeys(more), *MORE_COLUMNS]
+
+
 PREDICTION_COLUMNS = [
     "release",
     "validation",
@@ -48,7 +61,7 @@ def collect(study, out: Path, done) -> list[dict]:
 
     One training is in memory at a time: the predictions of a whole study are gigabytes.
     """
-    classes = list(dict.fromkeys(c for t in study.values["tasks"].values() for c in t["classes"]))
+    classes = probable(study.values)
     entries = _entries(study, done)
     if not entries:
         return []
@@ -81,7 +94,7 @@ def collect(study, out: Path, done) -> list[dict]:
                 {
                     **place,
                     "task": task["name"],
-                    **_metrics(rows, task),
+                    **_metrics(rows, study.values["tasks"][task["name"]]),
                     "best_epoch": result["best_epoch"],
                     "epochs": result["epochs"],
                     "steps": result.get("steps"),
@@ -91,10 +104,16 @@ def collect(study, out: Path, done) -> list[dict]:
         text.flush()
         text.detach()
     if results:
-        write_csv(out / "results.csv", RESULT_COLUMNS + MORE_COLUMNS, results)
+        write_csv(out / "results.csv", columns_of(study.values), results)
     else:
         (out / "predictions.csv").unlink()
     return results
+
+
+def probable(values: dict) -> list[str]:
+    """The classes and findings that predictions.csv gives probabilities of."""
+    tasks = [t for t in values["tasks"].values() if kinds.kind_of(t) != kinds.NUMBER]
+    return list(dict.fromkeys(c for t in tasks for c in t["classes"]))
 
 
 def _entries(study, done) -> list[tuple]:
@@ -142,27 +161,28 @@ def _tested(folder: Path) -> list[dict]:
 def _metrics(rows: list[dict], task: dict) -> dict:
     import numpy as np
 
-    number = {c: k for k, c in enumerate(task["classes"])}
-    y = np.array([number[r["label"]] for r in rows])
-    p = np.array([[float(r[f"p{k}"]) for k in range(len(number))] for r in rows])
-    positive = number[task["positive"]] if task["positive"] is not None else None
-    found = metrics.summary(y, p, positive)
-    return {k: (None if v != v else v) for k, v in found.items()}
+    kind, classes = kinds.kind_of(task), task["classes"]
+    y = kinds.values_of(kind, classes, [r["label"] for r in rows])
+    columns = ["predicted"] if kind == kinds.NUMBER else [f"p{k}" for k in range(len(classes))]
+    p = np.array([[float(r[c]) for c in columns] for r in rows])
+    return {k: (None if v != v else v) for k, v in metrics.task_summary(task, y, p).items()}
 
 
-TITLES = {"accuracy": "accuracy", "f1": "F1", "gmean": "G-mean", "auc": "AUC"}
-
-
-def fewer_folds(rows: list[dict], columns=tuple(TITLES)) -> str:
+def fewer_folds(rows: list[dict], columns) -> str:
     """Which means over folds are of fewer folds than `rows` (of results.csv, at one place) has,
-    as a sentence; "" for none."""
+    as a sentence; "" for none. columns: measures."""
     folds = {str(r["fold"]) for r in rows}
     found: dict = {}
     for c in columns:
-        n = len({str(r["fold"]) for r in rows if r[c] is not None})
+        n = len({str(r["fold"]) for r in rows if r.get(c) is not None})
         if n < len(folds):
-            found.setdefault(n, []).append(TITLES[c])
+            found.setdefault(n, []).append(called(c))
     return undefined(found, len(folds))
+
+
+def called(name: str) -> str:
+    """The title of a measure in a sentence."""
+    return "accuracy" if name == "accuracy" else measures.MEASURES[name].title
 
 
 def undefined(found: dict, folds: int) -> str:
@@ -179,9 +199,7 @@ def undefined(found: dict, folds: int) -> str:
 
 
 def final_table(results: list[dict], values: dict) -> str:
-    """The table at the end: accuracy, F1 and G-mean (percent, mean and deviation over folds)."""
-    import numpy as np
-
+    """The table at the end: four measures of each task, mean and deviation over folds."""
     lines = []
     wide = max([22, *(len(name) + 2 for name in values["backbones"])])
     places = dict.fromkeys((r["release"], r["validation"], r["task"]) for r in results)
@@ -191,51 +209,70 @@ def final_table(results: list[dict], values: dict) -> str:
         rows = [r for r in results if (r["release"], r["validation"], r["task"]) == place]
         where = f"{task}, release {release}, {validation}" if several else f"{task}, {validation}"
         spec = values["tasks"][task]
-        two = len(spec["classes"]) == 2
-        average = f"F1 of {spec['positive'] or spec['classes'][-1]}" if two else "F1 macro"
+        chosen = list(measures.drawn(spec))
+        if spec["thresholds"] and kinds.kind_of(spec) == kinds.NUMBER:
+            chosen.append("accuracy")
         folds = len({(r["fold"], r["seed"]) for r in rows})
+        unit = _units(spec, chosen)
         lines.append(
-            f"{where}, test parts: percent, mean ± standard deviation "
+            f"{where}, test parts: {unit}, mean ± standard deviation "
             f"over {folds} {'trainings' if len(values['seeds']) > 1 else 'folds'}"
             if folds > 1
-            else f"{where}, test part of one fold: percent"
+            else f"{where}, test part of one fold: {unit}"
         )
-        lines.append(
-            f"  {'backbone':<{wide}}{'configuration':<15}{'accuracy':>14}"
-            f"{average:>18}{'G-mean':>14}{'AUC':>14}"
-        )
-        keys = dict.fromkeys((r["backbone"], r["configuration"]) for r in rows)
-        groups = [
-            (b, c, [r for r in rows if (r["backbone"], r["configuration"]) == (b, c)])
-            for b, c in keys
-        ]
-        if len(values["backbones"]) > 1:
-            for name in dict.fromkeys(c for _, c in keys):
-                groups.append(
-                    (
-                        "mean of backbones",
-                        name,
-                        _over_backbones([g for g in groups if g[1] == name]),
-                    )
-                )
-        for backbone, name, group in groups:
-            cells = []
-            for column in TITLES:
-                numbers = [100 * r[column] for r in group if r[column] is not None]
-                cell = "-" if not numbers else f"{np.mean(numbers):.1f}"
-                if len(numbers) > 1:
-                    cell += f" ± {np.std(numbers, ddof=1):.1f}"
-                cells.append(cell)
-            lines.append(
-                f"  {backbone:<{wide}}{name:<15}{cells[0]:>14}{cells[1]:>18}"
-                f"{cells[2]:>14}{cells[3]:>14}"
-            )
-        note = fewer_folds(rows)
+        widths = [{"f1": 18, "r2": 17, "ccc": 17}.get(k, 14) for k in chosen]
+        heads = [_heading(k, spec).rjust(w) for k, w in zip(chosen, widths, strict=True)]
+        lines.append(f"  {'backbone':<{wide}}{'configuration':<15}{''.join(heads)}")
+        for backbone, name, group in _groups(rows, values, chosen):
+            cells = [_spread(k, group).rjust(w) for k, w in zip(chosen, widths, strict=True)]
+            lines.append(f"  {backbone:<{wide}}{name:<15}{''.join(cells)}")
+        note = fewer_folds(rows, chosen)
         lines += [f"  {note}", ""] if note else [""]
     return "\n".join(lines)
 
 
-def _over_backbones(groups: list[tuple]) -> list[dict]:
+def _units(spec: dict, chosen: list[str]) -> str:
+    """In what a table's figures are."""
+    if kinds.kind_of(spec) != kinds.NUMBER:
+        return "percent" if kinds.kind_of(spec) == kinds.CLASSES else "percent, means over findings"
+    return "MAE and RMSE in the label's unit" + (", accuracy in percent" * ("accuracy" in chosen))
+
+
+def _heading(name: str, spec: dict) -> str:
+    if name == "f1" and kinds.kind_of(spec) == kinds.CLASSES:
+        positive = spec["classes"][kinds.positive_of(spec)]
+        return f"F1 of {positive}" if len(spec["classes"]) == 2 else "F1 macro"
+    return called(name)
+
+
+def _groups(rows: list[dict], values: dict, chosen: list[str]) -> list[tuple]:
+    """(backbone, configuration, rows) of a table's lines."""
+    keys = dict.fromkeys((r["backbone"], r["configuration"]) for r in rows)
+    groups = [
+        (b, c, [r for r in rows if (r["backbone"], r["configuration"]) == (b, c)]) for b, c in keys
+    ]
+    if len(values["backbones"]) > 1:
+        for name in dict.fromkeys(c for _, c in keys):
+            some = [g for g in groups if g[1] == name]
+            groups.append(("mean of backbones", name, _over_backbones(some, chosen)))
+    return groups
+
+
+def _spread(name: str, rows: list[dict]) -> str:
+    """Mean and deviation of a measure."""
+    import numpy as np
+
+    one = measures.MEASURES[name]
+    numbers = [one.scale * r[name] for r in rows if r.get(name) is not None]
+    if not numbers:
+        return "-"
+    text = f"{np.mean(numbers):.{one.digits}f}"
+    if len(numbers) > 1:
+        text += f" ± {np.std(numbers, ddof=1):.{one.digits}f}"
+    return text
+
+
+def _over_backbones(groups: list[tuple], columns: list[str]) -> list[dict]:
     """Mean over backbones of each fold's metrics."""
     import numpy as np
 
@@ -250,7 +287,7 @@ def _over_backbones(groups: list[tuple]) -> list[dict]:
                     if any(r[c] is not None for r in rows)
                     else None
                 )
-                for c in TITLES
+                for c in columns
             }
         )
     return merged

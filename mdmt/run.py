@@ -215,9 +215,7 @@ def _introduce(study: Study, out: Path, found: checks.Report, where: str) -> Non
     say(f"mdmt {__version__}: {values['name']}{synthetic} -> {out}")
     grades = {item.sentence: item.grade for item in found.items}
     for cases in study.cases:
-        counts = ", ".join(
-            f"{c} {int((cases.labels == k).sum())}" for k, c in enumerate(cases.classes)
-        )
+        counts = ", ".join(f"{c} {n}" for c, n in zip(cases.classes, cases.counts(), strict=True))
         centers = len({c for c in cases.centers if c})
         place = f", {centers} centers" if centers else ""
         say(

@@ -40,7 +40,19 @@ COLUMNS = _map(
     "columns of the table",
     image=Key("text", "image", "image file name, with or without extension"),
     patient=Key("text", "patient", "patient id (text); splits never cut a patient", optional=True),
-    label=Key("text", "label", "class name, or the score that the task's thresholds cut"),
+    label=Key(
+        "text",
+        "label",
+        "class name, number, or the names of the findings with ; or | between them",
+    ),
+    findings=Key(
+        "table",
+        None,
+        "finding -> its column of 1, 0 or nothing (not labelled), where findings have columns of "
+        "their own (default: the columns that are called like them, where there is no label)",
+        optional=True,
+        item=Key("text"),
+    ),
     center=Key("text", None, "center (hospital), needed for loco", optional=True),
     test=Key(
         "text", None, "1 marks a fixed test set: it is the test part of every fold", optional=True
@@ -146,18 +158,29 @@ HEAD = _map(
         item=Key("int", low=1),
     ),
     dropout=Key("float", 0.5, "dropout probability after each hidden layer", low=0, high=0.99),
-    loss=Key("text", "ce", "loss of the task", choices=("ce",)),
+    loss=Key(
+        "text",
+        "ce",
+        "loss of the task, which says what kind of task it is: ce (cross-entropy) or ordinal "
+        "(ranked score, for ordered classes), one class per image; mse, a number; bce, any of "
+        "several findings",
+        choices=("ce", "ordinal", "mse", "bce"),
+    ),
 )
 
 TASK = _map(
     "one task",
     classes=Key(
-        "list", required=True, doc="class names, in order", item=Key("text"), nonempty=True
+        "list",
+        [],
+        "class names, in order; with the loss bce the findings; with mse none, or those that "
+        "thresholds make of the number",
+        item=Key("text"),
     ),
     labels=Key(
         "table",
         None,
-        "label in the table -> class name, where they differ",
+        "label in the table -> class or finding, where they differ; `No Finding` ignores one",
         optional=True,
         item=Key("text"),
     ),
@@ -165,7 +188,8 @@ TASK = _map(
         "list",
         None,
         "scores t1 < t2 < ...: class k is t_k <= score < t_k+1 "
-        "(equation 4 of the paper: [5, 9, 14])",
+        "(equation 4 of the paper: [5, 9, 14]); with the loss mse the number is learnt, and its "
+        "classes are reported too",
         optional=True,
         item=Key("float"),
     ),

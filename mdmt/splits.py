@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from . import kinds
 from .audit import LEAKS, Finding, audit, audit_across, audit_centers
 from .errors import BadInput
 from .kfold import (
@@ -150,6 +151,12 @@ def _folds_of(members, validation: str, values: dict, published, pairs) -> list[
     starts = np.cumsum([0, *(len(c) for c in members)])
     labels = [_joint_label(c, k) for c in members for k in c.labels.tolist()]
     labels = np.array(labels) if many else members[0].labels
+    needed = {
+        _joint_label(c, k) if many else str(k)
+        for c in members
+        if getattr(c, "kind", kinds.CLASSES) == kinds.CLASSES
+        for k in set(c.labels.tolist())
+    }
     centers = [x for c in members for x in c.centers]
     fixed = np.concatenate([_fixed(c) for c in members])
     waves = _waves(members)
@@ -163,7 +170,10 @@ def _folds_of(members, validation: str, values: dict, published, pairs) -> list[
         return None if sequence is None else np.asarray(sequence, dtype=object)[rows]
 
     arguments = (labels[rows], pick(groups).astype(str))
-    balanced = {"waves": None if waves is None else pick(waves).astype(str)}
+    balanced = {
+        "waves": None if waves is None else pick(waves).astype(str),
+        "needed": needed,
+    }
     if by_center:
         made = leave_one_center_out(
             *arguments, pick(centers), cv["seed"], cv["validation"], **balanced,
@@ -341,7 +351,7 @@ def _without_tested(entries: list[dict], cases_list, linked: set, validation: st
             entry[cases_list[m].name] = fold
             cases = cases_list[m]
             lost = set(cases.labels.tolist()) - set(cases.labels[fold["train"]].tolist())
-            if lost:
+            if lost and getattr(cases, "kind", kinds.CLASSES) == kinds.CLASSES:
                 raise BadInput(
                     f"{validation}, fold {len(out)}: without the patients who are tested in "
                     f"another data set, the training part of data set '{cases.name}' has no case "

@@ -6,6 +6,8 @@ import platform
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from . import __version__, config, experiments, splits
 from .errors import BadConfig, BadInput, nearest
 from .paths import canonical, digest, read_json, write_json
@@ -79,9 +81,7 @@ def read_cases(values: dict, out: Path | None = None, release: str | None = None
 
 def manifest(cases, store) -> str:
     """Hash of what a data set is: every image's pixels and label, in order."""
-    return digest(
-        [store.key, cases.images, cases.patients, cases.centers, cases.labels.tolist()], 24
-    )
+    return digest([store.key, cases.images, cases.patients, cases.centers, cases.identity()], 24)
 
 
 def gather(
@@ -99,7 +99,7 @@ def gather(
     for name in releases_of(values):
         cases, stores = [], []
         for one in read_cases(values, out, name):
-            key = digest([one.name, [str(p) for p in one.paths], one.labels.tolist()])
+            key = digest([one.name, [str(p) for p in one.paths], one.identity()])
             if key not in built:
                 if surveys is None:
                     built[key] = build(one, values, progress=not quiet)
@@ -303,6 +303,13 @@ def check_same_data(out: Path, record: dict) -> None:
             raise BadInput(f"{out}: its splits.json was made from other data; choose another --out")
 
 
+def _listed(target) -> list:
+    """Labels as JSON has them; null where there is none."""
+    if target.dtype.kind == "i" or not np.isnan(target).any():
+        return target.tolist()
+    return [[None if v != v else v for v in row] for row in target.tolist()]
+
+
 class Inputs:
     """Writes what jobs need to know of the machine; what many jobs share is written once.
 
@@ -334,7 +341,9 @@ class Inputs:
             rows = job.rows[name]
             datasets[name] = {
                 "store": str(store.folder.resolve()),
-                "labels": self._shared("labels", part["manifest"], cases.labels.tolist),
+                "labels": self._shared(
+                    "labels", part["manifest"], lambda cases=cases: _listed(cases.target)
+                ),
                 "rows": self._shared(
                     "rows",
                     f"{part['manifest'][:12]}-{part['split']}",

@@ -159,14 +159,14 @@ def test_available_memory_is_plausible():
     assert available is None or 2**20 < available < 2**50
 
 
-def test_softmax_and_cross_entropy_against_scipy():
+def test_softmax_and_mean_loss_against_scipy():
     rng = np.random.default_rng(0)
     logits = (rng.standard_normal((50, 4)) * 30).astype(np.float32)
     labels = rng.integers(0, 4, 50)
     wide = logits.astype(np.float64)
     np.testing.assert_allclose(engine.softmax(logits), softmax(wide, 1), atol=1e-7)
     want = -log_softmax(wide, 1)[np.arange(50), labels].mean()
-    assert engine.cross_entropy(logits, labels) == pytest.approx(want)
+    assert engine.mean_loss("ce", logits, labels) == pytest.approx(want)
 
 
 def test_elastic_field_is_scaled_to_the_image():

@@ -22,8 +22,9 @@ MAX_LINES, MAX_FUNCTION = 800, 80
 # The order of the data's way: a module may import only from its own stage or an earlier one. The
 # stages of a line are level with each other.
 STAGES = [
-    ["__init__", "_core", "errors", "schema", "config", "paths", "shown", "system", "apart", "py"],
-    ["ops", "sampler", "loss", "augmentation", "schedule", "metrics"],
+    ["__init__", "_core", "errors", "kinds", "schema", "config", "paths", "shown", "system",
+     "apart", "py"],
+    ["ops", "sampler", "loss", "augmentation", "schedule", "metrics", "measures"],
     ["nets", "weights", "onnx", "summary"],
     ["model"],
     ["engine"],
@@ -44,7 +45,7 @@ STAGES = [
     ["report"],
     ["checks", "explain"],
     ["cli", "run", "__main__"],
-]
+]  # fmt: skip
 # heavy module -> the only place that may import it
 HEAVY = {
     "dask": "runner", "distributed": "runner", "dask_jobqueue": "runner",

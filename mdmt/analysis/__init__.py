@@ -6,7 +6,7 @@ compute everything else from it. Nothing here draws, writes or trains.
 
 from __future__ import annotations
 
-from .compare import Analysis, Comparison, Matrix, compare, f1_name
+from .compare import Analysis, Comparison, Matrix, compare
 from .describe import Calibration, Subgroup, calibration, operating, subgroups
 from .folder import Outcome, Part, read, results
 from .readers import Readers, readers
@@ -24,7 +24,6 @@ __all__ = [
     "Subgroup",
     "calibration",
     "compare",
-    "f1_name",
     "operating",
     "read",
     "readers",

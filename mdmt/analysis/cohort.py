@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .. import kinds
 from ..errors import BadInput
 from ..paths import read_json
 
@@ -64,7 +65,6 @@ def record(releases, found=()) -> dict:
 
 def _described(cases, store) -> dict:
     """One data set."""
-    counts = np.bincount(cases.labels, minlength=len(cases.classes))
     excluded = [w for w in cases.warnings if w.startswith("excluded: ")]
     return {
         "name": cases.name,
@@ -75,13 +75,18 @@ def _described(cases, store) -> dict:
         "warnings": [w for w in cases.warnings if w not in excluded],
         "images": len(cases),
         "patients": len(set(cases.patients)),
-        "counts": dict(zip(cases.classes, counts.tolist(), strict=True)),
+        "counts": dict(zip(cases.classes, cases.counts().tolist(), strict=True)),
         "store": str(store.folder.resolve()),
         "cases": {
             "image": list(cases.images),
             "patient": list(cases.patients),
             "center": list(cases.centers),
-            "label": [cases.classes[k] for k in cases.labels],
+            "label": cases.texts,
+            **(
+                {}
+                if cases.kind == kinds.CLASSES
+                else {"stratum": [cases.stratum(k) for k in cases.labels]}
+            ),
             **_columns(cases.columns),
             **_second(cases),
         },
@@ -102,8 +107,10 @@ def _second(cases) -> dict:
     """What a second reader said: class names ("" where missing), regional scores as digits."""
     found: dict = {}
     for name, values in cases.second.items():
-        if name == "labels":
+        if name == "labels" and cases.kind == kinds.CLASSES:
             found["second"] = [cases.classes[k] if k >= 0 else "" for k in values]
+        elif name == "scores" and cases.kind == kinds.NUMBER:
+            found["second"] = ["" if v != v else kinds.number_text(v) for v in values.tolist()]
         elif name in ("regions", "second_regions"):
             found[name] = [
                 "" if np.isnan(six).any() else "".join(str(int(d)) for d in six) for six in values
@@ -127,7 +134,9 @@ def findings(cohort: dict | None, record: dict | None) -> list[str]:
                     rows = {p: [row.get(i, -1) for i in part[p]] for p in ("train", "val", "test")}
                     extra = {k: part[k] for k in splits.EXTRAS if k in part}
                     folds[part["fold"]] = {"fold": part["fold"], **extra, **rows}
-            for f in splits.audit(list(folds.values()), source["cases"]):
+            cases = source["cases"]
+            cases = {**cases, "label": cases.get("stratum", cases["label"])}
+            for f in splits.audit(list(folds.values()), cases):
                 found.append(
                     f"{validation}, {source['name']}: {f.count} {f.message} "
                     f"({', '.join(f.examples)})"

@@ -15,25 +15,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .. import metrics, stats
+from .. import kinds, metrics, stats
+from ..measures import CUT, MEASURES, compared
 from ..results import undefined
 from .folder import Outcome
 
 METHOD = "MDMT"
-# name -> what it is, in a heading; `brier` is the only one of which less is better
-TITLES = {
-    "accuracy": "Accuracy",
-    "f1": "F1",
-    "gmean": "G-mean",
-    "auc": "AUC",
-    "brier": "Brier",
-}
-METRICS = tuple(TITLES)
+# Measures of the classes that thresholds make of a number; the others are of the number itself.
+ON_CLASSES = (*CUT, "balanced_accuracy", "f1_macro", "f1_weighted", "mcc", "sensitivity",
+              "specificity", "quadratic_weighted_kappa")  # fmt: skip
 FEW_BACKBONES = 5  # below, backbones are taken as given: too few to say how others would do
 
 
 class Comparison(NamedTuple):
-    """METHOD minus `against` in `metric`, fractions (not percent).
+    """METHOD minus `against` in `metric`, fractions (not percent) or the number's unit.
 
     backbone "" is the mean over backbones (and seeds). low, high, pvalue: bootstrap by patient;
     holm: pvalue corrected over the place's means, NaN for single backbones; corrected_t: p-value of
@@ -53,7 +48,7 @@ class Comparison(NamedTuple):
     @property
     def better(self) -> float:
         """The difference with the sign that makes positive good."""
-        return -self.difference if self.metric == "brier" else self.difference
+        return -self.difference if MEASURES[self.metric].less else self.difference
 
 
 class Ranks(NamedTuple):
@@ -72,15 +67,15 @@ class Ranks(NamedTuple):
 class Matrix:
     """The predictions of all networks at a place for the same cases.
 
-    y, fold, patient, image, center (cases,); p {(backbone, seed, configuration): (cases, K)};
+    spec: the task as the configuration has it; y, p as of `folder.Part`: y (cases,) or (cases, K),
+    p {(backbone, seed, configuration): (cases, K)}; fold, patient, image, center (cases,);
     several: the study has more than one release.
     """
 
     release: str
     validation: str
     task: str
-    classes: list
-    positive: int
+    spec: dict
     configurations: list
     nets: list
     y: np.ndarray
@@ -96,6 +91,26 @@ class Matrix:
     def named(self) -> str:
         """ ", release 2" in a study of several releases, else nothing."""
         return f", release {self.release}" if self.several else ""
+
+    @property
+    def kind(self) -> str:
+        """The kind of its task (`mdmt.kinds`)."""
+        return kinds.kind_of(self.spec)
+
+    @property
+    def classes(self) -> list[str]:
+        """Classes or findings; of a number those that thresholds make of it, or none."""
+        return self.spec["classes"]
+
+    @property
+    def positive(self) -> int:
+        """Number of the positive class of two classes."""
+        return kinds.positive_of(self.spec)
+
+    @property
+    def two(self) -> bool:
+        """Whether the task is one of two classes."""
+        return self.kind == kinds.CLASSES and len(self.classes) == 2
 
     @property
     def place(self) -> tuple[str, str, str]:
@@ -114,20 +129,45 @@ class Matrix:
 
     def score(self, p: np.ndarray) -> np.ndarray:
         """What the AUC and calibration are computed from: p of the positive class, or all."""
-        return p[:, self.positive] if len(self.classes) == 2 else p
+        return p[:, self.positive] if self.two else p
 
     def target(self) -> np.ndarray:
         """y, as 0/1 of the positive class for two classes."""
-        if len(self.classes) == 2:
-            return (self.y == self.positive).astype(np.int64)
-        return self.y
+        return self._sided(self.y) if self.two else self.y
 
     def predicted(self, p: np.ndarray) -> np.ndarray:
-        """The class of the largest probability, on the scale of `target`."""
-        called = p.argmax(1)
-        if len(self.classes) == 2:
-            return (called == self.positive).astype(np.int64)
-        return called
+        """The decisions of p, on the scale of `target`."""
+        found = kinds.called(self.kind, p)
+        return self._sided(found) if self.two else found
+
+    def _sided(self, numbers: np.ndarray) -> np.ndarray:
+        """Class numbers of two classes as 0/1 of the positive one."""
+        return (numbers == self.positive).astype(np.int64) if len(self.classes) == 2 else numbers
+
+    def pooled(self, p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Outcomes and their probabilities, for calibration: of findings all that are labelled,
+        one after the other."""
+        if self.kind == kinds.FINDINGS:
+            known = ~np.isnan(self.y)
+            return self.y[known].astype(np.int64), p[known]
+        return self.target(), self.score(p)
+
+    def truth(self, metric: str) -> np.ndarray:
+        """The labels that `metric` takes; of a number it may be the classes that it is cut into."""
+        if self.kind == kinds.NUMBER and metric in ON_CLASSES:
+            return self._sided(kinds.cut(self.y, self.spec["thresholds"]))
+        return self.target()
+
+    def given(self, metric: str, p: np.ndarray) -> np.ndarray:
+        """What `metric` takes of p: decisions, probabilities, numbers or the classes of these."""
+        if self.kind == kinds.NUMBER and metric in ON_CLASSES:
+            return self._sided(kinds.cut(p[:, 0], self.spec["thresholds"]))
+        return self.score(p) if metric in ("auc", "brier") else self.predicted(p)
+
+    def named_metric(self, metric: str) -> str:
+        """The name of `metric` in `mdmt.stats`: F1 of more than two classes is their mean."""
+        many = self.kind != kinds.FINDINGS and len(self.classes) > 2
+        return "f1_macro" if metric == "f1" and many else metric
 
 
 @dataclass
@@ -148,11 +188,6 @@ class Analysis:
             if (c.backbone, c.against, c.metric) == (backbone, against, metric):
                 return c
         return None
-
-
-def f1_name(classes: list, positive: int) -> str:
-    """Which F1 the tables give: of the positive class for two classes, macro for more."""
-    return f"F1 of {classes[positive]}" if len(classes) == 2 else "macro F1"
 
 
 def matrix(outcome: Outcome, release: str, validation: str, task: str) -> Matrix | None:
@@ -201,8 +236,7 @@ def matrix(outcome: Outcome, release: str, validation: str, task: str) -> Matrix
         release,
         validation,
         task,
-        outcome.classes(task),
-        outcome.positive(task),
+        outcome.task(task),
         names,
         nets,
         np.concatenate([q.y for q in first]),
@@ -226,14 +260,6 @@ def _aligned(wanted: np.ndarray, have: np.ndarray) -> np.ndarray:
     return rows
 
 
-def _prediction(m: Matrix, metric: str, p: np.ndarray) -> np.ndarray:
-    return m.score(p) if metric in ("auc", "brier") else m.predicted(p)
-
-
-def _metric(m: Matrix, metric: str) -> str:
-    return "f1_macro" if metric == "f1" and len(m.classes) > 2 else metric
-
-
 def compare(outcome: Outcome, n: int = 10000, seed: int = 0) -> list[Analysis]:
     """Compare METHOD with every other configuration at every place, n resamples."""
     found = []
@@ -245,10 +271,8 @@ def compare(outcome: Outcome, n: int = 10000, seed: int = 0) -> list[Analysis]:
 
 
 def _compare(outcome: Outcome, m: Matrix, n: int, seed: int) -> Analysis:
-    keys = [(net, c, metric) for net in m.nets for c in m.configurations for metric in METRICS]
-    wanted = [(_metric(m, k), _prediction(m, k, m.p[(*net, c)])) for net, c, k in keys]
-    at = {key: i for i, key in enumerate(keys)}
-    drawn = stats.resample(m.target(), wanted, m.patient, n, seed, folds=m.fold)
+    names = compared(m.spec)
+    drawn, at = _drawn(m, names, n, seed)
     # Backbones are a sample only where there are several, each trained once.
     many = len(m.backbones) >= FEW_BACKBONES and len(m.nets) == len(m.backbones)
     notes = list(m.notes)
@@ -256,21 +280,21 @@ def _compare(outcome: Outcome, m: Matrix, n: int, seed: int) -> Analysis:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for c in m.configurations:
-            for k in METRICS:
+            for k in names:
                 which = [at[net, c, k] for net in m.nets]
-                estimates[c, k] = _or_nan(lambda w=which: drawn.mean(w), 3)
+                estimates[c, k] = _or_nan(lambda k=k, w=which: drawn[k].mean(w), 3)
         others = [c for c in m.configurations if c != METHOD]
         for other in others if METHOD in m.configurations else []:
-            for k in METRICS:
+            for k in names:
                 pairs = [(at[net, METHOD, k], at[net, other, k]) for net in m.nets]
                 mode = "random" if many else "fixed"
-                whole = _or_nan(lambda p=pairs, w=mode: drawn.mean_difference(p, w), 4)
+                whole = _or_nan(lambda k=k, p=pairs, w=mode: drawn[k].mean_difference(p, w), 4)
                 comparisons.append(_one(outcome, m, "", other, k, whole))
                 if len(m.backbones) < 2:
                     continue
                 for b in m.backbones:
                     some = [pair for net, pair in zip(m.nets, pairs, strict=True) if net[0] == b]
-                    part = _or_nan(lambda p=some: drawn.mean_difference(p), 4)
+                    part = _or_nan(lambda k=k, p=some: drawn[k].mean_difference(p), 4)
                     comparisons.append(_one(outcome, m, b, other, k, part))
     few = fewer_folds(m)
     if few:
@@ -279,6 +303,20 @@ def _compare(outcome: Outcome, m: Matrix, n: int, seed: int) -> Analysis:
         notes.append(f"{m.task}, {m.validation}{m.named}: {text}.")
     comparisons = _corrected(comparisons)
     return Analysis(m, n, many, estimates, comparisons, _ranks(m), notes)
+
+
+def _drawn(m: Matrix, names: tuple, n: int, seed: int) -> tuple[dict, dict]:
+    """({metric: Resampled}, {(net, configuration, metric): number in it}); metrics that take the
+    same labels share one, and the patients drawn are the same in all."""
+    drawn, at = {}, {}
+    cut = [k for k in names if k in ON_CLASSES] if m.kind == kinds.NUMBER else []
+    for some in filter(None, (cut, [k for k in names if k not in cut])):
+        keys = [(net, c, k) for net in m.nets for c in m.configurations for k in some]
+        wanted = [(m.named_metric(k), m.given(k, m.p[(*net, c)])) for net, c, k in keys]
+        found = stats.resample(m.truth(some[0]), wanted, m.patient, n, seed, folds=m.fold)
+        drawn |= dict.fromkeys(some, found)
+        at |= {key: i for i, key in enumerate(keys)}
+    return drawn, at
 
 
 def _or_nan(function, width: int):
@@ -309,21 +347,20 @@ def _corrected(comparisons: list[Comparison]) -> list[Comparison]:
 
 def value(m: Matrix, metric: str, rows, p: np.ndarray) -> float:
     """`metric` of the cases `rows` (indices or mask), NaN where it is undefined."""
-    y, p = m.target()[rows], p[rows]
+    if metric == "correlation":  # of the expected class with the true one
+        y, p = m.target()[rows], p[rows]
+        return stats.pearson(y, p @ np.arange(p.shape[1])) if len(y) else float("nan")
+    y, given = m.truth(metric)[rows], m.given(metric, p[rows])
     if len(y) == 0:
         return float("nan")
-    if metric == "auc":
-        return metrics.auc(y, m.score(p))
-    if metric == "brier":
-        return stats.brier(y, m.score(p))
-    if metric == "correlation":  # of the expected class with the true one
-        return stats.pearson(y, p @ np.arange(p.shape[1]))
-    called = m.predicted(p)
-    if metric == "f1":
-        return metrics.f1(y, called, "binary" if len(m.classes) == 2 else "macro")
-    if metric in ("f1_macro", "f1_weighted"):
-        return metrics.f1(y, called, metric[3:])
-    return getattr(metrics, metric)(y, called)
+    if metric == "bias":
+        return float(np.mean(given - y))
+    if m.kind == kinds.FINDINGS:
+        return metrics.mean_of_findings(metric, y, given)
+    if metric in ("f1", "f1_macro", "f1_weighted"):
+        average = m.named_metric(metric).removeprefix("f1").removeprefix("_")
+        return metrics.f1(y, given, average or "binary")
+    return getattr(stats, metric)(y, given)
 
 
 def by_fold(m: Matrix, metric: str, configuration: str, backbone: str = "") -> np.ndarray:
@@ -347,10 +384,10 @@ def defined_folds(m: Matrix, metric: str) -> int:
 def fewer_folds(m: Matrix) -> str:
     """Which metrics are not of all folds, as a sentence; "" for none."""
     found: dict = {}
-    for k, title in TITLES.items():
+    for k in compared(m.spec):
         n = defined_folds(m, k)
         if n < len(m.folds):
-            found.setdefault(n, []).append(title)
+            found.setdefault(n, []).append(MEASURES[k].title)
     return undefined(found, len(m.folds))
 
 
@@ -388,13 +425,12 @@ def _sizes(outcome: Outcome, m: Matrix):
 
 
 def scores(m: Matrix, metric: str) -> np.ndarray:
-    """Mean over folds and seeds (backbones, configurations); higher is better for `brier` too."""
+    """Mean over folds and seeds (backbones, configurations)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of a metric that no fold defines
-        table = np.array(
+        return np.array(
             [[np.nanmean(by_fold(m, metric, c, b)) for c in m.configurations] for b in m.backbones]
         )
-    return -table if metric == "brier" else table
 
 
 def _ranks(m: Matrix) -> list[Ranks]:
@@ -402,8 +438,8 @@ def _ranks(m: Matrix) -> list[Ranks]:
     if len(m.backbones) < 2 or len(m.configurations) < 3:
         return []
     found = []
-    for k in METRICS:
-        table = scores(m, k)
+    for k in compared(m.spec):
+        table = scores(m, k) * (-1 if MEASURES[k].less else 1)
         if not np.isfinite(table).all():
             continue
         nemenyi = stats.nemenyi(table)

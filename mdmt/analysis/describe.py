@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .. import stats
+from .. import kinds, metrics, stats
+from ..measures import grouped
 from .cohort import BANDS, groups_of
 from .compare import METHOD, Matrix, by_fold, value
 
@@ -16,8 +17,8 @@ PATIENTS = 5  # and patients: resampling fewer says next to nothing of the sprea
 
 
 class Calibration(NamedTuple):
-    """Means over the networks of a configuration, all cases pooled. slope and intercept are NaN
-    for more than two classes."""
+    """Means over the networks of a configuration, all cases (and findings) pooled. slope and
+    intercept are NaN for more than two classes."""
 
     configuration: str
     brier: float
@@ -29,7 +30,8 @@ class Calibration(NamedTuple):
 
 class Subgroup(NamedTuple):
     """One level of a variable: n cases of `patients` patients, `positive` of the positive class
-    (-1 for more than two classes); found {configuration: {metric: BootstrapInterval or None}}."""
+    (-1 where there are not two classes); found {configuration: {metric: BootstrapInterval or
+    None}}."""
 
     variable: str
     level: str
@@ -42,11 +44,15 @@ class Subgroup(NamedTuple):
 def operating(m: Matrix, configuration: str) -> dict:
     """Every metric of a configuration: mean over folds and networks, NaN where undefined."""
     names = ["accuracy", "balanced_accuracy"]
-    if len(m.classes) == 2:
-        names += ["sensitivity", "specificity", "f1"]
-    names += ["f1_macro", "f1_weighted", "gmean", "mcc", "auc", "brier"]
-    if len(m.classes) > 2:
-        names += ["quadratic_weighted_kappa", "mae", "correlation"]
+    if m.kind == kinds.FINDINGS:
+        names = ["accuracy", "f1", "f1_weighted", "gmean", "auc", "brier"]
+    elif m.kind == kinds.NUMBER:
+        cut = [*names, "f1_macro", "gmean", "mcc", "quadratic_weighted_kappa"]
+        names = [*metrics.NUMBERS, "bias", *(cut if m.classes else [])]
+    else:
+        names += ["sensitivity", "specificity", "f1"] if m.two else []
+        names += ["f1_macro", "f1_weighted", "gmean", "mcc", "auc", "brier"]
+        names += [] if m.two else ["quadratic_weighted_kappa", "mae", "correlation"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         return {k: float(np.nanmean(by_fold(m, k, configuration))) for k in names}
@@ -55,10 +61,9 @@ def operating(m: Matrix, configuration: str) -> dict:
 def calibration(m: Matrix, configuration: str) -> Calibration:
     """How far the probabilities of a configuration can be taken at their word."""
     found = []
-    y = m.target()
     for net in m.nets:
-        p = m.score(m.p[(*net, configuration)])
-        two = p.ndim == 1
+        y, p = m.pooled(m.p[(*net, configuration)])
+        two = p.ndim == 1 and len(set(y.tolist())) == 2
         found.append(
             (
                 stats.brier(y, p),
@@ -72,18 +77,44 @@ def calibration(m: Matrix, configuration: str) -> Calibration:
 
 
 def confusion(m: Matrix, configuration: str) -> np.ndarray:
-    """Cases by true (row) and predicted class (K, K): all folds, mean over the networks."""
+    """Cases by true (row) and predicted class (K, K), of a number those that thresholds make of it:
+    all folds, mean over the networks."""
     k = len(m.classes)
     table = np.zeros((k, k))
     for net in m.nets:
-        np.add.at(table, (m.y, m.p[(*net, configuration)].argmax(1)), 1)
+        both = m.y, kinds.called(m.kind, m.p[(*net, configuration)])
+        if m.kind == kinds.NUMBER:
+            both = tuple(kinds.cut(v, m.spec["thresholds"]) for v in both)
+        np.add.at(table, both, 1)
     return table / len(m.nets)
 
 
 def mean_truth(m: Matrix, configuration: str) -> np.ndarray:
-    """Mean over the networks of the probability given to the true class (cases,)."""
+    """Mean over the networks of the probability given to the true class, or to what is true of each
+    labelled finding; of numbers the negative mean absolute error (cases,)."""
+    each = [m.p[(*n, configuration)] for n in m.nets]
+    if m.kind == kinds.NUMBER:
+        return -np.mean([np.abs(p[:, 0] - m.y) for p in each], 0)
+    if m.kind == kinds.FINDINGS:
+        return np.mean([np.nanmean(np.where(m.y == 1, p, 1 - p) + 0 * m.y, 1) for p in each], 0)
     rows = np.arange(len(m.y))
-    return np.mean([m.p[(*n, configuration)][rows, m.y] for n in m.nets], 0)
+    return np.mean([p[rows, m.y] for p in each], 0)
+
+
+def by_finding(m: Matrix, configuration: str) -> dict[str, np.ndarray]:
+    """{"auc", "f1": (K,)} of a configuration's findings: means over folds and networks, NaN where
+    no fold defines them."""
+    found = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        for k in ("auc", "f1"):
+            each = []
+            for net in m.nets:
+                given = m.given(k, m.p[(*net, configuration)])
+                each += [metrics.of_findings(k, m.y[m.fold == f], given[m.fold == f])
+                         for f in m.folds]  # fmt: skip
+            found[k] = np.nanmean(each, 0)
+    return found
 
 
 def _level_order(variable: str, levels) -> list[str]:
@@ -98,13 +129,13 @@ def shown(m: Matrix) -> list[str]:
 
 
 def subgroups(m: Matrix, cohort: dict | None, n: int = 1000, seed: int = 0) -> list[Subgroup]:
-    """Accuracy and (two classes) AUC within the levels of every variable that is known, with
+    """The measures `mdmt.measures.grouped` within the levels of every variable that is known, with
     intervals by patient. Cases of all folds are pooled, metrics averaged over the networks."""
     found = []
     for variable, level_of in groups_of(cohort, m.task, m.image, m.center).items():
         for level in _level_order(variable, set(level_of)):
             rows = np.flatnonzero(level_of == level)
-            positive = int(np.sum(m.y[rows] == m.positive)) if len(m.classes) == 2 else -1
+            positive = int(np.sum(m.y[rows] == m.positive)) if m.two else -1
             patients = len(set(m.patient[rows]))
             enough = len(rows) >= LEAST and patients >= PATIENTS
             scored = _score(m, rows, n, seed) if enough else {}
@@ -114,14 +145,14 @@ def subgroups(m: Matrix, cohort: dict | None, n: int = 1000, seed: int = 0) -> l
 
 def _score(m: Matrix, rows: np.ndarray, n: int, seed: int) -> dict:
     """{configuration: {metric: interval}} of the cases `rows`."""
-    names = ["accuracy", "auc"] if len(m.classes) == 2 else ["accuracy"]
     first = m.p[(*m.nets[0], shown(m)[0])]
-    names = [k for k in names if np.isfinite(value(m, k, rows, first))]
+    names = [k for k in grouped(m.spec) if np.isfinite(value(m, k, rows, first))]
+    if not names:
+        return {}
     keys = [(net, c, k) for net in m.nets for c in shown(m) for k in names]
     wanted = []
     for net, c, k in keys:
-        p = m.p[(*net, c)][rows]
-        wanted.append((k, m.score(p) if k == "auc" else m.predicted(p)))
+        wanted.append((k, m.given(k, m.p[(*net, c)][rows])))
     drawn = stats.resample(m.target()[rows], wanted, m.patient[rows], n, seed)
     scored: dict = {}
     with warnings.catch_warnings():

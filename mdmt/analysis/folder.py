@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .. import config, metrics, splits
+from .. import config, kinds, metrics, splits
 from ..errors import BadInput, nearest
 from ..paths import digest_file, read_csv, read_json
 from ..results import PREDICTION_COLUMNS
@@ -26,8 +26,9 @@ PLACE = PREDICTION_COLUMNS[:7]
 
 
 class Part(NamedTuple):
-    """The tested cases of one network on one task: text arrays patient, image, center (n,), class
-    numbers y and predicted (n,), probabilities p (n, K)."""
+    """The tested cases of one network on one task: text arrays patient, image, center (n,); y and
+    predicted as from `kinds.values_of`: class numbers (n,), numbers (n,), or findings (n, K); p:
+    probabilities (n, K), or the predicted numbers (n, 1)."""
 
     release: str
     validation: str
@@ -75,15 +76,9 @@ class Outcome:
         tasks, schemes = list(self.values["tasks"]), list(self.values["validation"])
         return sorted(found, key=lambda f: (f[0], _at(tasks, f[2]), _at(schemes, f[1])))
 
-    def classes(self, task: str) -> list[str]:
-        """Class names of a task, in order."""
-        return self.values["tasks"][task]["classes"]
-
-    def positive(self, task: str) -> int:
-        """Number of the positive class of a two-class task."""
-        spec = self.values["tasks"][task]
-        classes = spec["classes"]
-        return classes.index(spec["positive"]) if spec["positive"] else len(classes) - 1
+    def task(self, name: str) -> dict:
+        """A task as the configuration has it."""
+        return self.values["tasks"][name]
 
     def select(self, **place) -> list[Part]:
         """The parts at a place, such as task="prognosis", configuration="FT"."""
@@ -238,18 +233,18 @@ def _part(path: Path, header, place, rows, line: int, values: dict) -> Part:
         raise BadInput(
             f"{path}: line {line} has fold '{fold}' and seed '{seed}'; both must be numbers"
         )
-    classes = values["tasks"][task]["classes"]
-    where = {c: k for k, c in enumerate(classes)}
-    columns = [header.index(f"p_{c}") if f"p_{c}" in header else -1 for c in classes]
+    spec = values["tasks"][task]
+    kind, classes = kinds.kind_of(spec), spec["classes"]
+    columns = [11]
+    if kind != kinds.NUMBER:
+        columns = [header.index(f"p_{c}") if f"p_{c}" in header else -1 for c in classes]
     if min(columns) < 0:
         raise BadInput(f"{path}: has no column 'p_{classes[columns.index(-1)]}'; {_again(path)}")
     try:
-        y = np.array([where[r[10]] for r in rows], np.int64)
-        predicted = np.array([where[r[11]] for r in rows], np.int64)
-    except KeyError as error:
+        y, predicted = (kinds.values_of(kind, classes, [r[c] for r in rows]) for c in (10, 11))
+    except ValueError as error:
         raise BadInput(
-            f"{path}: near line {line} a case has the class {error}; task '{task}' has "
-            f"{', '.join(classes)}; {_again(path)}"
+            f"{path}: near line {line} a case of task '{task}' has {error}; {_again(path)}"
         ) from error
     try:
         p = np.array([[float(r[c]) for c in columns] for r in rows])
@@ -257,7 +252,7 @@ def _part(path: Path, header, place, rows, line: int, values: dict) -> Part:
         raise BadInput(
             f"{path}: near line {line} a probability is not a number ({error}); {_again(path)}"
         ) from error
-    _check_numbers(path, line, predicted, p)
+    _check_numbers(path, line, kind, predicted, p)
     text = [np.array([r[c] for r in rows], dtype=object) for c in (7, 8, 9)]
     return Part(
         release, validation, int(fold), backbone, configuration, task, int(seed),
@@ -265,18 +260,22 @@ def _part(path: Path, header, place, rows, line: int, values: dict) -> Part:
     )  # fmt: skip
 
 
-def _check_numbers(path: Path, line: int, predicted: np.ndarray, p: np.ndarray) -> None:
-    """Probabilities add up to 1 and their largest is the predicted class."""
+def _check_numbers(path: Path, line: int, kind: str, predicted: np.ndarray, p: np.ndarray) -> None:
+    """Probabilities are such, of classes add up to 1, and the decision follows from them."""
+    if kind == kinds.NUMBER:
+        return
     with np.errstate(invalid="ignore"):
-        wrong = ~(np.abs(p.sum(1) - 1) < 1e-3) | (p.min(1) < 0)
-    off = np.flatnonzero(wrong | (p.argmax(1) != predicted))
+        if kind == kinds.FINDINGS:
+            wrong, other = ~((p >= 0) & (p <= 1)).all(1), ((p > 0.5) != (predicted == 1)).any(1)
+            said = ("that are none", "other findings than those above a half")
+        else:
+            wrong = ~(np.abs(p.sum(1) - 1) < 1e-3) | (p.min(1) < 0)
+            other = p.argmax(1) != predicted
+            said = ("that do not add up to 1", "another class than its largest probability")
+    off = np.flatnonzero(wrong | other)
     if off.size:
         k = int(off[0])
-        what = (
-            "has probabilities that do not add up to 1"
-            if wrong[k]
-            else "predicts another class than its largest probability"
-        )
+        what = f"has probabilities {said[0]}" if wrong[k] else f"predicts {said[1]}"
         raise BadInput(
             f"{path}: line {line + k} {what}; it was changed after it was written: {_again(path)}"
         )
@@ -363,13 +362,15 @@ def _same(outcome: Outcome, number: str, part: Part, cache: dict) -> bool:
         cache.clear()  # neighbours in the file share a training
         cache[number] = read_csv(_left(outcome, number))
     rows = [r for r in cache[number] if r["task"] == part.task]
-    classes = outcome.classes(part.task)
+    spec = outcome.task(part.task)
+    kind, classes = kinds.kind_of(spec), spec["classes"]
     if len(rows) != len(part.y):
         return False
-    if [r["label"] for r in rows] != [classes[k] for k in part.y]:
+    if [r["label"] for r in rows] != kinds.texts(kind, classes, part.y):
         return False
+    columns = ["predicted"] if kind == kinds.NUMBER else [f"p{k}" for k in range(len(classes))]
     try:
-        p = np.array([[float(r[f"p{k}"]) for k in range(len(classes))] for r in rows])
+        p = np.array([[float(r[c]) for c in columns] for r in rows])
     except (KeyError, ValueError):
         return False
     return bool(np.array_equal(p, part.p))
@@ -421,7 +422,7 @@ def results(outcome: Outcome) -> list[dict]:
     jobs = jobs_by_place(outcome)
     rows = []
     for part in outcome.parts:
-        found = metrics.summary(part.y, part.p, outcome.positive(part.task))
+        found = metrics.task_summary(outcome.task(part.task), part.y, part.p)
         row = dict(zip(PLACE, part[:7], strict=True))
         row.update({k: (None if v != v else v) for k, v in found.items()})
         numbers = jobs.get((*part[:5], part.seed), [])

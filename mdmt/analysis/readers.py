@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .. import stats
+from .. import kinds, stats
 from .compare import Matrix
 
 KAPPA = "quadratic_weighted_kappa"
@@ -16,8 +16,9 @@ NAN = (float("nan"),) * 4
 
 class Reading(NamedTuple):
     """Agreement of a configuration's networks, or of the second reader, with the first reader:
-    means over the networks. kappa: weighted, with its interval; other: weighted kappa with the
-    second reader; beyond: kappa minus the second reader's, with its interval."""
+    means over the networks. kappa: weighted (of numbers that is Lin's concordance), with its
+    interval; other: weighted kappa with the second reader; beyond: kappa minus the second reader's,
+    with its interval."""
 
     name: str
     exact: float
@@ -50,16 +51,20 @@ def _texts(cohort: dict | None, task: str, name: str) -> dict:
 def readers(m: Matrix, cohort: dict | None, n: int = 1000, seed: int = 0) -> Readers | None:
     """The second reader and the networks, against the labels, on the images that both readers
     scored; None where there is no second reader. n resamples of the patients."""
-    second = {k: v for k, v in _texts(cohort, m.task, "second").items() if v in m.classes}
+    if m.kind == kinds.FINDINGS:
+        return None
+    number = m.kind == kinds.NUMBER
+    second = _texts(cohort, m.task, "second")
+    second = {k: v for k, v in second.items() if (v if number else v in m.classes)}
     # where folds are gone through again, an image counts once
     first = {image: i for i, image in reversed(list(enumerate(m.image))) if image in second}
     rows = np.array(sorted(first.values()))
     if len(rows) < 2:
         return None
     y, patient = m.y[rows], m.patient[rows].astype(str)
-    other = np.array([m.classes.index(second[i]) for i in m.image[rows]])
+    other = kinds.values_of(m.kind, m.classes, [second[i] for i in m.image[rows]])
     keys = [(net, c) for c in m.configurations for net in m.nets]
-    called = [other, *(m.p[(*net, c)][rows].argmax(1) for net, c in keys)]
+    called = [other, *(kinds.called(m.kind, m.p[(*net, c)][rows]) for net, c in keys)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         drawn = stats.resample(y, [(KAPPA, v) for v in called], patient, n, seed)

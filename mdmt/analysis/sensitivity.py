@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .. import stats
-from .compare import METHOD, METRICS, Analysis, Comparison, Matrix, by_fold, corrected_t, scores
+from .. import kinds, stats
+from ..measures import compared
+from .compare import METHOD, Analysis, Comparison, Matrix, by_fold, corrected_t, scores
 from .folder import Outcome
 
 ALPHA = 0.05
@@ -58,18 +59,21 @@ class Sensitivity(NamedTuple):
 
 
 def sensitivity(outcome: Outcome, analysis: Analysis) -> list[Sensitivity]:
-    """Every test of TESTS for METHOD against every other configuration at a place."""
+    """Every test of TESTS for METHOD against every other configuration at a place; DeLong's and
+    McNemar's are for tasks of classes."""
     m = analysis.matrix
     if METHOD not in m.configurations:
         return []
     found = []
-    people = _people(m)
-    tables = {k: scores(m, k) for k in METRICS} if len(m.backbones) >= LEAST_PAIRS else {}
+    names = compared(m.spec)
+    people = _people(m) if m.kind == kinds.CLASSES else None
+    tables = {k: scores(m, k) for k in names} if len(m.backbones) >= LEAST_PAIRS else {}
     for other in (c for c in m.configurations if c != METHOD):
-        found.append(_delong(m, people, other))
-        found.append(_mcnemar(m, people, other))
-        found += [_over_folds(outcome, m, other, k) for k in METRICS]
-        found += [_signed_ranks(m, tables, other, k) for k in METRICS]
+        if people is not None:
+            found.append(_delong(m, people, other))
+            found.append(_mcnemar(m, people, other))
+        found += [_over_folds(outcome, m, other, k) for k in names]
+        found += [_signed_ranks(m, tables, other, k) for k in names]
     return _finished(found, analysis)
 
 
@@ -224,7 +228,6 @@ def _signed_ranks(m: Matrix, tables: dict, other: str, metric: str) -> Sensitivi
     if tables:
         unit, table = "backbones", tables[metric]
         d = table[:, m.configurations.index(METHOD)] - table[:, m.configurations.index(other)]
-        d = -d if metric == "brier" else d  # `scores` makes more better
     elif len(m.y) > len(set(m.image.tolist())):
         return _without("Wilcoxon", other, metric, "folds",
                         "needs folds that share no case")  # fmt: skip

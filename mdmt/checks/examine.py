@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import splits, study
+from .. import kinds, splits, study
 from ..errors import BadInput
 from . import pictures, plan
 from .found import GRADES, Report
 
+WORDS = {kinds.CLASSES: "class", kinds.NUMBER: "range", kinds.FINDINGS: "finding"}
 FEW = 10  # patients of a class in a training part below which it is hard to learn
 # Words of the readers' sentences that a person should look at.
 DOUBTFUL = ("own patient", "same picture", "count as different", "counts as one")
@@ -203,51 +204,80 @@ def _finding(report: Report, topic: str, f) -> None:
 
 
 def _few(report: Report, topic: str, folds, cases) -> None:
-    """Classes of which a training part has few patients, or a validation part nobody."""
+    """Classes or findings of which a training part has few patients, a validation part nobody."""
+    if cases.kind == kinds.NUMBER:
+        return
+    what = WORDS[cases.kind]
     patients = np.array(cases.patients, dtype=object)
-    counts = np.bincount(cases.labels, minlength=len(cases.classes))
+    members = cases.members
     few, absent = {}, []
     for fold in folds:
         for k, name in enumerate(cases.classes):
-            if not counts[k]:
+            if not members[:, k].any():
                 continue
-            rows = fold["train"][cases.labels[fold["train"]] == k]
+            rows = fold["train"][members[fold["train"], k]]
             count = len(set(patients[rows]))
             if count < FEW:
                 few[name] = min(count, few.get(name, FEW))
-            if len(fold["val"]) and not (cases.labels[fold["val"]] == k).any():
-                absent.append(f"class {name} in fold {fold['fold']}")
+            if len(fold["val"]) and not members[fold["val"], k].any():
+                absent.append(f"{what} {name} in fold {fold['fold']}")
     if few:
         named = ", ".join(f"{name} ({count})" for name, count in few.items())
+        join = "join classes" if cases.kind == kinds.CLASSES else "leave it out"
         report.add(
             "warning", topic,
-            f"a training part has fewer than {FEW} patients of class {named}; give more, join "
-            "classes or use fewer folds",
+            f"a training part has fewer than {FEW} patients of {what} {named}; give more, {join} "
+            "or use fewer folds",
         )  # fmt: skip
     if absent:
+        plural = {kinds.CLASSES: "classes"}.get(cases.kind, "findings")
         report.add(
             "note", topic,
-            f"{len(absent)} classes without a case in a validation part ({', '.join(absent[:3])}"
+            f"{len(absent)} {plural} without a case in a validation part ({', '.join(absent[:3])}"
             f"{', ...' if len(absent) > 3 else ''}): the validation loss does not see them",
         )  # fmt: skip
 
 
 def _unseen(report: Report, cases) -> None:
-    """Classes of the task of which a data set has no case."""
-    counts = np.bincount(cases.labels, minlength=len(cases.classes))
+    """Classes or findings of the task of which a data set has no case, or nothing else."""
+    what, counts = WORDS[cases.kind], cases.counts()
+    if cases.kind == kinds.NUMBER:
+        if np.ptp(cases.target) == 0:
+            report.add(
+                "error", cases.name,
+                f"every case has the number {cases.texts[0]}, so there is nothing to learn; "
+                "correct the labels",
+            )  # fmt: skip
+        return
     names = ", ".join(c for c, n in zip(cases.classes, counts, strict=True) if not n)
-    if np.count_nonzero(counts) == 1:
+    if cases.kind == kinds.CLASSES and np.count_nonzero(counts) == 1:
         report.add(
             "error", cases.name,
             f"every case has the class {cases.classes[int(counts.argmax())]}, so there is nothing "
             f"to tell apart; give cases of {names}, or correct the labels",
         )  # fmt: skip
+    elif not counts.any():
+        report.add("error", cases.name, "no case has any finding, so there is nothing to learn; "
+                   "correct the labels")  # fmt: skip
     elif names:
         report.add(
             "warning", cases.name,
-            f"no case has the class {names}; a network cannot learn it: correct the labels, or "
+            f"no case has the {what} {names}; a network cannot learn it: correct the labels, or "
             f"take it out of the classes of task {cases.task}",
         )  # fmt: skip
+    if cases.kind == kinds.FINDINGS:
+        always = ", ".join(
+            c
+            for k, c in enumerate(cases.classes)
+            if counts[k] and not (cases.values[:, k] == 0).any()
+        )
+        if always:
+            report.add(
+                "warning", cases.name,
+                f"no case is labelled to be without {always}; a network cannot learn it: give 0 in "
+                f"its column where it is not there, or take it out of the classes of task "
+                f"{cases.task}",
+            )  # fmt: skip
 
 
 def _batches(report: Report, values: dict) -> None:

@@ -176,8 +176,7 @@ def _splits(report: Report) -> str:
                     more += [part["center"]] if "center" in part else []
                     cells = [f"{i}{' (' + ', '.join(more) + ')' if more else ''}"]
                     for p in PARTS:
-                        labels = cases.labels[part[p]]
-                        counts = np.bincount(labels, minlength=len(cases.classes))
+                        counts = cases.counts(part[p])
                         patients = len({cases.patients[k] for k in part[p]})
                         cells.append(f"{' / '.join(map(str, counts))} ({patients})")
                     rows.append(cells)

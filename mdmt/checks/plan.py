@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+from .. import kinds
 from ..errors import BadConfig, BadInput
 from ..runner import estimate
 from ..runner.estimate import size_text
@@ -40,7 +41,7 @@ def forecast(report, out, quiet: bool = False) -> None:
 def fits(report, quiet: bool = False) -> None:
     """Findings where a step of a backbone does not fit into this machine's memory."""
     values, names = report.values, report.values["backbones"]
-    heads = {n: {"classes": len(t["classes"]), **t["head"]} for n, t in values["tasks"].items()}
+    heads = {n: kinds.head_of(t) for n, t in values["tasks"].items()}
     for k, name in enumerate(names):
         _say(quiet, f"planning {k + 1}/{len(names)}: {name}")
         try:
@@ -53,7 +54,7 @@ def fits(report, quiet: bool = False) -> None:
 def _measured(report, values: dict, tasks: list, quiet: bool) -> tuple[dict, list[str]]:
     """{backbone: figures}, the names of those that were estimated from others."""
     begin, names = time.perf_counter(), values["backbones"]
-    heads = {t["name"]: {"classes": len(t["classes"]), **t["head"]} for t in tasks}
+    heads = {t["name"]: kinds.head_of(t) for t in tasks}
     figures, others, work = {}, {}, {}
     for k, name in enumerate(names):
         _say(quiet, f"planning {k + 1}/{len(names)}: {name}")

@@ -73,7 +73,7 @@ def data_table(report: Report) -> list[list[str]]:
             if (cases.name, store.key) in seen:
                 continue
             seen.add((cases.name, store.key))
-            counts = np.bincount(cases.labels, minlength=len(cases.classes))
+            counts = cases.counts()
             centers = sorted({c for c in cases.centers if c})
             kinds: dict[str, int] = {}
             for path in cases.paths:
@@ -102,14 +102,7 @@ def split_table(report: Report) -> list[list[str]]:
             for cases in r.cases:
                 cells = []
                 for part in PARTS:
-                    counts = np.array(
-                        [
-                            np.bincount(
-                                cases.labels[f[cases.name][part]], minlength=len(cases.classes)
-                            )
-                            for f in folds
-                        ]
-                    )
+                    counts = np.array([cases.counts(f[cases.name][part]) for f in folds])
                     low, high = counts.min(0), counts.max(0)
                     cells.append(
                         " ".join(

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import BadData
+from .labels import missing
 
 ROLES = ("second", "regions", "second_regions")
 REGIONS = "ABCDEF"
@@ -22,10 +23,11 @@ def six_digits(text: str) -> tuple[int, ...]:
     return tuple(int(d) for d in found[1].zfill(6))
 
 
-def read(table: Path, rows: list[dict], columns: dict, missing, label) -> dict:
+def read(table: Path, rows: list[dict], columns: dict, stated, label) -> dict:
     """What the columns `second`, `regions` and `second_regions` say, {} where none is named.
 
-    rows: the labelled rows; missing(text) -> bool; label(rows) -> (class numbers, scores) of the
+    rows: the labelled rows; stated(row) -> bool: whether the second reader has labelled it;
+    label(rows) -> (class numbers, scores) of the
     column `second`. Returns {"labels": (M,) int64, -1 where the second reader is missing;
     "scores": (M,) float64, NaN; "regions", "second_regions": (M, 6) float64, NaN}.
     Raises BadData, naming table, image and value.
@@ -33,7 +35,7 @@ def read(table: Path, rows: list[dict], columns: dict, missing, label) -> dict:
     found: dict = {}
     name = columns.get("second")
     if name is not None:
-        here = [i for i, r in enumerate(rows) if not missing(r[name])]
+        here = [i for i, r in enumerate(rows) if stated(r)]
         found["labels"] = np.full(len(rows), -1, np.int64)
         found["scores"] = np.full(len(rows), np.nan)
         if here:

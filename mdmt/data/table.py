@@ -18,13 +18,15 @@ from pathlib import Path
 
 import numpy as np
 
+from .. import kinds
 from ..errors import BadConfig, BadData, nearest
 from ..shown import html_table
+from . import labels as labels_
 from . import second
+from .labels import missing
 from .xlsx import read_rows
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".dcm", ".dicom", ".dic")
-_MISSING = {"", "nan", "na", "n/a", "#n/a", "none", "null"}
 _MARKS = {"": False, "0": False, "0.0": False, "false": False, "no": False,
           "1": True, "1.0": True, "true": True, "yes": True}  # fmt: skip
 _DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t"}
@@ -34,15 +36,19 @@ _DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t"}
 class Cases:
     """The labelled images of one data set, in the table's order.
 
-    name: the data set's; task: its task; classes: class names.
+    name: the data set's; task: its task; kind: the task's (`mdmt.kinds`); classes: names of what is
+    counted: classes, ranges of a number, findings.
     images, patients, centers: text, one per image (center is "" where unknown).
-    labels (M,) int64: class numbers; scores (M,) float64: what the thresholds cut, or NaN.
+    labels (M,) int64: class numbers, or the numbers by which folds of other kinds of tasks are
+    balanced; scores (M,) float64: the number or what the thresholds cut, or NaN.
     paths: image files. missing_labels: rows left out; warnings: sentences for the report.
     columns: {further column of the table: text per image}, for subgroups.
     targets (M, k) float64: finer scores where the reader has them (BRIXIA: six regions), or None.
     second: what a second reader said, as from `second.read`.
     waves: text, one per image: the release that brought it (sortable), or None.
     fixed (M,) bool: the images that are the test part of every fold, or None.
+    values (M, k) float64: what is learnt where it is no class: the number, or findings (1, 0, NaN:
+    not labelled); else None.
     """
 
     name: str
@@ -61,12 +67,14 @@ class Cases:
     second: dict[str, np.ndarray] = field(default_factory=dict)
     waves: list[str] | None = None
     fixed: np.ndarray | None = None
+    kind: str = kinds.CLASSES
+    values: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     def _repr_html_(self) -> str:
-        counts = np.bincount(self.labels, minlength=len(self.classes)).tolist()
+        counts = self.counts().tolist()
         rows = [
             ["images", len(self)],
             ["patients", len(set(self.patients))],
@@ -75,6 +83,37 @@ class Cases:
             ["rows without a label, left out", self.missing_labels],
         ]
         return html_table(f"Data set {self.name}", ["", "count"], rows, " ".join(self.warnings))
+
+    @property
+    def members(self) -> np.ndarray:
+        """Which of `classes` each case belongs to, (M, K) bool; of findings any number of them."""
+        if self.kind == kinds.FINDINGS:
+            return self.values == 1
+        return self.labels[:, None] == np.arange(len(self.classes))
+
+    def counts(self, rows=slice(None)) -> np.ndarray:
+        """Cases of each of `classes` among `rows`, (K,) int64."""
+        return self.members[rows].sum(0)
+
+    @property
+    def target(self) -> np.ndarray:
+        """What the network learns: class numbers (M,), numbers (M,) or findings (M, K)."""
+        if self.kind == kinds.CLASSES:
+            return self.labels
+        return self.values[:, 0] if self.kind == kinds.NUMBER else self.values
+
+    @property
+    def texts(self) -> list[str]:
+        """The labels as predictions.csv has them."""
+        return kinds.texts(self.kind, self.classes, self.target)
+
+    def stratum(self, number: int) -> str:
+        """The name of one of `labels`."""
+        return [*self.classes, kinds.NO_FINDING][number]
+
+    def identity(self) -> list:
+        """The labels in a form that can be hashed."""
+        return self.labels.tolist() if self.kind == kinds.CLASSES else self.texts
 
     def take(self, rows) -> Cases:
         """Return the cases of `rows` (ints), in that order."""
@@ -96,6 +135,8 @@ class Cases:
             {name: values[rows] for name, values in self.second.items()},
             None if self.waves is None else [self.waves[r] for r in rows],
             None if self.fixed is None else self.fixed[rows],
+            self.kind,
+            None if self.values is None else self.values[rows],
         )
 
 
@@ -183,6 +224,14 @@ def read_cases(spec: dict, task: dict, root) -> Cases:
     columns = spec["columns"]
     images = folder / (spec.get("images") or "images")
     header, rows = read_table(table, spec.get("delimiter", "auto"))
+    own = labels_.finding_columns(header, columns, task)
+    columns = {**columns, "findings": own, **({"label": None} if own else {})}
+    _check_header(table, header, columns)
+    return assemble(table, rows, columns, spec, task, lambda found: _locate(images, found, table))
+
+
+def _check_header(table: Path, header: list[str], columns: dict) -> None:
+    """Every column that is named must be there."""
     for role in ("image", "patient", "label", "center", "test", "targets", *second.ROLES):
         named = columns.get(role)
         for name in named if isinstance(named, list) else [named]:
@@ -190,7 +239,11 @@ def read_cases(spec: dict, task: dict, root) -> Cases:
                 raise BadData(
                     f"{table}: has no column '{name}' (the {role}){nearest(name, header)}"
                 )
-    return assemble(table, rows, columns, spec, task, lambda found: _locate(images, found, table))
+    for finding, name in (columns["findings"] or {}).items():
+        if name not in header:
+            raise BadData(
+                f"{table}: has no column '{name}' (the finding {finding}){nearest(name, header)}"
+            )
 
 
 def assemble(table: Path, rows: list[dict], columns: dict, spec: dict, task: dict, locate) -> Cases:
@@ -205,12 +258,12 @@ def assemble(table: Path, rows: list[dict], columns: dict, spec: dict, task: dic
     if not rows:
         raise BadData(f"{table}: data set '{spec['name']}' is empty; give at least one row")
     _check_rows(table, rows, columns)
-    legal = set(task["classes"]) | set(task["labels"] or {})
-    labelled = [r for r in rows if not missing(r[columns["label"]], legal)]
+    labelled = [r for r in rows if labels_.stated(r, columns, task)]
     if not labelled:
+        where = columns["label"] or "', '".join(columns["findings"].values())
         raise BadData(
-            f"{table}: every cell of column '{columns['label']}' is empty; data set "
-            f"'{spec['name']}' has no labels"
+            f"{table}: every cell of column '{where}' is empty; data set '{spec['name']}' has no "
+            "labels"
         )
     if len(labelled) < len(rows):
         warnings.append(
@@ -218,7 +271,8 @@ def assemble(table: Path, rows: list[dict], columns: dict, spec: dict, task: dic
             "and are left out"
         )
     patients = _patients(table, labelled, columns, warnings)
-    labels, scores = _labels(table, labelled, columns, spec["task"], task)
+    place = _place(table, columns)
+    labels = labels_.read(place, labelled, columns, spec["task"], task)
     center = columns["center"]
     centers = [r[center] if center else "" for r in labelled]
     if columns["patient"]:
@@ -226,21 +280,23 @@ def assemble(table: Path, rows: list[dict], columns: dict, spec: dict, task: dic
     warnings += _doubtful_ids(table, centers, "center")
     paths = locate([r[columns["image"]] for r in labelled])
     other = second.read(
-        table, labelled, columns, lambda text: missing(text, legal),
-        lambda some: _labels(table, some, {**columns, "label": columns["second"]}, spec["task"],
-                             task),
+        table, labelled, columns,
+        lambda row: labels_.stated(row, {"label": columns["second"]}, task),
+        lambda some: labels_.read(
+            place, some, {**columns, "label": columns["second"]}, spec["task"], task)[1:3],
     )  # fmt: skip
     used = {c for c in columns.values() if isinstance(c, str)}
+    used |= set((columns.get("findings") or {}).values())
     further = [c for c in labelled[0] if c and c not in used]
     return Cases(
         spec["name"],
         spec["task"],
-        list(task["classes"]),
+        labels.classes,
         [_stem(r[columns["image"]]) for r in labelled],
         patients,
         centers,
-        labels,
-        scores,
+        labels.numbers,
+        labels.scores,
         paths,
         len(rows) - len(labelled),
         warnings,
@@ -248,12 +304,9 @@ def assemble(table: Path, rows: list[dict], columns: dict, spec: dict, task: dic
         targets=_targets(table, labelled, columns),
         fixed=_fixed(table, labelled, columns),
         second=other,
+        kind=kinds.kind_of(task),
+        values=labels.values,
     )
-
-
-def missing(text: str, legal=()) -> bool:
-    """True for an empty cell and for what programs write for one, unless it is a legal value."""
-    return text not in legal and text.strip().lower() in _MISSING
 
 
 def _chosen(table: Path, rows, columns: dict, spec: dict, warnings: list[str]) -> list[dict]:
@@ -362,47 +415,9 @@ def _doubtful_ids(table: Path, ids: list[str], what: str) -> list[str]:
     return found
 
 
-def _labels(table: Path, rows: list[dict], columns: dict, name: str, task: dict):
-    """Return class numbers (M,) int64 and scores (M,) float64 (NaN where there is no score)."""
-    classes, cuts = list(task["classes"]), task["thresholds"]
-    mapping = {c: i for i, c in enumerate(classes)}
-    if task["labels"]:
-        mapping = {label: classes.index(target) for label, target in task["labels"].items()}
-    labels = np.zeros(len(rows), np.int64)
-    scores = np.full(len(rows), np.nan)
-    for i, row in enumerate(rows):
-        text = row[columns["label"]]
-        where = f"{table}: image '{_stem(row[columns['image']])}', column '{columns['label']}'"
-        if cuts is None:
-            text = text if text in mapping else _number(text, mapping)
-            if text not in mapping:
-                raise BadData(
-                    f"{where}: unknown label '{text}' for task '{name}'{nearest(text, mapping)}"
-                )
-            labels[i] = mapping[text]
-            continue
-        try:
-            scores[i] = float(text)
-        except ValueError:
-            scores[i] = np.nan
-        if not np.isfinite(scores[i]):
-            raise BadData(
-                f"{where}: '{text}' is not a number, and task '{name}' cuts a score at "
-                f"{cuts}; correct the cell or leave it empty"
-            )
-        labels[i] = int(np.searchsorted(np.asarray(cuts, float), scores[i], side="right"))
-    return labels, scores
-
-
-def _number(text: str, known) -> str:
-    """The one of `known` that is the same whole number ("2.0" and "02" are "2"), else `text`."""
-    same = [k for k in known if _whole(k) is not None and _whole(k) == _whole(text)]
-    return same[0] if len(same) == 1 else text
-
-
-def _whole(text: str) -> int | None:
-    found = re.fullmatch(r"([+-]?\d{1,15})(?:\.0*)?", text)
-    return int(found[1]) if found else None
+def _place(table: Path, columns: dict):
+    """Function from a row and a column to the beginning of a sentence about that cell."""
+    return lambda row, column: f"{table}: image '{_stem(row[columns['image']])}', column '{column}'"
 
 
 def _targets(table: Path, rows: list[dict], columns: dict) -> np.ndarray | None:

@@ -10,13 +10,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..analysis.compare import METHOD, TITLES, Analysis, Matrix
+from .. import kinds
+from ..analysis.compare import METHOD, Analysis, Matrix
 from ..analysis.folder import Outcome
 from ..errors import BadInput
+from ..measures import MEASURES, drawn, grouped, leading
 from ..paths import make_folder, read_csv, write_atomic
-from . import cases, comparisons, curves, style
+from ..tables.grid import measured
+from . import cases, comparisons, curves, numbers, style
 
 ENOUGH = 5  # backbones from which on a critical-difference diagram says anything
+LOSSES = {
+    kinds.CLASSES: "nats per case",
+    kinds.NUMBER: "squared standard deviations",
+    kinds.FINDINGS: "nats per finding",
+}
 SCHEMES = {
     "cv": "cross-validation",
     "nested": "nested cross-validation",
@@ -105,8 +113,9 @@ def draw(outcome: Outcome, analyses: list[Analysis], groups: dict, samples: bool
         save = _Saver(outcome)
         stages = learning_curves(outcome)
         if stages:
+            units = {n: LOSSES[kinds.kind_of(t)] for n, t in outcome.values["tasks"].items()}
             save(
-                curves.learning(stages),
+                curves.learning(stages, units),
                 "learning_curves",
                 "Learning curves by stage",
                 "Training and validation loss over epochs, a panel per stage and task.",
@@ -124,13 +133,20 @@ def draw(outcome: Outcome, analyses: list[Analysis], groups: dict, samples: bool
 
 def _across(save: _Saver, analyses: list[Analysis]) -> None:
     """A task and validation scheme over the releases."""
+    spec = analyses[-1].matrix.spec
+    first = leading(spec)[0][0]
     save(
         comparisons.releases(analyses), "releases", "The releases side by side",
-        "Accuracy, F1, G-mean and AUC of every configuration by release. AUC: "
-        + "; ".join(f"release {a.matrix.release}: {_words(a, 'auc')}" for a in analyses) + ".",
+        f"{_listed(drawn(spec))} of every configuration by release. {MEASURES[first].title}: "
+        + "; ".join(f"release {a.matrix.release}: {_words(a, first)}" for a in analyses) + ".",
         "95 % intervals by patient. Releases that contain one another share patients.",
         analyses[-1].matrix, across=True,
     )  # fmt: skip
+
+
+def _listed(names) -> str:
+    titles = [MEASURES[k].title for k in names]
+    return ", ".join(titles[:-1]) + " and " * (len(titles) > 1) + titles[-1]
 
 
 def _words(a: Analysis, metric: str) -> str:
@@ -145,39 +161,34 @@ def _words(a: Analysis, metric: str) -> str:
 def _place(save: _Saver, a: Analysis, groups: list, samples: bool) -> None:
     """The figures of one place."""
     m = a.matrix
-    aucs = {c: a.estimates[c, "auc"] for c in m.configurations}
-    save(curves.discrimination(m, aucs), "roc_pr", "ROC and precision-recall",
-         f"ROC and precision-recall curves of {', '.join(m.configurations)}. AUC: "
-         f"{_words(a, 'auc')}.",
-         "Curves are means over the folds' (and networks') own curves; bands and intervals are "
-         "95 % by patient.", m)  # fmt: skip
-    save(curves.reliability(m), "reliability", "Reliability",
-         f"Observed share against predicted probability. Brier score: {_words(a, 'brier')}.",
-         "On the diagonal probabilities can be taken at their word. Bins of equal count with 95 % "
-         "Wilson intervals; grey: how often each probability occurs.", m)  # fmt: skip
-    save(curves.confusions(m), "confusion", "Confusion matrices",
-         f"True against predicted class. Accuracy: {_words(a, 'accuracy')}.",
-         "Cases of all test folds (mean over networks); percent of the true class.", m)  # fmt: skip
+    (_numbers if m.kind == kinds.NUMBER else _probabilities)(save, a)
+    if m.kind != kinds.FINDINGS and m.classes:
+        save(curves.confusions(m), "confusion", "Confusion matrices",
+             f"True against predicted class. Accuracy: {_words(a, 'accuracy')}.",
+             "Cases of all test folds (mean over networks); percent of the true class.",
+             m)  # fmt: skip
     if METHOD in m.configurations and len(m.configurations) > 1:
-        save(comparisons.forest(a), "forest", f"{METHOD} minus the others, in points",
-             _forest_words(a),
+        number = m.kind == kinds.NUMBER
+        save(comparisons.forest(a), "forest",
+             f"{METHOD} minus the others{'' if number else ', in points'}", _forest_words(a),
              f"95 % intervals from {a.n:,} resamples of the patients; right of 0 {METHOD} is "
-             "better. An interval that covers 0 leaves the direction open.", m)  # fmt: skip
+             f"better{' (the axes of errors run backwards)' * number}. An interval that covers 0 "
+             "leaves the direction open.", m)  # fmt: skip
         known = [c for c in m.configurations if c in style.KNOWN]
         if len(known) > 1:
             save(comparisons.slope(m), "slope", "From single-task to MDMT, by backbone",
                  f"A line per backbone over {' to '.join(known)}.",
-                 "Full green lines end at least as high as they begin, broken orange ones lower"
+                 "Full green lines end at least as well as they begin, broken orange ones worse"
                  + ("; black: their mean." if len(m.backbones) > 1 else "."), m)  # fmt: skip
     if len(m.folds) > 1:
         save(comparisons.fold_values(m), "folds", "Every fold's value",
              f"Metrics of each of {len(m.folds)} folds by configuration.",
              "A mark per fold (mean over networks); the bar is their mean.", m)  # fmt: skip
-    ranks = [r for r in a.ranks if r.metric in comparisons.SHOWN]
+    ranks = [r for r in a.ranks if r.metric in drawn(m.spec)]
     if ranks and len(m.backbones) >= ENOUGH:
         save(comparisons.critical_difference(ranks), "critical_difference",
              "Mean ranks over backbones",
-             "; ".join(f"{TITLES[r.metric]}: " + ", ".join(
+             "; ".join(f"{MEASURES[r.metric].title}: " + ", ".join(
                  f"{c} {v:.2f}" for c, v in zip(r.configurations, r.ranks, strict=True))
                  for r in ranks) + ".",
              "Bars join configurations whose mean ranks differ by less than Nemenyi's critical "
@@ -186,32 +197,74 @@ def _place(save: _Saver, a: Analysis, groups: list, samples: bool) -> None:
     center = [g for g in groups if g.variable == "center"]
     if m.validation.startswith("loco") and center:
         save(comparisons.centers(m, center), "centers", "Each center, left out",
-             "Accuracy and AUC of every center when it was left out of training.",
+             f"{_listed(grouped(m.spec))} of every center when it was left out of training.",
              "95 % intervals by patient within the center.", m)  # fmt: skip
         groups = [g for g in groups if g.variable != "center"]
     if groups:
         save(comparisons.subgroups(m, groups), "subgroups", "Subgroups",
-             ("Accuracy and AUC by " if len(m.classes) == 2 else "Accuracy by ")
+             f"{_listed(grouped(m.spec))} by "
              + ", ".join(dict.fromkeys(g.variable for g in groups)) + ".",
              "Cases of all folds pooled; 95 % intervals by patient. Subgroups are small: read the "
              "intervals, not the points.", m)  # fmt: skip
     if samples:
         sheet = cases.sheet(m, cases.find_images(save.outcome.cohort, m.task))
         save(sheet, "cases", "Best and worst predicted cases",
+             "Images of the cases whose number was predicted with the least and the largest error."
+             if m.kind == kinds.NUMBER else
              "Images of the cases whose true class got the highest and the lowest probability.",
              f"{METHOD if METHOD in m.configurations else m.configurations[-1]}, mean over "
              "networks, as preprocessed; one image per patient.", m)  # fmt: skip
 
 
+def _probabilities(save: _Saver, a: Analysis) -> None:
+    """Figures of classes and findings."""
+    m = a.matrix
+    aucs = {c: a.estimates[c, "auc"] for c in m.configurations}
+    save(curves.discrimination(m, aucs), "roc_pr", "ROC and precision-recall",
+         f"ROC and precision-recall curves of {', '.join(m.configurations)}. AUC: "
+         f"{_words(a, 'auc')}.",
+         "Curves are means over the folds' (and networks') own curves; bands and intervals are "
+         "95 % by patient.", m)  # fmt: skip
+    if m.kind == kinds.FINDINGS:
+        save(curves.findings(m), "findings", "ROC of each finding",
+             f"ROC curves of {', '.join(m.classes)}. Mean AUC: {_words(a, 'auc')}.",
+             "Means over the folds' (and networks') own curves and AUC; below the name: cases with "
+             "the finding of those that are labelled for it.", m)  # fmt: skip
+    pooled = " All findings together." if m.kind == kinds.FINDINGS else ""
+    save(curves.reliability(m), "reliability", "Reliability",
+         f"Observed share against predicted probability. Brier score: {_words(a, 'brier')}.",
+         "On the diagonal probabilities can be taken at their word. Bins of equal count with 95 % "
+         f"Wilson intervals; grey: how often each probability occurs.{pooled}", m)  # fmt: skip
+
+
+def _numbers(save: _Saver, a: Analysis) -> None:
+    """Figures of numbers."""
+    m = a.matrix
+    means = " (mean over networks)" if len(m.nets) > 1 else ""
+    save(numbers.scatter(m), "scatter", "Predicted against label",
+         f"A point per case. Mean absolute error: {_words(a, 'mae')}; concordance: "
+         f"{_words(a, 'ccc')}.",
+         f"Cases of all test folds{means}. Grey: equality; black: mean prediction of each fifth of "
+         "the cases by label. A black line flatter than the grey one says that high numbers are "
+         "called too low and low ones too high.", m)  # fmt: skip
+    save(numbers.limits(m), "bland_altman", "Bland-Altman: predicted minus label",
+         "A point per case: difference of predicted and label against their mean.",
+         f"Cases of all test folds{means}. Full line: mean difference; broken: mean ± 1.96 "
+         "standard deviations, between which 95 % of differences would lie if they were normal.",
+         m)  # fmt: skip
+
+
 def _forest_words(a: Analysis) -> str:
     found = []
+    names = [k for k, _ in leading(a.matrix.spec)]
     for c in a.comparisons:
-        if c.backbone == "" and c.metric in ("accuracy", "auc") and c.low == c.low:
+        if c.backbone == "" and c.metric in names and c.low == c.low:
+            value, low, high = (measured(c.metric, v, True) for v in (c.difference, c.low, c.high))
             found.append(
-                f"{TITLES[c.metric]} against {c.against} {100 * c.difference:+.1f} "
-                f"({100 * c.low:+.1f} to {100 * c.high:+.1f})"
+                f"{MEASURES[c.metric].title} against {c.against} {value} ({low} to {high})"
             )
-    return f"Differences {METHOD} minus the others in points: " + "; ".join(found) + "."
+    unit = " in points" if MEASURES[names[0]].share else ""
+    return f"Differences {METHOD} minus the others{unit}: " + "; ".join(found) + "."
 
 
 def learning_curves(outcome: Outcome) -> list[dict]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .. import kinds
 from ..analysis.compare import METHOD, Matrix
 from ..analysis.describe import mean_truth
 from . import style
@@ -52,5 +53,18 @@ def sheet(m: Matrix, images: dict, each: int = 6):
         for ax, i in zip(line, chosen, strict=False):
             pixels, row = images[m.image[i]]
             ax.imshow(pixels[row], cmap="gray", vmin=0, vmax=255)
-            ax.set_title(f"{what}: {m.classes[m.y[i]]}\np(true) = {truth[i]:.2f}", fontsize=8)
+            ax.set_title(f"{what}: {_told(m, name, truth, i)}", fontsize=8)
     return fig
+
+
+def _told(m: Matrix, name: str, truth: np.ndarray, i: int) -> str:
+    """The label of a case and how well it was predicted."""
+    label = kinds.texts(m.kind, m.classes, m.y[i : i + 1])[0]
+    if m.kind == kinds.NUMBER:
+        p = np.mean([m.p[(*net, name)][i, 0] for net in m.nets])
+        return f"{float(label):.4g}\npredicted {p:.4g}"
+    if m.kind == kinds.FINDINGS:
+        there = label.split(kinds.SEPARATOR) if label else [kinds.NO_FINDING]
+        some = [c for c in there if not c.startswith(kinds.UNKNOWN)] or [kinds.NO_FINDING]
+        label = some[0] + (f" + {len(some) - 1}" if len(some) > 1 else "")
+    return f"{label}\np(true) = {truth[i]:.2f}"

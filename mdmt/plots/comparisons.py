@@ -4,28 +4,44 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..analysis.compare import METHOD, TITLES, Analysis, Matrix, Ranks, by_fold, scores
+from ..analysis.compare import METHOD, Analysis, Matrix, Ranks, by_fold, scores
+from ..measures import MEASURES, drawn, grouped
 from ..tables.grid import pvalue
 from . import style
 
-SHOWN = ("accuracy", "f1", "gmean", "auc")
+
+def _least(values: np.ndarray, name: str) -> float:
+    """What an axis of a measure spans at least: 2 points, or a fiftieth of its values."""
+    if MEASURES[name].share:
+        return 2.0
+    return 0.02 * max(float(np.nanmax(np.abs(values), initial=0)), 1e-6)
+
+
+def _labelled(axes, names) -> None:
+    """The unit of percentages at the left; other measures have their own, and say so in words."""
+    if MEASURES[names[0]].share:
+        axes[0, 0].set_ylabel("percent")
+    else:
+        axes[0, 0].set_ylabel("in the label's unit")
 
 
 def slope(m: Matrix):
     """Each backbone's way from single-task over fine-tuned to MDMT, a panel per metric."""
     names = [c for c in m.configurations if c in style.KNOWN]
     at = [m.configurations.index(c) for c in names]
-    fig, axes = style.figure(9.4, 3.6, 1, len(SHOWN))
-    for ax, k in zip(axes[0], SHOWN, strict=True):
-        table = 100 * scores(m, k)[:, at]
+    shown = drawn(m.spec)
+    fig, axes = style.figure(9.4, 3.6, 1, len(shown))
+    for ax, k in zip(axes[0], shown, strict=True):
+        one = MEASURES[k]
+        table = one.scale * scores(m, k)[:, at]
         x = np.arange(len(names))
         for row in table:
-            better = row[-1] >= row[0]
+            better = row[-1] <= row[0] if one.less else row[-1] >= row[0]
             ax.plot(x, row, color=style.GREEN if better else style.ORANGE,
                     ls="-" if better else (0, (3, 2)), lw=1, marker=".", alpha=0.8)  # fmt: skip
         if len(m.backbones) > 1:
             ax.plot(x, table.mean(0), color="black", lw=2.4, marker="o")
-        style.least_range(ax)
+        style.least_range(ax, _least(table, k))
         if len(m.backbones) <= 4:
             low, high = ax.get_ylim()
             ends = [(b, y) for b, y in zip(m.backbones, table[:, -1], strict=True) if y == y]
@@ -38,19 +54,20 @@ def slope(m: Matrix):
             style.say_undefined(ax)
         ax.set_xticks(x, names, rotation=30, ha="right", fontsize=7.5)
         ax.set_xlim(-0.3, len(names) - 1 + (0.9 if len(m.backbones) <= 4 else 0.3))
-        ax.set_title(TITLES[k])
-    axes[0, 0].set_ylabel("percent")
+        ax.set_title(one.title + " (less is better)" * one.less)
+    _labelled(axes, shown)
     return fig
 
 
 def releases(analyses: list[Analysis]):
     """Every configuration over the releases, with 95 % intervals, a panel per metric."""
     names = list(dict.fromkeys(c for a in analyses for c in a.matrix.configurations))
-    fig, axes = style.figure(9.4, 3.3, 1, len(SHOWN))
-    for ax, k in zip(axes[0], SHOWN, strict=True):
+    shown = drawn(analyses[0].matrix.spec)
+    fig, axes = style.figure(9.4, 3.3, 1, len(shown))
+    for ax, k in zip(axes[0], shown, strict=True):
         for number, c in enumerate(names):
             here = [(x, a) for x, a in enumerate(analyses) if (c, k) in a.estimates]
-            found = np.array([a.estimates[c, k] for _, a in here]) * 100
+            found = np.array([a.estimates[c, k] for _, a in here]) * MEASURES[k].scale
             x = np.array([x for x, _ in here]) + 0.09 * (number - (len(names) - 1) / 2)
             look = style.of(c, names)
             ax.vlines(x, found[:, 1], found[:, 2], color=look["color"], lw=1.2)
@@ -58,8 +75,8 @@ def releases(analyses: list[Analysis]):
         ax.set_xticks(range(len(analyses)),
                       [f"{a.matrix.release}\nn = {len(set(a.matrix.image))}"
                        for a in analyses])  # fmt: skip
-        ax.set(xlim=(-0.5, len(analyses) - 0.5), title=TITLES[k], xlabel="release")
-    axes[0, 0].set_ylabel("percent")
+        ax.set(xlim=(-0.5, len(analyses) - 0.5), title=MEASURES[k].title, xlabel="release")
+    _labelled(axes, shown)
     handles = dict(zip(*reversed(axes[0, 0].get_legend_handles_labels()), strict=True))
     fig.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(names))
     return fig
@@ -72,8 +89,10 @@ def forest(a: Analysis):
     backbones = m.backbones if len(m.backbones) > 1 else []
     rows = [(c, b) for c in others for b in (*backbones, "")]
     height = 0.2 * len(rows) + 0.15 * len(others) + 1.3
-    fig, axes = style.figure(9.4, max(2.2, height), 1, len(SHOWN), sharey=True)
-    for ax, k in zip(axes[0], SHOWN, strict=True):
+    shown = drawn(m.spec)
+    fig, axes = style.figure(9.4, max(2.2, height), 1, len(shown), sharey=True)
+    for ax, k in zip(axes[0], shown, strict=True):
+        scale = MEASURES[k].scale
         y = 0.0
         ticks, labels = [], []
         for c in others:
@@ -84,20 +103,21 @@ def forest(a: Analysis):
                 labels.append((b or ("mean" if backbones else "")) + f" vs {c}")
                 if found is not None and found.low == found.low:
                     look = style.of(c, m.configurations)
-                    ax.plot([100 * found.low, 100 * found.high], [y, y], color=look["color"],
+                    ax.plot([scale * found.low, scale * found.high], [y, y], color=look["color"],
                             lw=2.6 if mean else 1.1, solid_capstyle="butt")  # fmt: skip
-                    ax.plot([100 * found.difference], [y], color=look["color"], ls="",
+                    ax.plot([scale * found.difference], [y], color=look["color"], ls="",
                             marker="D" if mean else "o", ms=7 if mean else 4)  # fmt: skip
                 y += 1
             y += 0.7
-        shown = [c for c in a.comparisons if c.metric == k and c.low == c.low]
-        if shown:
+        if any(c.metric == k and c.low == c.low for c in a.comparisons):
             ax.axvline(0, color="black", lw=0.9)
         else:
             ax.set_xticks([])
             style.say_undefined(ax)
-        ax.set_title(TITLES[k])
-        ax.set_xlabel("points")
+        ax.set_title(MEASURES[k].title)
+        ax.set_xlabel("points" if MEASURES[k].share else "difference")
+        if MEASURES[k].less:
+            ax.invert_xaxis()
     axes[0, 0].set_yticks(ticks, labels, fontsize=7.5 if len(rows) < 30 else 6)
     axes[0, 0].set_ylim(y - 0.3, -0.9)
     fig.supxlabel("\u2190 the other is better      MDMT is better \u2192", fontsize=9)
@@ -129,15 +149,15 @@ def critical_difference(ranks: list[Ranks]):
             ax.plot([min(ends) - 0.03, max(ends) + 0.03], [0.8 - 0.22 * number] * 2, color="black",
                     lw=3, solid_capstyle="butt")  # fmt: skip
         ax.set_title(
-            f"{TITLES[r.metric]}: mean rank over {r.n} backbones, 1 is best; critical difference "
-            f"{r.critical_difference:.2f}, Friedman p {pvalue(r.friedman)}",
+            f"{MEASURES[r.metric].title}: mean rank over {r.n} backbones, 1 is best; critical "
+            f"difference {r.critical_difference:.2f}, Friedman p {pvalue(r.friedman)}",
             fontsize=8, loc="left",
         )  # fmt: skip
     return fig
 
 
 def centers(m: Matrix, found: list):
-    """Leave one center out: accuracy and AUC of each center, with intervals by patient.
+    """Leave one center out: `grouped` measures of each center, with intervals by patient.
 
     found: the Subgroups of the variable center.
     """
@@ -145,19 +165,19 @@ def centers(m: Matrix, found: list):
 
 
 def subgroups(m: Matrix, found: list):
-    """Accuracy and AUC within the levels of every variable, with intervals by patient."""
+    """`grouped` measures within the levels of every variable, with intervals by patient."""
     return _dots(m, found, None)
 
 
 def _dots(m: Matrix, found: list, title: str | None):
     names = next((list(s.found) for s in found if s.found), m.configurations)
-    two = len(m.classes) == 2
-    kinds = ["accuracy", "auc"] if two else ["accuracy"]
+    kinds = grouped(m.spec)
     fig, axes = style.figure(
         3.1 * len(kinds) + 2.4, 0.17 * len(names) * len(found) + 0.12 * len(found) + 1.5,
         1, len(kinds), sharey=True,
     )  # fmt: skip
     for ax, k in zip(axes[0], kinds, strict=True):
+        one = MEASURES[k]
         y, ticks, labels, previous = 0.0, [], [], None
         for s in found:
             if previous not in (None, s.variable):
@@ -166,24 +186,28 @@ def _dots(m: Matrix, found: list, title: str | None):
             previous = s.variable
             middle = y + (len(names) - 1) / 2
             ticks.append(middle)
-            n = f"n = {s.n}" + (f", {s.positive} {m.classes[m.positive]}" if two else "")
+            n = f"n = {s.n}" + (f", {s.positive} {m.classes[m.positive]}" if m.two else "")
             labels.append(f"{s.variable}: {s.level}\n{n}" if title is None else f"{s.level}\n{n}")
             scored = 0
             for c in names:
                 interval = s.found.get(c, {}).get(k)
                 if interval is not None and interval.low == interval.low:
                     look = style.of(c, names)
-                    ax.plot([100 * interval.low, 100 * interval.high], [y, y], lw=1.2,
+                    ax.plot([one.scale * interval.low, one.scale * interval.high], [y, y], lw=1.2,
                             color=look["color"])  # fmt: skip
-                    ax.plot([100 * interval.estimate], [y], ls="", color=look["color"],
+                    ax.plot([one.scale * interval.estimate], [y], ls="", color=look["color"],
                             marker=look["marker"], label=c)  # fmt: skip
                     scored += 1
                 y += 1
             if not scored:
-                ax.text(50, middle, "too few cases", ha="center", va="center", fontsize=7.5,
-                        color="#666666")  # fmt: skip
+                ax.text(0.5, middle, "too few cases", ha="center", va="center", fontsize=7.5,
+                        color="#666666", transform=ax.get_yaxis_transform())  # fmt: skip
             y += 0.8
-        ax.set(xlim=(0, 100), xlabel="percent", title=TITLES[k])
+        ax.set(xlabel="percent" if one.share else "", title=one.title)
+        if one.share:
+            ax.set_xlim(0, 100)
+        elif one.less:
+            ax.set(xlim=(0, None), xlabel="in the label's unit")
     axes[0, 0].set_yticks(ticks, labels, fontsize=7.5)
     axes[0, 0].set_ylim(y, -1)
     handles = dict(zip(*reversed(axes[0, 0].get_legend_handles_labels()), strict=False))
@@ -193,19 +217,22 @@ def _dots(m: Matrix, found: list, title: str | None):
 
 def fold_values(m: Matrix):
     """Every fold's values, a panel per metric: how much the folds differ."""
-    fig, axes = style.figure(9.4, 2.9, 1, len(SHOWN))
-    for ax, k in zip(axes[0], SHOWN, strict=True):
+    shown = drawn(m.spec)
+    fig, axes = style.figure(9.4, 2.9, 1, len(shown))
+    for ax, k in zip(axes[0], shown, strict=True):
+        every = []
         for x, c in enumerate(m.configurations):
-            values = 100 * by_fold(m, k, c)
+            values = MEASURES[k].scale * by_fold(m, k, c)
+            every += values.tolist()
             look = style.of(c, m.configurations)
             spread = np.linspace(-0.18, 0.18, len(values)) if len(values) > 1 else [0]
             ax.plot(x + np.array(spread), values, ls="", color=look["color"],
                     marker=look["marker"], alpha=0.75)  # fmt: skip
             if np.isfinite(values).any():
                 ax.plot([x - 0.3, x + 0.3], [np.nanmean(values)] * 2, color="black", lw=1.4)
-        style.least_range(ax)
+        style.least_range(ax, _least(np.array(every), k))
         ax.set_xticks(range(len(m.configurations)), m.configurations, rotation=30, ha="right",
                       fontsize=7.5)  # fmt: skip
-        ax.set_title(TITLES[k])
-    axes[0, 0].set_ylabel("percent")
+        ax.set_title(MEASURES[k].title)
+    _labelled(axes, shown)
     return fig

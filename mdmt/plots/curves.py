@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from .. import stats
+from .. import kinds, stats
 from ..analysis.compare import Matrix
-from ..analysis.describe import calibration, confusion
+from ..analysis.describe import by_finding, calibration, confusion
 from ..stats import _resample
 from . import style
 
@@ -14,8 +14,8 @@ GRID = np.linspace(0, 1, 101)
 BANDS = 200  # resamples of a band
 
 
-def learning(stages: list[dict]):
-    """Loss over epochs: a panel per stage and task.
+def learning(stages: list[dict], units: dict):
+    """Loss over epochs: a panel per stage and task; units: {task: unit of its loss}.
 
     stages: [{"title", "tasks": {task: {"training": [curve per network], "validation": [...]}}}],
     a curve is an array of losses per epoch. Thin: every network; thick: their mean.
@@ -42,7 +42,7 @@ def learning(stages: list[dict]):
         n = len(curves["training"])
         ax.set_title(f"{title}: {task}\n{n} training{'s' if n > 1 else ''}")
         ax.set_xlabel("epoch")
-        ax.set_ylabel("loss (nats per case)")
+        ax.set_ylabel(f"loss ({units[task]})")
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.legend()
     for ax in list(axes.flat)[len(panels) :]:
@@ -79,17 +79,21 @@ def _pr(yes: np.ndarray, no: np.ndarray) -> np.ndarray:
     return precision[np.minimum(first, len(precision) - 1)]
 
 
-def _bands(m: Matrix, configuration: str, weights: np.ndarray, make):
-    """Curves (R, 101), averaged over folds, networks and classes; row 0 is of the cases."""
+def _bands(m: Matrix, configuration: str, weights: np.ndarray, make, classes=None):
+    """Curves (R, 101), averaged over folds, networks and `classes` (default: the positive one of
+    two, else all); row 0 is of the cases."""
     total, count = np.zeros((len(weights), len(GRID))), np.zeros((len(weights), 1))
-    classes = [m.positive] if len(m.classes) == 2 else range(len(m.classes))
+    if classes is None:
+        classes = [m.positive] if m.two else range(len(m.classes))
     for net in m.nets:
         p = m.p[(*net, configuration)]
         for f in m.folds:
-            rows = np.flatnonzero(m.fold == f)
             for k in classes:
-                target = (m.y[rows] == k).astype(np.float64)
-                yes, no = _steps(target, p[rows, k], weights[:, rows])
+                target = m.y == k if m.kind == kinds.CLASSES else m.y[:, k]
+                rows = np.flatnonzero((m.fold == f) & (target == target))
+                if not len(rows):
+                    continue
+                yes, no = _steps(target[rows].astype(float), p[rows, k], weights[:, rows])
                 for r in range(len(weights)):
                     curve = make(yes[r], no[r])
                     if np.isfinite(curve).all():
@@ -114,7 +118,7 @@ def discrimination(m: Matrix, aucs: dict):
     n = max(40, min(BANDS, 4000 // (len(m.nets) * len(m.folds) * len(m.configurations))))
     weights = _weights(m, n)
     fig, axes = style.figure(7.4, 3.9, 1, 2)
-    two = len(m.classes) == 2
+    two = m.two
     for ax, make in zip(axes[0], (_roc, _pr), strict=True):
         for c in m.configurations:
             curves = _bands(m, c, weights, make)
@@ -134,7 +138,8 @@ def discrimination(m: Matrix, aucs: dict):
     roc, pr = axes[0]
     if roc.lines:
         roc.plot([0, 1], [0, 1], color="#888888", lw=0.8)
-    of = m.classes[m.positive] if two else "each class, averaged"
+    each = "finding" if m.kind == kinds.FINDINGS else "class"
+    of = m.classes[m.positive] if two else f"each {each}, averaged"
     roc.set(xlabel="1 - specificity", ylabel="sensitivity", title=f"ROC, {of}")
     pr.set(xlabel="sensitivity (recall)", ylabel="precision", title=f"Precision-recall, {of}")
     if two and pr.lines:
@@ -146,18 +151,44 @@ def discrimination(m: Matrix, aucs: dict):
     return fig
 
 
+def findings(m: Matrix):
+    """ROC curves of each finding, a panel each; means over folds and networks."""
+    columns = min(4, len(m.classes))
+    rows = -(-len(m.classes) // columns)
+    fig, axes = style.figure(2.5 * columns + 0.2, 2.75 * rows + 0.4, rows, columns)
+    auc = {c: by_finding(m, c)["auc"] for c in m.configurations}
+    ones = np.ones((1, len(m.y)))
+    for k, (ax, name) in enumerate(zip(axes.flat, m.classes, strict=False)):
+        for c in m.configurations:
+            curve = _bands(m, c, ones, _roc, [k])[0]
+            value = f"{auc[c][k]:.2f}" if auc[c][k] == auc[c][k] else "not defined"
+            ax.plot(GRID, curve, **style.line(c, m.configurations), label=f"{c} {value}")
+        ax.plot([0, 1], [0, 1], color="#888888", lw=0.8)
+        known = m.y[:, k][~np.isnan(m.y[:, k])]
+        ax.set_title(f"{name}\n{int(known.sum())} of {len(known)}", fontsize=8.5)
+        ax.set(xlim=(0, 1), ylim=(0, 1.02), aspect="equal")
+        ax.legend(loc="lower right", fontsize=6.5, title="AUC", title_fontsize=6.5)
+    for ax in axes[-1]:
+        ax.set_xlabel("1 - specificity")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("sensitivity")
+    for ax in list(axes.flat)[len(m.classes) :]:
+        ax.set_visible(False)
+    return fig
+
+
 def reliability(m: Matrix):
     """Reliability diagrams, a panel per configuration, with the histogram of the probabilities."""
     names = m.configurations
     columns = min(4, len(names))
     rows = -(-len(names) // columns)
     fig, axes = style.figure(2.6 * columns + 0.2, 2.95 * rows + 0.2, rows, columns, sharey=True)
-    two = len(m.classes) == 2
+    two = m.two or m.kind == kinds.FINDINGS
     bins = int(np.clip(len(m.y) // 20, 4, 10))
     for ax, c in zip(axes.flat, names, strict=False):
         look = style.of(c, names)
-        y = np.concatenate([m.target()] * len(m.nets))
-        p = np.concatenate([m.score(m.p[(*net, c)]) for net in m.nets])
+        pairs = [m.pooled(m.p[(*net, c)]) for net in m.nets]
+        y, p = (np.concatenate(some) for some in zip(*pairs, strict=True))
         curve = stats.reliability_curve(y, p, bins)
         each = curve.count / len(m.nets)
         _, low, high = stats.wilson(curve.observed * each, each)

@@ -9,19 +9,32 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from pathlib import Path
 
-from .. import analysis, plots, tables
+from .. import analysis, kinds, plots, tables
 from ..analysis.cohort import findings
-from ..analysis.compare import METHOD, METRICS, defined_folds
+from ..analysis.compare import METHOD, defined_folds
 from ..analysis.folder import Outcome
 from ..errors import BadInput
+from ..measures import compared
 from ..paths import folder_lock, read_csv, write_atomic, write_csv
-from ..results import MORE_COLUMNS, RESULT_COLUMNS
+from ..results import MORE_COLUMNS, RESULT_COLUMNS, columns_of
 from . import checklists, sections, sensitivity, words
 from .page import escape, listing, page, paragraph, picture, text_table
 
 RESAMPLES = 10000
 NO_CURVES = "No learning curves: no histories are here, or no figures were drawn."
 LIMIT = 14 * 2**20  # bytes of report.html; figures beyond are left in figures/
+MEANING = {
+    kinds.CLASSES: "Ranking (AUC) says whether sicker cases get higher scores; accuracy, F1 and "
+    "G-mean say how good the calls are at the threshold that the network itself sets. The two can "
+    "differ, so both are given.",
+    kinds.NUMBER: "Of a number, the mean absolute error (MAE) and the root of the mean squared "
+    "error (RMSE) say how far predictions are off, in the label's unit; R² how much of the spread "
+    "they explain; correlation whether higher labels get higher predictions; concordance (CCC) "
+    "whether they get the same ones.",
+    kinds.FINDINGS: "An image has any number of findings, each with a probability of its own. "
+    "Measures are means over the findings of which a test part has cases; where a finding is not "
+    "labelled, the case does not count for it.",
+}
 COMPARED = ["release", "validation", "task", "backbone", "method", "against", "metric",
             "difference", "low", "high", "pvalue", "pvalue_holm", "pvalue_nadeau_bengio",
             "resamples", "images", "patients", "folds"]  # fmt: skip
@@ -58,7 +71,8 @@ def make(
 def _make(out: Path, resamples: int, seed: int, wanted: tuple, verify: bool) -> dict:
     outcome = analysis.read(out, verify)
     rows = analysis.results(outcome)
-    notes = list(outcome.notes) + _replace_results(out, rows)
+    columns = columns_of(outcome.values)
+    notes = list(outcome.notes) + _replace_results(out, rows, columns)
     made = tables.paper_tables(outcome, rows)
     written = [out / "results.csv", *tables.write(out, made)]
     analyses = analysis.compare(outcome, resamples, seed)
@@ -90,10 +104,9 @@ def _make(out: Path, resamples: int, seed: int, wanted: tuple, verify: bool) -> 
     return {"headlines": said, "notes": notes, "written": [*written, out / "report.html"]}
 
 
-def _replace_results(out: Path, rows: list[dict]) -> list[str]:
+def _replace_results(out: Path, rows: list[dict], columns: list[str]) -> list[str]:
     """Write results.csv; one that says something else is kept under another name."""
     path = out / "results.csv"
-    columns = RESULT_COLUMNS + MORE_COLUMNS
     notes = []
     if path.is_file():
         old = _text(path)
@@ -103,7 +116,7 @@ def _replace_results(out: Path, rows: list[dict]) -> list[str]:
         changed = [
             (r, c)
             for r in new
-            for c in RESULT_COLUMNS[7:]
+            for c in columns[7 : -len(MORE_COLUMNS)]
             if tuple(r[k] for k in key) in before
             and not _equal(before[tuple(r[k] for k in key)].get(c), r[c])
         ]
@@ -141,7 +154,7 @@ def _write_comparisons(out: Path, analyses: list) -> Path:
     rows = []
     for a in analyses:
         m = a.matrix
-        folds = {k: defined_folds(m, k) for k in METRICS}
+        folds = {k: defined_folds(m, k) for k in compared(m.spec)}
         for c in a.comparisons:
             numbers = [c.difference, c.low, c.high, c.pvalue, c.holm, c.corrected_t]
             numbers = [None if v != v else v for v in numbers]
@@ -252,11 +265,7 @@ def _results(made, by_release, show) -> str:
     more = [h for h in map(words.headline, last) if h][1:]
     out = [
         "<h3>In short, beside the result above</h3>" + listing(more) if more else "",
-        paragraph(
-            "Ranking (AUC) says whether sicker cases get higher scores; accuracy, F1 and G-mean "
-            "say how good the calls are at the threshold that the network itself sets. The two "
-            "can differ, so both are given."
-        ),
+        *(paragraph(MEANING[k]) for k in dict.fromkeys(a.matrix.kind for a in analyses)),
         *map(tables.to_html, made["table1"]),
         _releases(by_release, show),
         "<h3>Differences (primary analysis)</h3>",
@@ -270,7 +279,10 @@ def _results(made, by_release, show) -> str:
         ranks = sections.ranking(a)
         if ranks is not None:
             out.append(tables.to_html(ranks))
-        out.append(show(a.matrix.place, "forest", "slope", "critical", "folds", "roc_pr"))
+        if a.matrix.kind == kinds.FINDINGS:
+            out.append(tables.to_html(sections.finding_table(a)))
+        out.append(show(a.matrix.place, "forest", "slope", "critical", "folds", "roc_pr",
+                        "findings", "scatter"))  # fmt: skip
     return "\n".join(out)
 
 
@@ -279,11 +291,12 @@ def _calibration(analyses, people, show) -> str:
     for a in analyses:
         m = a.matrix
         out.append(f"<h3>{escape(_title(a))}</h3>")
-        said = words.calibration([analysis.calibration(m, c) for c in m.configurations])
+        some = m.configurations if m.kind != kinds.NUMBER else []
+        said = words.calibration([analysis.calibration(m, c) for c in some])
         if said:
             out.append(paragraph(said))
         out.append(tables.to_html(sections.all_metrics(a)))
-        out.append(show(m.place, "reliability", "confusion"))
+        out.append(show(m.place, "reliability", "bland_altman", "confusion"))
         out += _human(a, people.get(m.place))
     return "\n".join(out)
 
@@ -293,7 +306,7 @@ def _human(a, found) -> list[str]:
     if found is None:
         return []
     regions = sections.region_table(found)
-    said = words.human(found)
+    said = words.human(a.matrix, found)
     return [
         "<h4>The human reference</h4>",
         paragraph(said) if said else "",
@@ -309,7 +322,7 @@ def _subgroups(analyses, groups, show) -> str:
         if not found:
             continue
         out.append(f"<h3>{escape(_title(a))}</h3>")
-        said = words.subgroup(found, METHOD)
+        said = words.subgroup(found, METHOD, a.matrix.spec)
         if said:
             out.append(paragraph(said))
         out.append(tables.to_html(sections.subgroup_table(a, found)))

@@ -7,6 +7,7 @@ gives, or "" for what only the authors can say.
 
 from __future__ import annotations
 
+from .. import kinds
 from ..experiments import weights_text
 from . import words
 
@@ -132,9 +133,15 @@ def _parts(outcome) -> str:
         each = " in each release" if len(releases) > 1 else ""
         said.append(f"{validation}: {len({f['fold'] for f in folds})} folds{each}")
     share = outcome.values["cv"]["validation"]
+    how = {kinds.CLASSES: "class", kinds.NUMBER: "quarters of the number",
+           kinds.FINDINGS: "the rarest finding"}  # fmt: skip
+    tasks = outcome.values["tasks"].values()
+    strata = " or ".join(
+        dict.fromkeys("class" if t["thresholds"] else how[kinds.kind_of(t)] for t in tasks)
+    )
     return (
-        f"{', '.join(said)}; stratified by class, by patient; {100 * share:.0f} % of each training "
-        "part is kept for validation. Who is where: splits.json."
+        f"{', '.join(said)}; stratified by {strata}, by patient; {100 * share:.0f} % of each "
+        "training part is kept for validation. Who is where: splits.json."
     )
 
 
@@ -169,7 +176,8 @@ def _data(outcome, known: dict) -> None:
     )
     known["outcome"] = (
         "; ".join(
-            f"{name}: {', '.join(t['classes'])}"
+            f"{name}: {'a number' * (kinds.kind_of(t) == kinds.NUMBER and not t['classes'])}"
+            f"{', '.join(t['classes'])}"
             + (f" from a score cut at {t['thresholds']}" if t["thresholds"] else "")
             for name, t in values["tasks"].items()
         )
@@ -207,15 +215,17 @@ def _preprocessing(values: dict) -> str:
     return f"{steps[0][0].upper()}{'; '.join(steps)[1:]}. Images {bad} {how}."
 
 
-def _readers(people: dict) -> str:
+def _readers(people: dict, tasks: dict) -> str:
     """What is known of a second reader."""
     known = [(place, r) for place, r in people.items() if r is not None]
     if not known:
         return "No second reader's labels are in the tables. " + YOURS
     (_, _, task), found = known[0]
+    number = kinds.kind_of(tasks[task]) == kinds.NUMBER
+    measure = "concordance" if number else "weighted kappa"
     kappa = found.readings[0].kappa
     return (
-        f"Two readers of {task} on {found.n} images: weighted kappa {kappa.estimate:.2f} (95 % "
+        f"Two readers of {task} on {found.n} images: {measure} {kappa.estimate:.2f} (95 % "
         f"interval {kappa.low:.2f} to {kappa.high:.2f}); see Operating point and calibration. "
         "Within a reader: " + YOURS.lower()
     )
@@ -238,6 +248,37 @@ def _selection(data: dict) -> str:
     return f"{part}; a person decided otherwise for single images ({'; '.join(said)})."
 
 
+METRICS = {
+    kinds.CLASSES: "Accuracy, F1 (three averages), G-mean, AUC, Brier score, calibration.",
+    kinds.NUMBER: "Mean absolute and root mean squared error, R², Pearson's and Spearman's "
+    "correlation, Lin's concordance, Bland-Altman.",
+    kinds.FINDINGS: "AUC and F1 of each finding; means over findings of these, accuracy, G-mean "
+    "and Brier score.",
+}
+PREDICTIONS = {
+    kinds.CLASSES: "Softmax of the head; the class of the largest probability is called.",
+    kinds.NUMBER: "The head's output, in the label's unit.",
+    kinds.FINDINGS: "Logistic function of each of the head's outputs; a finding is called above a "
+    "probability of one half.",
+}
+OUTPUT = {
+    kinds.CLASSES: "A probability per class; no threshold was tuned.",
+    kinds.NUMBER: "A number; classes only by the thresholds of the configuration.",
+    kinds.FINDINGS: "A probability per finding; no threshold was tuned.",
+}
+
+
+def _of_kinds(values: dict, texts: dict) -> str:
+    """The texts of the kinds of tasks that a study has; of several, each with its tasks."""
+    tasks = values["tasks"]
+    found: dict[str, list[str]] = {}
+    for name, task in tasks.items():
+        found.setdefault(kinds.kind_of(task), []).append(name)
+    if len(found) == 1:
+        return texts[next(iter(found))]
+    return " ".join(f"{', '.join(names)}: {texts[kind]}" for kind, names in found.items())
+
+
 def answers(outcome, analyses: list, people: dict | None = None) -> dict:
     """{name: what the run knows}, for the entries of CLAIM and TRIPOD.
 
@@ -249,7 +290,7 @@ def answers(outcome, analyses: list, people: dict | None = None) -> dict:
     loco = any(a.matrix.validation.startswith("loco") for a in analyses)
     augment = "none" if train["augment"] is None else "shift, zoom, flip, rotation, elastic"
     known = {
-        "readers": _readers(people or {}),
+        "readers": _readers(people or {}, values["tasks"]),
         "title": "Convolutional networks, multi-data-set multi-task learning on chest radiographs.",
         "question": "Does joint training on a second data set and task improve the first? "
         "Comparison of " + names + ".",
@@ -275,7 +316,7 @@ def answers(outcome, analyses: list, people: dict | None = None) -> dict:
         "selected": "Epoch with the lowest validation loss of the first task, after "
         f"{train['warmup_epochs']} epochs; patience {train['patience']}.",
         "ensemble": "None: every network is tested by itself.",
-        "metrics": "Accuracy, F1 (three averages), G-mean, AUC, Brier score, calibration.",
+        "metrics": _of_kinds(values, METRICS),
         "statistics": f"Paired bootstrap by patient, {resamples:,} resamples, 95 % intervals, "
         "Holm's correction; see Results. Other tests beside: Sensitivity analyses.",
         "robustness": "Subgroups, spread over folds and backbones"
@@ -297,11 +338,11 @@ def answers(outcome, analyses: list, people: dict | None = None) -> dict:
         + YOURS.lower(),
         "predictors": "The image alone.",
         "updating": "None.",
-        "predictions": "Softmax of the head; the class of the largest probability is called.",
+        "predictions": _of_kinds(values, PREDICTIONS),
         "imbalance": "No resampling by class, no class weights; metrics beside accuracy are given.",
         "fairness": "Performance by center and by what the tables record of sex and age: "
         "Subgroups.",
-        "output": "A probability per class; no threshold was tuned.",
+        "output": _of_kinds(values, OUTPUT),
         "events": "; ".join(
             f"{words.place(a.matrix)}: {len(set(a.matrix.image))} images of "
             f"{len(set(a.matrix.patient))} patients"

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import stats
+from .. import kinds, stats
 from ..analysis import calibration, operating
-from ..analysis.compare import METHOD, TITLES, Analysis, fewer_folds
-from ..analysis.describe import Subgroup
+from ..analysis.compare import METHOD, Analysis, fewer_folds
+from ..analysis.describe import Subgroup, by_finding
 from ..analysis.folder import Outcome, is_control
 from ..experiments import CONTROLS
-from ..tables.grid import Cell, Row, Table, number, percent, pvalue, to_html
+from ..measures import MEASURES, compared, drawn, grouped, leading
+from ..tables.grid import Cell, Row, Table, measured, number, percent, pvalue, to_html
 from ..tables.paper import label
 from . import words
 from .page import escape, facts, listing, paragraph, text_table
@@ -29,7 +30,7 @@ MEANING = {
 def question(outcome: Outcome) -> str:
     """What was asked and what was compared."""
     tasks = list(outcome.values["tasks"].items())
-    named = "; ".join(f"{n} ({', '.join(t['classes'])})" for n, t in tasks)
+    named = "; ".join(f"{n} ({_kind(t)})" for n, t in tasks)
     first, rest = tasks[0][0], words.joined([n for n, _ in tasks[1:]]) if len(tasks) > 1 else ""
     text = paragraph(
         f"Does a network that learns {first} from chest radiographs become better when it learns "
@@ -46,6 +47,17 @@ def question(outcome: Outcome) -> str:
         + paragraph(f"Tasks: {named}.")
         + text_table("Configurations compared", ["Name", "What it is"], rows)
     )
+
+
+def _kind(task: dict) -> str:
+    """What a task asks for: classes, findings, or a number."""
+    kind, named = kinds.kind_of(task), ", ".join(task["classes"])
+    if kind == kinds.FINDINGS:
+        return f"any of {named}"
+    if kind == kinds.CLASSES:
+        return named + (", in this order" if task["head"]["loss"] == "ordinal" else "")
+    cuts = ", ".join(f"{t:g}" for t in task["thresholds"] or [])
+    return "a number" + (f"; cut at {cuts} into {named}" if cuts else "")
 
 
 def _control(outcome: Outcome, name: str) -> str:
@@ -158,30 +170,28 @@ def differences(a: Analysis) -> Table:
     m = a.matrix
     rows = []
     for against in (c for c in m.configurations if c != METHOD):
-        for k in TITLES:
+        for k in compared(m.spec):
             c = a.find(against, k)
             if c is None:
                 continue
             ours, theirs = a.estimates[METHOD, k][0], a.estimates[against, k][0]
-            brier = k == "brier"
-            show = (lambda v: number(v, 3)) if brier else percent
-            signed = number(c.difference, 3, True) if brier else percent(c.difference, 1, True)
             cells = [
-                Cell(show(ours)),
-                Cell(show(theirs)),
-                Cell(signed),
+                Cell(measured(k, ours)),
+                Cell(measured(k, theirs)),
+                Cell(measured(k, c.difference, True)),
                 Cell(words.interval(c.low, c.high, k) if c.low == c.low else "–"),
                 Cell(pvalue(c.pvalue)),
                 Cell(pvalue(c.holm), ""),
                 Cell(pvalue(c.corrected_t)),
             ]
-            title = TITLES[k] + (" (less is better)" if brier else "")
+            title = words.titled(k, m.spec) + " (less is better)" * MEASURES[k].less
             rows.append(Row([label(against), title], cells, "",
-                            k == "accuracy" and bool(rows)))  # fmt: skip
+                            k == compared(m.spec)[0] and bool(rows)))  # fmt: skip
     return Table(
         "differences",
         f"{m.task}, {words.scheme(m.validation, len(m.folds))}: {METHOD} minus the others "
-        f"(percent and points), n = {len(set(m.image))} images of {len(set(m.patient))} patients",
+        f"({'in its unit' if m.kind == kinds.NUMBER else 'percent and points'}), "
+        f"n = {len(set(m.image))} images of {len(set(m.patient))} patients",
         ["Against", "Metric"],
         [],
         [METHOD, "other", "difference", "95 % interval", "p", "p, Holm", "p, corrected t"],
@@ -198,7 +208,7 @@ def ranking(a: Analysis) -> Table | None:
     if len(a.matrix.backbones) < 3:
         return None
     rows = [
-        Row([TITLES[r.metric]], [Cell(number(v, 2)) for v in r.ranks]
+        Row([MEASURES[r.metric].title], [Cell(number(v, 2)) for v in r.ranks]
             + [Cell(number(r.critical_difference, 2)), Cell(pvalue(r.friedman))])
         for r in a.ranks
     ]  # fmt: skip
@@ -227,6 +237,12 @@ OPERATING = {
     "brier": "Brier",
     "quadratic_weighted_kappa": "weighted kappa",
     "mae": "MAE (classes)",
+    "rmse": "RMSE (root mean squared error)",
+    "r2": "R² (coefficient of determination)",
+    "pearson": "Pearson's correlation",
+    "spearman": "Spearman's rank correlation",
+    "ccc": "Lin's concordance (CCC)",
+    "bias": "predicted minus label, mean",
     "correlation": "correlation of the expected class",
 }
 
@@ -235,28 +251,22 @@ def all_metrics(a: Analysis) -> Table:
     """Every metric and the calibration of every configuration at a place."""
     m = a.matrix
     found = {c: operating(m, c) for c in m.configurations}
-    cal = {c: calibration(m, c) for c in m.configurations}
     names = list(found[m.configurations[0]])
-    plain = {"mcc", "brier", "quadratic_weighted_kappa", "mae", "correlation"}
     rows = [
-        Row([OPERATING[k]], [
-            Cell(number(found[c][k], 3) if k in plain else percent(found[c][k]))
-            for c in m.configurations
-        ])
+        Row([_operating(k, m)], [Cell(_plain(k, found[c][k])) for c in m.configurations])
         for k in names
     ]  # fmt: skip
-    rows.append(Row(["ECE, bins of equal count"],
-                    [Cell(percent(cal[c].ece)) for c in m.configurations], "", True))  # fmt: skip
-    rows.append(Row(["ECE, bins of equal width"],
-                    [Cell(percent(cal[c].ece_width)) for c in m.configurations]))  # fmt: skip
-    if len(m.classes) == 2:
-        rows.append(Row(["calibration slope (1 is perfect)"],
-                        [Cell(number(cal[c].slope, 2)) for c in m.configurations]))  # fmt: skip
-        rows.append(Row(["calibration intercept (0 is perfect)"],
-                        [Cell(number(cal[c].intercept, 2, True))
-                         for c in m.configurations]))  # fmt: skip
-    most = int(np.bincount(m.y).argmax())
-    share = float(np.mean(m.y == most))
+    if m.kind != kinds.NUMBER:
+        rows += _calibrated(m)
+    note = "MAE, RMSE and the difference in the label's unit; means over folds and networks."
+    if m.kind != kinds.NUMBER:
+        note = (
+            "Percent, except MCC, Brier, kappa, MAE, correlation, slope, intercept; means over "
+            "folds and networks. Calibration: all folds pooled, mean over networks."
+        )
+    elif m.classes:
+        note += " Accuracy to weighted kappa: of the classes that the thresholds make; percent "
+        note += "but for MCC and kappa."
     return Table(
         "metrics",
         f"{m.task}, {words.scheme(m.validation, len(m.folds))}: all metrics",
@@ -264,10 +274,87 @@ def all_metrics(a: Analysis) -> Table:
         [],
         [label(c) for c in m.configurations],
         rows,
-        ["Percent, except MCC, Brier, kappa, MAE, correlation, slope, intercept; means over folds "
-         "and networks. Calibration: all folds pooled, mean over networks.",
-            f"Always calling {m.classes[most]} would have an accuracy of {percent(share)} %.",
-            *filter(None, [fewer_folds(m)])],
+        [note, _baseline(m), *filter(None, [fewer_folds(m)])],
+    )
+
+
+PLAIN = {"mcc", "brier", "quadratic_weighted_kappa", "correlation", "bias", "spearman"}
+
+
+def _operating(name: str, m) -> str:
+    if m.kind == kinds.FINDINGS:
+        mean = {"f1": "F1, mean of the findings", "f1_weighted": "F1, weighted by cases"}
+        return mean.get(name, f"{OPERATING[name]}, mean of the findings")
+    if m.kind == kinds.NUMBER and name == "mae":
+        return "MAE (mean absolute error)"
+    return OPERATING[name]
+
+
+def _plain(name: str, value: float) -> str:
+    if name in MEASURES and not MEASURES[name].share:
+        return measured(name, value)
+    return number(value, 3, name == "bias") if name in PLAIN else percent(value)
+
+
+def _calibrated(m) -> list[Row]:
+    """Rows of calibration."""
+    cal = {c: calibration(m, c) for c in m.configurations}
+    rows = [
+        Row([title], [Cell(percent(getattr(cal[c], name))) for c in m.configurations], "",
+            name == "ece")
+        for name, title in (("ece", "ECE, bins of equal count"),
+                            ("ece_width", "ECE, bins of equal width"))
+    ]  # fmt: skip
+    if m.two or m.kind == kinds.FINDINGS:
+        rows.append(Row(["calibration slope (1 is perfect)"],
+                        [Cell(number(cal[c].slope, 2)) for c in m.configurations]))  # fmt: skip
+        rows.append(Row(["calibration intercept (0 is perfect)"],
+                        [Cell(number(cal[c].intercept, 2, True))
+                         for c in m.configurations]))  # fmt: skip
+    return rows
+
+
+def _baseline(m) -> str:
+    """What a network that does not look would reach."""
+    if m.kind == kinds.NUMBER:
+        middle = float(np.median(m.y))
+        error = float(np.mean(np.abs(m.y - middle)))
+        return (
+            f"Always saying the median, {middle:g}, would have an MAE of {number(error, 2)}; "
+            "always the mean an R² of 0."
+        )
+    if m.kind == kinds.FINDINGS:
+        share = float(np.nanmean(np.maximum(np.nanmean(m.y, 0), 1 - np.nanmean(m.y, 0))))
+        return (
+            f"Always saying of each finding what is more frequent would have an accuracy of "
+            f"{percent(share)} %."
+        )
+    most = int(np.bincount(m.y).argmax())
+    share = float(np.mean(m.y == most))
+    return f"Always calling {m.classes[most]} would have an accuracy of {percent(share)} %."
+
+
+def finding_table(a: Analysis) -> Table:
+    """AUC and F1 of each finding."""
+    m = a.matrix
+    found = {c: by_finding(m, c) for c in m.configurations}
+    rows = []
+    for k, name in enumerate(m.classes):
+        known = m.y[:, k][~np.isnan(m.y[:, k])]
+        cells = [Cell(f"{int(known.sum())} of {len(known)}")]
+        cells += [Cell(percent(found[c][x][k])) for x in ("auc", "f1") for c in m.configurations]
+        rows.append(Row([name], cells))
+    names = [label(c) for c in m.configurations]
+    return Table(
+        "findings",
+        f"{m.task}, {words.scheme(m.validation, len(m.folds))}: each finding, percent",
+        ["Finding"],
+        [("", 1), ("AUC", len(names)), ("F1", len(names))],
+        ["cases", *names, *names],
+        rows,
+        ["Means over folds and networks; '–': no fold's test part has cases with the finding and "
+         "without. A finding is called above a probability of one half: F1 of a rare one is then "
+         "often 0 however well it is ranked."],
     )  # fmt: skip
 
 
@@ -287,7 +374,8 @@ def reader_table(a: Analysis, found) -> Table:
             else f"{number(r.beyond.difference, 2, True)} ({number(r.beyond.low, 2, True)} to "
             f"{number(r.beyond.high, 2, True)})"
         )
-        cells = [percent(r.exact), spread(r.kappa), beyond, number(r.mae, 2),
+        exact = "–" if m.kind == kinds.NUMBER and not people else percent(r.exact)
+        cells = [exact, spread(r.kappa), beyond, number(r.mae, 2),
                  number(r.spearman, 2), "–" if people else number(r.other, 2)]  # fmt: skip
         name = r.name if people else label(r.name)
         rows.append(Row([name], [Cell(c) for c in cells], "mean" if people else "", len(rows) == 1))
@@ -297,6 +385,8 @@ def reader_table(a: Analysis, found) -> Table:
         f"n = {found.n} images of {found.patients} patients that both scored",
         ["Who"],
         [],
+        ["equal, %", "CCC", "minus the second's", "MAE", "Spearman", "CCC with second"]
+        if m.kind == kinds.NUMBER else
         ["equal, %", "weighted kappa", "minus the second's", "MAE, classes", "Spearman",
          "kappa with second"],
         rows,
@@ -332,19 +422,20 @@ def region_table(found) -> Table | None:
 def release_table(analyses: list[Analysis]) -> Table:
     """One task and validation scheme over the releases: estimates and differences."""
     m = analyses[-1].matrix
-    kinds = ("accuracy", "f1", "gmean", "auc")
+    shown, first = drawn(m.spec), [k for k, _ in leading(m.spec)]
     rows = []
     for a in analyses:
         for c in a.matrix.configurations:
             cells = []
-            for k in kinds:
-                i = a.estimates[c, k]
-                cells.append(Cell(f"{percent(i[0], 0)} ({percent(i[1], 0)} to {percent(i[2], 0)})"))
-            for k in ("accuracy", "auc"):
+            for k in shown:
+                i = [measured(k, v, digits=0) for v in a.estimates[c, k]]
+                cells.append(Cell(f"{i[0]} ({i[1]} to {i[2]})"))
+            for k in first:
                 d = a.find(c, k)
                 text = "–"
                 if d is not None and d.low == d.low:
-                    text = f"{percent(d.difference, 1, True)} ({words.interval(d.low, d.high)})"
+                    ends = words.interval(d.low, d.high, k)
+                    text = f"{measured(k, d.difference, True)} ({ends})"
                 cells.append(Cell(text))
             name = f"{a.matrix.release} (n = {len(set(a.matrix.image))})"
             rows.append(Row([name, label(c)], cells,
@@ -352,11 +443,12 @@ def release_table(analyses: list[Analysis]) -> Table:
                             bool(rows) and c == a.matrix.configurations[0]))  # fmt: skip
     return Table(
         "releases",
-        f"{m.task}, {words.scheme(m.validation, len(m.folds))}: the releases side by side, percent "
-        "(95 % interval)",
+        f"{m.task}, {words.scheme(m.validation, len(m.folds))}: the releases side by side"
+        f"{', percent' if m.kind != kinds.NUMBER else ''} (95 % interval)",
         ["Release", "Configuration"],
-        [("", len(kinds)), (f"{METHOD} minus this, points", 2)],
-        [*(TITLES[k] for k in kinds), TITLES["accuracy"], TITLES["auc"]],
+        [("", len(shown)),
+         (f"{METHOD} minus this{', points' if m.kind != kinds.NUMBER else ''}", len(first))],
+        [MEASURES[k].title for k in (*shown, *first)],
         rows,
         ["Intervals by patient. Releases that contain one another share patients: their rows are "
          "not independent."],
@@ -364,31 +456,32 @@ def release_table(analyses: list[Analysis]) -> Table:
 
 
 def subgroup_table(a: Analysis, groups: list[Subgroup]) -> Table:
-    """Accuracy and AUC within subgroups."""
+    """The measures `mdmt.measures.grouped` within subgroups."""
     m = a.matrix
     names = next((list(g.found) for g in groups if g.found), [])
-    kinds = ["accuracy", "auc"] if len(m.classes) == 2 else ["accuracy"]
+    shown = grouped(m.spec)
     rows, previous = [], None
     for g in groups:
-        events = [Cell(str(g.positive))] if len(m.classes) == 2 else []
+        events = [Cell(str(g.positive))] if m.two else []
         cells = [Cell(str(g.n)), Cell(str(g.patients)), *events]
-        for k in kinds:
+        for k in shown:
             for c in names:
                 i = g.found.get(c, {}).get(k)
                 text = "–"
                 if i is not None:
-                    ends = f"{percent(i.low, 0)} to {percent(i.high, 0)}"
-                    text = f"{percent(i.estimate, 0)} ({ends})"
+                    value, low, high = (measured(k, v, digits=0) for v in i)
+                    text = f"{value} ({low} to {high})"
                 cells.append(Cell(text))
         rows.append(Row([g.variable, g.level], cells, "", g.variable != previous and bool(rows)))
         previous = g.variable
-    columns = ["images", "patients"] + ([m.classes[m.positive]] if len(m.classes) == 2 else [])
+    columns = ["images", "patients"] + ([m.classes[m.positive]] if m.two else [])
     return Table(
         "subgroups",
-        f"{m.task}, {words.scheme(m.validation, len(m.folds))}: subgroups, percent (95 % interval)",
+        f"{m.task}, {words.scheme(m.validation, len(m.folds))}: subgroups"
+        f"{', percent' if m.kind != kinds.NUMBER else ''} (95 % interval)",
         ["Variable", "Level"],
-        [("", len(columns)), *((TITLES[k], len(names)) for k in kinds)],
-        [*columns, *(c for _ in kinds for c in names)],
+        [("", len(columns)), *((MEASURES[k].title, len(names)) for k in shown)],
+        [*columns, *(c for _ in shown for c in names)],
         rows,
         ["Cases of all folds pooled; intervals by patient; '–': fewer than 10 images or 5 "
          "patients, or one class only. No correction for the number of subgroups."],
@@ -399,7 +492,8 @@ def false_positives(outcome: Outcome, a: Analysis, n_simulations: int = 400) -> 
     """How often the paper's test would claim a difference in a null study of this size."""
     m = a.matrix
     backbones = len(m.backbones) if len(m.backbones) > 1 else 18
-    accuracy = float(np.clip(a.estimates[m.configurations[0], "accuracy"][0], 0.51, 0.95))
+    known = a.estimates.get((m.configurations[0], "accuracy"), (0.67,))[0]  # else the paper's
+    accuracy = float(np.clip(known, 0.51, 0.95))
     cases, folds = min(2000, len(m.y)), max(2, len(m.folds))
     arguments = (
         f"n_simulations={n_simulations}, shared=0.3, accuracy={accuracy:.2f}, cases={cases}, "
@@ -424,8 +518,16 @@ def false_positives(outcome: Outcome, a: Analysis, n_simulations: int = 400) -> 
     ).replace('python -c "', "python -c &quot;")
 
 
+DECIDED = {
+    kinds.CLASSES: "Probabilities of classes add up to 1, and the predicted class has the largest.",
+    kinds.FINDINGS: "Probabilities of findings lie in 0 to 1, and those above a half are called.",
+    kinds.NUMBER: "Labels and predictions of numbers are finite.",
+}
+
+
 def audit(outcome: Outcome, findings: list[str], notes: list[str]) -> str:
     """What was checked, and what was found."""
+    found = {kinds.kind_of(t) for t in outcome.values["tasks"].values()}
     checks = [
         "Every test case of every fold has exactly one prediction per network, and no other case "
         "has one (splits.json)."
@@ -434,7 +536,7 @@ def audit(outcome: Outcome, findings: list[str], notes: list[str]) -> str:
         "All predictions are those that the trainings left in runs/."
         if outcome.jobs and not any("compared with the trainings" in n for n in outcome.notes)
         else "Predictions could not all be compared with the trainings' own files.",
-        "Probabilities add up to 1, and the predicted class has the largest.",
+        *(text for kind, text in DECIDED.items() if kind in found),
     ]
     out = "<h3>Checked</h3>" + listing(checks) + "<h3>Findings in the splits</h3>"
     out += listing(findings) if findings else paragraph("None.")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from ..analysis.compare import METHOD, TITLES, Analysis
+from .. import kinds
+from ..analysis.compare import METHOD, Analysis
 from ..analysis.sensitivity import EXACT_BELOW, TESTS, Sensitivity
-from ..tables.grid import Cell, Row, Table, number, percent, pvalue, to_html
+from ..measures import MEASURES
+from ..tables.grid import Cell, Row, Table, measured, pvalue, to_html
 from . import words
 from .page import escape, listing, paragraph
 
@@ -86,11 +88,11 @@ def conclusion(done: list[Sensitivity]) -> str:
     if not other:
         return f"All of {tests} come to the conclusion of the primary analysis."
     said = "; ".join(
-        f"{s.test} against {s.against} in {TITLES[s.metric]} "
+        f"{s.test} against {s.against} in {MEASURES[s.metric].title} "
         f"({'only this test' if s.primary.holm >= words.ALPHA else 'only the primary analysis'} "
         "establishes a difference)"
         if min(s.holm, s.primary.holm) < words.ALPHA <= max(s.holm, s.primary.holm)
-        else f"{s.test} against {s.against} in {TITLES[s.metric]} (the opposite)"
+        else f"{s.test} against {s.against} in {MEASURES[s.metric].title} (the opposite)"
         for s in other
     )
     return (
@@ -110,9 +112,9 @@ def left_out(rows: list[Sensitivity]) -> list[str]:
         others = list(dict.fromkeys(s.against for s in some))
         every = {s.against for s in rows if s.test == test}
         against = "" if set(others) == every else f" against {words.joined(others)}"
-        kinds = list(dict.fromkeys(TITLES[s.metric] for s in some))
-        known = {TITLES[s.metric] for s in rows if s.test == test}
-        of = "" if set(kinds) == known else f" ({words.joined(kinds)})"
+        named = list(dict.fromkeys(MEASURES[s.metric].title for s in some))
+        known = {MEASURES[s.metric].title for s in rows if s.test == test}
+        of = "" if set(named) == known else f" ({words.joined(named)})"
         said.append(f"{test}{against}{of}: {reason}.")
     return said
 
@@ -123,20 +125,18 @@ def table(a: Analysis, done: list[Sensitivity]) -> Table:
     rows = []
     previous = None
     for s in done:
-        brier = s.metric == "brier"
-        show = (lambda v: number(v, 3, True)) if brier else (lambda v: percent(v, 1, True))
         beside = s.primary
         cells = [
             str(s.n),
-            show(s.estimate),
+            measured(s.metric, s.estimate, True),
             pvalue(s.pvalue),
             pvalue(s.holm),
-            show(beside.difference) if beside else "–",
+            measured(s.metric, beside.difference, True) if beside else "–",
             pvalue(beside.holm) if beside else "–",
             "–" if s.agrees is None else "yes" if s.agrees else "no",
         ]
         test = f"{s.test} ({s.detail})" if s.detail else s.test
-        rows.append(Row([s.against, test, TITLES[s.metric]], [Cell(c) for c in cells], "",
+        rows.append(Row([s.against, test, MEASURES[s.metric].title], [Cell(c) for c in cells], "",
                         bool(rows) and s.against != previous))  # fmt: skip
         previous = s.against
     used = []
@@ -151,7 +151,7 @@ def table(a: Analysis, done: list[Sensitivity]) -> Table:
     return Table(
         "sensitivity",
         f"{m.task}, {words.scheme(m.validation, len(m.folds))}: {METHOD} minus the others by other "
-        "tests (points)",
+        f"tests{'' if m.kind == kinds.NUMBER else ' (points)'}",
         ["Against", "Test", "Metric"],
         [("", 4), ("primary analysis", 2), ("", 1)],
         ["n", "difference", "p", "p, Holm", "difference", "p, Holm", "same"],

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..analysis.compare import METHOD, TITLES, Analysis, f1_name
+from .. import kinds
+from ..analysis.compare import METHOD, Analysis
 from ..analysis.folder import Outcome
 from ..experiments import weights_of
-from ..tables.grid import number, percent
+from ..measures import MEASURES, f1_name, grouped, leading
+from ..tables.grid import measured, number, percent
 
 ALPHA = 0.05
 SCHEMES = {
@@ -46,11 +48,16 @@ def joined(items) -> str:
     return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1]
 
 
-def interval(low: float, high: float, metric: str = "") -> str:
-    """Ends of an interval of a difference, signed; points, or the Brier score's own unit."""
-    if metric == "brier":
-        return f"{number(low, 3, True)} to {number(high, 3, True)}"
-    return f"{percent(low, 1, True)} to {percent(high, 1, True)}"
+def interval(low: float, high: float, metric: str) -> str:
+    """Ends of an interval of a difference, signed; points, or the measure's own unit."""
+    return f"{measured(metric, low, True)} to {measured(metric, high, True)}"
+
+
+def titled(metric: str, spec: dict) -> str:
+    """The name of a measure; of a number's classes it says so."""
+    title = MEASURES[metric].title
+    cut = kinds.kind_of(spec) == kinds.NUMBER and MEASURES[metric].share
+    return f"{title} of the classes" if cut else title
 
 
 def headline(a: Analysis) -> str | None:
@@ -61,12 +68,12 @@ def headline(a: Analysis) -> str | None:
         return None
     against = others[0]
     parts = []
-    for k, what in (("auc", "ranking (AUC)"), ("accuracy", "accuracy")):
+    for k, what in leading(m.spec):
         c = a.find(against, k)
         if c is not None and c.low == c.low:
             parts.append(
-                f"{what} by {percent(c.difference, 1, True)} points (95 % interval "
-                f"{interval(c.low, c.high)})"
+                f"{what} by {measured(k, c.difference, True)}{' points' * MEASURES[k].share} (95 % "
+                f"interval {interval(c.low, c.high, k)})"
             )
     if not parts:
         return None
@@ -95,7 +102,7 @@ def verdict(a: Analysis, against: str) -> str:
 
 
 def _name(metric: str) -> str:
-    return {"accuracy": "accuracy", "brier": "Brier score"}.get(metric, TITLES[metric])
+    return {"accuracy": "accuracy", "brier": "Brier score"}.get(metric, MEASURES[metric].title)
 
 
 def others(a: Analysis) -> list[str]:
@@ -106,12 +113,14 @@ def others(a: Analysis) -> list[str]:
         tested = [c for c in a.comparisons if c.backbone == "" and c.against == against]
         if tested:
             shown = [
-                f"{TITLES[c.metric]} {percent(c.difference, 1, True)} ({interval(c.low, c.high)})"
+                f"{titled(c.metric, m.spec)} {measured(c.metric, c.difference, True)} "
+                f"({interval(c.low, c.high, c.metric)})"
                 for c in tested
                 if c.metric != "brier" and c.low == c.low
             ]
+            points = "" if m.kind == kinds.NUMBER else ", points"
             found.append(
-                f"{METHOD} against {against}, points (95 % interval): {', '.join(shown)}; "
+                f"{METHOD} against {against}{points} (95 % interval): {', '.join(shown)}; "
                 f"{verdict(a, against)}."
             )
     return found
@@ -133,14 +142,15 @@ def method(a: Analysis) -> str:
     return (
         f"Paired bootstrap by patient, {a.n:,} resamples: all images of a patient are drawn "
         f"together, for every network the same. Metrics are means over the folds.{bca}{over} "
-        f"Holm's correction runs over all comparisons and metrics of this table. F1 is the "
-        f"{f1_name(m.classes, m.positive)}. Nadeau & Bengio's corrected t-test over folds stands "
+        f"Holm's correction runs over all comparisons and metrics of this table. "
+        f"{'' if m.kind == kinds.NUMBER and not m.classes else 'F1: ' + f1_name(m.spec) + '. '}"
+        "Nadeau & Bengio's corrected t-test over folds stands "
         "beside for cross-validation."
     )
 
 
 def calibration(found: list) -> str | None:
-    """What the calibration of the configurations is, two classes only."""
+    """What the calibration of the configurations is, of two classes or findings only."""
     known = [c for c in found if np.isfinite(c.slope)]
     if not known:
         return None
@@ -160,7 +170,12 @@ def calibration(found: list) -> str | None:
     return "Probabilities: " + "; ".join(said) + "."
 
 
-def human(found) -> str | None:
+def agreement(m) -> str:
+    """What the agreement of readers is measured by."""
+    return "concordance (CCC)" if m.kind == kinds.NUMBER else "weighted kappa"
+
+
+def human(m, found) -> str | None:
     """What the second reader says about the networks, in a sentence; found: analysis.Readers."""
     if found is None:
         return None
@@ -175,7 +190,7 @@ def human(found) -> str | None:
     else:
         verdict = "as far as can be told like a second person"
     return (
-        f"Two people scored {found.n} of these images. They agree with a weighted kappa of "
+        f"Two people scored {found.n} of these images. They agree with a {agreement(m)} of "
         f"{number(people.kappa.estimate, 2)} ({number(people.kappa.low, 2)} to "
         f"{number(people.kappa.high, 2)}); {ours.name} and the first reader with "
         f"{number(ours.kappa.estimate, 2)} ({number(ours.kappa.low, 2)} to "
@@ -185,12 +200,12 @@ def human(found) -> str | None:
     )
 
 
-def subgroup(groups: list, name: str) -> str | None:
-    """Where a configuration's accuracy is lowest and highest, with the intervals."""
+def subgroup(groups: list, name: str, spec: dict) -> str | None:
+    """Where a configuration is worst and best, with the intervals."""
+    metric = grouped(spec)[0]
+    one = MEASURES[metric]
     scored = [
-        (g, g.found[name]["accuracy"])
-        for g in groups
-        if g.found.get(name, {}).get("accuracy") is not None
+        (g, g.found[name][metric]) for g in groups if g.found.get(name, {}).get(metric) is not None
     ]
     if len(scored) < 2:
         return None
@@ -198,15 +213,18 @@ def subgroup(groups: list, name: str) -> str | None:
     high = max(scored, key=lambda s: s[1].estimate)
 
     def told(g, i):
+        unit = " %" if one.share else ""
         return (
-            f"{g.variable} {g.level}: {percent(i.estimate)} % ({percent(i.low)} to "
-            f"{percent(i.high)} %; n = {g.n})"
+            f"{g.variable} {g.level}: {measured(metric, i.estimate)}{unit} "
+            f"({measured(metric, i.low)} to {measured(metric, i.high)}{unit}; n = {g.n})"
         )
 
-    return (
-        f"{name} is least accurate in {told(*low)} and most in {told(*high)}. "
-        "These are the extremes of many small groups and would differ by chance alone."
-    )
+    extremes = "These are the extremes of many small groups and would differ by chance alone."
+    if metric == "accuracy":
+        said = f"{name} is least accurate in {told(*low)} and most in {told(*high)}."
+    else:
+        said = f"The {one.title} of {name} is lowest in {told(*low)} and highest in {told(*high)}."
+    return f"{said} {extremes}"
 
 
 def limits(outcome: Outcome, analyses: list[Analysis]) -> list[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .. import kinds
 from ..errors import BadConfig
 from .child import default_threads, search_path
 from .display import clock, expected_images
@@ -67,7 +68,7 @@ def measure(
     from ..model import Model
 
     size, batch = values["image_size"], values["train"]["batch_size"]
-    heads = {t["name"]: {"classes": len(t["classes"]), **t["head"]} for t in tasks}
+    heads = {t["name"]: kinds.head_of(t) for t in tasks}
     begin = time.perf_counter()
     model = Model(backbone, heads=heads, image_size=size, **measured_on(values, device))
     start = time.perf_counter() - begin
@@ -78,7 +79,8 @@ def measure(
     count = min(SAMPLES, batch)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (count, size, size), dtype=np.uint8)
-    model.attach([{"images": images, "task": 0, "target": np.zeros(count, np.float32)}])
+    target = np.zeros((count, max(map(kinds.outputs, tasks))), np.float32)
+    model.attach([{"images": images, "task": 0, "target": target}])
 
     def timed(action, n: int, repeats: int = 2) -> tuple[float, float]:
         """(the first call, the best of the later ones) on n images."""

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import __version__
+from .. import __version__, kinds
 from ..errors import BadInput, Interrupted, MdmtError, NoSpace, debugging, write_failure
 from ..paths import folder_lock, read_json, remove_unfinished, write_csv, write_json
 from ..system import cpu_path
@@ -96,9 +96,10 @@ def _sign(folder: Path) -> list[str]:
     return sorted(found)
 
 
-def _dataset(given: dict) -> tuple[np.ndarray, dict]:
-    """Labels (M,) and {part: rows} of a data set, as inputs.json points to them."""
-    labels = np.array(read_json(given["labels"]), np.int64)
+def _dataset(given: dict, whole: bool) -> tuple[np.ndarray, dict]:
+    """Labels and {part: rows} of a data set, as inputs.json points to them; whole: the labels are
+    class numbers."""
+    labels = np.array(read_json(given["labels"]), np.int64 if whole else np.float64)
     rows = {p: np.array(r, np.int64) for p, r in read_json(given["rows"]).items()}
     return labels, rows
 
@@ -129,11 +130,12 @@ def _train(folder: Path, description: dict, inputs: dict, stop, emit) -> dict:
     parts = []
     for dataset in description["datasets"]:
         given = inputs["datasets"][dataset["name"]]
-        labels, rows = _dataset(given)
-        images = Store(given["store"]).images
         task = tasks.index(dataset["task"])
+        whole = kinds.kind_of(description["tasks"][task]) == kinds.CLASSES
+        labels, rows = _dataset(given, whole)
+        images = Store(given["store"]).images
         parts.append(engine.Part(images, labels, task, rows["train"], rows["val"], rows["test"]))
-    model = _build(description, inputs)
+    model, kept = _build(description, inputs)
 
     def progress(state, loss):
         emit(
@@ -162,9 +164,9 @@ def _train(folder: Path, description: dict, inputs: dict, stop, emit) -> dict:
         task_weights=description.get("task_weights", "equal"),
         freeze=description.get("freeze", False),
         max_steps=_counted(description, inputs),
+        kept=kept,
     )
     state = fit.run()
-    select = tasks.index(description["select"])
     model.save(str(folder / "model.safetensors"))
     engine.write_history(folder / "history.csv", state.history)
     _write_predictions(folder, description, model, parts, tasks)
@@ -176,31 +178,34 @@ def _train(folder: Path, description: dict, inputs: dict, stop, emit) -> dict:
         "images": state.images,
         "resumed": fit.resumed,
         "steps": model.training_step,
-        "val_loss": fit.best_loss() if state.history else fit.validate(select)[0],
+        "val_loss": fit.best_loss(),
     }
 
 
 def _build(description: dict, inputs: dict):
-    """Return the Model with its initial weights."""
+    """Return the Model with its initial weights, and the tasks whose heads are among these."""
     from ..model import Model
     from ..system import device_for
 
-    heads = {t["name"]: {"classes": len(t["classes"]), **t["head"]} for t in description["tasks"]}
+    heads = {t["name"]: kinds.head_of(t) for t in description["tasks"]}
     sources = description["init"].get("jobs")
     try:
-        return Model(
+        start = inputs["weights"] if sources is None else _start(description, inputs, heads)
+        model = Model(
             description["backbone"],
             heads=heads,
             image_size=description["image_size"],
             device=device_for(inputs["device"], description["precision"]),
             precision=description["precision"],
             seed=description["seed"],
-            weights=inputs["weights"] if sources is None else _start(description, inputs, heads),
+            weights=start,
         )
     except FloatingPointError:
         raise
     except (ValueError, OSError, NotImplementedError) as error:
         raise BadInput(str(error)) from error
+    given = start if isinstance(start, dict) else {}
+    return model, [t for t in heads if any(k.startswith(f"heads.{t}.") for k in given)]
 
 
 def _start(description: dict, inputs: dict, heads: dict) -> dict:
@@ -224,11 +229,11 @@ def _start(description: dict, inputs: dict, heads: dict) -> dict:
 
 
 def _write_predictions(folder, description, model, parts, tasks) -> None:
-    """Write the test part's probabilities of every task: one row per case."""
-    from ..engine import predict, softmax
+    """Write the test part's predictions of every task: one row per case; of numbers without
+    probabilities."""
+    from ..engine import decoded, predict
 
     rows, columns = [], ["dataset", "task", "row", "label", "predicted"]
-    names = {t["name"]: t["classes"] for t in description["tasks"]}
     for d, dataset in enumerate(description["datasets"]):
         part = parts[d]
         test, labels = part.test, part.labels
@@ -238,19 +243,26 @@ def _write_predictions(folder, description, model, parts, tasks) -> None:
         logits = predict(model, d, test, description["train"]["batch_size"])[task]
         if not np.isfinite(logits).all():
             raise BadInput(f"task '{task}': the network's outputs are not finite; lower train.lr")
-        for r, p in zip(test.tolist(), softmax(logits), strict=True):
-            cells = {f"p{k}": str(v) for k, v in enumerate(p)}
+        spec = description["tasks"][part.task]
+        kind, classes = kinds.kind_of(spec), spec["classes"]
+        given = decoded(kind, logits)
+        said = (
+            kinds.texts(kind, classes, labels[test]),
+            kinds.texts(kind, classes, kinds.called(kind, given)),
+        )
+        for r, label, predicted, p in zip(test.tolist(), *said, given, strict=True):
+            cells = {f"p{k}": str(v) for k, v in enumerate(p[: len(classes)])}
             rows.append(
                 {
                     "dataset": dataset["name"],
                     "task": task,
                     "row": r,
-                    "label": names[task][labels[r]],
-                    "predicted": names[task][int(p.argmax())],
+                    "label": label,
+                    "predicted": predicted,
                     **cells,
                 }
             )
-    most = max(len(c) for c in names.values())
+    most = max(len(t["classes"]) for t in description["tasks"])
     write_csv(Path(folder) / "predictions.csv", columns + [f"p{k}" for k in range(most)], rows)
 
 

@@ -67,6 +67,16 @@ def labels(y) -> np.ndarray:
     return y
 
 
+def outcomes(y) -> np.ndarray:
+    """y as labels (n,), or as findings (n, K) of 0, 1 or NaN (not labelled)."""
+    if np.ndim(y) != 2:
+        return labels(y)
+    y = floats(y, "y")
+    if y.size == 0 or not np.isin(y[~np.isnan(y)], (0, 1)).all():
+        raise ValueError(f"y has shape {y.shape}; findings (n, K) are 0, 1, or NaN for no label")
+    return y
+
+
 def scores(score, y: np.ndarray, name: str) -> np.ndarray:
     """`score` as finite float64 (n,) for labels y (n,)."""
     score = floats(score, name)

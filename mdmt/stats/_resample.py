@@ -61,6 +61,8 @@ def _keys(y, first, second, cluster, fold) -> np.ndarray:
     else:
         whole = _codes(first.reshape(-1), second.reshape(-1))
         pair = [w.reshape(len(y), -1) for w in whole]
+    if y.ndim == 2:  # findings: equal rows are the same label
+        y = np.unique(np.nan_to_num(y, nan=-1), axis=0, return_inverse=True)[1].reshape(-1)
     return np.column_stack([cluster, fold, _codes(y)[0], *pair])
 
 
@@ -74,7 +76,7 @@ def _named(values, y, name: str, what: str) -> np.ndarray:
     if values is None:
         return np.zeros(len(y), np.int64)
     values = np.asarray(values)
-    if values.shape != y.shape:
+    if values.shape != y.shape[:1]:
         raise ValueError(
             f"{name} has shape {values.shape} and y {y.shape}; it must name the {what} of each case"
         )

@@ -24,7 +24,8 @@ CLASS_METRICS = (
     "gmean",
     "mcc",
 )
-NAMES = (*CLASS_METRICS, "quadratic_weighted_kappa", "mae", "auc", "brier")
+NUMBER_METRICS = ("mae", "rmse", "r2", "pearson", "ccc")
+NAMES = (*CLASS_METRICS, "quadratic_weighted_kappa", *NUMBER_METRICS, "auc", "brier")
 
 _FUNCTIONS = {
     metrics.accuracy: "accuracy",
@@ -36,6 +37,10 @@ _FUNCTIONS = {
     metrics.mcc: "mcc",
     metrics.quadratic_weighted_kappa: "quadratic_weighted_kappa",
     metrics.mae: "mae",
+    metrics.rmse: "rmse",
+    metrics.r2: "r2",
+    metrics.pearson: "pearson",
+    metrics.ccc: "ccc",
     metrics.auc: "auc",
     brier: "brier",
 }
@@ -118,6 +123,62 @@ def _kappa(y, predicted):
         ).T
         expected = square_y + square_p - 2 * mean_y * mean_p
         return 1 - _share(distance, np.where(expected > 1e-12, expected, 0))
+
+    return evaluate
+
+
+def _number_metric(name: str, y, predicted):
+    """Metrics of numbers, from weighted moments about the means of all cases."""
+    y, predicted = metrics._numbers(y, predicted)
+    error = y - predicted
+    if name == "mae":
+        return _mean(np.abs(error))
+    if name == "rmse":
+        mean = _mean(error**2)
+        return lambda weights: np.sqrt(mean(weights))
+    a, b = y - y.mean(), predicted - predicted.mean()
+    table = np.column_stack([a, b, a * a, b * b, a * b, error**2])
+    least = 1e-12 * np.array([np.mean(a * a), np.mean(b * b)])  # a variance that is rounding
+
+    def evaluate(weights):
+        means = (weights @ table / weights.sum(1, keepdims=True)).T
+        mean_a, mean_b, square_a, square_b, product, square = means
+        spread_a, spread_b = square_a - mean_a**2, square_b - mean_b**2
+        spread_a = np.where(spread_a > least[0], spread_a, 0)
+        spread_b = np.where(spread_b > least[1], spread_b, 0)
+        if name == "r2":
+            return 1 - _share(square, spread_a)
+        covariance = product - mean_a * mean_b
+        return np.clip(_share(covariance, np.sqrt(spread_a * spread_b)), -1, 1)
+
+    return evaluate
+
+
+def _findings(name: str, y: np.ndarray, prediction: np.ndarray):
+    """Mean over the findings of y (n, K) that a resample defines the metric for."""
+    if prediction.shape != y.shape or name not in ("accuracy", "f1", "gmean", "auc", "brier"):
+        raise ValueError(
+            f"predictions have shape {prediction.shape} and findings y {y.shape}, metric {name!r}; "
+            "they must have the same shape, and the metric be accuracy, f1, gmean, auc or brier"
+        )
+    parts = []
+    for k in range(y.shape[1]):
+        rows = np.flatnonzero(~np.isnan(y[:, k]))
+        if len(rows):
+            t = y[rows, k].astype(np.int64)
+            p = prediction[rows, k]
+            p = p if name in ("auc", "brier") else p.astype(np.int64)
+            parts.append((rows, t, evaluator(name, t, p)))
+
+    def evaluate(weights):
+        values = np.full((max(len(parts), 1), len(weights)), np.nan)
+        for k, (rows, t, part) in enumerate(parts):
+            inside = weights[:, rows]
+            yes, no = inside @ (t == 1), inside @ (t == 0)
+            defined = {"f1": yes > 0, "gmean": (yes > 0) & (no > 0)}.get(name, yes + no > 0)
+            values[k, defined] = part(inside[defined])
+        defined = np.isfinite(values)
+        return _share(np.where(defined, values, 0).sum(0), defined.sum(0))
 
     return evaluate
 
@@ -211,9 +272,12 @@ def evaluator(metric, y, prediction, positive=1):
     """Function from weights (R, n) to the metric's values (R,).
 
     metric: a name of `NAMES`, the function of that name in mdmt.stats, or any function of
-    (y, prediction). y (n,); prediction (n,), or (n, K) for metrics of scores.
+    (y, prediction). y (n,); prediction (n,), or (n, K) for metrics of scores. For findings y (n, K)
+    with prediction (n, K), see `mdmt.stats.resample`.
     """
     prediction = np.asarray(prediction)
+    if y.ndim == 2:
+        return _findings(metric, y, prediction)
     if prediction.shape[:1] != y.shape:
         raise ValueError(
             f"predictions have shape {prediction.shape} and y {y.shape}; they must begin with the "
@@ -230,11 +294,10 @@ def evaluator(metric, y, prediction, positive=1):
         )
     if name in CLASS_METRICS:
         return _class_metric(name, y, prediction, positive)
-    if name == "quadratic_weighted_kappa":
+    if name in ("quadratic_weighted_kappa", "ccc"):
         return _kappa(y, prediction)
-    if name == "mae":
-        y, prediction = metrics._numbers(y, prediction)
-        return _mean(np.abs(y - prediction))
+    if name in NUMBER_METRICS:
+        return _number_metric(name, y, prediction)
     if name == "auc":
         return _auc(y, prediction, positive)
     return _mean(brier_losses(y, prediction, positive))

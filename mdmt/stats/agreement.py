@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import metrics
+from ..metrics import pearson
 from . import _check
 
 
@@ -33,14 +34,6 @@ def _pair(a, b) -> tuple[np.ndarray, np.ndarray]:
     if not both.any():
         raise ValueError("a and b have no case in common that both have scored")
     return a[both], b[both]
-
-
-def pearson(a, b) -> float:
-    """Pearson's correlation of a and b (n,); NaN where one of them is constant."""
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    a, b = a - a.mean(), b - b.mean()
-    scale = np.sqrt(np.sum(a * a) * np.sum(b * b))
-    return float(np.clip(np.sum(a * b) / scale, -1, 1)) if scale > 0 else float("nan")
 
 
 def kappa(a, b) -> float:

@@ -98,17 +98,19 @@ def resample(
 ) -> Resampled:
     """Resample the cases y (cases,) once for all `wanted`: a list of (metric, prediction).
 
+    y may be findings (cases, K): 0, 1 or NaN (not labelled); then prediction is (cases, K), and a
+    metric ("accuracy", "f1", "gmean", "auc", "brier") the mean over the findings that have it.
     metric, groups, folds, positive as in `paired_bootstrap`; prediction (cases,) or (cases, K). A
     metric of `wanted` that the cases themselves leave undefined is NaN throughout.
     Raises ValueError for shapes that do not fit.
     """
-    y = _check.labels(y)
+    y = _check.outcomes(y)
     n, seed = _check.count_of(n, "n"), _check.count_of(seed, "seed", 0)
     wanted = [(metric, np.asarray(prediction)) for metric, prediction in wanted]
     if not wanted:
         raise ValueError("wanted is empty; give at least one (metric, prediction)")
     for k, (_, prediction) in enumerate(wanted):
-        if prediction.shape[:1] != y.shape or prediction.ndim > 2:
+        if prediction.shape[:1] != y.shape[:1] or prediction.ndim > 2:
             raise ValueError(
                 f"y has shape {y.shape} and prediction {k} {prediction.shape}; it must be (n,) or "
                 "(n, K) for the n cases of y"

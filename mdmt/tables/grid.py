@@ -6,6 +6,8 @@ import html
 import re
 from dataclasses import dataclass, field
 
+from ..measures import MEASURES
+
 # What a table needs to look like one; report.html adds its own colours.
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;margin:1rem;color-scheme:light dark}
@@ -86,6 +88,14 @@ def percent(value: float | None, digits: int = 1, signed: bool = False) -> str:
     return "–" if value is None or value != value else number(100 * value, digits, signed)
 
 
+def measured(name: str, value: float | None, signed: bool = False, digits=None) -> str:
+    """A measure as it is shown: in percent (a difference in points), or in its own unit."""
+    one = MEASURES[name]
+    if one.share:
+        return percent(value, 1 if digits is None else digits, signed)
+    return number(value, one.digits, signed)
+
+
 def pvalue(p: float) -> str:
     """A p-value with three decimals; "–" where it is undefined."""
     if p != p:
@@ -93,13 +103,14 @@ def pvalue(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{min(p, 1):.3f}"
 
 
-def marks(values: list) -> list[str]:
-    """ "best" for the largest of `values` as printed (text), "second" for the next; ties share.
+def marks(values: list, digits: int = 1, less: bool = False) -> list[str]:
+    """ "best" for the largest (less: the smallest) of `values` as printed with `digits` decimals,
+    "second" for the next; ties share.
 
     values: numbers or None. A single value gets no mark.
     """
-    shown = [None if v is None or v != v else round(v, 1) for v in values]
-    levels = sorted({v for v in shown if v is not None}, reverse=True)
+    shown = [None if v is None or v != v else round(v, digits) for v in values]
+    levels = sorted({v for v in shown if v is not None}, reverse=not less)
     if len(levels) < 2:
         return [""] * len(values)
     names = {levels[0]: "best", levels[1]: "second"}
@@ -169,7 +180,8 @@ _TEX = {
     "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "±": r"$\pm$", "−": "$-$", "–": "--", "<": "$<$", ">": "$>$", "≥": r"$\geq$", "≤": r"$\leq$",
     "τ": r"$\tau$", "μ": r"$\mu$", "σ": r"$\sigma$", "→": r"$\rightarrow$", "*": "$*$",
-    "∞": r"$\infty$", "'": "'", "\N{NO-BREAK SPACE}": "~", "×": r"$\times$",
+    "∞": r"$\infty$", "²": r"$^2$", "ρ": r"$\rho$",
+    "'": "'", "\N{NO-BREAK SPACE}": "~", "×": r"$\times$",
 }  # fmt: skip
 
 
