@@ -24,7 +24,7 @@ def _panels(m: Matrix, height: float):
 
 def _dots(ax, x, y, look: dict, n: int) -> None:
     ax.plot(x, y, ls="", marker="o", ms=3.2, mew=0, color=look["color"],
-            alpha=float(np.clip(40 / n, 0.12, 0.55)))  # fmt: skip
+            alpha=float(np.clip(80 / n, 0.12, 0.6)))  # fmt: skip
 
 
 def scatter(m: Matrix):

@@ -190,7 +190,7 @@ def differences(a: Analysis) -> Table:
     return Table(
         "differences",
         f"{m.task}, {words.scheme(m.validation, len(m.folds))}: {METHOD} minus the others "
-        f"({'in its unit' if m.kind == kinds.NUMBER else 'percent and points'}), "
+        f"({_units(m)}), "
         f"n = {len(set(m.image))} images of {len(set(m.patient))} patients",
         ["Against", "Metric"],
         [],
@@ -198,6 +198,12 @@ def differences(a: Analysis) -> Table:
         rows,
         list(filter(None, [words.method(a), fewer_folds(m)])),
     )
+
+
+def _units(m) -> str:
+    if m.kind != kinds.NUMBER:
+        return "percent and points"
+    return "MAE and RMSE in the label's unit" + (", classes in percent" if m.classes else "")
 
 
 def ranking(a: Analysis) -> Table | None:

@@ -87,8 +87,9 @@ def headline(a: Analysis) -> str | None:
 def verdict(a: Analysis, against: str) -> str:
     """What is established against a configuration after Holm's correction."""
     tested = [c for c in a.comparisons if c.backbone == "" and c.against == against]
-    up = [_name(c.metric) for c in tested if c.holm < ALPHA and c.better > 0]
-    down = [_name(c.metric) for c in tested if c.holm < ALPHA and c.better < 0]
+    spec = a.matrix.spec
+    up = [_name(c.metric, spec) for c in tested if c.holm < ALPHA and c.better > 0]
+    down = [_name(c.metric, spec) for c in tested if c.holm < ALPHA and c.better < 0]
     m = len([c for c in a.comparisons if c.backbone == "" and c.holm == c.holm])
     after = f"after correction for {m} comparisons"
     if not up and not down:
@@ -101,8 +102,11 @@ def verdict(a: Analysis, against: str) -> str:
     return f"{' but '.join(said)} {'are' if len(up + down) > 1 else 'is'} established {after}"
 
 
-def _name(metric: str) -> str:
-    return {"accuracy": "accuracy", "brier": "Brier score"}.get(metric, MEASURES[metric].title)
+def _name(metric: str, spec: dict) -> str:
+    if metric == "brier":
+        return "Brier score"
+    text = titled(metric, spec)
+    return text.replace("Accuracy", "accuracy")
 
 
 def others(a: Analysis) -> list[str]:
@@ -143,7 +147,7 @@ def method(a: Analysis) -> str:
         f"Paired bootstrap by patient, {a.n:,} resamples: all images of a patient are drawn "
         f"together, for every network the same. Metrics are means over the folds.{bca}{over} "
         f"Holm's correction runs over all comparisons and metrics of this table. "
-        f"{'' if m.kind == kinds.NUMBER and not m.classes else 'F1: ' + f1_name(m.spec) + '. '}"
+        f"{'' if m.kind == kinds.NUMBER and not m.classes else f'F1 is the {f1_name(m.spec)}. '}"
         "Nadeau & Bengio's corrected t-test over folds stands "
         "beside for cross-validation."
     )

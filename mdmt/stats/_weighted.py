@@ -149,6 +149,9 @@ def _number_metric(name: str, y, predicted):
         if name == "r2":
             return 1 - _share(square, spread_a)
         covariance = product - mean_a * mean_b
+        if name == "ccc":
+            apart = (mean_a - mean_b + y.mean() - predicted.mean()) ** 2
+            return _share(2 * covariance, spread_a + spread_b + apart)
         return np.clip(_share(covariance, np.sqrt(spread_a * spread_b)), -1, 1)
 
     return evaluate
@@ -294,7 +297,7 @@ def evaluator(metric, y, prediction, positive=1):
         )
     if name in CLASS_METRICS:
         return _class_metric(name, y, prediction, positive)
-    if name in ("quadratic_weighted_kappa", "ccc"):
+    if name == "quadratic_weighted_kappa":
         return _kappa(y, prediction)
     if name in NUMBER_METRICS:
         return _number_metric(name, y, prediction)

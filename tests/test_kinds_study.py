@@ -1,0 +1,212 @@
+"""A study of several kinds of tasks, from the tables to the report: classes, a number."""
+
+import csv
+import re
+
+import numpy as np
+import pytest
+
+from mdmt import checks, cli, config, metrics, predict, report, run
+from mdmt.data import synthetic
+from mdmt.errors import BadInput
+from mdmt.results import RESULT_COLUMNS
+
+STUDY = """
+name: kinds
+data:
+  root: {root}
+  store: {store}
+  near_duplicates: report
+  datasets:
+    - name: one
+      table: prognosis.csv
+      columns: {{image: image, patient: patient, label: prognosis, center: center}}
+      task: prognosis
+    - name: two
+      table: severity.csv
+      columns: {{image: image, patient: patient, label: score, second: score}}
+      task: severity
+tasks:
+  prognosis: {{classes: [MILD, SEVERE], head: {{hidden: [], dropout: 0, loss: ordinal}}}}
+  severity:
+    head: {{hidden: [8], dropout: 0, loss: mse}}
+    classes: [low, middle, high]
+    thresholds: [5, 9]
+backbones: [shufflenet_v2_x0_5]
+configurations: [STL-tau1, STL-tau2, MDMT, AVG]
+cv: {{folds: 2, validation: 0.25}}
+image_size: 32
+train: {{epochs: 2, warmup_epochs: 1, batch_size: 8, augment: null}}
+"""
+
+
+def rows_of(path):
+    with open(path, newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(out folder, configuration) of a run of two folds, with its report."""
+    top = tmp_path_factory.mktemp("kinds")
+    root = synthetic.make(top / "data", patients=24, size=32, seed=1)
+    (top / "study.yaml").write_text(STUDY.format(root=root, store=top / "store"))
+    values = config.load(str(top / "study.yaml"))
+    run.run(values, top / "out", quiet=True, report=False)
+    report.make(top / "out", resamples=200)
+    return top / "out", values
+
+
+def test_predictions_of_numbers_are_numbers(finished):
+    out, values = finished
+    rows = rows_of(out / "predictions.csv")
+    assert [c for c in rows[0] if c.startswith("p_")] == ["p_MILD", "p_SEVERE"]
+    table = rows_of(next((out.parent / "data").glob("*/severity.csv")))
+    label = {r["image"]: r["score"] for r in table}
+    ours = [r for r in rows if r["task"] == "severity"]
+    assert {r["configuration"] for r in ours} == {"STL-tau2", "MDMT", "AVG"}
+    for r in ours:
+        assert r["label"] == label[r["image"]] and np.isfinite(float(r["predicted"]))
+        assert r["p_MILD"] == r["p_SEVERE"] == ""
+    for r in rows:
+        if r["task"] == "prognosis":
+            assert float(r["p_MILD"]) + float(r["p_SEVERE"]) == pytest.approx(1, abs=1e-6)
+    assert len({r["image"] for r in ours}) == len(label)
+
+
+def test_results_have_the_columns_of_each_kind(finished):
+    out, _ = finished
+    rows, given = rows_of(out / "results.csv"), rows_of(out / "predictions.csv")
+    columns = list(rows[0])
+    assert columns[: len(RESULT_COLUMNS)] == RESULT_COLUMNS
+    more = ["mae", "rmse", "r2", "pearson", "spearman", "ccc"]
+    assert columns[len(RESULT_COLUMNS) : -4] == more
+    for r in rows:
+        mine = [g for g in given
+                if all(g[k] == r[k] for k in ("fold", "configuration", "task"))]  # fmt: skip
+        assert int(r["n"]) == len(mine)
+        if r["task"] == "prognosis":
+            assert all(r[k] == "" for k in more) and r["accuracy"]
+            continue
+        y, p = (np.array([float(g[k]) for g in mine]) for k in ("label", "predicted"))
+        assert float(r["mae"]) == pytest.approx(np.abs(y - p).mean())
+        assert float(r["ccc"]) == pytest.approx(metrics.ccc(y, p))
+        right = np.digitize(y, [5, 9]) == np.digitize(p, [5, 9])
+        assert float(r["accuracy"]) == pytest.approx(right.mean()) and r["auc"] == ""
+
+
+def test_the_kept_head_of_an_average_says_numbers_of_the_label(finished):
+    """AVG keeps the head of STL-tau2: its numbers must be of the scores' size, not of deviations'
+    from a mean."""
+    out, _ = finished
+    rows = [r for r in rows_of(out / "predictions.csv") if r["task"] == "severity"]
+    of = {c: np.array([float(r["predicted"]) for r in rows if r["configuration"] == c])
+          for c in ("STL-tau2", "AVG")}  # fmt: skip
+    label = np.array([float(r["label"]) for r in rows if r["configuration"] == "AVG"])
+    assert abs(of["AVG"].mean() - label.mean()) < label.std()
+    assert abs(of["STL-tau2"].mean() - label.mean()) < label.std()
+
+
+def test_own_pictures_are_predicted_as_they_were_tested(finished, capsys):
+    out, _ = finished
+    images = next((out.parent / "data").glob("*/images"))
+    rows, _ = predict.predict(out, [images])
+    tested = {(r["image"], r["task"]): r for r in rows_of(out / "predictions.csv")
+              if r["configuration"] == "MDMT"}  # fmt: skip
+    found = 0
+    for row in rows:
+        known = tested.get((row["image"].rsplit("/")[-1].removesuffix(".png"), row["task"]))
+        if known is not None and row["task"] == "severity":
+            assert float(row["predicted"]) == pytest.approx(float(known["predicted"]), rel=1e-5)
+            assert row["p_MILD"] is None
+            found += 1
+    assert found > 20
+    assert cli.main(["predict", str(out), str(images), "--skip", "--quiet"]) in (0, None)
+    said = capsys.readouterr().out
+    assert re.search(r"severity +\d  -?\d+\.\d\d\n", said)
+
+
+def test_explained_numbers_are_drawn(finished, tmp_path):
+    out, _ = finished
+    images = sorted(next((out.parent / "data").glob("*/images")).glob("*.png"))[:1]
+    from mdmt.explain import explain
+
+    written, _ = explain(out, images, tmp_path / "maps")
+    stem = images[0].stem
+    assert {p.name for p in written} == {f"{stem}-prognosis.png", f"{stem}-severity.png"}
+
+
+def test_the_report_speaks_of_each_kind(finished):
+    out, _ = finished
+    names = {p.name for p in (out / "figures").glob("*.png")}
+    assert {"scatter_cv_severity.png", "bland_altman_cv_severity.png", "roc_pr_cv_prognosis.png",
+            "confusion_cv_severity.png", "forest_cv_severity.png"} <= names  # fmt: skip
+    assert "roc_pr_cv_severity.png" not in names and "scatter_cv_prognosis.png" not in names
+    text = (out / "report.html").read_text()
+    for words in ("mean absolute error", "Lin&#x27;s concordance", "a number; cut at 5, 9 into",
+                  "Always saying the median", "concordance (CCC) of"):  # fmt: skip
+        assert words in text, words
+    compared = rows_of(out / "comparisons.csv")
+    of = {task: {r["metric"] for r in compared if r["task"] == task}
+          for task in ("prognosis", "severity")}  # fmt: skip
+    assert of["prognosis"] == {"accuracy", "f1", "gmean", "auc", "brier"}
+    assert of["severity"] == {
+        "mae", "rmse", "r2", "pearson", "ccc", "accuracy", "f1", "gmean",
+    }  # fmt: skip
+    one = next(r for r in compared if r["metric"] == "mae" and r["against"] == "STL-tau2")
+    rows = rows_of(out / "results.csv")
+    mae = {c: np.mean([float(r["mae"]) for r in rows
+                       if (r["configuration"], r["task"]) == (c, "severity")])
+           for c in ("MDMT", "STL-tau2")}  # fmt: skip
+    assert float(one["difference"]) == pytest.approx(mae["MDMT"] - mae["STL-tau2"])
+    tables = rows_of(out / "table1.csv")
+    ours = next(r for r in tables if r["task"] == "severity" and r["experiment"] == "MDMT")
+    assert float(ours["cv_mae"]) == pytest.approx(mae["MDMT"], abs=1e-4)
+    best = min(rows_ := [r for r in tables if r["task"] == "severity"],
+               key=lambda r: float(r["cv_mae"]))  # fmt: skip
+    assert best["cv_mae_mark"] == "best" and len(rows_) == 3
+
+
+def test_the_last_table_and_show_have_the_numbers(finished, capsys):
+    out, _ = finished
+    cli.main(["show", str(out)])
+    text = capsys.readouterr().out
+    assert "severity, cv, test parts: MAE and RMSE in the label's unit, accuracy in percent" in text
+    lines = [line for line in text.splitlines() if "MDMT" in line]
+    assert re.search(r"MDMT +\d+\.\d\d ± \d+\.\d\d +\d+\.\d\d ± ", lines[1])
+
+
+def test_an_edited_number_is_refused(finished):
+    out, _ = finished
+    path = out / "predictions.csv"
+    before = path.read_text()
+    rows = before.splitlines(keepends=True)
+    k = next(i for i, line in enumerate(rows) if ",severity," in line)
+    cells = rows[k].split(",")
+    try:
+        path.write_text("".join([*rows[:k], ",".join([*cells[:11], "3.25", *cells[12:]]),
+                                 *rows[k + 1 :]]))  # fmt: skip
+        with pytest.raises(BadInput, match="are not those of the training"):
+            report.make(out, resamples=200, figures=False)
+        path.write_text("".join([*rows[:k], ",".join([*cells[:10], "many", *cells[11:]]),
+                                 *rows[k + 1 :]]))  # fmt: skip
+        with pytest.raises(BadInput, match=f"near line {k + 1} a case of task 'severity' has 'ma"):
+            report.make(out, resamples=200, figures=False)
+    finally:
+        path.write_text(before)
+
+
+def test_check_shows_ranges_and_refuses_one_number(finished, tmp_path):
+    _, values = finished
+    shown = checks.terminal.text(checks.examine(values, quiet=True, costs=False), 100, False)
+    assert "low " in shown and "two: low/middle/high" in shown.replace("cv, ", "")
+    data = {**values["data"], "datasets": [dict(d) for d in values["data"]["datasets"]]}
+    source = next((finished[0].parent / "data").glob("*/severity.csv"))
+    rows = rows_of(source)
+    with open(source.parent / "same.csv", "w", newline="") as stream:
+        writer = csv.DictWriter(stream, rows[0])
+        writer.writeheader()
+        writer.writerows({**r, "score": "4"} for r in rows)
+    data["datasets"][1]["table"] = "same.csv"
+    found = checks.examine({**values, "data": data}, quiet=True, costs=False)
+    assert any("every case has the number 4" in i.sentence for i in found.errors)
