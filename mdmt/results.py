@@ -168,7 +168,7 @@ def _metrics(rows: list[dict], task: dict) -> dict:
     return {k: (None if v != v else v) for k, v in metrics.task_summary(task, y, p).items()}
 
 
-def fewer_folds(rows: list[dict], columns) -> str:
+def fewer_folds(rows: list[dict], columns=("accuracy", "f1", "gmean", "auc")) -> str:
     """Which means over folds are of fewer folds than `rows` (of results.csv, at one place) has,
     as a sentence; "" for none. columns: measures."""
     folds = {str(r["fold"]) for r in rows}

@@ -123,7 +123,7 @@ def test_own_pictures_are_predicted_as_they_were_tested(finished, capsys):
     assert found > 20
     assert cli.main(["predict", str(out), str(images), "--skip", "--quiet"]) in (0, None)
     said = capsys.readouterr().out
-    assert re.search(r"severity +\d  -?\d+\.\d\d\n", said)
+    assert re.search(r"severity +\d  -?\d+\.\d\d ", said)
 
 
 def test_explained_numbers_are_drawn(finished, tmp_path):

@@ -225,8 +225,9 @@ def matrix(y, fold, patient, ours, theirs, **more):
     """A Matrix of one network of two configurations; ours, theirs (cases, K)."""
     n = len(y)
     given = {"image": np.array([f"i{k}" for k in range(n)], object), **more}
+    spec = {"classes": [str(k) for k in range(np.shape(ours)[1])], "positive": "1"}
     return Matrix(
-        "1", "cv", "t", [str(k) for k in range(np.shape(ours)[1])], 1, ["STL", "MDMT"],
+        "1", "cv", "t", spec, ["STL", "MDMT"],
         [("net", 0)], np.array(y), np.array(fold), np.array(patient, object), given["image"],
         np.array([""] * n, object),
         {("net", 0, "MDMT"): np.array(ours, float), ("net", 0, "STL"): np.array(theirs, float)},

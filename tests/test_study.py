@@ -388,7 +388,7 @@ def test_the_table_at_the_end_has_room_for_every_backbone(paper):
     values, _ = paper
     rows = [
         {"release": "1", "validation": "cv", "task": "severity", "fold": 0, "seed": 0,
-         "backbone": b, "configuration": "MDMT", "accuracy": 0.5, "f1": 0.5, "gmean": None,
+         "backbone": b, "configuration": "MDMT", "accuracy": 0.5, "f1": 0.5, "gmean": 0.5,
          "auc": 0.5}
         for b in values["backbones"]
     ]  # fmt: skip
