@@ -88,7 +88,7 @@ def explain(out, images, folder, *, device: str = "cpu", skip: bool = False, qui
 @dataclass
 class _Picture:
     """A picture (S, S) uint8 and the networks (by number) that do not know it; given {task: for
-    each of them the probabilities or numbers (1 + squares, C), first those of the whole picture}."""
+    each of them the probabilities or numbers (1 + squares, C), the whole picture's first}."""
 
     path: Path
     pixels: np.ndarray

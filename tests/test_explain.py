@@ -90,7 +90,7 @@ def test_a_map_is_the_mean_over_the_networks(finished, tmp_path, monkeypatch):  
     monkeypatch.setattr(explainer.drawing, "draw", lambda *given: drawn.append(given) or b"png")
     for chosen in ({}, {"fold": 0}, {"fold": 1}):
         explain(out, [tmp_path / "x.png"], tmp_path / "drawn", **chosen)
-    (_, both, title, n), first, second = drawn[0], drawn[2], drawn[4]
+    (_, both, title, n, _), first, second = drawn[0], drawn[2], drawn[4]
     assert n == 2 and title.startswith("x.png\nprognosis: ")
     rows, _ = predict.predict(out, [tmp_path / "x.png"])
     assert f"{rows[0]['predicted']}, {100 * rows[0]['p_' + rows[0]['predicted']]:.1f} %" in title
