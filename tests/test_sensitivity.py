@@ -315,9 +315,9 @@ def test_agreement_is_told(study):
     done = [s for s in analysis.sensitivity(outcome, a) if not s.left_out]
     assert done[0].primary is a.find(done[0].against, "auc")
     for p, difference, holm, want in (
-        (1e-9, 0.1, 0.9, "only this test establishes"),
-        (0.9, 0.1, 1e-9, "only the primary analysis establishes"),
-        (1e-9, -0.1, 1e-9, "(the opposite)"),
+        (1e-9, 0.1, 0.9, "DeLong alone establishes a difference: STL-tau1 (AUC)."),
+        (0.9, 0.1, 1e-9, "DeLong does not establish what the primary analysis does: STL"),
+        (1e-9, -0.1, 1e-9, "DeLong establishes the opposite of the primary analysis: STL"),
     ):
         k = a.comparisons.index(done[0].primary)
         changed = [c._replace(holm=0.5) for c in a.comparisons]

@@ -87,18 +87,23 @@ def conclusion(done: list[Sensitivity]) -> str:
     tests = f"{len(known)} tests" if len(known) > 1 else "1 test"
     if not other:
         return f"All of {tests} come to the conclusion of the primary analysis."
-    said = "; ".join(
-        f"{s.test} against {s.against} in {MEASURES[s.metric].title} "
-        f"({'only this test' if s.primary.holm >= words.ALPHA else 'only the primary analysis'} "
-        "establishes a difference)"
-        if min(s.holm, s.primary.holm) < words.ALPHA <= max(s.holm, s.primary.holm)
-        else f"{s.test} against {s.against} in {MEASURES[s.metric].title} (the opposite)"
-        for s in other
-    )
-    return (
-        f"{len(known) - len(other)} of {tests} come to the conclusion of the primary analysis; "
-        f"otherwise: {said}."
-    )
+    groups: dict = {}
+    for s in other:
+        ours, primary = s.holm < words.ALPHA, s.primary.holm < words.ALPHA
+        how = (
+            "establishes the opposite of the primary analysis"
+            if ours and primary
+            else "alone establishes a difference"
+            if ours
+            else "does not establish what the primary analysis does"
+        )
+        names = groups.setdefault(f"{s.test} {how}", {}).setdefault(s.against, [])
+        names.append(MEASURES[s.metric].title)
+    said = [f"{len(known) - len(other)} of {tests} come to the conclusion of the primary analysis"]
+    for how, against in groups.items():
+        named = ", ".join(f"{name} ({', '.join(kinds)})" for name, kinds in against.items())
+        said.append(f"{how}: {named}")
+    return ". ".join(said) + "."
 
 
 def left_out(rows: list[Sensitivity]) -> list[str]:

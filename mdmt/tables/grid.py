@@ -44,7 +44,7 @@ class Row:
     rule: bool = False
 
 
-@dataclass
+@dataclass(repr=False)
 class Table:
     """One table. stubs: headings of the row headers; groups: [(heading, columns)] of the upper
     heading; columns: headings of the columns; records: rows of the CSV form."""
@@ -67,7 +67,7 @@ class Table:
         text = text.replace("<caption>", f"<caption{left}>")
         return re.sub(r'<span class="unseen">[^<]*</span>', "", text)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return to_text(self)
 
 
