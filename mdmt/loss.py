@@ -14,12 +14,13 @@ def masked_loss(logits, task, target, reduction="mean", weights=None, losses=Non
     logits: list of K arrays (N, C_k), float32, one per task: every head sees every sample.
     task (N): the task that each sample is labelled for, -1 for none.
     target (N,) or (N, k): class index (ce, ordinal), k values in 0 to 1 (bce), k values (mse); a
-    task reads the first columns. NaN is a missing label.
+    task reads the first columns. NaN is a missing label: of one output for bce, else of the sample.
     reduction: "mean", the sum over the samples divided by the number of labelled samples of the
     batch; "per_task_mean", the sum over tasks of the mean over their own samples; "sum".
     weights (K): factors of the tasks' losses, default 1. losses (K): "ce" (default), "bce" (mean
-    over its k logits), "mse" (mean over its k outputs) or "ordinal", the logarithmic ranked score
-    -sum_{j<C-1} [y <= j] log F_j + [y > j] log(1 - F_j) of the cumulative softmax probabilities F.
+    over those of its k logits that have a label), "mse" (mean over its k outputs) or "ordinal", the
+    logarithmic ranked score -sum_{j<C-1} [y <= j] log F_j + [y > j] log(1 - F_j) of the cumulative
+    softmax probabilities F.
 
     A sample without a label has loss zero and gradient zero and is not counted; a task without a
     sample has loss zero and a gradient of zeros.

@@ -311,7 +311,8 @@ class Model:
         return out
 
     def loss_and_gradients(self, x, task, target, training=True, mask=None):
-        """task (N) int: which head each sample belongs to; target (N) or (N, k).
+        """task (N) int: which head each sample belongs to; target (N) or (N, k), NaN for no label:
+        of loss bce for one output, else for the sample.
 
         Of a task with a mask (loss dice_ce) target is (N, H, W) in 0 to 1, 1 inside; in a batch
         that mixes masks with classes, the masks come as `mask`. Their loss is the mean over the

@@ -354,7 +354,7 @@ def sample_loss(kind, z, t):
     if kind == "ce":
         return -logp[int(t[0])]
     if kind == "bce":
-        return np.mean(np.logaddexp(0, z) - z * t[: len(z)])
+        return np.nanmean(np.logaddexp(0, z) - z * t[: len(z)])
     if kind == "mse":
         return np.mean((z - t[: len(z)]) ** 2)
     low, high = np.cumsum(np.exp(logp)), np.cumsum(np.exp(logp)[::-1])[::-1]
@@ -366,7 +366,8 @@ def masked_loss(logits, task, target, kinds, weights, reduction):
     """Equations (1) and (2): the loss of the one task that each sample carries."""
     sums, counts = np.zeros(len(kinds)), np.zeros(len(kinds))
     for i, k in enumerate(task):
-        if k >= 0 and not np.isnan(target[i, 0]):
+        unknown = np.isnan(target[i, : logits[k].shape[1]])
+        if k >= 0 and not (unknown.all() if kinds[k] == "bce" else unknown[0]):
             sums[k] += sample_loss(kinds[k], logits[k][i], target[i])
             counts[k] += 1
     over = {"mean": counts.sum(), "sum": 1.0, "per_task_mean": np.maximum(counts, 1)}[reduction]
@@ -414,6 +415,9 @@ def loss_case(n, classes, kinds, reduction="mean", weights=None, tasks=None, mis
                 target[i] = rng.random(max(classes))
         if missing:
             task[::3], target[1::4] = -1, np.nan
+            for i, k in enumerate(task):  # and single outputs of a binary cross-entropy
+                if k >= 0 and kinds[k] == "bce":
+                    target[i, i % 2 :: 2] = np.nan
         logits = {z: normal(rng, n, c, scale=2.0) for z, c in zip(names, classes)}
         return {"task": task, "target": target, **logits}
 
@@ -448,6 +452,7 @@ def loss_table():
     ]
     cases += [loss_case(5, (2, 4), ("ce", "ordinal"), tasks=(1,) * 5)]
     cases += [loss_case(1, (2,), ("ce",)), loss_case(12, (2, 4), ("ce", "bce"), missing=True)]
+    cases += [loss_case(33, (14, 3), ("bce", "mse"), missing=True)]
     return cases
 
 

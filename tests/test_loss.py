@@ -27,12 +27,17 @@ def statement_of_sample(kind, o, y):
         return -(one_hot * np.log(softmax(o))).sum()
     if kind == "bce":
         p = 1 / (1 + np.exp(-o))
-        return -(y * np.log(p) + (1 - y) * np.log(1 - p)).mean()
+        return -np.nanmean(y * np.log(p) + (1 - y) * np.log(1 - p))
     if kind == "mse":
         return ((o - y) ** 2).mean()
     below = np.cumsum(softmax(o))[:-1]
     later = int(y[0]) > np.arange(len(o) - 1)
     return -np.where(later, np.log(1 - below), np.log(below)).sum()
+
+
+def has_label(kind, y):
+    """Whether a sample's target columns y (..., k) are a label."""
+    return ~np.isnan(y).all(-1) if kind == "bce" else ~np.isnan(y).any(-1)
 
 
 def statement(logits, task, target, reduction, weights, kinds):
@@ -41,7 +46,7 @@ def statement(logits, task, target, reduction, weights, kinds):
     for i, k in enumerate(task):
         for j in range(len(logits)):
             columns = logits[j].shape[1] if kinds[j] in ("bce", "mse") else 1
-            if k == j and not np.isnan(target[i, :columns]).any():
+            if k == j and has_label(kinds[j], target[i, :columns]):
                 y = np.float64(target[i, :columns])
                 sums[j] += statement_of_sample(kinds[j], logits[j][i], y)
                 counts[j] += 1
@@ -73,6 +78,8 @@ def batches(draw):
             target[i] = rng.standard_normal(len(target[i]))
         if rng.random() < 0.15:
             target[i, 0] = np.nan
+        if k >= 0 and kinds[k] == "bce":
+            target[i, rng.random(len(target[i])) < 0.3] = np.nan
     reduction = draw(st.sampled_from(REDUCTIONS))
     return logits, task, target, reduction, rng.uniform(0.2, 3, len(kinds)), kinds
 
@@ -116,7 +123,7 @@ def test_samples_of_other_tasks_have_exactly_zero_gradient(batch):
     assert np.isfinite(loss)
     for k, dz in enumerate(dlogits):
         columns = dz.shape[1] if kinds[k] in ("bce", "mse") else 1
-        mine = (task == k) & ~np.isnan(target[:, :columns]).any(1)
+        mine = (task == k) & has_label(kinds[k], target[:, :columns])
         assert (dz[~mine] == 0).all() and not np.signbit(dz[~mine]).any()
         if not mine.any():
             assert per_task[k].tolist() == [0, 0]
@@ -197,6 +204,18 @@ def test_ordinal_of_two_classes_is_cross_entropy():
     two = mdmt.masked_loss([z], [0] * 9, y, losses=["ce"])
     assert one[0] == pytest.approx(two[0], rel=1e-12)
     np.testing.assert_allclose(one[1][0], two[1][0], rtol=1e-6)
+
+
+def test_an_output_without_a_label_is_as_if_it_were_not_there():
+    rng = np.random.default_rng(0)
+    z, y = np.float32(rng.standard_normal((6, 5))), np.float32(rng.integers(0, 2, (6, 5)))
+    y[:, [1, 4]] = np.nan
+    some = mdmt.masked_loss([z], [0] * 6, y, losses=["bce"])
+    kept = [0, 2, 3]
+    alone = mdmt.masked_loss([z[:, kept]], [0] * 6, y[:, kept], losses=["bce"])
+    assert some[0] == alone[0] and some[2].tolist() == alone[2].tolist()
+    np.testing.assert_array_equal(some[1][0][:, kept], alone[1][0])
+    assert (some[1][0][:, [1, 4]] == 0).all()
 
 
 def test_a_nan_logit_reaches_the_loss():

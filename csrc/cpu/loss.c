@@ -36,19 +36,27 @@ static double cross_entropy(const float *z, int k, const float *t, double scale,
     return total - z[y];
 }
 
+/* NaN among t: an output without a label, which has no part in the mean. */
 static double binary_cross_entropy(const float *z, int k, const float *t, double scale, float *dz)
 {
     double sum = 0;
+    int known = 0;
     for (int j = 0; j < k; j++) {
+        known += !isnan(t[j]);
+    }
+    for (int j = 0; j < k; j++) {
+        if (isnan(t[j])) {
+            continue; /* dz is 0 already */
+        }
         double small = exp(-fabs((double)z[j])); /* of the less likely side */
         sum += (z[j] > 0 ? z[j] : 0.0) - (double)z[j] * t[j] + log1p(small);
         if (dz) {
             double likely = 1 / (1 + small);
             double probability = z[j] >= 0 ? likely : small * likely;
-            dz[j] = (float)(scale * (probability - t[j]) / k);
+            dz[j] = (float)(scale * (probability - t[j]) / known);
         }
     }
-    return sum / k;
+    return sum / known;
 }
 
 static double squared_error(const float *z, int k, const float *t, double scale, float *dz)
@@ -114,18 +122,18 @@ static int columns(const mdmt_loss_problem *p, int k)
     return kind == MDMT_LOSS_BCE || kind == MDMT_LOSS_MSE ? p->width[k] : 1;
 }
 
+/* Whether sample i has a label: all the columns of its task, of a binary cross-entropy one. */
 static int labelled(const mdmt_loss_problem *p, int i)
 {
     if (p->task[i] < 0) {
         return 0;
     }
     const float *target = p->target + (int64_t)i * p->target_width;
-    for (int j = 0; j < columns(p, p->task[i]); j++) {
-        if (isnan(target[j])) {
-            return 0;
-        }
+    int all = columns(p, p->task[i]), known = 0;
+    for (int j = 0; j < all; j++) {
+        known += !isnan(target[j]);
     }
-    return 1;
+    return p->attrs->loss[p->task[i]] == MDMT_LOSS_BCE ? known > 0 : known == all;
 }
 
 static mdmt_status check_target(const mdmt_loss_problem *p, int i)
@@ -134,7 +142,7 @@ static mdmt_status check_target(const mdmt_loss_problem *p, int i)
     const float *target = p->target + (int64_t)i * p->target_width;
     for (int j = 0; j < columns(p, k); j++) {
         float value = target[j];
-        if (kind == MDMT_LOSS_BCE && !(value >= 0 && value <= 1)) {
+        if (kind == MDMT_LOSS_BCE && !isnan(value) && !(value >= 0 && value <= 1)) {
             return mdmt_fail(MDMT_BAD_ARGUMENT,
                              "sample %d has the target %g for task %d, outside the range 0 to 1 "
                              "of a binary cross-entropy",

@@ -7,7 +7,8 @@
  * t(i) alone:
  *
  *   ce       -log softmax(z)_y                      y = target column 0, a class index
- *   bce      mean over the k logits of -[t log s(z) + (1 - t) log s(-z)]
+ *   bce      mean over the k logits of -[t log s(z) + (1 - t) log s(-z)]; those whose t is NaN have
+ *            no label and no part in it
  *   mse      mean over the k outputs of (z - t)^2
  *   ordinal  logarithmic ranked score: with p = softmax(z) and the cumulative
  *            probabilities F_j = p_0 + .. + p_j,
@@ -24,9 +25,9 @@
  *   sum             sum_i w_t(i) l_i
  *
  * A sample without a label (task -1, or NaN among the target columns of its
- * task) adds nothing to the loss, has zero gradient and is counted neither in N
- * nor in N_k. A task without a sample has loss zero and a gradient of exact
- * zeros; so has a batch without any label.
+ * task, for bce in all of them) adds nothing to the loss, has zero gradient and
+ * is counted neither in N nor in N_k. A task without a sample has loss zero and a
+ * gradient of exact zeros; so has a batch without any label.
  *
  * All values are computed from the logits by log-sum-exp in double precision and
  * summed in double in the order of the samples; gradients are rounded to float

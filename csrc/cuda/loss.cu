@@ -1,7 +1,8 @@
 /* The masked multi-task loss, equations (1) to (3) of Ruffini et al. (MICCAI
  * 2024), in one block: a batch has few samples and few logits. In double; a thread
  * takes every 128th sample, and the threads are summed in order. Conventions: ops/attrs.h, and a
- * sample without a label (task -1, or NaN among its targets) adds nothing and is not counted. */
+ * sample without a label (task -1, or NaN among its targets, for bce in all of them) adds nothing
+ * and is not counted. */
 #include "backend.cuh"
 
 /* ---- one sample with k logits z and target t; dz = scale * d loss / d z, or NULL ---- */
@@ -30,19 +31,27 @@ MDMT_HD double cross_entropy(const float *z, int k, const float *t, double scale
     return total - (double)z[y];
 }
 
+/* NaN among t: an output without a label, which has no part in the mean (dz is 0 already). */
 MDMT_HD double binary_cross_entropy(const float *z, int k, const float *t, double scale, float *dz)
 {
     double sum = 0;
+    int known = 0;
+    for (int j = 0; j < k; j++) {
+        known += t[j] == t[j];
+    }
     for (int j = 0; j < k; j++) {
         double v = z[j], target = t[j];
+        if (target != target) {
+            continue;
+        }
         double small = exp(-fabs(v)); /* of the less likely side */
         sum += (v > 0 ? v : 0.0) - v * target + log1p(small);
         if (dz) {
             double likely = 1 / (1 + small), probability = v >= 0 ? likely : small * likely;
-            dz[j] = (float)(scale * (probability - target) / k);
+            dz[j] = (float)(scale * (probability - target) / known);
         }
     }
-    return sum / k;
+    return sum / known;
 }
 
 MDMT_HD double squared_error(const float *z, int k, const float *t, double scale, float *dz)
@@ -127,13 +136,12 @@ struct masked_loss {
         if (task[i] < 0 || task[i] >= attrs.tasks) {
             return 0;
         }
-        for (int j = 0; j < columns(task[i]); j++) {
+        int all = columns(task[i]), known = 0;
+        for (int j = 0; j < all; j++) {
             float v = target[(size_t)i * (size_t)target_width + (size_t)j];
-            if (v != v) {
-                return 0;
-            }
+            known += v == v;
         }
-        return 1;
+        return attrs.loss[task[i]] == MDMT_LOSS_BCE ? known > 0 : known == all;
     }
     /* MDMT_FAULT_NONE, or why sample i cannot be taken; its target in *value. */
     MDMT_HD int refused(int i, float *value) const
@@ -145,7 +153,7 @@ struct masked_loss {
         for (int j = 0; labelled(i) && j < columns(k); j++) {
             float v = target[(size_t)i * (size_t)target_width + (size_t)j];
             *value = v;
-            if (attrs.loss[k] == MDMT_LOSS_BCE && !(v >= 0 && v <= 1)) {
+            if (attrs.loss[k] == MDMT_LOSS_BCE && v == v && !(v >= 0 && v <= 1)) {
                 return MDMT_FAULT_BCE;
             }
             if (attrs.loss[k] == MDMT_LOSS_MSE && (v == INFINITY || v == -INFINITY)) {
