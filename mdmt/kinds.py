@@ -105,6 +105,14 @@ def positive_of(task: dict) -> int:
     return classes.index(task["positive"]) if task["positive"] else len(classes) - 1
 
 
+def counted(names, counts) -> str:
+    """Cases of each class, range or finding, as text."""
+    return ", ".join(
+        f"{name}: {n}" if " to " in name else f"{name} {n}"
+        for name, n in zip(names, counts, strict=True)
+    )
+
+
 def strata(numbers: np.ndarray, most: int = 4) -> tuple[np.ndarray, list[str]]:
     """Cut numbers (n,) at their quantiles into at most `most` ranges of about equal count, by which
     folds are balanced: (number of the range (n,) int64, names such as "0 to 4"). Equal numbers

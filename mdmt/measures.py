@@ -40,8 +40,8 @@ MEASURES = {
     "mae": Measure("MAE", "MAE", False, 2, True),
     "rmse": Measure("RMSE", "RMSE", False, 2, True),
     "r2": Measure("R²", "R²", False, 3),
-    "pearson": Measure("Pearson", "r", False, 3),
-    "spearman": Measure("Spearman", "ρ", False, 3),
+    "pearson": Measure("Pearson's r", "r", False, 3),
+    "spearman": Measure("Spearman's ρ", "ρ", False, 3),
     "ccc": Measure("CCC", "CCC", False, 3),
 }
 

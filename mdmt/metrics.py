@@ -270,24 +270,17 @@ def thresholded_summary(y, predicted, task: dict) -> dict:
 def of_findings(name: str, y, given) -> np.ndarray:
     """A metric of each finding (K,), NaN where it is not defined.
 
-    y (n, K): 1, 0, or NaN where a finding is not labelled, which is left out; given (n, K):
-    decisions 0 or 1, or for "auc" and "brier" probabilities. "f1" is that of the finding's being
-    there and needs a case that has it, as "gmean" and "auc" need cases with it and without.
+    name: accuracy, f1 (of the finding's being there), gmean, auc or brier. y (n, K): 1, 0, or NaN
+    where a finding is not labelled, which is left out; given (n, K): decisions 0 or 1, for auc and
+    brier probabilities.
     """
+    functions = {"accuracy": accuracy, "f1": f1, "gmean": gmean, "auc": auc,
+                 "brier": lambda t, p: float(np.mean((t - p) ** 2))}  # fmt: skip
     y, given = np.asarray(y, np.float64), np.asarray(given, np.float64)
     found = np.full(y.shape[1], np.nan)
-    for k in range(y.shape[1]):
-        known = ~np.isnan(y[:, k])
-        t, p = y[known, k], given[known, k]
-        yes, no = bool((t == 1).any()), bool((t == 0).any())
-        if not (yes or no) or (name == "f1" and not yes):
-            continue
-        if name in ("gmean", "auc") and not (yes and no):
-            continue
-        if name == "brier":
-            found[k] = np.mean((t - p) ** 2)
-        else:
-            found[k] = {"accuracy": accuracy, "f1": f1, "gmean": gmean, "auc": auc}[name](t, p)
+    for k, known in enumerate(~np.isnan(y.T)):
+        if known.any():
+            found[k] = functions[name](y[known, k], given[known, k])
     return found
 
 

@@ -172,11 +172,11 @@ class Model:
 
     # Running -----------------------------------------------------------------------------------
 
-    def _mode(self, n, size, training, gradients=False, width=1, store=None):
+    def _mode(self, n, size, training, gradients=False, width=None, store=None):
         mode = {"batch": n, "height": size[0], "width": size[1], "training": int(training)}
         if gradients:
             mode["gradients"] = 1
-            mode["target_width"] = width
+            mode["target_width"] = width or heads_.target_width(self.heads)
             weights = {task: self.task_weights.get(task, 1.0) for task in self.heads}
             mode["tasks"] = [(t, head["loss"], weights[t]) for t, head in self.heads.items()]
             mode["reduction"] = "mean"

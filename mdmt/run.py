@@ -18,7 +18,7 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import __version__, apart, checks, config
+from . import __version__, apart, checks, config, kinds
 from .analysis import cohort
 from .errors import BadConfig, BadInput, JobsFailed, MdmtError, debugging
 from .experiments import weights_text
@@ -215,7 +215,7 @@ def _introduce(study: Study, out: Path, found: checks.Report, where: str) -> Non
     say(f"mdmt {__version__}: {values['name']}{synthetic} -> {out}")
     grades = {item.sentence: item.grade for item in found.items}
     for cases in study.cases:
-        counts = ", ".join(f"{c} {n}" for c, n in zip(cases.classes, cases.counts(), strict=True))
+        counts = kinds.counted(cases.classes, cases.counts())
         centers = len({c for c in cases.centers if c})
         place = f", {centers} centers" if centers else ""
         say(

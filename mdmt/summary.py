@@ -58,7 +58,8 @@ class Network:
         mode = {"batch": batch, "height": self.size[0], "width": self.size[1], "training": training}
         if training:
             tasks = [(task, head["loss"], 1.0) for task, head in self.heads.items()]
-            mode |= {"gradients": 1, "target_width": 1, "tasks": tasks, "reduction": "mean"}
+            width = heads_.target_width(self.heads)
+            mode |= {"gradients": 1, "target_width": width, "tasks": tasks, "reduction": "mean"}
         return _core.Network(self.graph).memory(mode)
 
     def sums(self, heads: bool) -> tuple[int, int]:

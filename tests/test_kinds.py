@@ -365,3 +365,157 @@ def test_a_rescaled_head_gives_its_line():
     before = model.forward(x)["n"].astype(np.float64)
     model.rescale_head("n", -2.5, 40.0)
     np.testing.assert_allclose(model.forward(x)["n"], -2.5 * before + 40, rtol=1e-6)
+
+
+# Findings -----------------------------------------------------------------------------------------
+
+FINDINGS = {"classes": ABC, "head": {"loss": "bce"}}
+WIDE = [["image", "patient", "Edema", "Mass", "Nodule"], ["a", "1", "1", "0", ""],
+        ["b", "2", "0", "0", "0"], ["c", "3", "", "-1", ""],
+        ["d", "4", "1.0", "yes", "-1"]]  # fmt: skip
+LONG = [["image", "patient", "label"], ["a", "1", "Edema|Nodule"], ["b", "2", "No Finding"],
+        ["c", "3", ""], ["d", "4", "mass; Edema"]]  # fmt: skip
+
+
+def test_findings_in_columns_of_their_own(tmp_path):
+    cases = read(tmp_path, FINDINGS, {}, WIDE)
+    assert cases.kind == kinds.FINDINGS and cases.classes == ABC and cases.missing_labels == 1
+    np.testing.assert_array_equal(cases.target, [[1, 0, np.nan], [0, 0, 0], [1, 1, np.nan]])
+    assert cases.texts == ["Edema;?Nodule", "", "Edema;Mass;?Nodule"]
+    assert cases.counts().tolist() == [2, 1, 0] and not cases.columns
+    # balanced by the rarest finding that a case has; the last number is of none
+    assert cases.labels.tolist() == [0, 3, 1]
+    assert [cases.stratum(k) for k in cases.labels] == ["Edema", "No Finding", "Mass"]
+    renamed = [["image", "patient", "x", "y", "z"], *WIDE[1:]]
+    other = read(tmp_path, FINDINGS, {"findings": dict(zip(ABC, "xyz", strict=True))}, renamed)
+    assert other.texts == cases.texts
+
+
+def test_findings_in_one_column(tmp_path):
+    cases = read(tmp_path, FINDINGS, {}, LONG)
+    assert cases.target.tolist() == [[1, 0, 1], [0, 0, 0], [1, 1, 0]]
+    assert cases.missing_labels == 1
+    spec = {**FINDINGS, "labels": {"Lump": "Mass", "Hernia": "No Finding"}}
+    rows = [*LONG, ["e", "5", "Lump|Hernia"]]
+    assert read(tmp_path, spec, {}, rows).texts[-1] == "Mass"
+
+
+@pytest.mark.parametrize(
+    ("rows", "sentence"),
+    [
+        ([*WIDE, ["e", "5", "2", "0", "0"]], "'e', column 'Edema': '2' must be 1 .there., 0 "),
+        ([*LONG, ["e", "5", "Edma"]], "'e', column 'label': unknown finding 'Edma' for task 't'"),
+        ([r[:4] for r in WIDE], "has no column 'label'"),
+        ([r[:2] + ["", "-1", ""] if k else r for k, r in enumerate(WIDE)], "has no labels"),
+    ],
+)
+def test_bad_findings_name_file_image_and_value(tmp_path, rows, sentence):
+    with pytest.raises(BadData, match=sentence) as error:
+        read(tmp_path, FINDINGS, {}, rows)
+    assert str(tmp_path / "t.csv") in str(error.value) and "\n" not in str(error.value)
+
+
+@given(st.lists(st.lists(st.sampled_from([0, 1, np.nan]), min_size=3, max_size=3), min_size=1))
+@settings(max_examples=60, deadline=None)
+def test_findings_survive_their_texts(values):
+    values = np.array(values)
+    texts = kinds.texts(kinds.FINDINGS, ABC, values)
+    np.testing.assert_array_equal(kinds.values_of(kinds.FINDINGS, ABC, texts), values)
+
+
+def findings(n=60, seed=0, known=0.8):
+    rng = np.random.default_rng(seed)
+    y = (rng.random((n, 3)) < [0.5, 0.3, 0.12]).astype(float)
+    p = np.clip(0.35 * y + rng.random((n, 3)) * 0.6, 0.01, 0.99)
+    y[rng.random((n, 3)) > known] = np.nan
+    return y, p
+
+
+def test_findings_are_measured_as_scikit_learn_does():
+    from sklearn import metrics as sklearn
+
+    y, p = findings(known=1)
+    found = metrics.finding_summary(y, p, ABC)
+    assert found["f1"] == found["f1_macro"]
+    assert found["f1"] == pytest.approx(sklearn.f1_score(y, p > 0.5, average="macro"))
+    assert found["f1_weighted"] == pytest.approx(sklearn.f1_score(y, p > 0.5, average="weighted"))
+    assert found["auc"] == pytest.approx(sklearn.roc_auc_score(y, p, average="macro"))
+    assert found["accuracy"] == pytest.approx(1 - sklearn.hamming_loss(y, p > 0.5))
+    y, p = findings()
+    found, known = metrics.finding_summary(y, p, ABC), ~np.isnan(y)
+    for k, name in enumerate(ABC):
+        mine = known[:, k]
+        assert found[f"auc_{name}"] == pytest.approx(sklearn.roc_auc_score(y[mine, k], p[mine, k]))
+        assert found[f"f1_{name}"] == pytest.approx(sklearn.f1_score(y[mine, k], p[mine, k] > 0.5))
+    y[:, 2] = 0  # a finding that nobody has is in no mean but the accuracy's
+    some = metrics.finding_summary(y, p, ABC)
+    assert np.isnan(some["auc_Nodule"]) and np.isnan(some["f1_Nodule"])
+    assert some["auc"] == pytest.approx((found["auc_Edema"] + found["auc_Mass"]) / 2)
+
+
+@pytest.mark.parametrize("name", ["accuracy", "f1", "gmean", "auc", "brier"])
+def test_resampled_findings_are_those_of_repeated_cases(name):
+    y, p = findings(30)
+    given_ = p if name in ("auc", "brier") else (p > 0.5).astype(float)
+    weights = np.random.default_rng(1).integers(0, 3, (40, 30)).astype(float)
+    weights[0] = 0
+    weights[0, 5] = 1
+    found = _weighted.evaluator(name, y, given_)(weights)
+    for row, value in zip(weights, found, strict=True):
+        rows = np.repeat(np.arange(30), row.astype(int))
+        want = metrics.mean_of_findings(name, y[rows], given_[rows])
+        assert value == pytest.approx(want, rel=1e-12, nan_ok=True)
+
+
+def test_differences_of_findings_do_not_depend_on_the_order_of_the_rows():
+    y, p = findings(40)
+    better = np.where(np.isnan(y), p, 0.5 * p + 0.5 * np.nan_to_num(y))
+    groups = np.arange(40) // 2
+    wanted = [("auc", better), ("auc", p)]
+    first = stats.resample(y, wanted, groups, 300).difference(0, 1)
+    order = np.random.default_rng(3).permutation(40)
+    again = stats.resample(y[order], [(k, v[order]) for k, v in wanted], groups[order], 300)
+    assert again.difference(0, 1) == first and first.low > 0
+    with pytest.raises(ValueError, match=r"findings \(n, K\) are 0, 1, or NaN"):
+        stats.resample(y * 3, wanted, groups, 100)
+
+
+def test_training_leaves_out_what_is_not_labelled():
+    """The label of an output that has none changes nothing; validation counts what is known."""
+    rng = np.random.default_rng(0)
+    y = (rng.random((24, 3)) < 0.5).astype(float)
+    images = (rng.integers(0, 60, (24, 32, 32)) + 60 * y.sum(1)[:, None, None]).astype(np.uint8)
+    y[::3, 1] = np.nan
+    y[5] = np.nan  # a case without any label, as if it were not there
+
+    def fit():
+        heads = {"f": {"classes": 3, "hidden": [], "dropout": 0.0, "loss": "bce"}}
+        train = config.load("demo", ["train.epochs=2", "train.warmup_epochs=1"])["train"]
+        train |= {"batch_size": 8, "augment": None}
+        model = Model("shufflenet_v2_x0_5", heads=heads, image_size=32, seed=1)
+        sampler = {"mode": "union", "ratio": None, "epoch": "union", "drop_last": False}
+        part = engine.Part(images, y, 0, np.arange(16), np.arange(16, 24))
+        return engine.Fit(model, [part], ["f"], train, sampler)
+
+    one = fit()
+    state = one.run()
+    z = engine.predict(one.model, 0, np.arange(16, 24))["f"].astype(np.float64)
+    t, known = y[16:], ~np.isnan(y[16:])
+    each = np.logaddexp(0, z) - z * np.nan_to_num(t)
+    loss = np.mean([e[k].mean() for e, k in zip(each, known, strict=True) if k.any()])
+    best = state.history[state.best_epoch]
+    assert best["val_loss_f"] == pytest.approx(loss, rel=1e-5)
+    assert best["val_accuracy_f"] == pytest.approx(np.mean(((z > 0) == t)[known]))
+    probabilities = engine.decoded(kinds.FINDINGS, z)
+    np.testing.assert_allclose(probabilities, 1 / (1 + np.exp(-z)), rtol=1e-6)
+
+
+def test_the_memory_of_findings_is_planned():
+    from mdmt import summary
+
+    heads = {"f": {"classes": 14, "hidden": [], "loss": "bce"}, "n": {"classes": 1, "loss": "mse"}}
+    model = Model("shufflenet_v2_x0_5", heads=heads, image_size=32)
+    planned = model.memory(4)
+    assert min(planned.values()) > 0 and model.cost()["macs"] > 0
+    network = summary.build("shufflenet_v2_x0_5", heads, 32)
+    assert network.memory(4, True)["activations"] == planned["activations"]

@@ -1,4 +1,4 @@
-"""A study of several kinds of tasks, from the tables to the report: classes, a number."""
+"""Studies of several kinds of tasks, from the tables to the report: classes, a number, findings."""
 
 import csv
 import re
@@ -210,3 +210,186 @@ def test_check_shows_ranges_and_refuses_one_number(finished, tmp_path):
     data["datasets"][1]["table"] = "same.csv"
     found = checks.examine({**values, "data": data}, quiet=True, costs=False)
     assert any("every case has the number 4" in i.sentence for i in found.errors)
+
+
+# Findings, a number without classes, and classes, in three data sets -----------------------------
+
+THREE = """
+name: three
+data:
+  root: {root}
+  store: {store}
+  near_duplicates: report
+  datasets:
+    - name: one
+      table: findings.csv
+      columns: {{image: image, patient: patient, center: center}}
+      task: findings
+    - name: two
+      folder: {second}
+      table: severity.csv
+      columns: {{image: image, patient: patient, label: score}}
+      task: severity
+    - name: three
+      folder: {second}
+      table: prognosis.csv
+      columns: {{image: image, patient: patient, label: prognosis, center: center}}
+      task: prognosis
+tasks:
+  findings: {{classes: [upper, lower, no one has it], head: {{hidden: [], dropout: 0, loss: bce}}}}
+  severity: {{head: {{hidden: [], dropout: 0, loss: mse}}}}
+  prognosis: {{classes: [MILD, SEVERE], head: {{hidden: [], dropout: 0}}}}
+backbones: [shufflenet_v2_x0_5]
+configurations: [STL-tau1, MDMT, ALL]
+experiments:
+  ALL: [{{tasks: [findings, severity, prognosis], task_weights: uncertainty}}]
+cv: {{folds: 2, validation: 0.25}}
+image_size: 32
+train: {{epochs: 2, warmup_epochs: 1, batch_size: 8, augment: null}}
+"""
+NAMES = ["upper", "lower", "no one has it"]
+
+
+def write_findings(root):
+    """findings.csv of the pictures of a synthetic data set: a zone of 2 or more; some not known."""
+    truth = [r for r in rows_of(root / "truth.csv") if r["image"].startswith("prognosis")]
+    with open(root / "findings.csv", "w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["image", "patient", "center", *NAMES])
+        for k, r in enumerate(truth):
+            upper, lower = (int(int(r["zones"][z]) >= 2) for z in (0, 2))
+            cells = ["" if k % 5 == 0 else upper, lower, 0]
+            writer.writerow([r["image"], f"f-{r['patient']}", r["center"], *cells])
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    """(out folder, configuration) of a run of two folds, with its report."""
+    top = tmp_path_factory.mktemp("three")
+    root = synthetic.make(top / "data", patients=24, size=32, seed=2)
+    second = synthetic.make(top / "data", patients=24, size=32, seed=1)
+    write_findings(root)
+    (top / "study.yaml").write_text(THREE.format(root=root, second=second, store=top / "store"))
+    values = config.load(str(top / "study.yaml"))
+    run.run(values, top / "out", quiet=True, report=False)
+    report.make(top / "out", resamples=200)
+    return top / "out", values
+
+
+def test_findings_are_predicted_and_measured_each(three):
+    out, values = three
+    table = {r["image"]: r for r in rows_of(f"{values['data']['root']}/findings.csv")}
+    rows = [r for r in rows_of(out / "predictions.csv") if r["task"] == "findings"]
+    assert {r["image"] for r in rows} == set(table)
+    for r in rows:
+        known = table[r["image"]]
+        want = [f"{'?' * (known[n] == '')}{n}" for n in NAMES if known[n] != "0"]
+        assert r["label"] == ";".join(want)
+        p = [float(r[f"p_{n}"]) for n in NAMES]
+        assert r["predicted"] == ";".join(n for n, v in zip(NAMES, p, strict=True) if v > 0.5)
+        assert r["p_MILD"] == "" and 0 <= min(p) <= max(p) <= 1
+    for result in rows_of(out / "results.csv"):
+        if result["task"] != "findings":
+            assert result["auc_upper"] == result["f1_lower"] == ""
+            continue
+        mine = [r for r in rows if all(r[k] == result[k] for k in ("fold", "configuration"))]
+        found = {}
+        for n in ("upper", "lower"):
+            some = [r for r in mine if table[r["image"]][n] != ""]
+            t = [float(table[r["image"]][n]) for r in some]
+            p = [float(r[f"p_{n}"]) for r in some]
+            found[n] = metrics.auc(t, p)
+            assert float(result[f"auc_{n}"]) == pytest.approx(found[n])
+        assert result["auc_no one has it"] == result["f1_no one has it"] == result["mae"] == ""
+        assert float(result["auc"]) == pytest.approx(np.mean(list(found.values())))
+        assert result["f1"] == result["f1_macro"]
+
+
+def test_three_kinds_train_on_mixed_batches(three):
+    out, _ = three
+    rows = rows_of(out / "results.csv")
+    job = next(r["job"] for r in rows if r["configuration"] == "ALL")
+    history = rows_of(out / "runs" / job / "history.csv")
+    assert {"val_accuracy_findings", "val_mae_severity", "val_accuracy_prognosis"} <= set(
+        history[0]
+    )
+    losses = [f"{k}_{t}" for k in ("loss", "val_loss", "weight")
+              for t in ("findings", "severity", "prognosis")]  # fmt: skip
+    assert np.isfinite([float(history[1][k]) for k in losses]).all()
+    tested = {(r["configuration"], r["task"]) for r in rows}
+    assert {("ALL", t) for t in ("findings", "severity", "prognosis")} <= tested
+
+
+def test_the_report_of_findings(three):
+    out, _ = three
+    names = {p.name for p in (out / "figures").glob("*.png")}
+    assert {"findings_cv_findings.png", "roc_pr_cv_findings.png", "reliability_cv_findings.png",
+            "scatter_cv_severity.png", "confusion_cv_prognosis.png"} <= names  # fmt: skip
+    assert not {"confusion_cv_findings.png", "confusion_cv_severity.png"} & names
+    text = (out / "report.html").read_text()
+    for words in ("any of upper, lower, no one has it", "each finding, percent", "(a number)",
+                  "Always saying of each finding"):  # fmt: skip
+        assert words in text, words
+    compared = [r for r in rows_of(out / "comparisons.csv") if r["task"] == "findings"]
+    assert {r["metric"] for r in compared} == {"accuracy", "f1", "gmean", "auc", "brier"}
+    rows = [r for r in rows_of(out / "results.csv") if r["task"] == "findings"]
+    for metric in ("accuracy", "f1", "gmean", "auc"):
+        one = next(r for r in compared if (r["metric"], r["against"]) == (metric, "STL-tau1"))
+        mean = {c: np.mean([float(r[metric]) for r in rows if r["configuration"] == c])
+                for c in ("MDMT", "STL-tau1")}  # fmt: skip
+        assert float(one["difference"]) == pytest.approx(mean["MDMT"] - mean["STL-tau1"])
+    table = next(r for r in rows_of(out / "table1.csv")
+                 if (r["task"], r["experiment"]) == ("findings", "ALL"))  # fmt: skip
+    mean = np.mean([float(r["auc"]) for r in rows if r["configuration"] == "ALL"])
+    assert float(table["cv_auc"]) == pytest.approx(100 * mean, abs=1e-3)
+
+
+def test_predictions_and_maps_of_findings(three, tmp_path, capsys):
+    from mdmt.explain import explain
+
+    out, values = three
+    picture = sorted((tmp_path / values["data"]["root"] / "images").glob("prognosis*.png"))[0]
+    rows, _ = predict.predict(out, [picture], configuration="ALL")
+    tested = {r["task"]: r for r in rows_of(out / "predictions.csv")
+              if (r["image"], r["configuration"]) == (picture.stem, "ALL")}  # fmt: skip
+    one = next(r for r in rows if r["task"] == "findings")
+    for n in NAMES:
+        assert one[f"p_{n}"] == pytest.approx(float(tested["findings"][f"p_{n}"]), abs=1e-5)
+    assert one["predicted"] == tested["findings"]["predicted"] and one["sd"] is None
+    written, _ = explain(out, [picture], tmp_path / "maps", configuration="ALL")
+    assert len(written) == 3
+    cli.main(["predict", str(out), str(picture), "--configuration", "ALL", "--quiet"])
+    said = capsys.readouterr().out
+    assert re.search(r"findings +1  (upper|lower) \d+\.\d, ", said)
+
+
+def test_check_speaks_of_findings_and_ranges(three):
+    _, values = three
+    found = checks.examine(values, quiet=True, costs=False)
+    shown = checks.terminal.text(found, 100, False)
+    assert re.search(r"upper \d+, lower \d+, no one has it 0", shown)
+    assert re.search(r"two .* 0 to \d+: \d+, ", shown)
+    assert any(
+        i.grade == "warning" and "no case has the finding no one has it" in i.sentence
+        for i in found.items
+    )
+    assert not found.errors
+
+
+def test_an_edited_probability_of_a_finding_is_refused(three):
+    out, _ = three
+    path = out / "predictions.csv"
+    before = path.read_text()
+    lines = before.splitlines(keepends=True)
+    k = next(i for i, line in enumerate(lines) if ",findings," in line)
+    at = lines[0].rstrip().split(",").index("p_upper")
+    cells = lines[k].rstrip("\n").split(",")
+    other = str(1 - float(cells[at]))
+    try:
+        for value, words in ("1.5", "has probabilities that"), (other, "predicts other findings"):
+            cells[at] = value
+            path.write_text("".join([*lines[:k], ",".join(cells) + "\n", *lines[k + 1 :]]))
+            with pytest.raises(BadInput, match=f"line {k + 1} {words}"):
+                report.make(out, resamples=200, figures=False)
+    finally:
+        path.write_text(before)

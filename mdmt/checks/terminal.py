@@ -8,6 +8,7 @@ import textwrap
 
 import numpy as np
 
+from .. import kinds
 from ..experiments import weights_text
 from ..kfold import PARTS
 from ..runner.display import clock
@@ -75,18 +76,18 @@ def data_table(report: Report) -> list[list[str]]:
             seen.add((cases.name, store.key))
             counts = cases.counts()
             centers = sorted({c for c in cases.centers if c})
-            kinds: dict[str, int] = {}
+            files: dict[str, int] = {}
             for path in cases.paths:
                 kind = path.suffix.lstrip(".").lower() or "no extension"
-                kinds[kind] = kinds.get(kind, 0) + 1
+                files[kind] = files.get(kind, 0) + 1
             rows.append(
                 [
                     f"{cases.name} ({name})" if many else cases.name,
                     str(len(cases)),
                     str(len(set(cases.patients))),
                     str(len(centers)) if centers else "-",
-                    ", ".join(f"{c} {n}" for c, n in zip(cases.classes, counts, strict=True)),
-                    ", ".join(f"{n} {k}" for k, n in sorted(kinds.items())),
+                    kinds.counted(cases.classes, counts),
+                    ", ".join(f"{n} {k}" for k, n in sorted(files.items())),
                     size_text(store.nbytes()),
                 ]
             )

@@ -22,6 +22,11 @@ def is_mask(head):
     return head["loss"] == MASK
 
 
+def target_width(heads):
+    """Columns of the targets that the losses of `heads` read: one per output for bce and mse."""
+    return max(head["classes"] if head["loss"] in ("bce", "mse") else 1 for head in heads.values())
+
+
 def _normalise(task, head):
     if not isinstance(task, str) or not task or task in RESERVED or "." in task:
         raise ValueError(

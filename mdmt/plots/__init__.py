@@ -22,8 +22,13 @@ from . import cases, comparisons, curves, numbers, style
 ENOUGH = 5  # backbones from which on a critical-difference diagram says anything
 LOSSES = {
     kinds.CLASSES: "nats per case",
-    kinds.NUMBER: "squared standard deviations",
+    kinds.NUMBER: "shares of the variance",
     kinds.FINDINGS: "nats per finding",
+}
+SHEETS = {
+    kinds.CLASSES: "true class got the highest and the lowest probability",
+    kinds.NUMBER: "number was predicted with the least and the largest error",
+    kinds.FINDINGS: "findings (and their absence) got the highest and the lowest mean probability",
 }
 SCHEMES = {
     "cv": "cross-validation",
@@ -209,9 +214,7 @@ def _place(save: _Saver, a: Analysis, groups: list, samples: bool) -> None:
     if samples:
         sheet = cases.sheet(m, cases.find_images(save.outcome.cohort, m.task))
         save(sheet, "cases", "Best and worst predicted cases",
-             "Images of the cases whose number was predicted with the least and the largest error."
-             if m.kind == kinds.NUMBER else
-             "Images of the cases whose true class got the highest and the lowest probability.",
+             f"Images of the cases whose {SHEETS[m.kind]}.",
              f"{METHOD if METHOD in m.configurations else m.configurations[-1]}, mean over "
              "networks, as preprocessed; one image per patient.", m)  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,8 @@ def _kind(task: dict) -> str:
 def _control(outcome: Outcome, name: str) -> str:
     if name in CONTROLS:
         return CONTROLS[name]
+    if alone := re.fullmatch(r"STL-tau(\d+)", name):
+        return f"task {alone[1]} alone"
     stages = outcome.values["experiments"].get(name)
     if not stages:
         return "a further configuration"
@@ -105,7 +108,7 @@ def data(outcome: Outcome) -> str:
 
 
 def _flow(outcome: Outcome, d: dict, level: int) -> str:
-    counts = ", ".join(f"{c} {n}" for c, n in d["counts"].items())
+    counts = kinds.counted(d["counts"], d["counts"].values())
     centers = sorted({c for c in d["cases"]["center"] if c})
     place = f", {len(centers)} centers" if centers else ""
     boxes = [f"<li>{d['rows']} rows in the table</li>"]

@@ -171,15 +171,14 @@ def _findings(name: str, y: np.ndarray, prediction: np.ndarray):
             t = y[rows, k].astype(np.int64)
             p = prediction[rows, k]
             p = p if name in ("auc", "brier") else p.astype(np.int64)
-            parts.append((rows, t, evaluator(name, t, p)))
+            parts.append((rows, evaluator(name, t, p)))
 
     def evaluate(weights):
         values = np.full((max(len(parts), 1), len(weights)), np.nan)
-        for k, (rows, t, part) in enumerate(parts):
+        for k, (rows, part) in enumerate(parts):
             inside = weights[:, rows]
-            yes, no = inside @ (t == 1), inside @ (t == 0)
-            defined = {"f1": yes > 0, "gmean": (yes > 0) & (no > 0)}.get(name, yes + no > 0)
-            values[k, defined] = part(inside[defined])
+            drawn = inside.any(1)
+            values[k, drawn] = part(inside[drawn])
         defined = np.isfinite(values)
         return _share(np.where(defined, values, 0).sum(0), defined.sum(0))
 
