@@ -141,6 +141,66 @@ def test_finds_drawn_lungs_whatever_the_threads(drawn):
     assert sum(verdict.regions == 2 for _, verdict in found[0]) >= 4
 
 
+@needs_covid_cxr
+def test_real_radiographs_upside_down_are_refused():
+    """All 559 are in the model card; here 25 of those that the network was not trained on."""
+    with open(COVID_CXR / "lung_masks.csv", newline="") as stream:
+        trained = {row["image"] for row in csv.DictReader(stream)}
+    names = sorted(p.stem for p in (COVID_CXR / "images").glob("*.jpg"))
+    some = [picture(n) for n in [n for n in names if n not in trained][::16]]
+    upright = [v for _, v in mdmt.lung_masks(some)]
+    assert len(upright) == 26 and all(v.ok for v in upright)
+    assert max(v.turned for v in upright) < 0.85
+    for way in (np.s_[::-1, ::-1], np.s_[::-1]):
+        over = [v for _, v in mdmt.lung_masks(one[way] for one in some)]
+        assert not any(v.ok for v in over)
+        assert sum("upside down" in v.reason for v in over) > 8  # the others are no lungs at all
+
+
+def test_drawn_radiographs_upside_down_are_refused(drawn):
+    assert all(v.ok for _, v in mdmt.lung_masks(drawn))
+    assert not any(v.ok for _, v in mdmt.lung_masks(one[::-1, ::-1] for one in drawn))
+
+
+class Fixed:
+    """A network that says what it is told to, and how often it was asked."""
+
+    size = 256
+
+    def __init__(self, *answers):
+        self.answers, self.asked = list(answers), []
+
+    def probabilities(self, pictures):
+        self.asked += list(pictures)
+        return np.stack([self.answers.pop(0) for _ in pictures])
+
+
+def test_a_picture_is_turned_where_the_network_is_not_certain():
+    sure, unsure = pair(), pair()
+    sure[sure > 0.5], unsure[unsure > 0.5] = 0.999, 0.92
+    assert lungs.undecided(sure) < lungs.CERTAIN < lungs.undecided(unsure)
+    by_hand = np.sum(unsure * (1 - unsure)) / np.sum(unsure > 0.5)
+    assert lungs.undecided(unsure) == pytest.approx(by_hand)
+    assert lungs.undecided(np.full((50, 50), 0.1)) == pytest.approx(0.09 / lungs.LEAST)
+    grey = np.uint8(np.where(unsure > 0.5, 100, 160))
+    grey[:9], grey[-9:], grey[0, 0] = 0, 255, 7
+    certain = Fixed()
+    assert lungs.turned(certain, grey, sure) == 0 and certain.asked == []
+    worse = Fixed(sure)
+    ratio = lungs.turned(worse, grey, unsure)
+    assert ratio == pytest.approx(lungs.undecided(unsure) / lungs.undecided(sure)) and ratio > 2
+    assert np.array_equal(worse.asked[0], grey[::-1, ::-1])
+    # The mask is that of the picture as it is; the verdict is told by the comparison alone.
+    for other, ok in ((sure, False), (unsure, True)):
+        network = Fixed(unsure, other)
+        ((mask, found),) = lungs.lung_masks([grey], network)
+        assert found.ok == ok and ("upside down" in found.reason) == (not ok)
+        assert len(network.asked) == 2 and np.array_equal(mask, unsure > 0.5)
+    none = Fixed(np.full((256, 256), 0.4, np.float32))
+    assert lungs.lung_mask is mdmt.lung_mask and not next(lungs.lung_masks([grey], none))[1].ok
+    assert len(none.asked) == 1  # nothing to turn where no lung was found
+
+
 def test_may_be_used_from_several_threads(drawn):
     expected, wrong = [mdmt.lung_mask(one) for one in drawn], []
 

@@ -4,7 +4,8 @@ The network (weights beside this file; its model card is lungs.md) sees the pict
 pixels. Its probabilities are cut at 1/2; regions below 2 % of the picture go, of the others the
 two largest stay, holes are filled (as in the code of Ruffini et al., MICCAI 2024; but what two
 lungs that touch enclose is no hole). The verdict says whether what is left can be the lungs of a
-frontal chest radiograph.
+frontal chest radiograph that stands upright: where the network is not quite sure, it looks at the
+picture turned by 180 degrees as well, of which it is surer if that is the right way up.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ LEAST = 0.02  # of the picture, below which a region is left out
 CLIP = (0.5, 99.5)  # percentiles that become black and white
 WEIGHTS = Path(__file__).with_name("lungs.safetensors")
 JOINED = 0.75  # solidity below which a single region is two lungs that touch
+CERTAIN = 0.06  # of `undecided`, below which a picture is not looked at upside down
 BATCH = 8
 MOST = 1 << 28  # pixels of one picture
 
@@ -33,7 +35,9 @@ MOST = 1 << 28  # pixels of one picture
 # outside the regions kept, to that inside; `offset` of the lungs' middle from the picture's; `step`
 # of grey from the lungs to what surrounds them, of the picture's range: small in a projection,
 # where tissue lies before and behind every lung, and large in a CT slice, where none does; for the
-# same reason few pixels of a radiograph's middle are black and few white (`extremes`: the fewer).
+# same reason few pixels of a radiograph's middle are black and few white (`extremes`: the fewer);
+# `turned`: `undecided` of the picture over that of the picture turned by 180 degrees, which of 557
+# upright radiographs was 0.70 at most, and of 298 that would be believed upside down 1.42 at least.
 LIMITS = {
     "area": (0.08, 0.13, 0.46, 0.62),
     "ratio": (0.10, 0.40, 1.0, 1.0),
@@ -45,6 +49,7 @@ LIMITS = {
     "solidity": (0.45, 0.75, 1.0, 1.0),
     "step": (0.0, 0.05, 0.43, 0.60),
     "extremes": (0.0, 0.0, 0.08, 0.14),
+    "turned": (0.0, 0.0, 0.85, 1.15),
 }
 REASONS = {
     "area": "the lungs would cover {value:.0%} of the picture, outside {low:.0%} to {high:.0%}",
@@ -62,6 +67,8 @@ REASONS = {
     "{low:.0%} to {high:.0%} as in a slice of a CT or a drawing",
     "extremes": "{value:.0%} of the picture is black and as much is white, above {high:.0%}, as in "
     "a slice of a CT or a drawing",
+    "turned": "the picture seems to be upside down: turned by 180 degrees its lungs are "
+    "{value:.1f} times as certain, above {high:.2f}",
 }
 # What is named where no number alone is beyond its limit, but several together are.
 WORDS = {
@@ -75,6 +82,7 @@ WORDS = {
     "solidity": "share of the convex hulls",
     "step": "contrast to the surroundings",
     "extremes": "black and white",
+    "turned": "doubt upright to doubt upside down",
 }
 TOGETHER = 0.9  # doubt from which several mild doubts refuse a picture
 
@@ -96,6 +104,8 @@ class LungVerdict(NamedTuple):
         lungs are the brighter (the picture is inverted)
     extremes : share of black or of white pixels, the smaller, in the picture without a tenth on
         each side
+    turned : `undecided` of the picture over that of the picture turned by 180 degrees; 0 where the
+        network is so certain that this was not looked at
     """
 
     ok: bool
@@ -112,6 +122,7 @@ class LungVerdict(NamedTuple):
     solidity: float
     step: float
     extremes: float
+    turned: float
 
 
 def _grey(image) -> np.ndarray:
@@ -189,7 +200,7 @@ def version() -> str:
     from ..paths import digest, digest_file
 
     rules = {"size": SIZE, "cut": CUT, "least": LEAST, "clip": CLIP, "joined": JOINED}
-    rules |= {"limits": LIMITS, "together": TOGETHER}
+    rules |= {"limits": LIMITS, "together": TOGETHER, "certain": CERTAIN}
     return digest({"weights": digest_file(WEIGHTS), **rules}, 16)
 
 
@@ -214,6 +225,23 @@ def clean(probability: np.ndarray) -> tuple[np.ndarray, int]:
     outside |= np.bincount(ground.ravel(), minlength=count + 1) >= LEAST * labels.size
     outside[0] = False
     return ~outside[ground], len(kept)
+
+
+def undecided(probability: np.ndarray) -> float:
+    """Sum of p (1 - p) over the pixels of probabilities (S, S), per pixel of lung (those above CUT,
+    at least LEAST of the picture): 0 where the network is certain of all."""
+    lung = max(int((probability > CUT).sum()), LEAST * probability.size)
+    return float((probability * (1 - probability)).sum() / lung)
+
+
+def turned(network: Segmenter, picture: np.ndarray, probability: np.ndarray) -> float:
+    """`undecided` of a picture (S, S) uint8 over that of the picture turned by 180 degrees, 0 where
+    the first is below CERTAIN; probability (S, S): what the network says of the first."""
+    own = undecided(probability)
+    if own < CERTAIN:
+        return 0.0
+    (other,) = network.probabilities(picture[None, ::-1, ::-1])
+    return own / max(undecided(other), 1e-6)
 
 
 def _hull_area(mask: np.ndarray) -> float:
@@ -251,7 +279,7 @@ def _measure(picture: np.ndarray, probability: np.ndarray, mask: np.ndarray) -> 
 
     total, inside = mask.size, int(mask.sum())
     if inside == 0:
-        return dict.fromkeys(LIMITS, 0.0)
+        return dict.fromkeys(set(LIMITS) - {"turned"}, 0.0)
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     labels, count = ndimage.label(mask)
     sides = np.bincount(labels.ravel())[1:].astype(float)
@@ -289,10 +317,10 @@ def _doubt(value: float, limits) -> float:
     return 0.0
 
 
-def judge(picture, probability, mask, regions: int) -> LungVerdict:
+def judge(picture, probability, mask, regions: int, turned: float = 0.0) -> LungVerdict:
     """The verdict on a cleaned mask (S, S) bool, the probabilities (S, S) it comes from and the
-    picture (S, S) uint8 as the network saw it."""
-    numbers = _measure(picture, probability, mask)
+    picture (S, S) uint8 as the network saw it; turned: as of the function."""
+    numbers = _measure(picture, probability, mask) | {"turned": turned}
     if regions == 0:
         return LungVerdict(False, "no lung was found", 1.0, 0, **numbers)
     doubts = {name: _doubt(abs(numbers[name]), limits) for name, limits in LIMITS.items()}
@@ -351,7 +379,8 @@ def lung_masks(images, network: Segmenter | None = None):
         found = network.probabilities(np.stack([small for _, small in batch]))
         for (shape, small), probability in zip(batch, found):
             mask, regions = clean(probability)
-            verdict = judge(small, probability, mask, regions)
+            upside = turned(network, small, probability) if regions else 0.0
+            verdict = judge(small, probability, mask, regions, upside)
             yield _full_size(probability, mask, shape), verdict
         batch.clear()
 
