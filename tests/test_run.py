@@ -197,7 +197,8 @@ def test_starting_weights_are_those_of_the_sources(reference):
     def start(name):
         folder = out / "runs" / ids[name]
         description = json.loads((folder / "job.json").read_text())["description"]
-        return job._build(description, json.loads((folder / "inputs.json").read_text()))
+        inputs = json.loads((folder / "inputs.json").read_text())
+        return job._build(description, inputs)[0]
 
     ft, both = start("FT").state_dict(), start("MDMT").state_dict()
     one, two = weights["STL-tau1"], weights["STL-tau2"]
