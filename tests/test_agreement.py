@@ -123,14 +123,14 @@ def test_second_reader_of_a_table(tmp_path):
         asked.append([r["image"] for r in some])
         return np.array([1]), np.array([2.0])
 
-    found = second.read(tmp_path / "t.csv", rows, columns, lambda t: t == "", label)
+    found = second.read(tmp_path / "t.csv", rows, columns, lambda r: r["r"] != "", label)
     assert asked == [["a"]] and found["labels"].tolist() == [1, -1]
     assert (
         found["regions"][0].tolist() == [0, 1, 2, 3, 0, 1] and np.isnan(found["regions"][1]).all()
     )
     rows[0]["x"] = "999999"
     with pytest.raises(BadData, match="image 'a', column 'x': '999999' is not a Brixia score"):
-        second.read(tmp_path / "t.csv", rows, columns, lambda t: t == "", label)
+        second.read(tmp_path / "t.csv", rows, columns, lambda r: r["r"] != "", label)
 
 
 @realdata.needs_covid_cxr
