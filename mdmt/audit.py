@@ -6,11 +6,20 @@ from typing import NamedTuple
 
 import numpy as np
 
+from . import kinds
 from .kfold import PARTS
 from .shown import html_table
 
 # Findings that make every result of a run worthless.
 LEAKS = ("patient_overlap", "image_overlap", "row_overlap", "unknown_row", "copy_overlap")
+
+
+# What labels are that folds are balanced by.
+WORDS = {
+    kinds.CLASSES: ("class", "classes"),
+    kinds.NUMBER: ("range", "ranges of the number"),
+    kinds.FINDINGS: ("finding", "findings"),
+}
 
 
 class Finding(NamedTuple):
@@ -49,15 +58,24 @@ def columns_of(cases) -> dict:
             if value is not None:
                 break
         found[name] = None if value is None else [str(v) for v in np.asarray(value).tolist()]
+    if getattr(cases, "kind", kinds.CLASSES) != kinds.CLASSES:
+        found["label"] = [cases.stratum(k) for k in cases.labels]
     return found
+
+
+def _kind(cases) -> str:
+    """The kind of the cases' task (`mdmt.kinds`)."""
+    found = cases.get("kind") if isinstance(cases, dict) else getattr(cases, "kind", None)
+    return found or kinds.CLASSES
 
 
 def audit(splits: list[dict], cases, similar=()) -> list[Finding]:
     """Look for leaks and gaps in splits; an empty list means clean.
 
     splits: folds as from `stratified_group_kfold` (rows into the cases); cases: mapping or object
-    with `patient` (and, where known, `image`, `label`, `center`), one value per case; similar:
-    (row, row, correlation, exact) of pictures that show the same (`mdmt.data.similar`).
+    with `patient` (and, where known, `image`, `label`, `center`), one value per case, and `kind`,
+    that of the task (`mdmt.kinds`; default classes), whose labels may be ranges or findings;
+    similar: (row, row, correlation, exact) of pictures that show the same (`mdmt.data.similar`).
     Kinds: patient_overlap, image_overlap, row_overlap, copy_overlap (equal pixels in two parts),
     near_duplicate, unknown_row, never_tested, tested_twice, empty_part, class_missing,
     small_training (fewer than two thirds of the cases tested), class_balance and center_balance (a
@@ -84,7 +102,7 @@ def audit(splits: list[dict], cases, similar=()) -> list[Finding]:
     )
     _audit_similar(clean, columns, similar, add)
     _audit_tests(splits, clean, columns, count, add)
-    _audit_balance(splits, clean, columns, add)
+    _audit_balance(splits, clean, columns, _kind(cases), add)
     small = [
         f"fold {n}: trains on {len(parts['train'])}, tests on {len(parts['test'])} of {count}"
         for n, parts in clean
@@ -161,11 +179,12 @@ def _audit_tests(splits, folds, columns, count: int, add) -> None:
     )
 
 
-def _audit_balance(splits, folds, columns, add) -> None:
+def _audit_balance(splits, folds, columns, kind, add) -> None:
     by_center = any("center" in fold for fold in splits)
     chosen = any(fold.get("fixed_test") for fold in splits)
     if columns["label"] is not None:
         labels, classes = np.asarray(columns["label"]), sorted(set(columns["label"]))
+        what, plural = WORDS.get(kind, WORDS[kinds.CLASSES])
         missing = [
             f"fold {n} {p}: class {c}"
             for n, parts in folds
@@ -173,10 +192,11 @@ def _audit_balance(splits, folds, columns, add) -> None:
             for c in classes
             if c not in set(labels[parts[p]].tolist())
         ]
-        add("class_missing", missing, "classes without a case in a part")
+        if kind == kinds.CLASSES:  # of others each part need not have all
+            add("class_missing", missing, "classes without a case in a part")
         if not by_center and not chosen:
-            found = _unbalanced(folds, labels, classes, "class")
-            add("class_balance", found, "classes out of balance")
+            found = _unbalanced(folds, labels, classes, what)
+            add("class_balance", found, f"{plural} out of balance")
     if columns["center"] is not None and not by_center and not chosen:
         centers = np.asarray(columns["center"])
         named = sorted(set(columns["center"]) - {""})

@@ -519,3 +519,59 @@ def test_the_memory_of_findings_is_planned():
     assert min(planned.values()) > 0 and model.cost()["macs"] > 0
     network = summary.build("shufflenet_v2_x0_5", heads, 32)
     assert network.memory(4, True)["activations"] == planned["activations"]
+
+
+# Splits -------------------------------------------------------------------------------------------
+
+
+def center_rows(value):
+    """Two centers, one of which has the low numbers; value(center, k) -> label."""
+    rows = [[f"{c}{k}", f"p{c}{k}", c, value(c, k)] for c in "AB" for k in range(12)]
+    return [["image", "patient", "center", "label"], *rows]
+
+
+def made(cases, validation):
+    values = config.resolve({
+        **study({"head": {"loss": "mse"}}), "validation": [validation],
+        "cv": {"folds": 3, "validation": 0.25},
+    })  # fmt: skip
+    return [f["d"] for f in splits.make([cases], values)[validation]]
+
+
+def test_a_center_left_out_may_have_all_of_a_range(tmp_path):
+    cases = read(tmp_path, {"head": {"loss": "mse"}}, {"center": "center"},
+                 center_rows(lambda c, k: str(k if c == "A" else 50 + k)))  # fmt: skip
+    folds = made(cases, "loco")
+    assert [f["center"] for f in folds] == ["A", "B"]
+    assert cases.target[folds[0]["train"]].min() >= 50 > cases.target[folds[0]["test"]].max()
+    found = {f.kind for f in splits.audit(folds, cases)}
+    assert "class_missing" not in found
+    classes = read(tmp_path, {"classes": ["low", "high"], "thresholds": [50]},
+                   {"center": "center"},
+                   center_rows(lambda c, k: str(k if c == "A" else 50 + k)))  # fmt: skip
+    with pytest.raises(BadInput, match="training part has no case of class 'low'"):
+        made(classes, "loco")
+
+
+def test_the_audit_speaks_of_ranges(tmp_path):
+    cases = read(tmp_path, {"head": {"loss": "mse"}}, {}, [
+        ["image", "patient", "label"], *([f"i{k}", f"p{k}", str(k)] for k in range(80))
+    ])  # fmt: skip
+    rows = np.arange(80)
+    fold = {"fold": 0, "train": rows[40:], "val": rows[:0], "test": rows[:40]}
+    (found,) = [f for f in splits.audit([fold], cases) if f.kind == "class_balance"]
+    assert found.message == "ranges of the number out of balance"
+    assert "fold 0: range 0 to 19 is 50% of test, 0% of training" in found.examples
+
+
+def test_brixia_scores_are_numbers(tmp_path):
+    from mdmt.data import readers
+    from tests import replicas
+
+    replicas.make_brixia(tmp_path / "BRIXIA", count=40, size=32)
+    spec = study({"head": {"loss": "mse"}})
+    spec["data"]["datasets"][0] |= {"reader": "brixia", "folder": "BRIXIA", "table": None}
+    full = config.resolve(spec)
+    cases = readers.read_cases(full["data"]["datasets"][0], full["tasks"]["t"], tmp_path)
+    assert cases.kind == kinds.NUMBER
+    np.testing.assert_array_equal(cases.target, cases.targets.sum(1))

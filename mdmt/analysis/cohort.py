@@ -69,6 +69,7 @@ def _described(cases, store) -> dict:
     return {
         "name": cases.name,
         "task": cases.task,
+        "kind": cases.kind,
         "rows": len(cases) + cases.missing_labels + len(excluded),
         "missing_labels": cases.missing_labels,
         "excluded": [w.removeprefix("excluded: ") for w in excluded],
@@ -136,6 +137,7 @@ def findings(cohort: dict | None, record: dict | None) -> list[str]:
                     folds[part["fold"]] = {"fold": part["fold"], **extra, **rows}
             cases = source["cases"]
             cases = {**cases, "label": cases.get("stratum", cases["label"])}
+            cases["kind"] = source.get("kind")
             for f in splits.audit(list(folds.values()), cases):
                 found.append(
                     f"{validation}, {source['name']}: {f.count} {f.message} "
