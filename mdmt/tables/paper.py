@@ -252,6 +252,8 @@ def table2(outcome: Outcome, results: list[dict]) -> list[Table]:
             "'ns' is not significant, '–' needs two backbones (σ also two folds).",
             stats.PAPER_TEST_WARNING,
         ]
+        if any(MEASURES[k].less for k in columns):
+            notes.append("Of errors (MAE) MDMT's must be the lower ones.")
         if has_paper_values(outcome, release, task):
             notes.append(
                 f"Rows 'paper': {paper_values.SOURCE}, Table 2; '?' where the print that we have "
