@@ -297,11 +297,12 @@ def ready(out: str, values: dict, quiet: bool, memory: bool, where: str) -> Stud
         _introduce(study, out, found, where)
     record = split_record(study)
     check_same_data(out, record)
+    # First, since it is what makes the folder a run's: whatever is killed after it is resumed.
+    write_atomic(out / "config.yaml", config.dump(stored_form(values)))
     write_json(out / "splits.json", record)
     if not (out / "environment.json").exists():
         write_json(out / "environment.json", environment())
     write_json(out / cohort.COHORT, cohort.record(study.releases, found.said))
-    write_atomic(out / "config.yaml", config.dump(stored_form(values)))
     write_atomic(out / "check.html", checks.page.page(found))
     return study
 

@@ -135,7 +135,7 @@ def _train(folder: Path, description: dict, inputs: dict, stop, emit) -> dict:
         labels, rows = _dataset(given, whole)
         images = Store(given["store"]).images
         parts.append(engine.Part(images, labels, task, rows["train"], rows["val"], rows["test"]))
-    model, kept = _build(description, inputs)
+    model = _build(description, inputs)
 
     def progress(state, loss):
         emit(
@@ -164,7 +164,7 @@ def _train(folder: Path, description: dict, inputs: dict, stop, emit) -> dict:
         task_weights=description.get("task_weights", "equal"),
         freeze=description.get("freeze", False),
         max_steps=_counted(description, inputs),
-        kept=kept,
+        kept=_kept(description, inputs),
     )
     state = fit.run()
     model.save(str(folder / "model.safetensors"))
@@ -183,29 +183,35 @@ def _train(folder: Path, description: dict, inputs: dict, stop, emit) -> dict:
 
 
 def _build(description: dict, inputs: dict):
-    """Return the Model with its initial weights, and the tasks whose heads are among these."""
+    """Return the Model with its initial weights."""
     from ..model import Model
     from ..system import device_for
 
     heads = {t["name"]: kinds.head_of(t) for t in description["tasks"]}
     sources = description["init"].get("jobs")
     try:
-        start = inputs["weights"] if sources is None else _start(description, inputs, heads)
-        model = Model(
+        return Model(
             description["backbone"],
             heads=heads,
             image_size=description["image_size"],
             device=device_for(inputs["device"], description["precision"]),
             precision=description["precision"],
             seed=description["seed"],
-            weights=start,
+            weights=inputs["weights"] if sources is None else _start(description, inputs, heads),
         )
     except FloatingPointError:
         raise
     except (ValueError, OSError, NotImplementedError) as error:
         raise BadInput(str(error)) from error
-    given = start if isinstance(start, dict) else {}
-    return model, [t for t in heads if any(k.startswith(f"heads.{t}.") for k in given)]
+
+
+def _kept(description: dict, inputs: dict) -> list[str]:
+    """The tasks whose heads are those of the jobs that this one starts from."""
+    if description["heads"] != "keep":
+        return []
+    jobs = [Path(inputs["runs"]) / n / "job.json" for n, _ in description["init"].get("jobs", [])]
+    before = {t["name"] for path in jobs for t in read_json(path)["description"]["tasks"]}
+    return [t["name"] for t in description["tasks"] if t["name"] in before]
 
 
 def _start(description: dict, inputs: dict, heads: dict) -> dict:
