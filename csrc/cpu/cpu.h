@@ -56,7 +56,8 @@ typedef struct {
     int threads;  /* of the pool: per-thread scratch; never to cut the work by */
     mdmt_isa isa; /* the best that may be used */
     int winograd; /* 0: only plain convolution, 1: F(2x2,3x3), 2: also F(4x4,3x3) */
-    int bf16;     /* 1: factors may be rounded to bfloat16 */
+    int bf16;     /* 1: factors may be rounded to bfloat16; 2: MAPs of floats are stored in it, too */
+    int half;     /* some argument is a MAP that is stored in bfloat16 */
 } mdmt_site;
 
 /* What a kernel needs for a site. */
@@ -90,6 +91,7 @@ typedef struct mdmt_cpu_impl {
     const char *name;                       /* "mdmt_f32_conv2d_forward_direct__avx512" */
     mdmt_isa isa;                           /* needed */
     int rounds;                             /* 1: rounds factors to bfloat16 */
+    int half;     /* 1: its MAPs of floats are stored in bfloat16 */
     int (*supports)(const mdmt_site *site); /* NULL: everything */
     void (*needs)(const mdmt_site *site, mdmt_needs *needs); /* NULL: nothing    */
     double (*cost)(const mdmt_site *site);                   /* NULL: 0          */

@@ -27,16 +27,16 @@ typedef __m512 lanes;
 typedef __mmask16 lanes_mask;
 typedef __m128i lane_bytes; /* one byte a lane */
 
-MDMT_INLINE lanes lanes_load(const float *p)
+MDMT_INLINE lanes lanes_load_float(const float *p)
 {
     return _mm512_loadu_ps(p);
 }
-MDMT_INLINE void lanes_store(float *p, lanes v)
+MDMT_INLINE void lanes_store_float(float *p, lanes v)
 {
     _mm512_storeu_ps(p, v);
 }
 /* Past the caches; p 64-byte aligned. */
-MDMT_INLINE void lanes_stream(float *p, lanes v)
+MDMT_INLINE void lanes_stream_float(float *p, lanes v)
 {
     _mm512_stream_ps(p, v);
 }
@@ -146,17 +146,17 @@ typedef struct {
 
 #define MDMT_EACH(expression_a, expression_b) ((lanes){(expression_a), (expression_b)})
 
-MDMT_INLINE lanes lanes_load(const float *p)
+MDMT_INLINE lanes lanes_load_float(const float *p)
 {
     return MDMT_EACH(_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8));
 }
-MDMT_INLINE void lanes_store(float *p, lanes v)
+MDMT_INLINE void lanes_store_float(float *p, lanes v)
 {
     _mm256_storeu_ps(p, v.a);
     _mm256_storeu_ps(p + 8, v.b);
 }
 /* Past the caches; p 64-byte aligned: both halves of a line, one after the other. */
-MDMT_INLINE void lanes_stream(float *p, lanes v)
+MDMT_INLINE void lanes_stream_float(float *p, lanes v)
 {
     _mm256_stream_ps(p, v.a);
     _mm256_stream_ps(p + 8, v.b);
@@ -272,17 +272,54 @@ MDMT_INLINE void lanes_accumulate(double *sum, lanes v)
 
 #endif
 
+/* What MAPs are stored as: floats, or bfloat16 where the including file defines MDMT_HALF_MAPS (and is
+ * compiled for AVX512-BF16). lanes_load, lanes_store and lanes_stream take pointers of either type. */
+#ifdef MDMT_HALF_MAPS
+typedef uint16_t map_float;
+#define MDMT_MAP_TYPE bf16
+enum { MDMT_HALF = 1 };
+
+MDMT_INLINE lanes lanes_load_half(const uint16_t *p)
+{
+    const __m256i bits = _mm256_loadu_si256((const __m256i *)(const void *)p);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+MDMT_INLINE void lanes_store_half(uint16_t *p, lanes v)
+{
+    _mm256_storeu_si256((__m256i *)(void *)p, (__m256i)_mm512_cvtneps_pbh(v));
+}
+MDMT_INLINE void lanes_stream_half(uint16_t *p, lanes v)
+{
+    _mm256_stream_si256((__m256i *)(void *)p, (__m256i)_mm512_cvtneps_pbh(v));
+}
+#define LANES_FOR(p, what)                                                                          \
+    _Generic((p), const uint16_t *: what##_half, uint16_t *: what##_half, default: what##_float)
+#else
+typedef float map_float;
+#define MDMT_MAP_TYPE f32
+enum { MDMT_HALF = 0 };
+#define LANES_FOR(p, what) what##_float
+#endif
+#define lanes_load(p)      LANES_FOR(p, lanes_load)(p)
+#define lanes_store(p, v)  LANES_FOR(p, lanes_store)(p, v)
+#define lanes_stream(p, v) LANES_FOR(p, lanes_stream)(p, v)
+/* MDMT_MAP_KERNEL(add) is mdmt_f32_add__avx512, or mdmt_bf16_add__avx512 for MAPs of bfloat16. */
+#define MDMT_MAP_NAME_(type, name)  mdmt_##type##_##name
+#define MDMT_MAP_NAME(type, name)   MDMT_MAP_NAME_(type, name)
+#define MDMT_MAP_KERNEL(name)       MDMT_KERNEL(MDMT_MAP_NAME(MDMT_MAP_TYPE, name))
+#define MDMT_MAP_KERNEL_TEXT(name)  MDMT_TEXT(MDMT_MAP_KERNEL(name))
+
 /* Whether a result of `pixels` blocks of lanes at `to` is better written past the
  * caches: it is larger than what they would keep of it until it is read. Only for
  * one that does not lie over an argument. */
-static inline int lanes_streams(int64_t pixels, const float *to)
+static inline int lanes_streams(int64_t pixels, const map_float *to)
 {
     const int64_t least = 2 << 20; /* bytes */
-    return pixels * MDMT_BLOCK * (int64_t)sizeof(float) >= least && (uintptr_t)to % MDMT_ALIGN == 0;
+    return pixels * MDMT_BLOCK * (int64_t)sizeof(map_float) >= least && (uintptr_t)to % MDMT_ALIGN == 0;
 }
 
 /* Past the caches where `stream`, a constant, says so. */
-MDMT_INLINE void lanes_put(float *p, lanes v, int stream)
+MDMT_INLINE void lanes_put(map_float *p, lanes v, int stream)
 {
     if (stream) {
         lanes_stream(p, v);
@@ -292,7 +329,7 @@ MDMT_INLINE void lanes_put(float *p, lanes v, int stream)
 }
 
 /* Asks for the line of p to be in L1 soon; p may lie beyond the tensor. */
-MDMT_INLINE void lanes_fetch(const float *p)
+MDMT_INLINE void lanes_fetch(const void *p)
 {
     _mm_prefetch((const char *)p, _MM_HINT_T0);
 }

@@ -458,7 +458,7 @@ MDMT_INLINE lanes_affine lanes_affine_of(const mdmt_value *value, int block)
 
 /* A value at p, without its gate; `load` is a constant. The padding lanes of a lazy
  * one become act(0). */
-MDMT_INLINE lanes lanes_take(const float *p, lanes_affine affine, int load)
+MDMT_INLINE lanes lanes_take(const map_float *p, lanes_affine affine, int load)
 {
     lanes v = lanes_load(p);
     return load == LANES_STORED ? v : lanes_activate((mdmt_act)load, lanes_apply(affine, v));

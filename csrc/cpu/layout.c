@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "access.h"
+#include "half.h"
 
 size_t mdmt_storage_elements(const mdmt_tensor *tensor)
 {
@@ -42,6 +43,12 @@ static size_t element_bytes(const mdmt_tensor *tensor)
 size_t mdmt_storage_bytes(const mdmt_tensor *tensor)
 {
     return mdmt_storage_elements(tensor) * element_bytes(tensor);
+}
+
+size_t mdmt_storage_bytes_half(const mdmt_tensor *tensor)
+{
+    return mdmt_storage_elements(tensor) *
+           (mdmt_is_float_map(tensor) ? sizeof(uint16_t) : element_bytes(tensor));
 }
 
 /* Copies elements one by one between two walks; strides in elements. */
@@ -135,6 +142,29 @@ void mdmt_layout_unpack(const mdmt_tensor *tensor, void *plain, const void *pack
         copy_elements((char *)plain + run.plain_at * bytes, 1,
                       (const char *)packed + run.packed_at * bytes, run.packed_stride, run.count,
                       bytes);
+    }
+}
+
+void mdmt_layout_pack_half(const mdmt_tensor *tensor, uint16_t *packed, const float *plain)
+{
+    memset(packed, 0, mdmt_storage_bytes_half(tensor));
+    for (size_t i = 0; i < run_count(tensor); i++) {
+        run_of_elements run = run_at(tensor, i);
+        for (size_t k = 0; k < run.count; k++) {
+            mdmt_narrow(packed + run.packed_at + k * run.packed_stride, plain + run.plain_at + k,
+                        1);
+        }
+    }
+}
+
+void mdmt_layout_unpack_half(const mdmt_tensor *tensor, float *plain, const uint16_t *packed)
+{
+    for (size_t i = 0; i < run_count(tensor); i++) {
+        run_of_elements run = run_at(tensor, i);
+        for (size_t k = 0; k < run.count; k++) {
+            mdmt_widen(plain + run.plain_at + k, packed + run.packed_at + k * run.packed_stride,
+                       1);
+        }
     }
 }
 

@@ -10,7 +10,7 @@
 enum {
     MAP_PART = 2048, /* 128 KiB of a tensor */
     MAP_RUN = 512,
-    MAP_AHEAD = 24 * MDMT_BLOCK, /* floats that a long run fetches ahead */
+    MAP_AHEAD = (MDMT_HALF ? 48 : 24) * MDMT_BLOCK, /* elements that a long run fetches ahead */
     /* Independent accumulators: enough to hide the latency of an addition, few
      * enough for two such sums to stay in registers. */
     LANES_SUMS = MDMT_LANES_LEVEL == MDMT_ISA_AVX512 ? 4 : 2
@@ -21,10 +21,10 @@ typedef struct {
     int channels, blocks, parts;
 } map_shape;
 
-/* A MAP's floats, and those from one sample to the next: the maps of one op have
+/* A MAP's elements, and those from one sample to the next: the maps of one op have
  * the same shape, but each its own distance where it is a view. */
 typedef struct {
-    float *data;
+    map_float *data;
     int64_t sample;
 } map_at;
 
@@ -41,7 +41,7 @@ static inline map_at map_at_of(const mdmt_tensor *tensor, void *data)
 }
 
 /* The first float of the run in a map. */
-static inline float *map_point(map_at map, const map_run *run)
+static inline map_float *map_point(map_at map, const map_run *run)
 {
     return map.data + run->sample * map.sample + run->inside;
 }

@@ -1,6 +1,6 @@
 /* Batch normalisation, forward: statistics of a stored map, and normalisation
  * with activation and residual sum in one pass. Included once by norm_avx2.c and
- * once by norm_avx512.c. */
+ * once by norm_avx512.c, and by norm_bf16.c for maps that are stored in bfloat16. */
 #include "access.h"
 #include "map_walk.h"
 
@@ -22,7 +22,7 @@ static void stats_task(void *context, int task, int thread)
     const lanes pivot = lanes_load(map_point(job->x, &run));
     (void)thread;
     for (; run.pixels; map_next_run(&job->shape, block, end, &run)) {
-        const float *x = map_point(job->x, &run);
+        const map_float *x = map_point(job->x, &run);
         const int64_t ahead = map_ahead(job->x, &run);
         lanes s[LANES_SUMS], q[LANES_SUMS];
         for (int u = 0; u < LANES_SUMS; u++) {
@@ -74,9 +74,10 @@ static int stats_supports(const mdmt_site *site)
     return lanes_is_map(site->in[0]);
 }
 
-const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_channel_stats) = {
-    .name = MDMT_KERNEL_TEXT(mdmt_f32_channel_stats),
+const mdmt_cpu_impl MDMT_MAP_KERNEL(channel_stats) = {
+    .name = MDMT_MAP_KERNEL_TEXT(channel_stats),
     .isa = MDMT_LANES_LEVEL,
+    .half = MDMT_HALF,
     .supports = stats_supports,
     .needs = stats_needs,
     .run = stats_run,
@@ -98,8 +99,8 @@ typedef struct {
 
 /* Pixels of one channel block of one sample. */
 typedef struct {
-    const float *x, *r;
-    float *z;
+    const map_float *x, *r;
+    map_float *z;
     int64_t pixels;
     lanes_affine affine, other;
     lanes_mask used;
@@ -228,9 +229,10 @@ static int norm_supports(const mdmt_site *site)
     return lanes_is_map(site->in[0]) && (!lazy || act == MDMT_ACT_NONE || act == MDMT_ACT_RELU);
 }
 
-const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_norm_act) = {
-    .name = MDMT_KERNEL_TEXT(mdmt_f32_norm_act),
+const mdmt_cpu_impl MDMT_MAP_KERNEL(norm_act) = {
+    .name = MDMT_MAP_KERNEL_TEXT(norm_act),
     .isa = MDMT_LANES_LEVEL,
+    .half = MDMT_HALF,
     .supports = norm_supports,
     .needs = norm_needs,
     .run = norm_run_all,

@@ -40,16 +40,16 @@ typedef struct {
 
 /* What a run needs of its channel block and sample, and its accumulators. */
 typedef struct {
-    const float *dz, *x, *z, *addend;
-    float *dpre, *dx;
-    int64_t dz_step, addend_step; /* floats a pixel; 0: the same zeros for all */
+    const map_float *dz, *x, *z, *addend;
+    map_float *dpre, *dx;
+    int64_t dz_step, addend_step; /* elements a pixel; 0: the same zeros for all */
     int64_t dz_ahead, x_ahead, z_ahead, addend_ahead;
     lanes gate, pooled;
     lanes_affine affine;
     lanes mean, sum[LANES_SUMS], dot[LANES_SUMS];
 } bwd_run;
 
-static const float bwd_zeros[MDMT_BLOCK];
+static const map_float bwd_zeros[MDMT_BLOCK];
 
 /* The part of a run that both passes need; d is read from `from`. */
 MDMT_INLINE bwd_run bwd_run_of(const bwd_job *job, int block, const map_run *at, map_at from,
@@ -84,7 +84,7 @@ MDMT_INLINE bwd_run bwd_run_of(const bwd_job *job, int block, const map_run *at,
 /* g of pixel i, whose x is given. */
 MDMT_INLINE lanes bwd_masked(const bwd_run *run, int64_t i, lanes x, bwd_kind kind)
 {
-    const float *dz = run->dz + i * (kind.scaled ? run->dz_step : MDMT_BLOCK);
+    const map_float *dz = run->dz + i * (kind.scaled ? run->dz_step : MDMT_BLOCK);
     lanes g = lanes_load(dz);
     lanes_fetch(dz + run->dz_ahead);
     if (kind.scaled) {
@@ -364,7 +364,7 @@ static bwd_job bwd_job_of(const mdmt_site *site, const mdmt_call *call)
     }
     job.scaled = !job.dz.data || job.gate || job.pooled;
     job.from_z = job.z.data && job.act != MDMT_ACT_NONE;
-    const float *dx = job.dx.data;
+    const map_float *dx = job.dx.data;
     int large = lanes_streams(job.shape.pixels * job.shape.blocks, dx) && dx != job.dz.data;
     /* A sigmoid costs more than to store g and to load it again from a cache. */
     if (job.act == MDMT_ACT_SILU && job.addend.data != dx && !large) {
@@ -380,7 +380,7 @@ static mdmt_status bwd_go(const mdmt_site *site, const mdmt_call *call)
     int blocks = job.shape.blocks, parts = job.shape.parts;
     job.sums = call->workspace;
     job.terms = (float *)(job.sums + (size_t)blocks * (size_t)parts * 2 * MDMT_BLOCK);
-    int64_t bytes = job.shape.pixels * MDMT_BLOCK * 4 * (job.from_z ? 3 : 2);
+    int64_t bytes = job.shape.pixels * MDMT_BLOCK * (int64_t)sizeof(map_float) * (job.from_z ? 3 : 2);
     if (parts == 1 || (bytes <= BWD_BLOCK && blocks >= BWD_TASKS)) {
         mdmt_parallel(site->pool, blocks, bwd_block_task, &job);
         return MDMT_OK;
@@ -419,9 +419,10 @@ static int bwd_supports(const mdmt_site *site)
            ((!z && !dpre) || (relu && !scaled));
 }
 
-const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_bn_bwd) = {
-    .name = MDMT_KERNEL_TEXT(mdmt_f32_bn_bwd),
+const mdmt_cpu_impl MDMT_MAP_KERNEL(bn_bwd) = {
+    .name = MDMT_MAP_KERNEL_TEXT(bn_bwd),
     .isa = MDMT_LANES_LEVEL,
+    .half = MDMT_HALF,
     .supports = bwd_supports,
     .needs = bwd_needs,
     .run = bwd_go,

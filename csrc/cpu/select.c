@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "half.h"
 #include "kernels.h"
 #include "layout.h"
 
@@ -76,6 +77,9 @@ static const mdmt_cpu_impl *const channel_sum_impls[] = {
 
 static const mdmt_cpu_impl *const channel_stats_impls[] = {
 #ifdef MDMT_X86
+#ifdef MDMT_BF16
+    &mdmt_bf16_channel_stats__avx512,
+#endif
     &mdmt_f32_channel_stats__avx512,
     &mdmt_f32_channel_stats__avx2,
 #endif
@@ -94,6 +98,9 @@ static const mdmt_cpu_impl *const bn_fold_impls[] = {
 
 static const mdmt_cpu_impl *const norm_act_impls[] = {
 #ifdef MDMT_X86
+#ifdef MDMT_BF16
+    &mdmt_bf16_norm_act__avx512,
+#endif
     &mdmt_f32_norm_act__avx512,
     &mdmt_f32_norm_act__avx2,
 #endif
@@ -103,6 +110,9 @@ static const mdmt_cpu_impl *const norm_act_impls[] = {
 
 static const mdmt_cpu_impl *const bn_bwd_impls[] = {
 #ifdef MDMT_X86
+#ifdef MDMT_BF16
+    &mdmt_bf16_bn_bwd__avx512,
+#endif
     &mdmt_f32_bn_bwd__avx512,
     &mdmt_f32_bn_bwd__avx2,
 #endif
@@ -413,6 +423,14 @@ static mdmt_site site_of(const cpu_backend *cpu, const mdmt_graph *graph, const 
     for (int i = 0; i < op->outputs; i++) {
         site.out[i] = op->out[i] >= 0 ? &graph->tensor[op->out[i]] : NULL;
     }
+    if (site.bf16 > 1) {
+        for (int i = 0; i < op->inputs; i++) {
+            site.half |= mdmt_is_float_map(site.in[i]);
+        }
+        for (int i = 0; i < op->outputs; i++) {
+            site.half |= mdmt_is_float_map(site.out[i]);
+        }
+    }
     return site;
 }
 
@@ -441,7 +459,7 @@ static int asked_by_site(const mdmt_site *site)
 
 static int usable(const mdmt_cpu_impl *impl, const mdmt_site *site, int asked)
 {
-    return impl->isa <= site->isa && impl->rounds <= site->bf16 &&
+    return impl->isa <= site->isa && impl->rounds <= site->bf16 && impl->half == site->half &&
            (impl->isa == MDMT_ISA_REF || !(asked & ~impl->accepts)) &&
            (!impl->supports || impl->supports(site));
 }
@@ -497,15 +515,32 @@ static mdmt_status choose(const mdmt_site *site, int asked, const mdmt_cpu_impl 
     return MDMT_OK;
 }
 
+/* Whether a kernel takes the site's MAPs as they are stored. */
+static int has_half(const mdmt_site *site, const mdmt_cpu_impl *const *impls, const char *force)
+{
+    const int asked = asked_by_site(site);
+    for (; *impls; impls++) {
+        if ((*impls)->half && allowed(*impls, force) && usable(*impls, site, asked)) {
+            return 1;
+        }
+    }
+    return 0;
+}
+
 static mdmt_status cpu_prepare(mdmt_backend *backend, mdmt_graph *graph, mdmt_op *op,
                                const char *force, mdmt_kernel *kernel)
 {
     mdmt_site site = site_of(cpu_of(backend), graph, op);
+    mdmt_float_site copy = {.bytes = 0};
     const mdmt_cpu_impl *const *impls = mdmt_cpu_kernels(op->record);
     if (!impls) {
         return mdmt_fail(MDMT_UNSUPPORTED, "the op %s has no kernel on the CPU", op->record->name);
     }
     const mdmt_cpu_impl *impl = NULL;
+    if (site.half && !has_half(&site, impls, force)) { /* floats, on copies */
+        mdmt_float_site_of(&site, &copy);
+        site = copy.site;
+    }
     MDMT_TRY(choose(&site, asked_by_site(&site), impls, force, &impl));
     mdmt_needs needs = {0};
     if (impl->needs) {
@@ -522,7 +557,10 @@ static mdmt_status cpu_prepare(mdmt_backend *backend, mdmt_graph *graph, mdmt_op
     }
     *kernel = (mdmt_kernel){.name = impl->name,
                             .impl = impl,
-                            .workspace_bytes = needs.workspace_bytes,
+                            .workspace_bytes = copy.bytes
+                                                   ? mdmt_round_up(needs.workspace_bytes, 4096) +
+                                                         copy.bytes
+                                                   : needs.workspace_bytes,
                             .inplace_inputs = needs.inplace_inputs & op->record->inplace_inputs};
     return MDMT_OK;
 }
@@ -533,35 +571,47 @@ static mdmt_status cpu_run(mdmt_backend *backend, const mdmt_graph *graph, const
 {
     mdmt_site site = site_of(cpu_of(backend), graph, op);
     mdmt_call call = {.in = in, .out = out, .workspace = workspace, .step = step};
-    return ((const mdmt_cpu_impl *)kernel->impl)->run(&site, &call);
+    const mdmt_cpu_impl *impl = kernel->impl;
+    if (site.half && !impl->half) {
+        mdmt_float_site copy;
+        mdmt_float_site_of(&site, &copy);
+        return mdmt_float_site_run(impl, &site, &call, kernel->workspace_bytes - copy.bytes);
+    }
+    return impl->run(&site, &call);
 }
 
 static size_t cpu_tensor_bytes(const mdmt_backend *backend, const mdmt_tensor *tensor)
 {
-    (void)backend;
-    return mdmt_storage_bytes(tensor);
+    return cpu_of(backend)->options.bf16 > 1 ? mdmt_storage_bytes_half(tensor)
+                                             : mdmt_storage_bytes(tensor);
 }
 
 static size_t cpu_view_bytes(const mdmt_backend *backend, const mdmt_tensor *view)
 {
-    (void)backend;
     size_t pixels = view->kind == MDMT_MAP ? (size_t)view->dim[2] * (size_t)view->dim[3] : 1;
-    return (size_t)view->view_from * pixels * sizeof(float);
+    int half = cpu_of(backend)->options.bf16 > 1 && mdmt_is_float_map(view);
+    return (size_t)view->view_from * pixels * (half ? sizeof(uint16_t) : sizeof(float));
 }
 
 static mdmt_status cpu_upload(mdmt_backend *backend, const mdmt_tensor *tensor, void *data,
                               const void *host)
 {
-    (void)backend;
-    mdmt_layout_pack(tensor, data, host);
+    if (cpu_of(backend)->options.bf16 > 1 && mdmt_is_float_map(tensor)) {
+        mdmt_layout_pack_half(tensor, data, host);
+    } else {
+        mdmt_layout_pack(tensor, data, host);
+    }
     return MDMT_OK;
 }
 
 static mdmt_status cpu_download(mdmt_backend *backend, const mdmt_tensor *tensor, const void *data,
                                 void *host)
 {
-    (void)backend;
-    mdmt_layout_unpack(tensor, host, data);
+    if (cpu_of(backend)->options.bf16 > 1 && mdmt_is_float_map(tensor)) {
+        mdmt_layout_unpack_half(tensor, host, data);
+    } else {
+        mdmt_layout_unpack(tensor, host, data);
+    }
     return MDMT_OK;
 }
 
