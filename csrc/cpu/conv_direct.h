@@ -9,10 +9,10 @@
  * that need padding, batch norm + activation or a column stride are first
  * brought into a scratch that stays in the second-level cache ("staged").
  *
- * In bfloat16 everything is staged: what is multiplied is rounded there and lies in
- * words of 32 bits that hold two values - of two channels for `tile`, of two
- * neighbouring pixels for `weight` - whose products with another word's are both
- * added to a float. Distances count words, which are as long as floats. */
+ * In bfloat16 words of 32 bits hold two values whose products with another word's are
+ * both added to a float: of two channels for `tile`, as they lie in a map that is
+ * stored in bfloat16, and of two neighbouring pixels for `weight`, as they are staged.
+ * Distances count words, which are as long as floats. */
 #ifndef MDMT_CPU_CONV_DIRECT_H
 #define MDMT_CPU_CONV_DIRECT_H
 
@@ -85,7 +85,7 @@ typedef struct {
 /* The inner kernels of an instruction set. */
 typedef struct {
     int floats_per_cycle; /* multiply-adds of a core with two units, for cost      */
-    int pixel;            /* words of a staged pixel's block: 16, or 8 pairs       */
+    int pixel;            /* words of a pixel's block, stored or staged: 16; pairs: 8 */
     int columns;          /* of a tile of one row                             */
     int pair_columns;     /* of a tile of two rows ...                        */
     int pair_widest;      /* ... which serve outputs this wide at most        */
@@ -133,7 +133,13 @@ typedef struct {
     uint32_t read;  /* bit f: phase f is read by some tap (phases >= 32 always are) */
 } mdmt_conv_row;
 
-/* Whether values are rounded to bfloat16 and multiplied in pairs. */
+/* Words from a sample of a MAP to the next. */
+static inline size_t mdmt_conv_words(const mdmt_tensor *map, const mdmt_conv_micro *micro)
+{
+    return mdmt_map_sample(map) / MDMT_BLOCK * (size_t)micro->pixel;
+}
+
+/* Whether maps are stored in bfloat16 and multiplied in pairs. */
 static inline int mdmt_conv_is_paired(const mdmt_conv_micro *micro)
 {
     return micro->pixel < MDMT_BLOCK;
@@ -157,7 +163,8 @@ void mdmt_f32_conv_load__avx512(float *dst, const float *src, int count, ptrdiff
 /* Whether y, written once and as a whole, is better stored past the caches: too large to be found
  * there when it is read, and made of so few products (`terms` of an element) that memory is what it
  * waits for. */
-int mdmt_conv_is_past(const mdmt_tensor *y, const float *data, int terms);
+int mdmt_conv_is_past(const mdmt_tensor *y, const mdmt_conv_micro *micro, const float *data,
+                      int terms);
 /* Whether some tap k < kernel reads positions that are `phase` modulo s. */
 int mdmt_conv_phase_is_read(int phase, int first, int kernel, int d, int s);
 

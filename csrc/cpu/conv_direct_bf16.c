@@ -8,6 +8,7 @@ typedef int mdmt_conv_direct_bf16_unit; /* a unit is never empty */
 
 #include "conv_direct.h"
 #include "kernels.h"
+#define MDMT_HALF_MAPS
 #include "lanes_act.h"
 
 #define VEC           __m512
@@ -19,6 +20,10 @@ typedef int mdmt_conv_direct_bf16_unit; /* a unit is never empty */
 #define VSET1(f)      _mm512_set1_ps(f)
 #define VFMA(a, b, c) _mm512_fmadd_ps(a, b, c)
 #define VDOT(a, b, c) _mm512_dpbf16_ps(c, (__m512bh)(a), (__m512bh)(b))
+/* A pixel of a map, whose words are addressed as floats. */
+#define VTAKE(p)        lanes_load((const map_float *)(const void *)(p))
+#define VPUT(p, v)      lanes_store((map_float *)(void *)(p), v)
+#define VPUT_PAST(p, v) lanes_stream((map_float *)(void *)(p), v)
 #define VADD(a, b)    _mm512_add_ps(a, b)
 #define VSUB(a, b)    _mm512_sub_ps(a, b)
 
@@ -31,13 +36,17 @@ enum { PAIRS_OF_BLOCK = MDMT_BLOCK / 2 };
 
 /* ---- rounding ---- */
 
+/* Of two vectors of 16 halves, one behind the other, those of a pair side by side. */
+INLINE __m512i word_order(void)
+{
+    return _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
+                            21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+}
+
 /* Words (first, second): a word's lower half is the first. */
 INLINE __m512i interleave(__m512 first, __m512 second)
 {
-    const __m512i order =
-        _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
-                         21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-    return _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(second, first));
+    return _mm512_permutexvar_epi16(word_order(), (__m512i)_mm512_cvtne2ps_pbh(second, first));
 }
 
 static void pack_block(float *dst, const float *src)
@@ -87,7 +96,7 @@ typedef struct {
 INLINE lanes changed(const change *c, const float *src, const int plain, const mdmt_act act,
                      const int gated)
 {
-    lanes v = lanes_load(src);
+    lanes v = VTAKE(src);
     if (!plain) {
         v = lanes_activate(act, lanes_apply(c->affine, v));
     }
@@ -95,20 +104,36 @@ INLINE lanes changed(const change *c, const float *src, const int plain, const m
 }
 
 INLINE void load_run(float *dst, const float *src, int count, ptrdiff_t step, ptrdiff_t fetch,
-                     const change *c, const int plain, const mdmt_act act, const int gated)
+                     const change *c, const mdmt_act act, const int gated)
 {
     int i = 0;
     for (; i + 1 < count; i += 2, src += 2 * step, dst += MDMT_BLOCK) {
         lanes_fetch(src + fetch);
         lanes_fetch(src + step + fetch);
-        const lanes first = changed(c, src, plain, act, gated);
-        const lanes second = changed(c, src + step, plain, act, gated);
+        const lanes first = changed(c, src, 0, act, gated);
+        const lanes second = changed(c, src + step, 0, act, gated);
         _mm512_storeu_si512(dst, (__m512i)_mm512_cvtne2ps_pbh(second, first));
     }
     if (i < count) {
-        _mm256_storeu_si256((__m256i *)(void *)dst,
-                            (__m256i)_mm512_cvtneps_pbh(changed(c, src, plain, act, gated)));
+        VPUT(dst, changed(c, src, 0, act, gated));
     }
+}
+
+static void copy_run(float *dst, const float *src, int count, ptrdiff_t step, ptrdiff_t fetch)
+{
+    for (int i = 0; i < count; i++, src += step, dst += PAIRS_OF_BLOCK) {
+        lanes_fetch(src + fetch);
+        _mm256_storeu_ps(dst, _mm256_loadu_ps(src));
+    }
+}
+
+/* The word of two pixels as they are stored. */
+INLINE __m512i stored_word(const float *first, const float *second)
+{
+    const __m512i both = _mm512_inserti64x4(
+        _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(const void *)first)),
+        _mm256_loadu_si256((const __m256i *)(const void *)second), 1);
+    return _mm512_permutexvar_epi16(word_order(), both);
 }
 
 /* A word of which a pixel may not exist. */
@@ -137,11 +162,17 @@ INLINE void pair_run(float *dst, const float *src, int count, const int every, i
         edge_word(dst + i * MDMT_BLOCK, src, i * every, left, right, step, c, plain, act, gated);
     }
     const float *at = src + (ptrdiff_t)from * every * step;
+    if (plain) {
+        for (int i = from; i < to; i++, at += every * step) {
+            lanes_fetch(at + fetch);
+            _mm512_storeu_si512(dst + i * MDMT_BLOCK, stored_word(at, at + step));
+        }
+    }
     lanes first = lanes_zero();
-    if (every == 1 && from < to) {
+    if (!plain && every == 1 && from < to) {
         first = changed(c, at, plain, act, gated);
     }
-    for (int i = from; i < to; i++, at += every * step) {
+    for (int i = plain ? to : from; i < to; i++, at += every * step) {
         lanes_fetch(at + fetch);
         if (every > 1) {
             lanes_fetch(at + step + fetch);
@@ -161,12 +192,12 @@ static void stage_rounded(float *dst, const float *src, int count, ptrdiff_t ste
 {
     change c = {.gate = load->gate ? lanes_load(load->gate) : lanes_zero()};
     if (!load->scale) {
-        load_run(dst, src, count, step, fetch, &c, 1, MDMT_ACT_NONE, 0);
+        copy_run(dst, src, count, step, fetch);
         return;
     }
     c.affine = lanes_affine_load(load->scale, load->shift, 0);
-#define RUN(act)       load_run(dst, src, count, step, fetch, &c, 0, act, 0)
-#define RUN_GATED(act) load_run(dst, src, count, step, fetch, &c, 0, act, 1)
+#define RUN(act)       load_run(dst, src, count, step, fetch, &c, act, 0)
+#define RUN_GATED(act) load_run(dst, src, count, step, fetch, &c, act, 1)
     if (load->gate) {
         LANES_EACH_ACT(load->act, RUN_GATED);
     } else {
@@ -223,7 +254,7 @@ static const mdmt_conv_micro micro = {
 #define ISA      avx512
 #define ISA_ENUM MDMT_ISA_AVX512
 #define DTYPE    bf16
-#define ROUNDED  1
+#define ROUNDED  1 /* and half */
 #include "conv_impl.h"
 
 #endif

@@ -38,7 +38,7 @@ typedef struct {
     int row_span;            /* input rows that one coarse row needs          */
     int stage_columns;       /* of one column phase                           */
     int staged;
-    int pixel;                 /* words of a staged pixel's block               */
+    int pixel;                 /* words of a pixel's block                      */
     int group, band, chunk;    /* images, coarse rows, output blocks of a task */
     int groups, bands, chunks; /* how many of each                            */
     size_t x_sample, y_sample; /* floats between images    */
@@ -153,7 +153,7 @@ static void plan_window(plan *p)
     }
     p->row_span = row_max - p->row_min + 1;
     p->stage_columns = (column_max - p->column_min) / p->sw + 1;
-    p->staged = p->pixel < MDMT_BLOCK || p->sw > 1 || p->column_min < 0 || column_max >= p->w;
+    p->staged = p->sw > 1 || p->column_min < 0 || column_max >= p->w;
 }
 
 /* How much of the output a task takes: images by the width of the tile, then
@@ -192,7 +192,7 @@ static void plan_tasks(plan *p, int lazy)
         p->image_floats = p->block_floats * p->blocks;
         p->thread_bytes = mdmt_round_up(p->image_floats * p->group * sizeof(float), 4096);
     } else {
-        p->row_floats = (size_t)p->w * MDMT_BLOCK;
+        p->row_floats = (size_t)p->w * p->pixel;
         p->block_floats = p->row_floats * p->h;
         p->image_floats = p->x_sample;
         p->thread_bytes = 0;
@@ -236,8 +236,8 @@ static void plan_forward(const mdmt_site *site, const mdmt_conv_micro *micro, pl
                 .tap_column = g.dw,
                 .grid_h = g.oh,
                 .grid_w = g.ow,
-                .x_sample = mdmt_map_sample(site->in[0]),
-                .y_sample = mdmt_map_sample(site->out[0])};
+                .x_sample = mdmt_conv_words(site->in[0], micro),
+                .y_sample = mdmt_conv_words(site->out[0], micro)};
     forward_phase(p, &g);
     plan_window(p);
     plan_tasks(p, site->in[0]->lazy_source >= 0);
@@ -270,8 +270,8 @@ static void plan_data(const mdmt_site *site, const mdmt_conv_micro *micro, plan 
                 .tap_column = g.dw / greatest_divisor(g.dw, g.sw),
                 .grid_h = mdmt_ceil_div(g.h, g.sh),
                 .grid_w = mdmt_ceil_div(g.w, g.sw),
-                .x_sample = mdmt_map_sample(site->in[0]),
-                .y_sample = mdmt_map_sample(site->out[0])};
+                .x_sample = mdmt_conv_words(site->in[0], micro),
+                .y_sample = mdmt_conv_words(site->out[0], micro)};
     data_phases(p, &g);
     plan_window(p);
     plan_tasks(p, 0);
@@ -312,10 +312,10 @@ static const float *stage_input(const job *j, int image, int images, int row0, i
 {
     const plan *p = j->plan;
     const float *x = (const float *)j->x.data;
-    const size_t plane = (size_t)p->h * p->w * MDMT_BLOCK;
+    const size_t plane = (size_t)p->h * p->w * p->pixel;
     if (!p->staged) {
         return x + (size_t)image * p->x_sample +
-               ((ptrdiff_t)row0 * p->w + p->column_min) * MDMT_BLOCK;
+               ((ptrdiff_t)row0 * p->w + p->column_min) * p->pixel;
     }
     float *stage = (float *)(j->scratch + (size_t)thread * p->thread_bytes);
     int first = mdmt_max(0, row0), end = mdmt_min(p->h, row0 + rows);
@@ -329,7 +329,7 @@ static const float *stage_input(const job *j, int image, int images, int row0, i
             for (int r = first; r < end; r++) {
                 if (p->sh == 1 || row_is_read(p, r)) {
                     mdmt_conv_stage_row(j->micro, &row, dst + (size_t)(r - row0) * p->row_floats,
-                                        src + (size_t)r * p->w * MDMT_BLOCK, &load);
+                                        src + (size_t)r * p->w * p->pixel, &load);
                 }
             }
         }
@@ -369,10 +369,10 @@ static void row_tiles(const pass *s, int image, int rows, mdmt_conv_tile *t, int
     const float *x =
         s->x + image * p->image_floats + s->first * p->block_floats +
         (ptrdiff_t)((s->row - s->row0) * p->sh + f->row - p->row_min) * (ptrdiff_t)p->row_floats;
-    const size_t plane = (size_t)p->oh * p->ow * MDMT_BLOCK;
+    const size_t plane = (size_t)p->oh * p->ow * p->pixel;
     size_t offset =
         (size_t)(s->image + image) * p->y_sample + s->block * plane +
-        ((size_t)(s->row * p->oh_step + f->out_row) * p->ow + f->out_column) * MDMT_BLOCK;
+        ((size_t)(s->row * p->oh_step + f->out_row) * p->ow + f->out_column) * p->pixel;
     t->x_row = (ptrdiff_t)p->image_floats;
     t->y_row = (ptrdiff_t)p->y_sample;
     t->tap = s->tap + a0 * f->columns;
@@ -384,18 +384,18 @@ static void row_tiles(const pass *s, int image, int rows, mdmt_conv_tile *t, int
         t->ahead_step = 1;
     }
     t->ahead_row = (ptrdiff_t)p->x_sample;
-    t->ahead_block = (ptrdiff_t)p->h * p->w * MDMT_BLOCK;
+    t->ahead_block = (ptrdiff_t)p->h * p->w * p->pixel;
     const size_t ahead = image * p->x_sample + s->first * t->ahead_block +
-                         (size_t)(s->row - s->row0) * p->w * MDMT_BLOCK;
+                         (size_t)(s->row - s->row0) * p->w * p->pixel;
     for (int i = 0, column = 0; i < tiles; i++) {
         int columns = (f->count_columns - column + tiles - i - 1) / (tiles - i);
         t->x = x + column * p->pixel;
         if (!p->staged) {
-            t->ahead = s->block == s->block0 ? t->x + columns * MDMT_BLOCK : NULL;
+            t->ahead = s->block == s->block0 ? t->x + columns * p->pixel : NULL;
         } else if (s->ahead) {
-            t->ahead = s->ahead + ahead + column * MDMT_BLOCK;
+            t->ahead = s->ahead + ahead + column * p->pixel;
         }
-        size_t at = offset + (size_t)column * p->ow_step * MDMT_BLOCK;
+        size_t at = offset + (size_t)column * p->ow_step * p->pixel;
         t->y = j->y + at;
         if (t->start == MDMT_INIT_LOAD) {
             t->init = (s->first ? j->y : j->init) + at;
@@ -430,8 +430,8 @@ static void one_row(pass *s)
                     : mdmt_ceil_div((p->cin - (p->blocks - 1) * MDMT_BLOCK) * p->pixel, MDMT_BLOCK),
         .start = s->first ? MDMT_INIT_LOAD : j->start,
         .past = j->past && s->count == p->blocks,
-        .y_pixel = (ptrdiff_t)p->ow_step * MDMT_BLOCK,
-        .y_out = (ptrdiff_t)p->oh * p->ow * MDMT_BLOCK,
+        .y_pixel = (ptrdiff_t)p->ow_step * p->pixel,
+        .y_out = (ptrdiff_t)p->oh * p->ow * p->pixel,
         .x_block = (ptrdiff_t)p->block_floats};
     t.w = j->weights + f->weights + s->block * t.w_out + s->first * t.w_block +
           a0 * f->columns * tap_floats;
@@ -486,12 +486,12 @@ static void fill_rows(const pass *s, int row0, int row1)
 {
     const job *j = s->job;
     const plan *p = j->plan;
-    const size_t plane = (size_t)p->oh * p->ow * MDMT_BLOCK;
-    const size_t bytes = (size_t)(row1 - row0) * p->ow * MDMT_BLOCK * sizeof(float);
+    const size_t plane = (size_t)p->oh * p->ow * p->pixel;
+    const size_t bytes = (size_t)(row1 - row0) * p->ow * p->pixel * sizeof(float);
     for (int i = 0; i < s->images; i++) {
         for (int k = s->block; k < s->block + s->blocks; k++) {
             size_t at = (size_t)(s->image + i) * p->y_sample + k * plane +
-                        (size_t)row0 * p->ow * MDMT_BLOCK;
+                        (size_t)row0 * p->ow * p->pixel;
             if (j->start == MDMT_INIT_ZERO) {
                 memset(j->y + at, 0, bytes);
             } else if (j->init != j->y) {
@@ -509,6 +509,9 @@ static void phase_rows(pass *s, int row0, int row1)
     const plan *p = j->plan;
     int taps = mdmt_max(1, s->phase->rows * s->phase->columns);
     int most = mdmt_max(1, WEIGHT_BYTES / (taps * 2 * MDMT_BLOCK * p->pixel * 4));
+    if (p->pixel < MDMT_BLOCK) {
+        most = p->blocks; /* what is stored between the turns would be rounded */
+    }
     int step = mdmt_ceil_div(p->blocks, mdmt_ceil_div(p->blocks, most));
     phase_taps_table(s);
     for (s->first = 0; s->first < p->blocks; s->first += step) {
@@ -533,7 +536,7 @@ static const float *next_input(const job *j, int task)
     }
     next %= parts;
     return (const float *)j->x.data + (size_t)(next / p->bands * p->group) * p->x_sample +
-           (size_t)(next % p->bands * p->band) * p->w * MDMT_BLOCK;
+           (size_t)(next % p->bands * p->band) * p->w * p->pixel;
 }
 
 static void run_task(void *context, int task, int thread)
@@ -667,7 +670,7 @@ mdmt_status mdmt_conv_forward_run(const mdmt_site *site, const mdmt_conv_micro *
              .weights = weights,
              .init = bias,
              .start = bias ? MDMT_INIT_BIAS : MDMT_INIT_ZERO,
-             .past = mdmt_conv_is_past(site->out[0], call->out[0],
+             .past = mdmt_conv_is_past(site->out[0], micro, call->out[0],
                                        p.cin * p.phase[0].rows * p.phase[0].columns),
              .y = call->out[0],
              .stats = site->op->outputs > 1 && site->out[1] ? call->out[1] : NULL,
@@ -755,7 +758,7 @@ mdmt_status mdmt_conv_data_run(const mdmt_site *site, const mdmt_conv_micro *mic
              .init = addend,
              .start = addend ? MDMT_INIT_LOAD : MDMT_INIT_ZERO,
              .past = !p.gaps && addend != call->out[0] &&
-                     mdmt_conv_is_past(site->out[0], call->out[0],
+                     mdmt_conv_is_past(site->out[0], micro, call->out[0],
                                        p.cin * p.phase[0].rows * p.phase[0].columns),
              .y = call->out[0],
              .scratch = (char *)call->workspace + turned_bytes(&p)};

@@ -24,6 +24,7 @@
     const mdmt_cpu_impl SYMBOL(symbol) = {.name = TEXT(SYMBOL(symbol)),                            \
                                           .isa = ISA_ENUM,                                         \
                                           .rounds = ROUNDED,                                       \
+                                          .half = ROUNDED,                                         \
                                           .supports = mdmt_conv_##pass##_supports,                 \
                                           .needs = pass##_needs,                                   \
                                           .cost = pass##_cost,                                     \

@@ -8,10 +8,12 @@
 
 enum { SEGMENT = 8, FETCH_COLUMNS = 64, PAST_BYTES = 4 << 20, PAST_TERMS = 48 };
 
-int mdmt_conv_is_past(const mdmt_tensor *y, const float *data, int terms)
+int mdmt_conv_is_past(const mdmt_tensor *y, const mdmt_conv_micro *micro, const float *data,
+                      int terms)
 {
-    size_t floats = (size_t)y->dim[0] * (size_t)mdmt_blocks(y->dim[1]) * mdmt_map_block(y);
-    return terms <= PAST_TERMS && floats * sizeof(float) >= PAST_BYTES &&
+    size_t words = (size_t)y->dim[0] * (size_t)mdmt_blocks(y->dim[1]) * (size_t)y->dim[2] *
+                   (size_t)y->dim[3] * (size_t)micro->pixel;
+    return terms <= PAST_TERMS && words * sizeof(float) >= PAST_BYTES &&
            (uintptr_t)data % MDMT_ALIGN == 0;
 }
 
@@ -74,12 +76,12 @@ void mdmt_conv_stage_row(const mdmt_conv_micro *micro, const mdmt_conv_row *row,
             end = mdmt_min(mdmt_max(end, left), to);
             float *at = dst + (size_t)f * row->columns * pixel;
             memset(at + from * pixel, 0, (size_t)(left - from) * pixel * sizeof(float));
-            const float *from = src + (first + left * step) * MDMT_BLOCK;
+            const float *from = src + (first + left * step) * pixel;
             if (any) {
-                micro->stage_any(at + left * pixel, from, end - left, (ptrdiff_t)step * MDMT_BLOCK,
+                micro->stage_any(at + left * pixel, from, end - left, (ptrdiff_t)step * pixel,
                                  fetch, load);
             } else {
-                micro->stage(at + left * pixel, from, end - left, (ptrdiff_t)step * MDMT_BLOCK,
+                micro->stage(at + left * pixel, from, end - left, (ptrdiff_t)step * pixel,
                              fetch, load->scale, load->shift, load->act);
             }
             memset(at + end * pixel, 0, (size_t)(to - end) * pixel * sizeof(float));
@@ -99,7 +101,7 @@ void mdmt_conv_stage_pairs(const mdmt_conv_micro *micro, const mdmt_conv_row *ro
         const int first = row->column_min + f; /* column of position 0 */
         const int left = first < 0 ? mdmt_ceil_div(-first, step) : 0;
         const int right = first < row->width ? (row->width - 1 - first) / step + 1 : 0;
-        micro->stage_pairs(dst, src + (ptrdiff_t)first * MDMT_BLOCK, row->columns, every, left,
-                           right, (ptrdiff_t)step * MDMT_BLOCK, fetch, load);
+        micro->stage_pairs(dst, src + (ptrdiff_t)first * micro->pixel, row->columns, every, left,
+                           right, (ptrdiff_t)step * micro->pixel, fetch, load);
     }
 }

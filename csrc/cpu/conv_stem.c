@@ -211,7 +211,7 @@ mdmt_status mdmt_conv_stem_run(const mdmt_site *site, const mdmt_conv_micro *mic
              .w = call->in[1].data,
              .bias = site->op->inputs > 2 && site->in[2] ? call->in[2].data : NULL,
              .y = call->out[0],
-             .past = mdmt_conv_is_past(site->out[0], call->out[0], p.g.c * p.g.kh * p.g.kw),
+             .past = mdmt_conv_is_past(site->out[0], micro, call->out[0], p.g.c * p.g.kh * p.g.kw),
              .stats = site->op->outputs > 1 && site->out[1] ? call->out[1] : NULL,
              .scratch = call->workspace};
     mdmt_parallel(site->pool, p.g.n * p.bands, forward_task, &j);

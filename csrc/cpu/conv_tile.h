@@ -1,8 +1,9 @@
 /* Template: the inner kernels of direct convolution for one vector type. The
  * including file defines
  *   VEC, VL (floats of a vector), VZERO(), VLOAD(p), VSTORE(p, v), VSTREAM(p, v), VSET1(f),
- *   VFMA(a, b, c) = a b + c, VADD, VSUB, VMAX; and VDOT(a, b, c) = c + the products of words of
- *   32 bits, which hold a float or two bfloat16.
+ *   VFMA(a, b, c) = a b + c, VADD, VSUB, VMAX; VDOT(a, b, c) = c + the products of words of
+ *   32 bits, which hold a float or two bfloat16; and VTAKE(p), VPUT(p, v), VPUT_PAST(p, v) for what
+ *   is stored in maps.
  * Everything here is inlined with constant sizes, so that accumulators stay in
  * registers. */
 
@@ -96,9 +97,9 @@ INLINE void tile_store(const VEC *acc, const mdmt_conv_tile *t, const int rows, 
                     float *y = t->y + r * t->y_row + q * t->y_pixel + b * t->y_out + p * VL;
                     const VEC value = acc[(r * columns + q) * blocks * PARTS + b * PARTS + p];
                     if (past) {
-                        VSTREAM(y, value);
+                        VPUT_PAST(y, value);
                     } else {
-                        VSTORE(y, value);
+                        VPUT(y, value);
                     }
                 }
             }
@@ -138,7 +139,7 @@ INLINE void tile_body(const mdmt_conv_tile *tile, const int rows, const int colu
                 UNROLL
                 for (int v = 0; v < blocks * PARTS; v++) {
                     acc[(r * columns + q) * blocks * PARTS + v] =
-                        VLOAD(t.init + r * t.y_row + q * t.y_pixel + (v / PARTS) * t.y_out +
+                        VTAKE(t.init + r * t.y_row + q * t.y_pixel + (v / PARTS) * t.y_out +
                               (v % PARTS) * VL);
                 }
             }
@@ -176,7 +177,7 @@ INLINE void tile_body(const mdmt_conv_tile *tile, const int rows, const int colu
         if (b == fetch) {
             fetch += t.ahead_step;
             tile_fetch(t.ahead + b * t.ahead_block, t.ahead_row, rows, columns,
-                       pixel == 1 ? 1 : MDMT_BLOCK, 0);
+                       pixel, 0);
         }
     }
     if (t.stats) {

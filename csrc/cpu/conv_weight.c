@@ -20,6 +20,7 @@ enum { STRIP_PIXELS = 112, STAGE_BYTES = 256 * 1024, SLICE_PIXELS = 1500, TASKS 
 typedef struct {
     mdmt_geometry g;
     int lazy, staged;
+    int pixel;              /* words of a pixel's block in a map                       */
     int every; /* pairs: pixels from a word of x to the next; 0: no pairs */
     int words; /* of a row of dy: ow, or half as many                     */
     int blocks, out_blocks;
@@ -123,9 +124,10 @@ static void plan_weight(const mdmt_site *site, const mdmt_conv_micro *micro, pla
     }
     *p = (plan){.g = g,
                 .lazy = site->in[0]->lazy_source >= 0,
+                .pixel = micro->pixel,
                 .words = g.ow,
-                .x_sample = mdmt_map_sample(site->in[0]),
-                .dy_sample = mdmt_map_sample(site->in[1])};
+                .x_sample = mdmt_conv_words(site->in[0], micro),
+                .dy_sample = mdmt_conv_words(site->in[1], micro)};
     p->blocks = mdmt_blocks(g.c);
     p->out_blocks = mdmt_blocks(g.k);
     if (mdmt_conv_is_paired(micro)) {
@@ -141,7 +143,6 @@ static void plan_weight(const mdmt_site *site, const mdmt_conv_micro *micro, pla
     /* Lines from memory for each pixel of a tile: a strip's pass over the input blocks needs the
      * next dy, and its share of the next input. */
     double lines = 0.5 / p->in_step / (g.kh * g.kw) * 2 + 1.0 / p->out_step;
-    lines *= p->every ? 2 : 1;
     p->far_step = lines <= 0.25 ? MDMT_BLOCK / 4 : lines <= 0.5 ? MDMT_BLOCK / 2 : MDMT_BLOCK;
     if (p->group > 1) { /* small maps are in a cache */
         p->far_step = MDMT_BLOCK;
@@ -161,7 +162,7 @@ static const float *stage_band(const job *j, int image, int images, int in0, int
     const plan *p = j->plan;
     const mdmt_geometry *g = &p->g;
     const float *x = j->x.data;
-    const size_t plane = (size_t)g->h * g->w * MDMT_BLOCK;
+    const size_t plane = (size_t)g->h * g->w * p->pixel;
     if (!p->staged) {
         return x + (size_t)image * p->x_sample + in0 * plane +
                ((ptrdiff_t)row0 * g->w - g->pl) * MDMT_BLOCK;
@@ -186,9 +187,9 @@ static const float *stage_band(const job *j, int image, int images, int in0, int
                 float *to = dst + (size_t)(r - row0) * p->row_floats;
                 if (p->every) {
                     mdmt_conv_stage_pairs(j->micro, &row, p->every, to,
-                                          src + (size_t)r * g->w * MDMT_BLOCK, &load);
+                                          src + (size_t)r * g->w * p->pixel, &load);
                 } else {
-                    mdmt_conv_stage_row(j->micro, &row, to, src + (size_t)r * g->w * MDMT_BLOCK,
+                    mdmt_conv_stage_row(j->micro, &row, to, src + (size_t)r * g->w * p->pixel,
                                         &load);
                 }
             }
@@ -204,6 +205,7 @@ typedef struct {
     const float *x; /* the first; NULL: nothing to fetch */
     ptrdiff_t x_image, x_block;
     int image, images, block, blocks, at, pixels; /* pixels of a block, one image */
+    int pixel;                                    /* words                        */
 } walk;
 
 typedef struct {
@@ -250,7 +252,7 @@ static void start_strip(pass *s)
 static const float *walk_on(walk *way, int pixels)
 {
     const float *x = way->x + way->image * way->x_image + way->block * way->x_block +
-                     (ptrdiff_t)way->at * MDMT_BLOCK;
+                     (ptrdiff_t)way->at * way->pixel;
     way->at += pixels;
     if (way->at >= way->pixels) {
         way->at = 0;
@@ -270,9 +272,9 @@ static const float *walk_on(walk *way, int pixels)
 static walk next_strip(const pass *s)
 {
     const plan *p = s->job->plan;
-    const ptrdiff_t row = (ptrdiff_t)p->g.ow * MDMT_BLOCK, plane = p->g.oh * row;
+    const ptrdiff_t row = (ptrdiff_t)p->g.ow * p->pixel, plane = p->g.oh * row;
     const float *dy = s->job->dy + (ptrdiff_t)s->image * (ptrdiff_t)p->dy_sample + s->out * plane;
-    walk way = {.x_image = (ptrdiff_t)p->dy_sample, .x_block = plane, .images = s->images};
+    walk way = {.pixel = p->pixel, .x_image = (ptrdiff_t)p->dy_sample, .x_block = plane, .images = s->images};
     int rows = p->strip;
     way.blocks = s->outs;
     if (s->row_end < s->row1) {
@@ -296,13 +298,14 @@ static walk next_band(const pass *s)
     const job *j = s->job;
     const plan *p = j->plan;
     const mdmt_geometry *g = &p->g;
-    walk way = {.x_image = (ptrdiff_t)p->x_sample,
-                .x_block = (ptrdiff_t)g->h * g->w * MDMT_BLOCK,
+    walk way = {.pixel = p->pixel,
+                .x_image = (ptrdiff_t)p->x_sample,
+                .x_block = (ptrdiff_t)g->h * g->w * p->pixel,
                 .blocks = s->in1 - s->in0};
     if (s->next >= 0 && p->staged && g->kh * g->kw * g->sh * g->sw == 1) {
         int image = s->next / p->bands * p->group, row0 = s->next % p->bands * p->band;
         way.x = (const float *)j->x.data + image * way.x_image + s->in0 * way.x_block +
-                (ptrdiff_t)row0 * g->w * MDMT_BLOCK;
+                (ptrdiff_t)row0 * g->w * p->pixel;
         way.images = mdmt_min(p->group, g->n - image);
         way.pixels = mdmt_min(p->band, g->oh - row0) * g->w;
     }
@@ -312,7 +315,7 @@ static walk next_band(const pass *s)
 /* Sets what a tile fetches from memory. */
 static void fetch_far(pass *s, mdmt_conv_weight_tile *t)
 {
-    int pixels = (int)(t->images * t->rows * t->columns * t->far_step / MDMT_BLOCK);
+    int pixels = (int)(t->images * t->rows * t->columns * t->far_step / s->job->plan->pixel);
     t->far = NULL;
     if (s->dy_ahead.x) {
         t->far = walk_on(&s->dy_ahead, pixels);
@@ -367,7 +370,7 @@ static void stage_strip(const pass *s, mdmt_conv_weight_tile *t)
     const job *j = s->job;
     const plan *p = j->plan;
     const mdmt_geometry *g = &p->g;
-    const size_t row = (size_t)g->ow * MDMT_BLOCK, plane = (size_t)g->oh * row;
+    const size_t row = (size_t)g->ow * p->pixel, plane = (size_t)g->oh * row;
     const int rows = s->row_end - s->row;
     float *stage = (float *)(j->scratch + ((size_t)s->thread + 1) * p->thread_bytes - p->dy_bytes);
     const mdmt_conv_load load = {.act = MDMT_ACT_NONE};
@@ -379,7 +382,7 @@ static void stage_strip(const pass *s, mdmt_conv_weight_tile *t)
         for (int i = 0; i < s->images; i++) {
             const float *dy = j->dy + (size_t)(s->image + i) * p->dy_sample + (s->out + k) * plane;
             for (int r = s->row; r < s->row_end; r++, stage += t->dy_row) {
-                j->micro->stage_pairs(stage, dy + r * row, p->words, 2, 0, g->ow, MDMT_BLOCK, 0,
+                j->micro->stage_pairs(stage, dy + r * row, p->words, 2, 0, g->ow, p->pixel, 0,
                                       &load);
             }
         }
@@ -391,7 +394,7 @@ static void strip_sum(pass *s)
     const job *j = s->job;
     const plan *p = j->plan;
     const mdmt_geometry *g = &p->g;
-    const size_t plane = (size_t)g->oh * g->ow * MDMT_BLOCK;
+    const size_t plane = (size_t)g->oh * g->ow * p->pixel;
     start_strip(s);
     mdmt_conv_weight_tile t = {.x_pixel = p->every == 1 ? 2 * MDMT_BLOCK : MDMT_BLOCK,
                                .x_row = (ptrdiff_t)(g->sh * p->row_floats),
