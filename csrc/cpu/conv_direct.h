@@ -130,6 +130,7 @@ typedef struct {
     int column_min; /* input column of the first                          */
     int step;       /* the column stride: so many phases                  */
     int width;      /* of the input row                                   */
+    ptrdiff_t next; /* words to the next row that is read, where columns are left out */
     uint32_t read;  /* bit f: phase f is read by some tap (phases >= 32 always are) */
 } mdmt_conv_row;
 

@@ -292,8 +292,11 @@ static int row_is_read(const plan *p, int row)
 
 static mdmt_conv_row staged_row(const plan *p)
 {
-    mdmt_conv_row row = {
-        .columns = p->stage_columns, .column_min = p->column_min, .step = p->sw, .width = p->w};
+    mdmt_conv_row row = {.columns = p->stage_columns,
+                         .column_min = p->column_min,
+                         .step = p->sw,
+                         .width = p->w,
+                         .next = (ptrdiff_t)p->sh * p->w * p->pixel};
     for (int f = 0; f < mdmt_min(32, p->sw); f++) {
         for (int i = 0; i < p->phases; i++) {
             const phase *a = &p->phase[i];
@@ -370,9 +373,8 @@ static void row_tiles(const pass *s, int image, int rows, mdmt_conv_tile *t, int
         s->x + image * p->image_floats + s->first * p->block_floats +
         (ptrdiff_t)((s->row - s->row0) * p->sh + f->row - p->row_min) * (ptrdiff_t)p->row_floats;
     const size_t plane = (size_t)p->oh * p->ow * p->pixel;
-    size_t offset =
-        (size_t)(s->image + image) * p->y_sample + s->block * plane +
-        ((size_t)(s->row * p->oh_step + f->out_row) * p->ow + f->out_column) * p->pixel;
+    size_t offset = (size_t)(s->image + image) * p->y_sample + s->block * plane +
+                    ((size_t)(s->row * p->oh_step + f->out_row) * p->ow + f->out_column) * p->pixel;
     t->x_row = (ptrdiff_t)p->image_floats;
     t->y_row = (ptrdiff_t)p->y_sample;
     t->tap = s->tap + a0 * f->columns;
@@ -490,8 +492,8 @@ static void fill_rows(const pass *s, int row0, int row1)
     const size_t bytes = (size_t)(row1 - row0) * p->ow * p->pixel * sizeof(float);
     for (int i = 0; i < s->images; i++) {
         for (int k = s->block; k < s->block + s->blocks; k++) {
-            size_t at = (size_t)(s->image + i) * p->y_sample + k * plane +
-                        (size_t)row0 * p->ow * p->pixel;
+            size_t at =
+                (size_t)(s->image + i) * p->y_sample + k * plane + (size_t)row0 * p->ow * p->pixel;
             if (j->start == MDMT_INIT_ZERO) {
                 memset(j->y + at, 0, bytes);
             } else if (j->init != j->y) {

@@ -45,13 +45,12 @@ mdmt_conv_load mdmt_conv_load_of(const mdmt_value *x, int n, int block, int chan
     return load;
 }
 
-/* How far ahead to fetch. What follows in memory is the next row: of no use where rows are left
- * out.
- */
+/* How far ahead to fetch. What follows in memory is the next row: of no use where columns, and with
+ * them rows, are left out. */
 static ptrdiff_t fetch_distance(const mdmt_conv_row *row)
 {
     const uint32_t all = row->step < 32 ? ((uint32_t)1 << row->step) - 1 : ~(uint32_t)0;
-    return row->read == all ? FETCH_COLUMNS * MDMT_BLOCK : 0;
+    return row->read == all ? FETCH_COLUMNS * MDMT_BLOCK : row->next;
 }
 
 void mdmt_conv_stage_row(const mdmt_conv_micro *micro, const mdmt_conv_row *row, float *dst,
@@ -81,8 +80,8 @@ void mdmt_conv_stage_row(const mdmt_conv_micro *micro, const mdmt_conv_row *row,
                 micro->stage_any(at + left * pixel, from, end - left, (ptrdiff_t)step * pixel,
                                  fetch, load);
             } else {
-                micro->stage(at + left * pixel, from, end - left, (ptrdiff_t)step * pixel,
-                             fetch, load->scale, load->shift, load->act);
+                micro->stage(at + left * pixel, from, end - left, (ptrdiff_t)step * pixel, fetch,
+                             load->scale, load->shift, load->act);
             }
             memset(at + end * pixel, 0, (size_t)(to - end) * pixel * sizeof(float));
         }

@@ -20,7 +20,7 @@ enum { STRIP_PIXELS = 112, STAGE_BYTES = 256 * 1024, SLICE_PIXELS = 1500, TASKS 
 typedef struct {
     mdmt_geometry g;
     int lazy, staged;
-    int pixel;              /* words of a pixel's block in a map                       */
+    int pixel; /* words of a pixel's block in a map                       */
     int every; /* pairs: pixels from a word of x to the next; 0: no pairs */
     int words; /* of a row of dy: ow, or half as many                     */
     int blocks, out_blocks;
@@ -169,8 +169,11 @@ static const float *stage_band(const job *j, int image, int images, int in0, int
     }
     float *stage = (float *)(j->scratch + (size_t)thread * p->thread_bytes);
     int first = mdmt_max(0, row0), end = mdmt_min(g->h, row0 + rows);
-    mdmt_conv_row row = {
-        .columns = p->stage_columns, .column_min = -g->pl, .step = g->sw, .width = g->w};
+    mdmt_conv_row row = {.columns = p->stage_columns,
+                         .column_min = -g->pl,
+                         .step = g->sw,
+                         .width = g->w,
+                         .next = (ptrdiff_t)g->sh * g->w * p->pixel};
     for (int f = 0; f < mdmt_min(32, g->sw); f++) {
         row.read |= (uint32_t)mdmt_conv_phase_is_read(f, 0, g->kw, g->dw, g->sw) << f;
     }
@@ -274,7 +277,10 @@ static walk next_strip(const pass *s)
     const plan *p = s->job->plan;
     const ptrdiff_t row = (ptrdiff_t)p->g.ow * p->pixel, plane = p->g.oh * row;
     const float *dy = s->job->dy + (ptrdiff_t)s->image * (ptrdiff_t)p->dy_sample + s->out * plane;
-    walk way = {.pixel = p->pixel, .x_image = (ptrdiff_t)p->dy_sample, .x_block = plane, .images = s->images};
+    walk way = {.pixel = p->pixel,
+                .x_image = (ptrdiff_t)p->dy_sample,
+                .x_block = plane,
+                .images = s->images};
     int rows = p->strip;
     way.blocks = s->outs;
     if (s->row_end < s->row1) {

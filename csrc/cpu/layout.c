@@ -162,8 +162,7 @@ void mdmt_layout_unpack_half(const mdmt_tensor *tensor, float *plain, const uint
     for (size_t i = 0; i < run_count(tensor); i++) {
         run_of_elements run = run_at(tensor, i);
         for (size_t k = 0; k < run.count; k++) {
-            mdmt_widen(plain + run.plain_at + k, packed + run.packed_at + k * run.packed_stride,
-                       1);
+            mdmt_widen(plain + run.plain_at + k, packed + run.packed_at + k * run.packed_stride, 1);
         }
     }
 }

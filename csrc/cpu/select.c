@@ -80,11 +80,9 @@ static const mdmt_cpu_impl *const channel_stats_impls[] = {
 #ifdef MDMT_BF16
     &mdmt_bf16_channel_stats__avx512,
 #endif
-    &mdmt_f32_channel_stats__avx512,
-    &mdmt_f32_channel_stats__avx2,
+    &mdmt_f32_channel_stats__avx512,  &mdmt_f32_channel_stats__avx2,
 #endif
-    &mdmt_f32_channel_stats__ref,
-    NULL,
+    &mdmt_f32_channel_stats__ref,     NULL,
 };
 
 static const mdmt_cpu_impl *const bn_fold_impls[] = {
@@ -101,11 +99,9 @@ static const mdmt_cpu_impl *const norm_act_impls[] = {
 #ifdef MDMT_BF16
     &mdmt_bf16_norm_act__avx512,
 #endif
-    &mdmt_f32_norm_act__avx512,
-    &mdmt_f32_norm_act__avx2,
+    &mdmt_f32_norm_act__avx512,  &mdmt_f32_norm_act__avx2,
 #endif
-    &mdmt_f32_norm_act__ref,
-    NULL,
+    &mdmt_f32_norm_act__ref,     NULL,
 };
 
 static const mdmt_cpu_impl *const bn_bwd_impls[] = {
@@ -113,11 +109,9 @@ static const mdmt_cpu_impl *const bn_bwd_impls[] = {
 #ifdef MDMT_BF16
     &mdmt_bf16_bn_bwd__avx512,
 #endif
-    &mdmt_f32_bn_bwd__avx512,
-    &mdmt_f32_bn_bwd__avx2,
+    &mdmt_f32_bn_bwd__avx512,  &mdmt_f32_bn_bwd__avx2,
 #endif
-    &mdmt_f32_bn_bwd__ref,
-    NULL,
+    &mdmt_f32_bn_bwd__ref,     NULL,
 };
 
 static const mdmt_cpu_impl *const act_impls[] = {
@@ -557,10 +551,9 @@ static mdmt_status cpu_prepare(mdmt_backend *backend, mdmt_graph *graph, mdmt_op
     }
     *kernel = (mdmt_kernel){.name = impl->name,
                             .impl = impl,
-                            .workspace_bytes = copy.bytes
-                                                   ? mdmt_round_up(needs.workspace_bytes, 4096) +
-                                                         copy.bytes
-                                                   : needs.workspace_bytes,
+                            .workspace_bytes =
+                                copy.bytes ? mdmt_round_up(needs.workspace_bytes, 4096) + copy.bytes
+                                           : needs.workspace_bytes,
                             .inplace_inputs = needs.inplace_inputs & op->record->inplace_inputs};
     return MDMT_OK;
 }
