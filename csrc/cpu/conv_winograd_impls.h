@@ -1,4 +1,5 @@
-/* The kernel records of one ISA; included once by each conv_winograd_<isa>.c. */
+/* The kernel records of one ISA; included once by each conv_winograd_<isa>.c, and by
+ * conv_winograd_bf16.c for maps that are stored in bfloat16. */
 #include <string.h>
 
 #include "conv_winograd_run.h"
@@ -7,6 +8,9 @@
 #define RUN_MDMT_WINO_FORWARD(points) run_conv(site, call, MDMT_WINO_FORWARD, points)
 #define RUN_MDMT_WINO_DATA(points)    run_conv(site, call, MDMT_WINO_DATA, points)
 #define RUN_MDMT_WINO_WEIGHT(points)  run_weight(site, call, points)
+
+#define TEXT_(name) #name
+#define TEXT(name)  TEXT_(name)
 
 #define IMPL(label, pass, points, isa_id, isa_name)                                                \
     static int supports_##label(const mdmt_site *site)                                             \
@@ -25,9 +29,11 @@
     {                                                                                              \
         return RUN_##pass(points);                                                                 \
     }                                                                                              \
-    const mdmt_cpu_impl mdmt_f32_##label##__##isa_name = {                                         \
-        .name = "mdmt_f32_" #label "__" #isa_name,                                                 \
+    const mdmt_cpu_impl MDMT_MAP_NAME(MDMT_MAP_TYPE, label##__##isa_name) = {                      \
+        .name = TEXT(MDMT_MAP_NAME(MDMT_MAP_TYPE, label##__##isa_name)),                           \
         .isa = isa_id,                                                                             \
+        .rounds = MDMT_HALF,                                                                       \
+        .half = MDMT_HALF,                                                                         \
         .supports = supports_##label,                                                              \
         .needs = needs_##label,                                                                    \
         .cost = cost_##label,                                                                      \

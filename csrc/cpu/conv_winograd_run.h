@@ -7,14 +7,14 @@
 
 /* What happens to an output before it is stored; pointers of one block. */
 typedef struct {
-    const float *bias;   /* or NULL */
-    const float *addend; /* plane like y's, or NULL; may be y's own */
-    float *stats;        /* this part's rows for the block, or NULL */
-    size_t stats_row;    /* from row to row */
-    int past;            /* store past the caches */
+    const float *bias;       /* or NULL */
+    const map_float *addend; /* plane like y's, or NULL; may be y's own */
+    float *stats;            /* this part's rows for the block, or NULL */
+    size_t stats_row;        /* from row to row */
+    int past;                /* store past the caches */
 } finish;
 
-INLINE void finish_tile(vec (*y)[4], int rows, int columns, float *to, size_t pitch,
+INLINE void finish_tile(vec (*y)[4], int rows, int columns, map_float *to, size_t pitch,
                         const finish *f, int first, int lane)
 {
     if (f->bias) {
@@ -28,12 +28,12 @@ INLINE void finish_tile(vec (*y)[4], int rows, int columns, float *to, size_t pi
         }
     }
     if (f->addend) {
-        const float *from = f->addend + lane;
+        const map_float *from = f->addend + lane;
 #pragma GCC unroll 16
         for (int i = 0; i < rows; i++) {
 #pragma GCC unroll 16
             for (int j = 0; j < columns; j++) {
-                y[i][j] = add(y[i][j], load(from + i * pitch + j * 16));
+                y[i][j] = add(y[i][j], load_map(from + i * pitch + j * 16));
             }
         }
     }
@@ -61,18 +61,12 @@ INLINE void finish_tile(vec (*y)[4], int rows, int columns, float *to, size_t pi
     if (f->past) {
 #pragma GCC unroll 16
         for (int i = 0; i < rows; i++) {
-#pragma GCC unroll 16
-            for (int j = 0; j < columns; j++) {
-                store_past(to + i * pitch + j * 16 + lane, y[i][j]);
-            }
+            store_map(to + i * pitch + lane, y[i], columns, 1);
         }
     } else {
 #pragma GCC unroll 16
         for (int i = 0; i < rows; i++) {
-#pragma GCC unroll 16
-            for (int j = 0; j < columns; j++) {
-                store(to + i * pitch + j * 16 + lane, y[i][j]);
-            }
+            store_map(to + i * pitch + lane, y[i], columns, 0);
         }
     }
 }
@@ -103,8 +97,8 @@ INLINE void output_tile(int points, int high, int wide, const narrow_points *c, 
 }
 
 /* A tile cut by the border: rows x columns of it are inside. */
-static void finish_cut(vec (*y)[4], int rows, int columns, float *to, size_t pitch, const finish *f,
-                       int first, int lane)
+static void finish_cut(vec (*y)[4], int rows, int columns, map_float *to, size_t pitch,
+                       const finish *f, int first, int lane)
 {
     for (int i = 0; i < rows; i++) {
         for (int j = 0; j < columns; j++, first = 0) {
@@ -120,7 +114,7 @@ static void finish_cut(vec (*y)[4], int rows, int columns, float *to, size_t pit
 /* Output transform and end of a tile of high x wide outputs, rows x columns of
  * which are inside. */
 INLINE void tile_case(int points, int high, int wide, const narrow_points *c, const float *m,
-                      size_t m_point, int rows, int columns, float *y, size_t pitch,
+                      size_t m_point, int rows, int columns, map_float *y, size_t pitch,
                       const finish *f, int first)
 {
     for (int lane = 0; lane < 16; lane += VW) {
@@ -136,7 +130,7 @@ INLINE void tile_case(int points, int high, int wide, const narrow_points *c, co
 }
 
 /* Output transform of tile t from m to y, where its first pixel lies. */
-static void tile_out(const mdmt_wino_plan *p, const mdmt_wino_tile *t, const float *m, float *y,
+static void tile_out(const mdmt_wino_plan *p, const mdmt_wino_tile *t, const float *m, map_float *y,
                      const finish *f, int first)
 {
     narrow_points c = narrow_of(p->points);
@@ -187,8 +181,10 @@ enum { WEIGHT_CUTS = 4 /* tasks that transform the weights of a pair */ };
 typedef struct {
     mdmt_wino_plan plan;
     const mdmt_call *call;
-    const float *w, *bias, *addend;
-    float *y, *stats, *shared, *scratch;
+    const float *w, *bias;
+    const map_float *addend;
+    map_float *y;
+    float *stats, *shared, *scratch;
     float *weights; /* by output: all of them, transformed, pair by pair */
     size_t thread_floats;
     int group; /* by output: the one at work */

@@ -281,9 +281,9 @@ typedef struct {
     int relu;
 } loader;
 
-INLINE vec loaded(const float *p, int lazy, int relu, vec scale, vec shift)
+INLINE vec loaded(const map_float *p, int lazy, int relu, vec scale, vec shift)
 {
-    vec x = load(p);
+    vec x = load_map(p);
     if (lazy) {
         x = madd(scale, x, shift);
         x = relu ? max(x, zero()) : x;
@@ -293,13 +293,13 @@ INLINE vec loaded(const float *p, int lazy, int relu, vec scale, vec shift)
 
 /* A row of tiles of one block, as the transforms see it. */
 typedef struct {
-    const float *at[6]; /* the image rows that it takes                     */
-    int valid;          /* bit i: row i is inside                           */
-    int left, width;    /* columns outside on the left; columns of the map  */
+    const map_float *at[6]; /* the image rows that it takes                 */
+    int valid;              /* bit i: row i is inside                       */
+    int left, width;        /* columns outside on the left; those of the map */
     loader load;
-    float *full, *narrow; /* first tiles of the two classes                 */
+    float *full, *narrow;   /* first tiles of the two classes               */
     size_t v_point;
-    const char *ahead; /* the rows that come next, to be prefetched         */
+    const map_float *ahead; /* the rows that come next, to be prefetched    */
 } tile_row;
 
 /* First pass, down column x of the tiles: `taken` image rows to 6, 5 or 4 values. */
@@ -317,12 +317,12 @@ INLINE void down(int taken, int input, int lazy, int all, const narrow_points *c
         return;
     }
     if (VW == 16 || lane == 0) {
-        const char *ahead = t->ahead + (size_t)x * 64;
-        size_t pitch = (size_t)t->width * 64;
-        _mm_prefetch(ahead, _MM_HINT_T0);
-        _mm_prefetch(ahead + pitch, _MM_HINT_T0);
-        _mm_prefetch(ahead + 2 * pitch, _MM_HINT_T0);
-        _mm_prefetch(ahead + 3 * pitch, _MM_HINT_T0);
+        const map_float *ahead = t->ahead + (size_t)x * 16;
+        size_t pitch = (size_t)t->width * 16;
+        _mm_prefetch((const char *)ahead, _MM_HINT_T0);
+        _mm_prefetch((const char *)(ahead + pitch), _MM_HINT_T0);
+        _mm_prefetch((const char *)(ahead + 2 * pitch), _MM_HINT_T0);
+        _mm_prefetch((const char *)(ahead + 3 * pitch), _MM_HINT_T0);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < taken; i++) {
@@ -452,10 +452,10 @@ static void gradient_row(const mdmt_wino_plan *p, int taken, const tile_row *t)
 
 /* Transforms one row of tiles of one block: B^T X B, or A dY A^T where `input`
  * is 0. `map` is the block's plane of h x w pixels of the row's image, `sample`
- * floats before that of the next; its tiles go to v (tile numbers of `tiles`);
+ * elements before that of the next; its tiles go to v (tile numbers of `tiles`);
  * `row` counts tile rows over the batch. */
 static void transform_row(const mdmt_wino_plan *p, const mdmt_wino_tiles *tiles, int input, int row,
-                          const float *map, size_t sample, int h, int w, const loader *l, float *v,
+                          const map_float *map, size_t sample, int h, int w, const loader *l, float *v,
                           size_t v_point)
 {
     int n = row / p->rows, r = row % p->rows, narrow = r >= p->full_h;
@@ -473,8 +473,7 @@ static void transform_row(const mdmt_wino_plan *p, const mdmt_wino_tiles *tiles,
         t.valid |= inside << i;
     }
     int next = top + taken;
-    const float *ahead = map + (next + 4 <= h ? (size_t)next * w * 16 : sample);
-    t.ahead = (const char *)ahead;
+    t.ahead = map + (next + 4 <= h ? (size_t)next * w * 16 : sample);
     if (input) {
         input_row(p, taken, &t);
     } else {
@@ -487,16 +486,16 @@ static void transform_input(const mdmt_wino_plan *p, const mdmt_wino_tiles *tile
 {
     loader l = {x->scale ? x->scale + block * 16 : NULL, x->shift ? x->shift + block * 16 : NULL,
                 x->act == MDMT_ACT_RELU};
-    const float *map =
-        (const float *)x->data + (row / p->rows) * p->x_sample + (size_t)block * p->ih * p->iw * 16;
+    const map_float *map = (const map_float *)x->data + (row / p->rows) * p->x_sample +
+                           (size_t)block * p->ih * p->iw * 16;
     transform_row(p, tiles, 1, row, map, p->x_sample, p->ih, p->iw, &l, v, p->v_point);
 }
 
 static void transform_gradient(const mdmt_wino_plan *p, const mdmt_wino_tiles *tiles, int row,
-                               const float *dy, int block, float *d)
+                               const map_float *dy, int block, float *d)
 {
     loader l = {NULL, NULL, 0};
-    const float *map = dy + (row / p->rows) * p->y_sample + (size_t)block * p->oh * p->ow * 16;
+    const map_float *map = dy + (row / p->rows) * p->y_sample + (size_t)block * p->oh * p->ow * 16;
     transform_row(p, tiles, 0, row, map, p->y_sample, p->oh, p->ow, &l, d, p->d_point);
 }
 

@@ -1,9 +1,12 @@
 /* The vector type of the file that includes this: __m512 or __m256. A block of
- * 16 channels is VPB vectors. For the conv_winograd_<isa>.c files only. */
+ * 16 channels is VPB vectors. MAPs are map_float (map_type.h); all else is floats.
+ * For the conv_winograd_<isa>.c files only. */
 #ifndef MDMT_CPU_CONV_WINOGRAD_VECTOR_H
 #define MDMT_CPU_CONV_WINOGRAD_VECTOR_H
 
 #include <immintrin.h>
+
+#include "map_type.h"
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -178,6 +181,59 @@ INLINE void transpose(const float *from, float *to)
     transpose8(from + 8, to + 128);
     transpose8(from + 128, to + 8);
     transpose8(from + 136, to + 136);
+}
+
+#endif
+
+/* ---- MAPs ---- */
+
+#ifdef MDMT_HALF_MAPS
+
+INLINE vec load_map(const map_float *p)
+{
+    const __m256i bits = _mm256_load_si256((const __m256i *)(const void *)p);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+/* `count` pixels of a row, two of which are a line; past the caches only where
+ * the first begins one. */
+INLINE void store_map(map_float *p, const vec *a, int count, int past)
+{
+#pragma GCC unroll 16
+    for (int i = 0; i + 1 < count; i += 2) {
+        const __m512i pair = (__m512i)_mm512_cvtne2ps_pbh(a[i + 1], a[i]);
+        if (past) {
+            _mm512_stream_si512((__m512i *)(void *)(p + i * 16), pair);
+        } else {
+            _mm512_storeu_si512(p + i * 16, pair);
+        }
+    }
+    if (count & 1) {
+        const __m256i last = (__m256i)_mm512_cvtneps_pbh(a[count - 1]);
+        if (past) {
+            _mm256_stream_si256((__m256i *)(void *)(p + (count - 1) * 16), last);
+        } else {
+            _mm256_store_si256((__m256i *)(void *)(p + (count - 1) * 16), last);
+        }
+    }
+}
+
+#else
+
+INLINE vec load_map(const map_float *p)
+{
+    return load(p);
+}
+/* `count` pixels of a row. */
+INLINE void store_map(map_float *p, const vec *a, int count, int past)
+{
+#pragma GCC unroll 16
+    for (int i = 0; i < count; i++) {
+        if (past) {
+            store_past(p + i * 16, a[i]);
+        } else {
+            store(p + i * 16, a[i]);
+        }
+    }
 }
 
 #endif

@@ -8,7 +8,7 @@
 typedef struct {
     mdmt_wino_plan plan;
     const mdmt_value *x;
-    const float *dy;
+    const map_float *dy;
     float *dw, *shared, *sums, *scratch;
     size_t thread_floats, part_floats;
     int group;

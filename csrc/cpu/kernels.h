@@ -100,6 +100,14 @@ extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_weight_winograd4__avx2;
 extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_weight_winograd4__avx512;
 extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_weight_winograd2__avx2;
 extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_weight_winograd2__avx512;
+#ifdef MDMT_BF16
+extern const mdmt_cpu_impl mdmt_bf16_conv2d_forward_winograd4__avx512;
+extern const mdmt_cpu_impl mdmt_bf16_conv2d_forward_winograd2__avx512;
+extern const mdmt_cpu_impl mdmt_bf16_conv2d_bwd_data_winograd4__avx512;
+extern const mdmt_cpu_impl mdmt_bf16_conv2d_bwd_data_winograd2__avx512;
+extern const mdmt_cpu_impl mdmt_bf16_conv2d_bwd_weight_winograd4__avx512;
+extern const mdmt_cpu_impl mdmt_bf16_conv2d_bwd_weight_winograd2__avx512;
+#endif
 /* Depthwise convolution. */
 extern const mdmt_cpu_impl mdmt_f32_conv2d_forward_depth__avx2;
 extern const mdmt_cpu_impl mdmt_f32_conv2d_forward_depth__avx512;

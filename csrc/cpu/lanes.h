@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include "kernels.h"
+#include "map_type.h"
 
 #define MDMT_INLINE            static inline __attribute__((always_inline))
 #define MDMT_PASTE_(name, isa) name##__##isa
@@ -272,13 +273,8 @@ MDMT_INLINE void lanes_accumulate(double *sum, lanes v)
 
 #endif
 
-/* What MAPs are stored as: floats, or bfloat16 where the including file defines MDMT_HALF_MAPS (and is
- * compiled for AVX512-BF16). lanes_load, lanes_store and lanes_stream take pointers of either type. */
+/* lanes_load, lanes_store and lanes_stream take pointers to floats and to what MAPs are stored as. */
 #ifdef MDMT_HALF_MAPS
-typedef uint16_t map_float;
-#define MDMT_MAP_TYPE bf16
-enum { MDMT_HALF = 1 };
-
 MDMT_INLINE lanes lanes_load_half(const uint16_t *p)
 {
     const __m256i bits = _mm256_loadu_si256((const __m256i *)(const void *)p);
@@ -295,17 +291,12 @@ MDMT_INLINE void lanes_stream_half(uint16_t *p, lanes v)
 #define LANES_FOR(p, what)                                                                          \
     _Generic((p), const uint16_t *: what##_half, uint16_t *: what##_half, default: what##_float)
 #else
-typedef float map_float;
-#define MDMT_MAP_TYPE f32
-enum { MDMT_HALF = 0 };
 #define LANES_FOR(p, what) what##_float
 #endif
 #define lanes_load(p)      LANES_FOR(p, lanes_load)(p)
 #define lanes_store(p, v)  LANES_FOR(p, lanes_store)(p, v)
 #define lanes_stream(p, v) LANES_FOR(p, lanes_stream)(p, v)
 /* MDMT_MAP_KERNEL(add) is mdmt_f32_add__avx512, or mdmt_bf16_add__avx512 for MAPs of bfloat16. */
-#define MDMT_MAP_NAME_(type, name)  mdmt_##type##_##name
-#define MDMT_MAP_NAME(type, name)   MDMT_MAP_NAME_(type, name)
 #define MDMT_MAP_KERNEL(name)       MDMT_KERNEL(MDMT_MAP_NAME(MDMT_MAP_TYPE, name))
 #define MDMT_MAP_KERNEL_TEXT(name)  MDMT_TEXT(MDMT_MAP_KERNEL(name))
 

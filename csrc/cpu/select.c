@@ -10,6 +10,10 @@
 
 static const mdmt_cpu_impl *const conv2d_impls[] = {
 #ifdef MDMT_X86
+#ifdef MDMT_BF16
+    &mdmt_bf16_conv2d_forward_winograd4__avx512,
+    &mdmt_bf16_conv2d_forward_winograd2__avx512,
+#endif
     &mdmt_f32_conv2d_forward_winograd4__avx512,
     &mdmt_f32_conv2d_forward_winograd2__avx512,
     &mdmt_f32_conv2d_forward_winograd4__avx2,
@@ -30,6 +34,10 @@ static const mdmt_cpu_impl *const conv2d_impls[] = {
 
 static const mdmt_cpu_impl *const conv2d_bwd_data_impls[] = {
 #ifdef MDMT_X86
+#ifdef MDMT_BF16
+    &mdmt_bf16_conv2d_bwd_data_winograd4__avx512,
+    &mdmt_bf16_conv2d_bwd_data_winograd2__avx512,
+#endif
     &mdmt_f32_conv2d_bwd_data_winograd4__avx512,
     &mdmt_f32_conv2d_bwd_data_winograd2__avx512,
     &mdmt_f32_conv2d_bwd_data_winograd4__avx2,
@@ -48,6 +56,10 @@ static const mdmt_cpu_impl *const conv2d_bwd_data_impls[] = {
 
 static const mdmt_cpu_impl *const conv2d_bwd_weight_impls[] = {
 #ifdef MDMT_X86
+#ifdef MDMT_BF16
+    &mdmt_bf16_conv2d_bwd_weight_winograd4__avx512,
+    &mdmt_bf16_conv2d_bwd_weight_winograd2__avx512,
+#endif
     &mdmt_f32_conv2d_bwd_weight_winograd4__avx512,
     &mdmt_f32_conv2d_bwd_weight_winograd2__avx512,
     &mdmt_f32_conv2d_bwd_weight_winograd4__avx2,
