@@ -81,9 +81,9 @@ class Case:
             graph.output(tensor, name)
         return graph, arrays
 
-    def program(self, core, *, isa=None, threads=None, kernel=None, winograd=2):
+    def program(self, core, *, isa=None, threads=None, kernel=None, winograd=2, bf16=None):
         graph, arrays = self.graph(core)
-        how = {"winograd": winograd, "bf16": 2 * rounds(kernel)}
+        how = {"winograd": winograd, "bf16": 2 * rounds(kernel) if bf16 is None else bf16}
         made = core.Program(graph, isa=isa, threads=threads, kernel=kernel, **how)
         return made, arrays
 
@@ -102,7 +102,7 @@ class Case:
 
 
 def rounds(kernel):
-    """Whether a kernel (or None) rounds factors to bfloat16."""
+    """Whether a kernel (or None) takes maps that are stored in bfloat16."""
     return bool(kernel) and kernel.startswith("mdmt_bf16_")
 
 

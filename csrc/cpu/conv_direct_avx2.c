@@ -105,6 +105,8 @@ static const mdmt_conv_micro micro = {
 #define ISA_ENUM MDMT_ISA_AVX2
 #define DTYPE    f32
 #define ROUNDED  0
+#define DIRECT   1
+#define STEM     1
 #include "conv_impl.h"
 
 #endif

@@ -4,26 +4,14 @@ typedef int mdmt_conv_direct_avx512_unit; /* a unit is never empty */
 
 #if defined(__AVX512F__)
 
-#include <immintrin.h>
-
 #include "conv_direct.h"
+#include "conv_vector_512.h"
 #include "kernels.h"
 
-#define VEC           __m512
-#define VL            16
-#define VZERO()       _mm512_setzero_ps()
-#define VLOAD(p)      _mm512_loadu_ps(p)
-#define VSTORE(p, v)  _mm512_storeu_ps(p, v)
-#define VSTREAM(p, v) _mm512_stream_ps(p, v)
-#define VSET1(f)      _mm512_set1_ps(f)
-#define VFMA(a, b, c) _mm512_fmadd_ps(a, b, c)
-#define VDOT(a, b, c) VFMA(a, b, c)
-#define VTAKE(p)          VLOAD(p)
-#define VPUT(p, v)        VSTORE(p, v)
-#define VPUT_PAST(p, v)   VSTREAM(p, v)
-#define VADD(a, b)    _mm512_add_ps(a, b)
-#define VSUB(a, b)    _mm512_sub_ps(a, b)
-#define VMAX(a, b)    _mm512_max_ps(a, b)
+#define VDOT(a, b, c)   VFMA(a, b, c)
+#define VTAKE(p)        VLOAD(p)
+#define VPUT(p, v)      VSTORE(p, v)
+#define VPUT_PAST(p, v) VSTREAM(p, v)
 
 #include "conv_tile.h"
 
@@ -32,24 +20,7 @@ typedef int mdmt_conv_direct_avx512_unit; /* a unit is never empty */
 #define PIXEL 16
 #include "conv_tile_set.h"
 
-#define STEMS(columns)                                                                             \
-    DEFINE_TILE(stem_1_##columns, 1, columns, 1, 1)                                                \
-    DEFINE_TILE(stem_2_##columns, 1, columns, 2, 1)
-
-STEMS(1)
-STEMS(2)
-STEMS(3)
-STEMS(4)
-STEMS(5)
-STEMS(6)
-STEMS(7)
-STEMS(8)
-STEMS(9)
-STEMS(10)
-STEMS(11)
-STEMS(12)
-STEMS(13)
-STEMS(14)
+#include "conv_stem_set.h"
 
 /* 16 x 16: pairs, quads, then 128-bit lanes are interleaved. */
 static void transpose_block(float *dst, const float *src)
@@ -87,7 +58,7 @@ static const mdmt_conv_micro micro = {
     .floats_per_cycle = 32,
     .pixel = MDMT_BLOCK,
     TILE_SET,
-    .stem = {ROW14(stem_1_), ROW14(stem_2_)},
+    STEM_SET,
     .stage = stage_pixels,
     .stage_any = mdmt_f32_conv_load__avx512,
     .fence = end_stores,
@@ -99,6 +70,8 @@ static const mdmt_conv_micro micro = {
 #define ISA_ENUM MDMT_ISA_AVX512
 #define DTYPE    f32
 #define ROUNDED  0
+#define DIRECT   1
+#define STEM     1
 #include "conv_impl.h"
 
 #endif

@@ -4,28 +4,17 @@ typedef int mdmt_conv_direct_bf16_unit; /* a unit is never empty */
 
 #if defined(__AVX512BF16__)
 
-#include <immintrin.h>
-
 #include "conv_direct.h"
+#include "conv_vector_512.h"
 #include "kernels.h"
 #define MDMT_HALF_MAPS
 #include "lanes_act.h"
 
-#define VEC           __m512
-#define VL            16
-#define VZERO()       _mm512_setzero_ps()
-#define VLOAD(p)      _mm512_loadu_ps(p)
-#define VSTORE(p, v)  _mm512_storeu_ps(p, v)
-#define VSTREAM(p, v) _mm512_stream_ps(p, v)
-#define VSET1(f)      _mm512_set1_ps(f)
-#define VFMA(a, b, c) _mm512_fmadd_ps(a, b, c)
 #define VDOT(a, b, c) _mm512_dpbf16_ps(c, (__m512bh)(a), (__m512bh)(b))
 /* A pixel of a map, whose words are addressed as floats. */
 #define VTAKE(p)        lanes_load((const map_float *)(const void *)(p))
 #define VPUT(p, v)      lanes_store((map_float *)(void *)(p), v)
 #define VPUT_PAST(p, v) lanes_stream((map_float *)(void *)(p), v)
-#define VADD(a, b)    _mm512_add_ps(a, b)
-#define VSUB(a, b)    _mm512_sub_ps(a, b)
 
 #include "conv_tile.h"
 
@@ -255,6 +244,8 @@ static const mdmt_conv_micro micro = {
 #define ISA_ENUM MDMT_ISA_AVX512
 #define DTYPE    bf16
 #define ROUNDED  1 /* and half */
+#define DIRECT   1
+#define STEM     0
 #include "conv_impl.h"
 
 #endif

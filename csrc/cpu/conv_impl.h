@@ -1,6 +1,7 @@
 /* Template: the impl records of direct convolution for the including file's
  * inner kernels `micro`. The file defines ISA (avx2, avx512), ISA_ENUM, DTYPE
- * (f32, bf16) and ROUNDED: 0, or 1 for bf16, which has no stem. */
+ * (f32, bf16), ROUNDED: 0, or 1 for bf16, and the passes that `micro` has:
+ * DIRECT 1 or 0, STEM 1 or 0. */
 
 #define TEXT_(a) #a
 #define TEXT(a)  TEXT_(a)
@@ -33,10 +34,12 @@
 
 #define LAZY (MDMT_ACCEPTS_GATES | MDMT_ACCEPTS_ACTS)
 
+#if DIRECT
 DEFINE_IMPL(forward, conv2d_forward_direct, LAZY)
 DEFINE_IMPL(data, conv2d_bwd_data_direct, 0)
 DEFINE_IMPL(weight, conv2d_bwd_weight_direct, LAZY)
-#if !ROUNDED
+#endif
+#if STEM
 DEFINE_IMPL(stem, conv2d_forward_stem, 0)
 DEFINE_IMPL(stem_weight, conv2d_bwd_weight_stem, 0)
 #endif

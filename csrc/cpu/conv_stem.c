@@ -1,7 +1,7 @@
 /* Direct convolution of an IMAGE, a plain array of few channels: forward and
  * weight gradient of the first layer. Lanes are output channels; pixels of the
  * image are broadcast one by one. Bands of rows are brought into a padded
- * scratch first. */
+ * scratch first, and a gradient that is stored in bfloat16, strip by strip. */
 #include "conv_direct.h"
 
 #include <string.h>
@@ -9,6 +9,7 @@
 enum {
     CHANNELS = 16,      /* at most; beyond them the layout makes no sense */
     BAND_PIXELS = 1568, /* of the output, for a task                     */
+    STRIP_PIXELS = 112, /* of dy, which stay in the L1                   */
     SLICES = 32
 };
 
@@ -19,7 +20,10 @@ typedef struct {
     int columns;     /* of the scratch: of one column phase (forward), of a row (weights) */
     int slices;      /* weight gradient */
     size_t row_floats, plane_floats;
-    size_t sample; /* floats between the images of y or dy */
+    int pixel;     /* words of a pixel's block of y or dy: 16, or 8 in bfloat16 */
+    size_t sample; /* words between the images of y or dy                       */
+    int strip;     /* weight gradient: rows of dy that are taken at once        */
+    size_t strip_floats; /* of a staged block of them; 0: dy is read as it is   */
     size_t weight_floats, partial_bytes, thread_bytes;
 } plan;
 
@@ -33,11 +37,11 @@ typedef struct {
     char *scratch;
 } job;
 
-static void plan_stem(const mdmt_site *site, plan *p, int phases)
+static void plan_stem(const mdmt_site *site, const mdmt_conv_micro *micro, plan *p, int phases)
 {
-    *p = (plan){.g = mdmt_conv_geometry(site)};
+    *p = (plan){.g = mdmt_conv_geometry(site), .pixel = micro->pixel};
     const mdmt_geometry *g = &p->g;
-    p->sample = mdmt_map_sample(phases ? site->out[0] : site->in[1]);
+    p->sample = mdmt_conv_words(phases ? site->out[0] : site->in[1], micro);
     p->out_blocks = mdmt_blocks(g->k);
     p->band = mdmt_min(g->oh, mdmt_max(1, BAND_PIXELS / g->ow));
     p->bands = mdmt_ceil_div(g->oh, p->band);
@@ -48,6 +52,12 @@ static void plan_stem(const mdmt_site *site, plan *p, int phases)
     p->row_floats = (size_t)p->columns * (phases ? g->sw : 1);
     p->plane_floats = p->row_floats * ((p->band - 1) * g->sh + (g->kh - 1) * g->dh + 1);
     p->thread_bytes = mdmt_round_up(p->plane_floats * g->c * sizeof(float), 4096);
+    p->strip = mdmt_max(1, STRIP_PIXELS / g->ow);
+    if (!phases && p->pixel < MDMT_BLOCK) {
+        p->strip_floats = (size_t)p->strip * g->ow * MDMT_BLOCK;
+        p->thread_bytes +=
+            mdmt_round_up(p->strip_floats * micro->weight_blocks * sizeof(float), 4096);
+    }
     p->weight_floats = (size_t)p->out_blocks * g->c * g->kh * g->kw * MDMT_BLOCK;
     p->slices = mdmt_min(SLICES, g->n * p->bands);
     p->partial_bytes = mdmt_round_up(p->weight_floats * sizeof(float) * p->slices, 4096);
@@ -97,7 +107,7 @@ static void forward_row(const job *j, const float *x, const int *tap, int n, int
     int a1 = top >= g->h ? 0 : mdmt_min(g->kh, (g->h - 1 - top) / g->dh + 1);
     a0 = mdmt_min(a0, g->kh);
     a1 = mdmt_max(a0, a1);
-    const size_t plane = (size_t)g->oh * g->ow * MDMT_BLOCK;
+    const size_t plane = (size_t)g->oh * g->ow * p->pixel;
     mdmt_conv_tile t = {.x_block = (ptrdiff_t)p->plane_floats,
                         .tap = tap + a0 * g->kw,
                         .taps = (a1 - a0) * g->kw,
@@ -108,7 +118,7 @@ static void forward_row(const job *j, const float *x, const int *tap, int n, int
                         .start = j->bias ? MDMT_INIT_BIAS : MDMT_INIT_ZERO,
                         .init = j->bias ? j->bias + block * MDMT_BLOCK : NULL,
                         .past = j->past,
-                        .y_pixel = MDMT_BLOCK,
+                        .y_pixel = p->pixel,
                         .y_out = (ptrdiff_t)plane};
     if (j->stats) {
         t.stats_row = (ptrdiff_t)p->out_blocks * MDMT_BLOCK;
@@ -116,12 +126,12 @@ static void forward_row(const job *j, const float *x, const int *tap, int n, int
         t.stats_start = start;
     }
     t.w = j->w + block * t.w_out + a0 * g->kw * MDMT_BLOCK;
-    float *y = j->y + n * p->sample + block * plane + (size_t)row * g->ow * MDMT_BLOCK;
+    float *y = j->y + n * p->sample + block * plane + (size_t)row * g->ow * p->pixel;
     int tiles = mdmt_ceil_div(g->ow, j->micro->columns);
     for (int i = 0, column = 0; i < tiles; i++) {
         int columns = (g->ow - column + tiles - i - 1) / (tiles - i);
         t.x = x + column;
-        t.y = y + column * MDMT_BLOCK;
+        t.y = y + column * p->pixel;
         j->micro->stem[blocks - 1][columns](&t);
         t.stats_start = 0;
         column += columns;
@@ -186,8 +196,7 @@ int mdmt_conv_stem_supports(const mdmt_site *site)
 void mdmt_conv_stem_needs(const mdmt_site *site, const mdmt_conv_micro *micro, mdmt_needs *needs)
 {
     plan p;
-    (void)micro;
-    plan_stem(site, &p, 1);
+    plan_stem(site, micro, &p, 1);
     needs->workspace_bytes = p.thread_bytes * site->threads;
     needs->stat_parts = p.g.n * p.bands;
 }
@@ -195,7 +204,7 @@ void mdmt_conv_stem_needs(const mdmt_site *site, const mdmt_conv_micro *micro, m
 double mdmt_conv_stem_cost(const mdmt_site *site, const mdmt_conv_micro *micro)
 {
     plan p;
-    plan_stem(site, &p, 1);
+    plan_stem(site, micro, &p, 1);
     return cost(&p, micro);
 }
 
@@ -203,7 +212,7 @@ mdmt_status mdmt_conv_stem_run(const mdmt_site *site, const mdmt_conv_micro *mic
                                const mdmt_call *call)
 {
     plan p;
-    plan_stem(site, &p, 1);
+    plan_stem(site, micro, &p, 1);
     job j = {.site = site,
              .micro = micro,
              .plan = &p,
@@ -220,25 +229,24 @@ mdmt_status mdmt_conv_stem_run(const mdmt_site *site, const mdmt_conv_micro *mic
 
 /* ---- weight gradient ---- */
 
-/* Adds rows row0 .. row1 of dy to all weights of one or two output blocks. `x`:
- * the first input row of the band, which begins at output row `band0`. */
-static void weight_rows(const job *j, const float *x, float *dw, int n, int band0, int row0,
-                        int row1, int block, int blocks)
+/* Adds rows row0 .. row1 of dy, the first of which is at `dy` (from block to block
+ * `dy_out`), to all weights of one or two output blocks. `x`: the first input row of
+ * the band, which begins at output row `band0`. */
+static void weight_rows(const job *j, const float *x, const float *dy, size_t dy_out, float *dw,
+                        int band0, int row0, int row1, int block, int blocks)
 {
     const plan *p = j->plan;
     const mdmt_geometry *g = &p->g;
     const int taps = g->kh * g->kw;
     const int most = g->dw == 1 ? mdmt_min(g->kw, j->micro->channels[blocks - 1]) : 1;
     const int pieces = mdmt_ceil_div(g->kw, most);
-    const size_t plane = (size_t)g->oh * g->ow * MDMT_BLOCK;
     mdmt_conv_weight_tile t = {.x_pixel = g->sw,
                                .x_row = (ptrdiff_t)(g->sh * p->row_floats),
                                .dy_row = (ptrdiff_t)g->ow * MDMT_BLOCK,
-                               .dy_out = (ptrdiff_t)plane,
+                               .dy_out = (ptrdiff_t)dy_out,
                                .dw_out = (ptrdiff_t)g->c * taps * MDMT_BLOCK,
                                .images = 1,
                                .columns = g->ow};
-    const float *dy = j->dy + n * p->sample + block * plane;
     for (int a = 0; a < g->kh; a++) {
         int low = g->pt - a * g->dh, high = g->h - 1 + g->pt - a * g->dh;
         int first = mdmt_max(row0, low > 0 ? mdmt_ceil_div(low, g->sh) : 0);
@@ -247,7 +255,7 @@ static void weight_rows(const job *j, const float *x, float *dw, int n, int band
         if (t.rows <= 0) {
             continue;
         }
-        t.dy = dy + (size_t)first * g->ow * MDMT_BLOCK;
+        t.dy = dy + (size_t)(first - row0) * g->ow * MDMT_BLOCK;
         for (int c = 0; c < g->c; c++) {
             const float *from =
                 x + c * p->plane_floats +
@@ -264,12 +272,33 @@ static void weight_rows(const job *j, const float *x, float *dw, int n, int band
     }
 }
 
+/* The same where they lie in a map, staged if that is not of floats. */
+static void weight_strip(const job *j, const float *x, float *dw, int n, int band0, int row0,
+                         int row1, int block, int blocks, int thread)
+{
+    const plan *p = j->plan;
+    const mdmt_geometry *g = &p->g;
+    const size_t plane = (size_t)g->oh * g->ow * p->pixel;
+    const float *dy = j->dy + n * p->sample + block * plane + (size_t)row0 * g->ow * p->pixel;
+    if (!p->strip_floats) {
+        weight_rows(j, x, dy, plane, dw, band0, row0, row1, block, blocks);
+        return;
+    }
+    float *stage = (float *)(j->scratch + (size_t)(thread + 1) * p->thread_bytes) -
+                   p->strip_floats * j->micro->weight_blocks;
+    for (int b = 0; b < blocks; b++) {
+        j->micro->stage(stage + b * p->strip_floats, dy + b * plane, (row1 - row0) * g->ow,
+                        p->pixel, 0, NULL, NULL, MDMT_ACT_NONE);
+    }
+    weight_rows(j, x, stage, p->strip_floats, dw, band0, row0, row1, block, blocks);
+}
+
 static void weight_task(void *context, int slice, int thread)
 {
     const job *j = context;
     const plan *p = j->plan;
     const mdmt_geometry *g = &p->g;
-    const int total = g->n * p->bands, strip = mdmt_max(1, 112 / g->ow);
+    const int total = g->n * p->bands;
     float *dw = j->partial + p->weight_floats * slice;
     memset(dw, 0, p->weight_floats * sizeof(float));
     for (int i = (int)((int64_t)total * slice / p->slices);
@@ -281,8 +310,9 @@ static void weight_task(void *context, int slice, int thread)
                        (band1 - band0 - 1) * g->sh + (g->kh - 1) * g->dh + 1, 0, thread);
         for (int block = 0, blocks; block < p->out_blocks; block += blocks) {
             blocks = mdmt_min(j->micro->weight_blocks, p->out_blocks - block);
-            for (int row = band0; row < band1; row += strip) {
-                weight_rows(j, x, dw, n, band0, row, mdmt_min(band1, row + strip), block, blocks);
+            for (int row = band0; row < band1; row += p->strip) {
+                weight_strip(j, x, dw, n, band0, row, mdmt_min(band1, row + p->strip), block,
+                             blocks, thread);
             }
         }
     }
@@ -297,15 +327,14 @@ void mdmt_conv_stem_weight_needs(const mdmt_site *site, const mdmt_conv_micro *m
                                  mdmt_needs *needs)
 {
     plan p;
-    (void)micro;
-    plan_stem(site, &p, 0);
+    plan_stem(site, micro, &p, 0);
     needs->workspace_bytes = p.partial_bytes + p.thread_bytes * site->threads;
 }
 
 double mdmt_conv_stem_weight_cost(const mdmt_site *site, const mdmt_conv_micro *micro)
 {
     plan p;
-    plan_stem(site, &p, 0);
+    plan_stem(site, micro, &p, 0);
     return cost(&p, micro);
 }
 
@@ -313,7 +342,7 @@ mdmt_status mdmt_conv_stem_weight_run(const mdmt_site *site, const mdmt_conv_mic
                                       const mdmt_call *call)
 {
     plan p;
-    plan_stem(site, &p, 0);
+    plan_stem(site, micro, &p, 0);
     job j = {.site = site,
              .micro = micro,
              .plan = &p,

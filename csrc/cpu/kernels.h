@@ -133,6 +133,8 @@ extern const mdmt_cpu_impl mdmt_bf16_bn_bwd__avx512;
 extern const mdmt_cpu_impl mdmt_bf16_conv2d_forward_direct__avx512;
 extern const mdmt_cpu_impl mdmt_bf16_conv2d_bwd_data_direct__avx512;
 extern const mdmt_cpu_impl mdmt_bf16_conv2d_bwd_weight_direct__avx512;
+extern const mdmt_cpu_impl mdmt_bf16_conv2d_forward_stem__avx512;
+extern const mdmt_cpu_impl mdmt_bf16_conv2d_bwd_weight_stem__avx512;
 #endif
 extern const mdmt_cpu_impl mdmt_f32_conv2d_forward_stem__avx2;
 extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_data_direct__avx512;

@@ -366,8 +366,8 @@ static bwd_job bwd_job_of(const mdmt_site *site, const mdmt_call *call)
     job.from_z = job.z.data && job.act != MDMT_ACT_NONE;
     const map_float *dx = job.dx.data;
     int large = lanes_streams(job.shape.pixels * job.shape.blocks, dx) && dx != job.dz.data;
-    /* A sigmoid costs more than to store g and to load it again from a cache. */
-    if (job.act == MDMT_ACT_SILU && job.addend.data != dx && !large) {
+    /* A sigmoid costs more than to store g and to load it again from a cache; but not rounded. */
+    if (job.act == MDMT_ACT_SILU && !MDMT_HALF && job.addend.data != dx && !large) {
         job.dpre = job.dx;
     }
     job.stream = large && dx != job.x.data && dx != job.z.data && !job.addend.data && !job.scaled;

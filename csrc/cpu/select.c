@@ -20,6 +20,7 @@ static const mdmt_cpu_impl *const conv2d_impls[] = {
     &mdmt_f32_conv2d_forward_winograd2__avx2,
 #ifdef MDMT_BF16
     &mdmt_bf16_conv2d_forward_direct__avx512,
+    &mdmt_bf16_conv2d_forward_stem__avx512,
 #endif
     &mdmt_f32_conv2d_forward_direct__avx512,
     &mdmt_f32_conv2d_forward_stem__avx512,
@@ -66,6 +67,7 @@ static const mdmt_cpu_impl *const conv2d_bwd_weight_impls[] = {
     &mdmt_f32_conv2d_bwd_weight_winograd2__avx2,
 #ifdef MDMT_BF16
     &mdmt_bf16_conv2d_bwd_weight_direct__avx512,
+    &mdmt_bf16_conv2d_bwd_weight_stem__avx512,
 #endif
     &mdmt_f32_conv2d_bwd_weight_direct__avx512,
     &mdmt_f32_conv2d_bwd_weight_stem__avx512,
