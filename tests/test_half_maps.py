@@ -62,9 +62,9 @@ def half_unit(v):
 
 @every_kernel
 def test_kernel_means_what_is_stated(op, kernel):
-    """Maps within half a unit of bfloat16, all else within the rounding of float32, of the statement
-    and of the kernel of floats on the same values; and that, on copies of stored maps, gives the
-    nearest of what it gives on floats."""
+    """Maps within half a unit of bfloat16, all else within the rounding of float32, of the
+    statement and of the kernel of floats on the same values; and that, on copies of stored maps,
+    gives the nearest of what it gives on floats."""
     floats, tried = kernel.replace("mdmt_bf16_", "mdmt_f32_"), 0
     for case in cases_of(op, kernel):
         arrays = arrays_of(case)

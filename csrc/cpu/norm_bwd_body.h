@@ -248,6 +248,8 @@ static void bwd_apply_run(const bwd_job *job, int block, const map_run *run)
         BWD_APPLY(.act = MDMT_ACT_RELU, .from_z = 1);
     } else if (from_z) {
         BWD_APPLY(.act = MDMT_ACT_RELU6, .from_z = 1, .added = 1);
+    } else if (job->dpre.data && any) {
+        BWD_APPLY(.added = 1); /* g is scaled already */
     } else if (any) {
         LANES_EACH_ACT(act, BWD_APPLY_ANY);
     } else if (job->stream) {
