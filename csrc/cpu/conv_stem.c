@@ -286,9 +286,10 @@ static void weight_strip(const job *j, const float *x, float *dw, int n, int ban
     }
     float *stage = (float *)(j->scratch + (size_t)(thread + 1) * p->thread_bytes) -
                    p->strip_floats * j->micro->weight_blocks;
-    for (int b = 0; b < blocks; b++) {
-        j->micro->stage(stage + b * p->strip_floats, dy + b * plane, (row1 - row0) * g->ow,
-                        p->pixel, 0, NULL, NULL, MDMT_ACT_NONE);
+    const int pixels = (row1 - row0) * g->ow;
+    for (int b = 0; b < blocks; b++) { /* and brings the next strip */
+        j->micro->stage(stage + b * p->strip_floats, dy + b * plane, pixels, p->pixel,
+                        (ptrdiff_t)pixels * p->pixel, NULL, NULL, MDMT_ACT_NONE);
     }
     weight_rows(j, x, stage, p->strip_floats, dw, band0, row0, row1, block, blocks);
 }

@@ -5,7 +5,7 @@ enum {
     CHUNK_BYTES = 600 << 10,  /* transformed input of a chunk: stays in the L2       */
     GROUP_BYTES = 24 << 20,   /* transformed maps of a group of images                */
     RANGE_BYTES = 1200 << 10, /* by output: transformed weights: stay in the L2 */
-    PAST_BYTES = 4 << 20,     /* an output of so much is stored past the caches       */
+    PAST_BYTES = 4 << 20,     /* an output of so much, as floats, goes past the caches */
     SPAN_TILES = 64,          /* tiles of one round of small GEMMs                    */
     TASKS = 32,               /* aimed at by bwd_weight                               */
     SUM_BYTES = 640 << 10,    /* bwd_weight by rows: sums of a thread: stay in the L2 */
@@ -148,8 +148,7 @@ void mdmt_wino_plan_make(const mdmt_site *site, mdmt_wino_pass pass, int points,
     p->v_point = odd_lines(set * p->cb);
     p->v = p->v_point * pp;
     /* In bfloat16 two pixels are a line: tiles begin with one where rows are even. */
-    const int pixel = site->half ? 32 : 64;
-    p->past = (int64_t)p->n * p->kb * p->oh * p->ow * pixel >= PAST_BYTES &&
+    p->past = (int64_t)p->n * p->kb * p->oh * p->ow * 64 >= PAST_BYTES &&
               (!site->half || p->ow % 2 == 0);
     p->range = p->cb;
     if (p->by_output && weight) {
