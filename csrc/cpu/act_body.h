@@ -1,16 +1,16 @@
 /* Elementwise passes over whatever layout a tensor has: activation, its backward,
  * sum of two tensors. All of them keep padding zeros zeros. Included once by
- * act_avx2.c and once by act_avx512.c. */
+ * act_avx2.c and once by act_avx512.c, and by act_bf16.c for MAPs of bfloat16. */
 #include "lanes_act.h"
 
-enum { ACT_CHUNK = 16 * 1024 }; /* floats a task */
+enum { ACT_CHUNK = 16 * 1024 }; /* elements a task */
 
-/* The tensors are seen as `count` floats, in spans of `span`; between spans each
+/* The tensors are seen as `count` elements, in spans of `span`; between spans each
  * tensor has its own distance. A span is a whole tensor where all are dense, a
  * channel block of a sample where padding lanes need care, else a sample. */
 typedef struct {
-    const float *a, *b;
-    float *out;
+    const map_float *a, *b;
+    map_float *out;
     int64_t count, span;
     int64_t a_sample, b_sample, out_sample;
     int spans;     /* of a sample */
@@ -22,7 +22,7 @@ typedef struct {
 
 enum { ACT_FORWARD, ACT_BWD, ACT_ADD };
 
-/* Floats stored for a tensor of these kinds. */
+/* Elements stored for a tensor of these kinds. */
 static int64_t act_count(const mdmt_tensor *tensor)
 {
     int64_t count = 1;
@@ -34,13 +34,13 @@ static int64_t act_count(const mdmt_tensor *tensor)
 }
 
 typedef struct {
-    const float *a, *b;
-    float *out;
+    const map_float *a, *b;
+    map_float *out;
     int64_t count;
     int used;
 } act_run;
 
-MDMT_INLINE lanes act_lanes(int op, mdmt_act act, const float *a, const float *b)
+MDMT_INLINE lanes act_lanes(int op, mdmt_act act, const map_float *a, const map_float *b)
 {
     switch (op) {
     case ACT_BWD:
@@ -63,7 +63,7 @@ MDMT_INLINE void act_pixels(const act_run *run, int op, mdmt_act act, int stream
     }
     if (at < run->count) { /* the last few of all */
         int left = (int)(run->count - at);
-        float a[MDMT_BLOCK] = {0}, b[MDMT_BLOCK] = {0};
+        map_float a[MDMT_BLOCK] = {0}, b[MDMT_BLOCK] = {0};
         for (int i = 0; i < left; i++) {
             a[i] = run->a[at + i];
             b[i] = run->b[at + i];
@@ -188,27 +188,30 @@ static void act_two_needs(const mdmt_site *site, mdmt_needs *needs)
     needs->inplace_inputs = 3u;
 }
 
-const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_act_forward) = {
-    .name = MDMT_KERNEL_TEXT(mdmt_f32_act_forward),
+const mdmt_cpu_impl MDMT_MAP_KERNEL(act_forward) = {
+    .name = MDMT_MAP_KERNEL_TEXT(act_forward),
     .isa = MDMT_LANES_LEVEL,
+    .half = MDMT_HALF,
     .supports = act_supports,
     .needs = act_one_needs,
     .run = act_forward_run,
     .accepts = MDMT_ACCEPTS_VIEWS,
 };
 
-const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_act_bwd) = {
-    .name = MDMT_KERNEL_TEXT(mdmt_f32_act_bwd),
+const mdmt_cpu_impl MDMT_MAP_KERNEL(act_bwd) = {
+    .name = MDMT_MAP_KERNEL_TEXT(act_bwd),
     .isa = MDMT_LANES_LEVEL,
+    .half = MDMT_HALF,
     .supports = add_supports,
     .needs = act_two_needs,
     .run = act_bwd_run,
     .accepts = MDMT_ACCEPTS_VIEWS,
 };
 
-const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_add) = {
-    .name = MDMT_KERNEL_TEXT(mdmt_f32_add),
+const mdmt_cpu_impl MDMT_MAP_KERNEL(add) = {
+    .name = MDMT_MAP_KERNEL_TEXT(add),
     .isa = MDMT_LANES_LEVEL,
+    .half = MDMT_HALF,
     .supports = add_supports,
     .needs = act_two_needs,
     .run = add_run,

@@ -28,7 +28,7 @@ enum {
 /* A map as an argument: the distance of its samples is its own. */
 typedef struct {
     int h, w;
-    size_t sample, block; /* floats */
+    size_t sample, block; /* elements */
 } depth_map;
 
 /* How the planes are cut into tasks: in groups of samples or bands of result rows. */
@@ -48,11 +48,11 @@ typedef struct {
 /* The rows of one plane that are in the scratch now. */
 typedef struct {
     const depth_stage *stage;
-    float *rows;       /* [slots][pitch]            */
-    const float *zero; /* a row of zeros            */
-    const float *from; /* the plane                 */
-    int h, w;          /* of the plane              */
-    int next;          /* first row not yet staged  */
+    float *rows;           /* [slots][pitch]            */
+    const float *zero;     /* a row of zeros            */
+    const map_float *from; /* the plane             */
+    int h, w;              /* of the plane              */
+    int next;              /* first row not yet staged  */
     int is_lazy;
     mdmt_act act;
     lanes_affine affine;
@@ -129,7 +129,7 @@ static depth_ring depth_ring_open(const depth_stage *stage, float *scratch, cons
 static void depth_ring_plane(depth_ring *ring, const mdmt_value *x, const depth_map *map,
                              int channels, int n, int block, int first)
 {
-    ring->from = (const float *)x->data + (size_t)n * map->sample + (size_t)block * map->block;
+    ring->from = (const map_float *)x->data + (size_t)n * map->sample + (size_t)block * map->block;
     ring->next = first > 0 ? first : 0;
     ring->is_lazy = x->scale || x->gate;
     if (!ring->is_lazy) {
@@ -146,8 +146,8 @@ static void depth_ring_plane(depth_ring *ring, const mdmt_value *x, const depth_
     }
 }
 
-MDMT_INLINE void depth_load_row(const depth_ring *ring, const float *from, float *to, int pixels,
-                                mdmt_act act)
+MDMT_INLINE void depth_load_row(const depth_ring *ring, const map_float *from, float *to,
+                                int pixels, mdmt_act act)
 {
     const lanes_affine affine = ring->affine;
     const lanes gate = ring->gate;
@@ -158,7 +158,7 @@ MDMT_INLINE void depth_load_row(const depth_ring *ring, const float *from, float
     }
 }
 
-static void depth_copy_row(const float *from, float *to, int pixels)
+static void depth_copy_row(const map_float *from, float *to, int pixels)
 {
     for (ptrdiff_t i = 0; i < (ptrdiff_t)pixels * MDMT_BLOCK; i += MDMT_BLOCK) {
         lanes_store(to + i, lanes_load(from + i));
@@ -173,7 +173,7 @@ static void depth_ring_row(depth_ring *ring)
     int row = ring->next++, left = stage->lead > 0 ? stage->lead : 0;
     int skip = left - stage->lead, pixels = ring->w - skip; /* of the source's row */
     pixels = pixels < stage->columns - left ? pixels : stage->columns - left;
-    const float *from = ring->from + ((ptrdiff_t)row * ring->w + skip) * MDMT_BLOCK;
+    const map_float *from = ring->from + ((ptrdiff_t)row * ring->w + skip) * MDMT_BLOCK;
     float *to = ring->rows + (size_t)(row % stage->slots) * stage->pitch;
     to += (ptrdiff_t)left * MDMT_BLOCK;
     if (!ring->is_lazy) {

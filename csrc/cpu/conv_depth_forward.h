@@ -26,10 +26,12 @@ typedef struct {
 typedef struct {
     depth_plan plan;
     mdmt_value source;
-    const float *w, *bias, *addend;
-    float *result, *stats;
+    const float *w, *bias;
+    const map_float *addend;
+    map_float *result;
+    float *stats;
     int stream;  /* the result goes past the caches */
-    int in_line; /* rows are made in the scratch and then moved */
+    int in_line; /* rows are made in the scratch and then moved: always where they are rounded */
     float *scratch;
 } depth_job;
 
@@ -182,7 +184,8 @@ static void depth_stats_store(depth_stats *stats, const depth_plan *p, const dep
 
 /* ---- the passes ---- */
 
-MDMT_INLINE void depth_move(const float *line, const float *add, float *to, int pixels, int stream)
+MDMT_INLINE void depth_move(const float *line, const map_float *add, map_float *to, int pixels,
+                            int stream)
 {
     for (ptrdiff_t i = 0; i < (ptrdiff_t)pixels * MDMT_BLOCK; i += MDMT_BLOCK) {
         lanes v = lanes_load(line + i);
@@ -191,7 +194,8 @@ MDMT_INLINE void depth_move(const float *line, const float *add, float *to, int 
 }
 
 /* A row of the scratch to its place. `to` may be `add`. */
-static void depth_move_row(const float *line, const float *add, float *to, int pixels, int stream)
+static void depth_move_row(const float *line, const map_float *add, map_float *to, int pixels,
+                           int stream)
 {
     if (add) {
         depth_move(line, add, to, pixels, 0);
@@ -256,7 +260,7 @@ static void depth_plane(const depth_job *job, const depth_task *t, depth_ring *r
             depth_point(p, ring, row, count, a);
         }
         a->ahead = ring->from + (ptrdiff_t)ring->next * ring->w * MDMT_BLOCK;
-        a->to = job->in_line ? line : job->result + at;
+        a->to = job->in_line ? line : (float *)(void *)(job->result + at);
         (count == p->rows ? p->fn : p->last)(a);
         for (int i = 0; i < count; i++) {
             const float *made = a->to + i * a->to_row + p->skip * MDMT_BLOCK;
@@ -321,7 +325,7 @@ static void depth_forward_go(const mdmt_site *site, const mdmt_call *call, depth
     job->result = call->out[0];
     job->scratch = call->workspace;
     job->stream = !job->addend && lanes_streams(pixels, job->result);
-    job->in_line = job->stream || job->addend || p->pairs;
+    job->in_line = MDMT_HALF || job->stream || job->addend || p->pairs;
     mdmt_parallel(site->pool, p->cut.tasks, depth_forward_task, job);
 }
 
@@ -355,17 +359,19 @@ static void depth_data_needs(const mdmt_site *site, mdmt_needs *needs)
     needs->inplace_inputs = 1u << 2; /* over the addend */
 }
 
-const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_conv2d_forward_depth) = {
-    .name = MDMT_KERNEL_TEXT(mdmt_f32_conv2d_forward_depth),
+const mdmt_cpu_impl MDMT_MAP_KERNEL(conv2d_forward_depth) = {
+    .name = MDMT_MAP_KERNEL_TEXT(conv2d_forward_depth),
     .isa = MDMT_LANES_LEVEL,
+    .half = MDMT_HALF,
     .supports = depth_supports,
     .needs = depth_forward_needs,
     .run = depth_forward_run,
     .accepts = MDMT_ACCEPTS_VIEWS | MDMT_ACCEPTS_GATES | MDMT_ACCEPTS_ACTS,
 };
-const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_conv2d_bwd_data_depth) = {
-    .name = MDMT_KERNEL_TEXT(mdmt_f32_conv2d_bwd_data_depth),
+const mdmt_cpu_impl MDMT_MAP_KERNEL(conv2d_bwd_data_depth) = {
+    .name = MDMT_MAP_KERNEL_TEXT(conv2d_bwd_data_depth),
     .isa = MDMT_LANES_LEVEL,
+    .half = MDMT_HALF,
     .supports = depth_supports,
     .needs = depth_data_needs,
     .run = depth_data_run,

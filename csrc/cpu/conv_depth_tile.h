@@ -15,6 +15,10 @@ MDMT_INLINE reg reg_load(const float *p)
 {
     return _mm512_loadu_ps(p);
 }
+MDMT_INLINE reg reg_load_map(const map_float *p)
+{
+    return lanes_load(p);
+}
 MDMT_INLINE void reg_store(float *p, reg v)
 {
     _mm512_storeu_ps(p, v);
@@ -24,6 +28,10 @@ enum { DEPTH_SUMS = 8 };
 MDMT_INLINE reg reg_load(const float *p)
 {
     return _mm256_loadu_ps(p);
+}
+MDMT_INLINE reg reg_load_map(const map_float *p)
+{
+    return reg_load(p);
 }
 MDMT_INLINE void reg_store(float *p, reg v)
 {
@@ -37,7 +45,11 @@ MDMT_INLINE void reg_store(float *p, reg v)
 #define DEPTH_UNROLL _Pragma("GCC unroll 32")
 #endif
 
-enum { DEPTH_ROWS = 2, DEPTH_POINTERS = DEPTH_TAPS + 2 * (DEPTH_ROWS - 1) };
+enum {
+    DEPTH_LINE = MDMT_HALF ? 2 : 1, /* pixels of a line of the cache */
+    DEPTH_ROWS = 2,
+    DEPTH_POINTERS = DEPTH_TAPS + 2 * (DEPTH_ROWS - 1)
+};
 
 /* Result rows to be made: tap row r of result row i reads row[i * stride + r]. */
 typedef struct {
@@ -48,16 +60,16 @@ typedef struct {
     const float *add; /* [16]: where sums begin   */
     float *to;
     ptrdiff_t to_row;   /* floats                   */
-    const float *ahead; /* source rows to be fetched meanwhile */
+    const map_float *ahead; /* source rows to be fetched meanwhile */
 } depth_rows;
 
 typedef void (*depth_rows_fn)(const depth_rows *rows);
 
 /* Asks for the lines of p to be in L2 soon: a burst of them would leave no room in L1. */
-MDMT_INLINE void depth_fetch(const float *p, const int pixels)
+MDMT_INLINE void depth_fetch(const map_float *p, const int pixels)
 {
     DEPTH_UNROLL
-    for (int i = 0; i < pixels; i++) {
+    for (int i = 0; i < pixels; i += DEPTH_LINE) {
         _mm_prefetch((const char *)(p + i * MDMT_BLOCK), _MM_HINT_T1);
     }
 }

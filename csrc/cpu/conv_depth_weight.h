@@ -18,8 +18,8 @@ enum {
 /* Rows of dy, and the staged rows: tap row r of row i reads x[i * stride + r]. */
 typedef struct {
     const float *x[WEIGHT_POINTERS];
-    const float *dy;
-    ptrdiff_t dy_row; /* floats */
+    const map_float *dy;
+    ptrdiff_t dy_row; /* elements */
     int rows, width;
     float *sum; /* [taps][taps][16] */
 } weight_rows;
@@ -40,7 +40,7 @@ typedef struct {
 typedef struct {
     weight_plan plan;
     mdmt_value x;
-    const float *dy;
+    const map_float *dy;
     float *dw, *partial; /* partial: [parts][dw], or NULL */
     float *scratch;
 } weight_job;
@@ -52,7 +52,7 @@ MDMT_INLINE void weight_pixels(const weight_rows *a, int i, int at, reg *sum, in
     reg dy[4];
     DEPTH_UNROLL
     for (int t = 0; t < T; t++) {
-        dy[t] = reg_load(a->dy + i * a->dy_row + (at + t) * MDMT_BLOCK + half);
+        dy[t] = reg_load_map(a->dy + i * a->dy_row + (at + t) * MDMT_BLOCK + half);
     }
     DEPTH_UNROLL
     for (int j = 0; j < (T - 1) * S + K; j++) {
@@ -168,7 +168,7 @@ static void weight_task(void *context, int task, int thread)
     double total[WEIGHT_TAPS * MDMT_BLOCK] = {0};
     weight_rows a = {.dy_row = (ptrdiff_t)p->width * MDMT_BLOCK, .width = p->width, .sum = sum};
     for (int n = t.first_n; n < t.end_n; n++) {
-        const float *dy = job->dy + (size_t)n * p->dy.sample + (size_t)t.block * p->dy.block;
+        const map_float *dy = job->dy + (size_t)n * p->dy.sample + (size_t)t.block * p->dy.block;
         depth_ring_plane(&ring, &job->x, &p->x, p->channels, n, t.block,
                          t.first * p->stride - p->top);
         for (int row = t.first; row < t.end; row += a.rows) {
@@ -251,9 +251,10 @@ static int weight_supports(const mdmt_site *site)
     return depth_supports_weight(site, site->out[0]);
 }
 
-const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_conv2d_bwd_weight_depth) = {
-    .name = MDMT_KERNEL_TEXT(mdmt_f32_conv2d_bwd_weight_depth),
+const mdmt_cpu_impl MDMT_MAP_KERNEL(conv2d_bwd_weight_depth) = {
+    .name = MDMT_MAP_KERNEL_TEXT(conv2d_bwd_weight_depth),
     .isa = MDMT_LANES_LEVEL,
+    .half = MDMT_HALF,
     .supports = weight_supports,
     .needs = weight_needs,
     .run = weight_run,

@@ -1,5 +1,5 @@
 /* A map times one number for each sample and channel, and the gradient of those
- * numbers. Included once by act_avx2.c and once by act_avx512.c. */
+ * numbers. Included once by act_avx2.c and once by act_avx512.c, and by act_bf16.c. */
 #include "map_walk.h"
 
 /* A task is up to GATE_BLOCKS channel blocks of one sample. */
@@ -32,8 +32,8 @@ static map_run gate_run_of(const gate_job *job, int n, int block)
 }
 
 /* Padding lanes of s are 0, and so are those of y. */
-MDMT_INLINE void gate_pixels(const float *x, float *y, int64_t pixels, lanes_affine affine, lanes s,
-                             int load)
+MDMT_INLINE void gate_pixels(const map_float *x, map_float *y, int64_t pixels, lanes_affine affine,
+                             lanes s, int load)
 {
     for (int64_t i = 0; i < pixels * MDMT_BLOCK; i += MDMT_BLOCK) {
         lanes_fetch(x + i + MAP_AHEAD);
@@ -46,8 +46,8 @@ MDMT_INLINE void gate_pixels(const float *x, float *y, int64_t pixels, lanes_aff
 static void gate_block(const gate_job *job, int n, int block)
 {
     map_run run = gate_run_of(job, n, block);
-    const float *x = map_point(job->map, &run);
-    float *y = map_point(job->y, &run);
+    const map_float *x = map_point(job->map, &run);
+    map_float *y = map_point(job->y, &run);
     lanes_affine affine = lanes_affine_of(&job->x, block);
     lanes s = lanes_load_row(job->s + (int64_t)n * job->channels, job->channels, block);
     LANES_EACH_LOAD(&job->x, GATE_PIXELS);
@@ -59,14 +59,14 @@ static void gate_task(void *context, int task, int thread)
     gate_blocks(context, task, gate_block);
 }
 
-MDMT_INLINE void gate_bwd_pixels(const float *dy, const float *x, int64_t pixels,
+MDMT_INLINE void gate_bwd_pixels(const map_float *dy, const map_float *x, int64_t pixels,
                                  lanes_affine affine, double *sums, int load)
 {
     for (int64_t first = 0; first < pixels; first += GATE_RUN) {
         int64_t i = first, end = first + GATE_RUN < pixels ? first + GATE_RUN : pixels;
         lanes even = lanes_zero(), odd = lanes_zero();
         for (; i + 2 <= end; i += 2) {
-            const float *at = x + i * MDMT_BLOCK, *by = dy + i * MDMT_BLOCK;
+            const map_float *at = x + i * MDMT_BLOCK, *by = dy + i * MDMT_BLOCK;
             even = lanes_fma(lanes_load(by), lanes_take(at, affine, load), even);
             odd = lanes_fma(lanes_load(by + MDMT_BLOCK), lanes_take(at + MDMT_BLOCK, affine, load),
                             odd);
@@ -88,7 +88,7 @@ MDMT_INLINE void gate_bwd_pixels(const float *dy, const float *x, int64_t pixels
 static void gate_bwd_block(const gate_job *job, int n, int block)
 {
     map_run run = gate_run_of(job, n, block);
-    const float *x = map_point(job->map, &run), *dy = map_point(job->dy, &run);
+    const map_float *x = map_point(job->map, &run), *dy = map_point(job->dy, &run);
     lanes_affine affine = lanes_affine_of(&job->x, block);
     double sums[MDMT_BLOCK] = {0};
     LANES_EACH_LOAD(&job->x, GATE_BWD_PIXELS);
@@ -143,18 +143,20 @@ static int gate_supports(const mdmt_site *site)
     return lanes_is_map(site->in[0]);
 }
 
-const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_gate) = {
-    .name = MDMT_KERNEL_TEXT(mdmt_f32_gate),
+const mdmt_cpu_impl MDMT_MAP_KERNEL(gate) = {
+    .name = MDMT_MAP_KERNEL_TEXT(gate),
     .isa = MDMT_LANES_LEVEL,
+    .half = MDMT_HALF,
     .supports = gate_supports,
     .needs = gate_needs,
     .run = gate_run,
     .accepts = MDMT_ACCEPTS_VIEWS | MDMT_ACCEPTS_ACTS,
 };
 
-const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_gate_bwd) = {
-    .name = MDMT_KERNEL_TEXT(mdmt_f32_gate_bwd),
+const mdmt_cpu_impl MDMT_MAP_KERNEL(gate_bwd) = {
+    .name = MDMT_MAP_KERNEL_TEXT(gate_bwd),
     .isa = MDMT_LANES_LEVEL,
+    .half = MDMT_HALF,
     .supports = gate_supports,
     .run = gate_bwd_run,
     .accepts = MDMT_ACCEPTS_VIEWS | MDMT_ACCEPTS_ACTS,

@@ -7,8 +7,8 @@
 
 typedef struct {
     mdmt_geometry g;
-    const float *from;
-    float *to;
+    const map_float *from;
+    map_float *to;
     ptrdiff_t from_sample, to_sample;
     int include_pad, rows;
 } avg_job;
@@ -38,19 +38,19 @@ static void avg_task(void *context, int task, int thread)
     int blocks = mdmt_blocks(g->c);
     pool_band band = pool_band_of(task, blocks, g->oh, job->rows);
     (void)thread;
-    const float *x =
+    const map_float *x =
         job->from + band.n * job->from_sample + (ptrdiff_t)band.block * g->h * g->w * MDMT_BLOCK;
-    float *to =
+    map_float *to =
         job->to + band.n * job->to_sample + (ptrdiff_t)band.block * g->oh * g->ow * MDMT_BLOCK;
     for (int oh = band.first; oh < band.end; oh++) {
         int r0, r1, s0, s1;
         pool_taps(oh, g->sh, g->pt, 1, g->kh, g->h, &r0, &r1);
-        float *y = to + (ptrdiff_t)oh * g->ow * MDMT_BLOCK;
+        map_float *y = to + (ptrdiff_t)oh * g->ow * MDMT_BLOCK;
         for (int ow = 0; ow < g->ow; ow++) {
             pool_taps(ow, g->sw, g->pl, 1, g->kw, g->w, &s0, &s1);
             lanes sum = lanes_zero();
             for (int r = r0; r < r1; r++) {
-                const float *row =
+                const map_float *row =
                     x + ((ptrdiff_t)(oh * g->sh - g->pt + r) * g->w + (ow * g->sw - g->pl)) *
                             MDMT_BLOCK;
                 for (int s = s0; s < s1; s++) {
@@ -82,9 +82,10 @@ static mdmt_status avg_run(const mdmt_site *site, const mdmt_call *call)
     return MDMT_OK;
 }
 
-const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_avg_pool_forward) = {
-    .name = MDMT_KERNEL_TEXT(mdmt_f32_avg_pool_forward),
+const mdmt_cpu_impl MDMT_MAP_KERNEL(avg_pool_forward) = {
+    .name = MDMT_MAP_KERNEL_TEXT(avg_pool_forward),
     .isa = MDMT_LANES_LEVEL,
+    .half = MDMT_HALF,
     .supports = pool_supports,
     .run = avg_run,
     .accepts = MDMT_ACCEPTS_VIEWS,
@@ -98,12 +99,12 @@ static void avg_bwd_task(void *context, int task, int thread)
     int blocks = mdmt_blocks(g->c);
     pool_band band = pool_band_of(task, blocks, g->h, job->rows);
     (void)thread;
-    const float *dy =
+    const map_float *dy =
         job->from + band.n * job->from_sample + (ptrdiff_t)band.block * g->oh * g->ow * MDMT_BLOCK;
-    float *to =
+    map_float *to =
         job->to + band.n * job->to_sample + (ptrdiff_t)band.block * g->h * g->w * MDMT_BLOCK;
     for (int ih = band.first; ih < band.end; ih++) {
-        float *dx = to + (ptrdiff_t)ih * g->w * MDMT_BLOCK;
+        map_float *dx = to + (ptrdiff_t)ih * g->w * MDMT_BLOCK;
         int up = ih + g->pt - g->kh + 1, oh0 = up > 0 ? (up + g->sh - 1) / g->sh : 0;
         int oh1 = (ih + g->pt) / g->sh;
         oh1 = oh1 < g->oh ? oh1 : g->oh - 1;
@@ -132,9 +133,10 @@ static mdmt_status avg_bwd_run(const mdmt_site *site, const mdmt_call *call)
     return MDMT_OK;
 }
 
-const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_avg_pool_bwd) = {
-    .name = MDMT_KERNEL_TEXT(mdmt_f32_avg_pool_bwd),
+const mdmt_cpu_impl MDMT_MAP_KERNEL(avg_pool_bwd) = {
+    .name = MDMT_MAP_KERNEL_TEXT(avg_pool_bwd),
     .isa = MDMT_LANES_LEVEL,
+    .half = MDMT_HALF,
     .supports = pool_supports,
     .run = avg_bwd_run,
     .accepts = MDMT_ACCEPTS_VIEWS,
@@ -143,18 +145,21 @@ const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_avg_pool_bwd) = {
 /* ---- global_avg_pool: x (N, C, H, W) -> y (N, C), and back. A task is up to
  *      GLOBAL_BLOCKS channel blocks of one sample ---- */
 
-enum { GLOBAL_BLOCKS = 4, GLOBAL_AHEAD = 24 * MDMT_BLOCK /* floats fetched ahead */ };
+enum {
+    GLOBAL_BLOCKS = 4,
+    GLOBAL_AHEAD = (MDMT_HALF ? 48 : 24) * MDMT_BLOCK /* elements fetched ahead */
+};
 
 typedef struct {
     mdmt_value x;   /* forward: what is at `map` */
-    float *map;     /* x, or dx */
-    int64_t sample; /* floats from one sample of it to the next */
+    map_float *map; /* x, or dx */
+    int64_t sample; /* elements from one sample of it to the next */
     float *y;       /* y, or dy */
     int channels, blocks, groups;
     int64_t area;
 } global_job;
 
-MDMT_INLINE void global_sum(const float *x, int64_t area, lanes_affine affine, double *sums,
+MDMT_INLINE void global_sum(const map_float *x, int64_t area, lanes_affine affine, double *sums,
                             int load)
 {
     const int64_t run = 128; /* pixels summed in float */
@@ -162,7 +167,7 @@ MDMT_INLINE void global_sum(const float *x, int64_t area, lanes_affine affine, d
         int64_t i = first, end = first + run < area ? first + run : area;
         lanes even = lanes_zero(), odd = lanes_zero();
         for (; i + 2 <= end; i += 2) {
-            const float *at = x + i * MDMT_BLOCK;
+            const map_float *at = x + i * MDMT_BLOCK;
             even = lanes_add(even, lanes_take(at, affine, load));
             odd = lanes_add(odd, lanes_take(at + MDMT_BLOCK, affine, load));
             lanes_fetch(at + GLOBAL_AHEAD);
@@ -184,7 +189,7 @@ static void global_task(void *context, int task, int thread)
     int end = first + GLOBAL_BLOCKS < job->blocks ? first + GLOBAL_BLOCKS : job->blocks;
     (void)thread;
     for (int block = first; block < end; block++) {
-        const float *x = job->map + n * job->sample + block * job->area * MDMT_BLOCK;
+        const map_float *x = job->map + n * job->sample + block * job->area * MDMT_BLOCK;
         double sums[MDMT_BLOCK] = {0};
         lanes_affine affine = lanes_affine_of(&job->x, block);
         LANES_EACH_LOAD(&job->x, GLOBAL_SUM);
@@ -204,7 +209,7 @@ static void global_bwd_task(void *context, int task, int thread)
     (void)thread;
     for (int block = first; block < end; block++) {
         const float *dy = job->y + (int64_t)n * job->channels;
-        float *dx = job->map + n * job->sample + block * job->area * MDMT_BLOCK;
+        map_float *dx = job->map + n * job->sample + block * job->area * MDMT_BLOCK;
         lanes v = lanes_div(lanes_load_row(dy, job->channels, block), area);
         for (int64_t i = 0; i < job->area; i++) {
             lanes_store(dx + i * MDMT_BLOCK, v);
@@ -246,17 +251,19 @@ static int global_bwd_supports(const mdmt_site *site)
     return site->out[0]->kind == MDMT_MAP && site->out[0]->dtype == MDMT_F32;
 }
 
-const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_global_avg_pool_forward) = {
-    .name = MDMT_KERNEL_TEXT(mdmt_f32_global_avg_pool_forward),
+const mdmt_cpu_impl MDMT_MAP_KERNEL(global_avg_pool_forward) = {
+    .name = MDMT_MAP_KERNEL_TEXT(global_avg_pool_forward),
     .isa = MDMT_LANES_LEVEL,
+    .half = MDMT_HALF,
     .supports = global_supports,
     .run = global_run,
     .accepts = MDMT_ACCEPTS_VIEWS | MDMT_ACCEPTS_ACTS,
 };
 
-const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_global_avg_pool_bwd) = {
-    .name = MDMT_KERNEL_TEXT(mdmt_f32_global_avg_pool_bwd),
+const mdmt_cpu_impl MDMT_MAP_KERNEL(global_avg_pool_bwd) = {
+    .name = MDMT_MAP_KERNEL_TEXT(global_avg_pool_bwd),
     .isa = MDMT_LANES_LEVEL,
+    .half = MDMT_HALF,
     .supports = global_bwd_supports,
     .run = global_bwd_run,
     .accepts = MDMT_ACCEPTS_VIEWS,

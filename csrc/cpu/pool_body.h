@@ -1,5 +1,5 @@
 /* Pooling on maps: sixteen channels at a time. Included once by pool_avx2.c and
- * once by pool_avx512.c. */
+ * once by pool_avx512.c, and by pool_bf16.c for maps of bfloat16. */
 #include "access.h"
 #include "lanes.h"
 
@@ -44,11 +44,11 @@ MDMT_INLINE void pool_taps(int at, int stride, int pad, int dilation, int taps, 
 typedef struct {
     mdmt_geometry g;
     mdmt_value x;
-    float *y;
+    map_float *y;
     uint8_t *argmax;
-    const float *dy; /* backwards: dy, argmax -> dx */
+    const map_float *dy; /* backwards: dy, argmax -> dx */
     const uint8_t *from;
-    float *dx;
+    map_float *dx;
     ptrdiff_t x_sample, y_sample; /* from sample to sample of x or dx, of y or dy */
     int rows, stream;             /* stream: y or dx goes past the caches */
     char *lines;                  /* per thread: MAX_LINES of line_bytes(ow) */
@@ -56,7 +56,7 @@ typedef struct {
 
 /* Where the plane of a band lies in y and argmax; the latter is never a view. */
 typedef struct {
-    float *y;
+    map_float *y;
     uint8_t *argmax;
 } pool_to;
 
@@ -71,7 +71,7 @@ static pool_to pool_to_of(const pool_job *job, pool_band band)
 
 typedef enum { LOAD_PLAIN, LOAD_AFFINE, LOAD_RELU } load_kind;
 
-MDMT_INLINE lanes pool_load(const float *p, lanes_affine affine, load_kind load)
+MDMT_INLINE lanes pool_load(const map_float *p, lanes_affine affine, load_kind load)
 {
     lanes v = lanes_load(p);
     if (load == LOAD_PLAIN) {
@@ -82,10 +82,10 @@ MDMT_INLINE lanes pool_load(const float *p, lanes_affine affine, load_kind load)
 }
 
 /* The window whose tap (0, 0) lies at `x`, taps [r0, r1) x [s0, s1) of it. Strides
- * of a tap row and a tap column in floats. */
-MDMT_INLINE void max_window(const float *x, ptrdiff_t row, ptrdiff_t column, int r0, int r1, int s0,
-                            int s1, int kw, lanes_affine affine, load_kind load, float *y,
-                            uint8_t *argmax)
+ * of a tap row and a tap column in elements. */
+MDMT_INLINE void max_window(const map_float *x, ptrdiff_t row, ptrdiff_t column, int r0, int r1,
+                            int s0, int s1, int kw, lanes_affine affine, load_kind load,
+                            map_float *y, uint8_t *argmax)
 {
     lanes best = pool_load(x + r0 * row + s0 * column, affine, load);
     lane_bytes index = lane_bytes_set(r0 * kw + s0);
@@ -103,18 +103,18 @@ MDMT_INLINE void max_window(const float *x, ptrdiff_t row, ptrdiff_t column, int
     }
 }
 
-static void max_row(const pool_job *job, const float *plane, int oh, lanes_affine affine,
-                    load_kind load, float *y, uint8_t *argmax)
+static void max_row(const pool_job *job, const map_float *plane, int oh, lanes_affine affine,
+                    load_kind load, map_float *y, uint8_t *argmax)
 {
     const mdmt_geometry *g = &job->g;
     ptrdiff_t row = (ptrdiff_t)g->dh * g->w * MDMT_BLOCK, column = (ptrdiff_t)g->dw * MDMT_BLOCK;
     int r0, r1;
     pool_taps(oh, g->sh, g->pt, g->dh, g->kh, g->h, &r0, &r1);
-    const float *top = plane + (ptrdiff_t)(oh * g->sh - g->pt) * g->w * MDMT_BLOCK;
+    const map_float *top = plane + (ptrdiff_t)(oh * g->sh - g->pt) * g->w * MDMT_BLOCK;
     for (int ow = 0; ow < g->ow; ow++) {
         int s0, s1;
         pool_taps(ow, g->sw, g->pl, g->dw, g->kw, g->w, &s0, &s1);
-        const float *x = top + (ptrdiff_t)(ow * g->sw - g->pl) * MDMT_BLOCK;
+        const map_float *x = top + (ptrdiff_t)(ow * g->sw - g->pl) * MDMT_BLOCK;
         uint8_t *index = argmax ? argmax + (ptrdiff_t)ow * MDMT_BLOCK : NULL;
         max_window(x, row, column, r0, r1, s0, s1, g->kw, affine, load,
                    y + (ptrdiff_t)ow * MDMT_BLOCK, index);
@@ -154,7 +154,7 @@ MDMT_INLINE void max_better(lanes v, int tap, lanes *best, lane_bytes *index)
 
 /* Row `row` (of g.w pixels) -> its line of g.ow. Where a window's first or last
  * column falls on the padding its neighbour stands in, which cannot win. */
-MDMT_INLINE void max_line_make(const pool_job *job, const float *row, lanes_affine affine,
+MDMT_INLINE void max_line_make(const pool_job *job, const map_float *row, lanes_affine affine,
                                load_kind load, max_line line)
 {
     const mdmt_geometry *g = &job->g;
@@ -162,7 +162,7 @@ MDMT_INLINE void max_line_make(const pool_job *job, const float *row, lanes_affi
     lane_bytes tap = lane_bytes_set(g->pl);
     for (int ow = 0; ow < g->ow; ow++) {
         int middle = 2 * ow - g->pl + 1;
-        const float *later = row + (ptrdiff_t)(2 * ow + 2 * g->w) * MDMT_BLOCK;
+        const map_float *later = row + (ptrdiff_t)(2 * ow + 2 * g->w) * MDMT_BLOCK;
         lanes_fetch(later);
         lanes_fetch(later + MDMT_BLOCK);
         lanes best = first;
@@ -182,7 +182,7 @@ MDMT_INLINE void max_line_make(const pool_job *job, const float *row, lanes_affi
 }
 
 /* Lines r0 .. r1 - 1 of the window of row oh -> y, argmax. */
-MDMT_INLINE void max_lines_join(const max_line *line, int r0, int r1, int width, float *y,
+MDMT_INLINE void max_lines_join(const max_line *line, int r0, int r1, int width, map_float *y,
                                 uint8_t *argmax, int stream)
 {
     for (ptrdiff_t i = 0; i < (ptrdiff_t)width * MDMT_BLOCK; i += MDMT_BLOCK) {
@@ -202,7 +202,7 @@ MDMT_INLINE void max_lines_join(const max_line *line, int r0, int r1, int width,
     }
 }
 
-MDMT_INLINE void max_band_3x3(const pool_job *job, pool_band band, const float *plane,
+MDMT_INLINE void max_band_3x3(const pool_job *job, pool_band band, const map_float *plane,
                               lanes_affine affine, load_kind load, pool_to to, char *lines)
 {
     const mdmt_geometry *g = &job->g;
@@ -235,7 +235,7 @@ static int max_is_3x3(const mdmt_geometry *g)
            g->pt <= 1 && g->pl <= 1;
 }
 
-MDMT_INLINE void max_band(const pool_job *job, pool_band band, const float *plane,
+MDMT_INLINE void max_band(const pool_job *job, pool_band band, const map_float *plane,
                           lanes_affine affine, load_kind load, pool_to to, char *lines)
 {
     const mdmt_geometry *g = &job->g;
@@ -255,8 +255,8 @@ static void max_task(void *context, int task, int thread)
     const mdmt_geometry *g = &job->g;
     int blocks = mdmt_blocks(g->c);
     pool_band band = pool_band_of(task, blocks, g->oh, job->rows);
-    const float *x = (const float *)job->x.data + band.n * job->x_sample +
-                     (ptrdiff_t)band.block * g->h * g->w * MDMT_BLOCK;
+    const map_float *x = (const map_float *)job->x.data + band.n * job->x_sample +
+                         (ptrdiff_t)band.block * g->h * g->w * MDMT_BLOCK;
     lanes_affine affine = {lanes_zero(), lanes_zero()};
     if (job->x.scale) {
         affine = lanes_affine_load(job->x.scale, job->x.shift, band.block);
@@ -301,9 +301,10 @@ static int pool_supports(const mdmt_site *site)
     return site->in[0]->kind == MDMT_MAP && site->in[0]->dtype == MDMT_F32 && g.kh * g.kw <= 256;
 }
 
-const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_max_pool_forward) = {
-    .name = MDMT_KERNEL_TEXT(mdmt_f32_max_pool_forward),
+const mdmt_cpu_impl MDMT_MAP_KERNEL(max_pool_forward) = {
+    .name = MDMT_MAP_KERNEL_TEXT(max_pool_forward),
     .isa = MDMT_LANES_LEVEL,
+    .half = MDMT_HALF,
     .supports = pool_supports,
     .needs = max_needs,
     .run = max_run,
@@ -315,9 +316,9 @@ const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_max_pool_forward) = {
 
 /* A plane of one channel block of one sample, backwards. */
 typedef struct {
-    const float *dy;
+    const map_float *dy;
     const uint8_t *from;
-    float *dx;
+    map_float *dx;
 } max_plane;
 
 /* dx at row ih and column iw of a plane: dy of the windows whose maximum lies there. */
@@ -368,8 +369,8 @@ MDMT_INLINE void max_pair_row(const pool_job *job, const max_plane *plane, int a
     const max_source none = {lane_bytes_set(255), lanes_zero()};
     int below = a + 1 < g->oh, second = 2 * a + 1 < g->h;
     ptrdiff_t down = (ptrdiff_t)g->ow * MDMT_BLOCK, at = a * down;
-    float *dx = plane->dx + (ptrdiff_t)2 * a * g->w * MDMT_BLOCK;
-    float *dx_below = dx + (ptrdiff_t)g->w * MDMT_BLOCK;
+    map_float *dx = plane->dx + (ptrdiff_t)2 * a * g->w * MDMT_BLOCK;
+    map_float *dx_below = dx + (ptrdiff_t)g->w * MDMT_BLOCK;
     max_source here = max_source_load(plane, at);
     max_source under = below ? max_source_load(plane, at + down) : none;
     for (int b = 0; b < g->ow; b++) {
@@ -427,7 +428,7 @@ static void max_bwd_task(void *context, int task, int thread)
             max_pair_row(job, &plane, row, 0);
             continue;
         }
-        float *dx = plane.dx + (ptrdiff_t)row * g->w * MDMT_BLOCK;
+        map_float *dx = plane.dx + (ptrdiff_t)row * g->w * MDMT_BLOCK;
         for (int iw = 0; iw < g->w; iw++) {
             lanes_store(dx + (ptrdiff_t)iw * MDMT_BLOCK, max_gather(job, &plane, row, iw));
         }
@@ -451,9 +452,10 @@ static mdmt_status max_bwd_run(const mdmt_site *site, const mdmt_call *call)
     return MDMT_OK;
 }
 
-const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_max_pool_bwd) = {
-    .name = MDMT_KERNEL_TEXT(mdmt_f32_max_pool_bwd),
+const mdmt_cpu_impl MDMT_MAP_KERNEL(max_pool_bwd) = {
+    .name = MDMT_MAP_KERNEL_TEXT(max_pool_bwd),
     .isa = MDMT_LANES_LEVEL,
+    .half = MDMT_HALF,
     .supports = pool_supports,
     .run = max_bwd_run,
     .accepts = MDMT_ACCEPTS_VIEWS,

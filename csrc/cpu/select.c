@@ -8,6 +8,13 @@
 #include "kernels.h"
 #include "layout.h"
 
+/* The AVX-512 kernels of a pass over MAPs: as they are stored in bfloat16, and of floats. */
+#ifdef MDMT_BF16
+#define ON_MAPS(name) &mdmt_bf16_##name##__avx512, &mdmt_f32_##name##__avx512
+#else
+#define ON_MAPS(name) &mdmt_f32_##name##__avx512
+#endif
+
 static const mdmt_cpu_impl *const conv2d_impls[] = {
 #ifdef MDMT_X86
 #ifdef MDMT_BF16
@@ -26,7 +33,7 @@ static const mdmt_cpu_impl *const conv2d_impls[] = {
     &mdmt_f32_conv2d_forward_stem__avx512,
     &mdmt_f32_conv2d_forward_direct__avx2,
     &mdmt_f32_conv2d_forward_stem__avx2,
-    &mdmt_f32_conv2d_forward_depth__avx512,
+    ON_MAPS(conv2d_forward_depth),
     &mdmt_f32_conv2d_forward_depth__avx2,
 #endif
     &mdmt_f32_conv2d_forward__ref,
@@ -48,7 +55,7 @@ static const mdmt_cpu_impl *const conv2d_bwd_data_impls[] = {
 #endif
     &mdmt_f32_conv2d_bwd_data_direct__avx512,
     &mdmt_f32_conv2d_bwd_data_direct__avx2,
-    &mdmt_f32_conv2d_bwd_data_depth__avx512,
+    ON_MAPS(conv2d_bwd_data_depth),
     &mdmt_f32_conv2d_bwd_data_depth__avx2,
 #endif
     &mdmt_f32_conv2d_bwd_data__ref,
@@ -73,7 +80,7 @@ static const mdmt_cpu_impl *const conv2d_bwd_weight_impls[] = {
     &mdmt_f32_conv2d_bwd_weight_stem__avx512,
     &mdmt_f32_conv2d_bwd_weight_direct__avx2,
     &mdmt_f32_conv2d_bwd_weight_stem__avx2,
-    &mdmt_f32_conv2d_bwd_weight_depth__avx512,
+    ON_MAPS(conv2d_bwd_weight_depth),
     &mdmt_f32_conv2d_bwd_weight_depth__avx2,
 #endif
     &mdmt_f32_conv2d_bwd_weight__ref,
@@ -91,12 +98,11 @@ static const mdmt_cpu_impl *const channel_sum_impls[] = {
 
 static const mdmt_cpu_impl *const channel_stats_impls[] = {
 #ifdef MDMT_X86
-#ifdef MDMT_BF16
-    &mdmt_bf16_channel_stats__avx512,
+    ON_MAPS(channel_stats),
+    &mdmt_f32_channel_stats__avx2,
 #endif
-    &mdmt_f32_channel_stats__avx512,  &mdmt_f32_channel_stats__avx2,
-#endif
-    &mdmt_f32_channel_stats__ref,     NULL,
+    &mdmt_f32_channel_stats__ref,
+    NULL,
 };
 
 static const mdmt_cpu_impl *const bn_fold_impls[] = {
@@ -110,27 +116,25 @@ static const mdmt_cpu_impl *const bn_fold_impls[] = {
 
 static const mdmt_cpu_impl *const norm_act_impls[] = {
 #ifdef MDMT_X86
-#ifdef MDMT_BF16
-    &mdmt_bf16_norm_act__avx512,
+    ON_MAPS(norm_act),
+    &mdmt_f32_norm_act__avx2,
 #endif
-    &mdmt_f32_norm_act__avx512,  &mdmt_f32_norm_act__avx2,
-#endif
-    &mdmt_f32_norm_act__ref,     NULL,
+    &mdmt_f32_norm_act__ref,
+    NULL,
 };
 
 static const mdmt_cpu_impl *const bn_bwd_impls[] = {
 #ifdef MDMT_X86
-#ifdef MDMT_BF16
-    &mdmt_bf16_bn_bwd__avx512,
+    ON_MAPS(bn_bwd),
+    &mdmt_f32_bn_bwd__avx2,
 #endif
-    &mdmt_f32_bn_bwd__avx512,  &mdmt_f32_bn_bwd__avx2,
-#endif
-    &mdmt_f32_bn_bwd__ref,     NULL,
+    &mdmt_f32_bn_bwd__ref,
+    NULL,
 };
 
 static const mdmt_cpu_impl *const act_impls[] = {
 #ifdef MDMT_X86
-    &mdmt_f32_act_forward__avx512,
+    ON_MAPS(act_forward),
     &mdmt_f32_act_forward__avx2,
 #endif
     &mdmt_f32_act_forward__ref,
@@ -139,7 +143,7 @@ static const mdmt_cpu_impl *const act_impls[] = {
 
 static const mdmt_cpu_impl *const act_bwd_impls[] = {
 #ifdef MDMT_X86
-    &mdmt_f32_act_bwd__avx512,
+    ON_MAPS(act_bwd),
     &mdmt_f32_act_bwd__avx2,
 #endif
     &mdmt_f32_act_bwd__ref,
@@ -148,7 +152,7 @@ static const mdmt_cpu_impl *const act_bwd_impls[] = {
 
 static const mdmt_cpu_impl *const add_impls[] = {
 #ifdef MDMT_X86
-    &mdmt_f32_add__avx512,
+    ON_MAPS(add),
     &mdmt_f32_add__avx2,
 #endif
     &mdmt_f32_add__ref,
@@ -162,7 +166,7 @@ static const mdmt_cpu_impl *const stats_moments_impls[] = {
 
 static const mdmt_cpu_impl *const gate_impls[] = {
 #ifdef MDMT_X86
-    &mdmt_f32_gate__avx512,
+    ON_MAPS(gate),
     &mdmt_f32_gate__avx2,
 #endif
     &mdmt_f32_gate__ref,
@@ -171,7 +175,7 @@ static const mdmt_cpu_impl *const gate_impls[] = {
 
 static const mdmt_cpu_impl *const gate_bwd_impls[] = {
 #ifdef MDMT_X86
-    &mdmt_f32_gate_bwd__avx512,
+    ON_MAPS(gate_bwd),
     &mdmt_f32_gate_bwd__avx2,
 #endif
     &mdmt_f32_gate_bwd__ref,
@@ -194,7 +198,7 @@ static const mdmt_cpu_impl *const zeros_impls[] = {
 
 static const mdmt_cpu_impl *const max_pool_impls[] = {
 #ifdef MDMT_X86
-    &mdmt_f32_max_pool_forward__avx512,
+    ON_MAPS(max_pool_forward),
     &mdmt_f32_max_pool_forward__avx2,
 #endif
     &mdmt_f32_max_pool_forward__ref,
@@ -203,7 +207,7 @@ static const mdmt_cpu_impl *const max_pool_impls[] = {
 
 static const mdmt_cpu_impl *const max_pool_bwd_impls[] = {
 #ifdef MDMT_X86
-    &mdmt_f32_max_pool_bwd__avx512,
+    ON_MAPS(max_pool_bwd),
     &mdmt_f32_max_pool_bwd__avx2,
 #endif
     &mdmt_f32_max_pool_bwd__ref,
@@ -212,7 +216,7 @@ static const mdmt_cpu_impl *const max_pool_bwd_impls[] = {
 
 static const mdmt_cpu_impl *const avg_pool_impls[] = {
 #ifdef MDMT_X86
-    &mdmt_f32_avg_pool_forward__avx512,
+    ON_MAPS(avg_pool_forward),
     &mdmt_f32_avg_pool_forward__avx2,
 #endif
     &mdmt_f32_avg_pool_forward__ref,
@@ -221,7 +225,7 @@ static const mdmt_cpu_impl *const avg_pool_impls[] = {
 
 static const mdmt_cpu_impl *const avg_pool_bwd_impls[] = {
 #ifdef MDMT_X86
-    &mdmt_f32_avg_pool_bwd__avx512,
+    ON_MAPS(avg_pool_bwd),
     &mdmt_f32_avg_pool_bwd__avx2,
 #endif
     &mdmt_f32_avg_pool_bwd__ref,
@@ -266,7 +270,7 @@ static const mdmt_cpu_impl *const mask_sums_bwd_impls[] = {
 
 static const mdmt_cpu_impl *const global_avg_pool_impls[] = {
 #ifdef MDMT_X86
-    &mdmt_f32_global_avg_pool_forward__avx512,
+    ON_MAPS(global_avg_pool_forward),
     &mdmt_f32_global_avg_pool_forward__avx2,
 #endif
     &mdmt_f32_global_avg_pool_forward__ref,
@@ -275,7 +279,7 @@ static const mdmt_cpu_impl *const global_avg_pool_impls[] = {
 
 static const mdmt_cpu_impl *const global_avg_pool_bwd_impls[] = {
 #ifdef MDMT_X86
-    &mdmt_f32_global_avg_pool_bwd__avx512,
+    ON_MAPS(global_avg_pool_bwd),
     &mdmt_f32_global_avg_pool_bwd__avx2,
 #endif
     &mdmt_f32_global_avg_pool_bwd__ref,

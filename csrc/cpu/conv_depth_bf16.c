@@ -1,0 +1,7 @@
+#if defined(__AVX512BF16__)
+#define MDMT_HALF_MAPS
+#include "conv_depth_forward.h"
+#include "conv_depth_weight.h"
+#else
+typedef int mdmt_empty_unit; /* C wants one declaration */
+#endif
