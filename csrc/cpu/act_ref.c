@@ -132,20 +132,27 @@ static mdmt_status gate_bwd(const mdmt_site *site, const mdmt_call *call)
     return MDMT_OK;
 }
 
+typedef struct {
+    char *out;
+    size_t sample, bytes; /* from a sample to the next, and of one */
+} zeros_job;
+
 /* Task: sample n. */
 static void zeros_task(void *context, int n, int thread)
 {
-    const element_job *job = context;
+    const zeros_job *job = context;
     (void)thread;
-    float *out = job->call->out[0];
-    memset(out + (size_t)n * job->out.sample, 0,
-           (size_t)mdmt_blocks(job->out.c) * job->out.block * sizeof *out);
+    memset(job->out + (size_t)n * job->sample, 0, job->bytes);
 }
 
 static mdmt_status zeros(const mdmt_site *site, const mdmt_call *call)
 {
-    element_job job = {.call = call, .out = mdmt_view_of(site->out[0])};
-    mdmt_parallel(site->pool, job.out.n, zeros_task, &job);
+    const mdmt_tensor *map = site->out[0];
+    const size_t element = site->half ? sizeof(uint16_t) : sizeof(float);
+    zeros_job job = {.out = call->out[0],
+                     .sample = mdmt_map_sample(map) * element,
+                     .bytes = (size_t)mdmt_blocks(map->dim[1]) * mdmt_map_block(map) * element};
+    mdmt_parallel(site->pool, map->dim[0], zeros_task, &job);
     return MDMT_OK;
 }
 
@@ -173,3 +180,5 @@ const mdmt_cpu_impl mdmt_f32_gate_bwd__ref = {
     .name = "mdmt_f32_gate_bwd__ref", .cost = mdmt_ref_cost, .run = gate_bwd};
 const mdmt_cpu_impl mdmt_f32_zeros__ref = {
     .name = "mdmt_f32_zeros__ref", .cost = mdmt_ref_cost, .run = zeros};
+const mdmt_cpu_impl mdmt_bf16_zeros__ref = {
+    .name = "mdmt_bf16_zeros__ref", .half = 1, .cost = mdmt_ref_cost, .run = zeros};

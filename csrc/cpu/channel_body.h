@@ -1,6 +1,6 @@
-/* Small per-channel work around the layers: channel sums, folding of batch
- * statistics, flatten, dropout of rows. Plain loops over sixteen lanes that the
- * compiler vectorises. Included once by rows_avx2.c and once by rows_avx512.c. */
+/* Small per-channel work around the layers: folding of batch statistics, dropout of
+ * rows. Plain loops over sixteen lanes that the compiler vectorises. Included once by
+ * rows_avx2.c and once by rows_avx512.c. */
 #include <math.h>
 #include <string.h>
 
@@ -10,107 +10,6 @@
 #include "vec.h"
 
 enum { LANES = MDMT_BLOCK };
-
-/* ---- channel_sum of a MAP: one task per sample and block, then the samples'
- * sums are merged in order. ---- */
-
-typedef struct {
-    const float *x;
-    double *part; /* [N][padded C] */
-    float *sum;
-    int n, blocks;
-    size_t pixels; /* H W */
-    size_t sample; /* floats from sample to sample */
-} sum_job;
-
-static void sum_part_task(void *context, int task, int thread)
-{
-    const sum_job *job = context;
-    (void)thread;
-    const float *x = job->x + (size_t)(task / job->blocks) * job->sample +
-                     (size_t)(task % job->blocks) * job->pixels * LANES;
-    double total[LANES] = {0};
-    for (size_t from = 0; from < job->pixels; from += 64) {
-        size_t to = from + 64 < job->pixels ? from + 64 : job->pixels;
-        float run[4][LANES] = {{0}}; /* four chains hide the latency of the additions */
-        size_t p = from;
-        for (; p + 4 <= to; p += 4) {
-            for (int u = 0; u < 4; u++) {
-                for (int lane = 0; lane < LANES; lane++) {
-                    run[u][lane] += x[(p + (size_t)u) * LANES + (size_t)lane];
-                }
-            }
-        }
-        for (; p < to; p++) {
-            for (int lane = 0; lane < LANES; lane++) {
-                run[0][lane] += x[p * LANES + (size_t)lane];
-            }
-        }
-        for (int lane = 0; lane < LANES; lane++) {
-            total[lane] += (double)((run[0][lane] + run[1][lane]) + (run[2][lane] + run[3][lane]));
-        }
-    }
-    memcpy(job->part + (size_t)task * LANES, total, sizeof total);
-}
-
-static mdmt_status channel_sum_map(const mdmt_site *site, const mdmt_call *call)
-{
-    const mdmt_tensor *x = site->in[0];
-    sum_job job = {.x = call->in[0].data,
-                   .part = call->workspace,
-                   .sum = call->out[0],
-                   .n = x->dim[0],
-                   .blocks = mdmt_blocks(x->dim[1]),
-                   .pixels = (size_t)x->dim[2] * (size_t)x->dim[3],
-                   .sample = mdmt_map_sample(x)};
-    mdmt_parallel(site->pool, job.n * job.blocks, sum_part_task, &job);
-    size_t channels = (size_t)job.blocks * LANES;
-    for (size_t c = 0; c < channels; c++) {
-        double total = 0;
-        for (int n = 0; n < job.n; n++) {
-            total += job.part[(size_t)n * channels + c];
-        }
-        job.sum[c] = (float)total;
-    }
-    return MDMT_OK;
-}
-
-/* ---- channel_sum of ROWS: columns next to each other, samples in order. ---- */
-static mdmt_status channel_sum_rows(const mdmt_site *site, const mdmt_call *call)
-{
-    const float *x = call->in[0].data;
-    float *sum = call->out[0];
-    int rows = site->in[0]->dim[0], columns = site->in[0]->dim[1];
-    for (int from = 0; from < mdmt_blocks(columns) * LANES; from += LANES) {
-        int lanes = mdmt_lanes(columns, from / LANES);
-        double total[LANES] = {0};
-        for (int n = 0; n < rows; n++) {
-            const float *row = x + (size_t)n * (size_t)columns + (size_t)from;
-            for (int lane = 0; lane < lanes; lane++) {
-                total[lane] += (double)row[lane];
-            }
-        }
-        for (int lane = 0; lane < LANES; lane++) {
-            sum[from + lane] = (float)total[lane];
-        }
-    }
-    return MDMT_OK;
-}
-
-static mdmt_status channel_sum(const mdmt_site *site, const mdmt_call *call)
-{
-    return site->in[0]->kind == MDMT_ROWS ? channel_sum_rows(site, call)
-                                          : channel_sum_map(site, call);
-}
-
-static void channel_sum_needs(const mdmt_site *site, mdmt_needs *needs)
-{
-    const mdmt_tensor *x = site->in[0];
-    needs->workspace_bytes =
-        x->kind == MDMT_ROWS
-            ? 0
-            : (size_t)x->dim[0] * (size_t)mdmt_blocks(x->dim[1]) * LANES * sizeof(double);
-}
 
 /* ---- bn_fold: all parts are moved to the first part's pivot, which needs no
  * division, and summed in double: with d the distance of a part's pivot,
@@ -200,64 +99,6 @@ static mdmt_status bn_fold(const mdmt_site *site, const mdmt_call *call)
     mdmt_pool *pool = (int64_t)job.parts * job.channels <= 4096 ? NULL : site->pool;
     mdmt_parallel(pool, mdmt_blocks(job.channels), fold_task, &job);
     return MDMT_OK;
-}
-
-/* ---- flatten: [pixel][16] <-> [16][pixel], 16 pixels at a time ---- */
-
-typedef struct {
-    const float *in;
-    float *out;
-    int channels, back;
-    size_t pixels;
-} flat_job;
-
-/* Task: one block of 16 channels of one sample. */
-static void flatten_task(void *context, int task, int thread)
-{
-    const flat_job *job = context;
-    (void)thread;
-    int blocks = mdmt_blocks(job->channels), n = task / blocks, block = task % blocks;
-    int lanes = mdmt_lanes(job->channels, block);
-    size_t pixels = job->pixels;
-    size_t map = (size_t)task * pixels * LANES;
-    size_t rows = ((size_t)n * (size_t)job->channels + (size_t)block * LANES) * pixels;
-    for (size_t from = 0; from < pixels; from += LANES) {
-        size_t to = from + LANES < pixels ? from + LANES : pixels;
-        for (int lane = 0; lane < lanes; lane++) {
-            for (size_t p = from; p < to; p++) {
-                size_t in_map = map + p * LANES + (size_t)lane;
-                size_t in_rows = rows + (size_t)lane * pixels + p;
-                job->out[job->back ? in_map : in_rows] = job->in[job->back ? in_rows : in_map];
-            }
-        }
-        for (size_t p = from; job->back && p < to; p++) {
-            for (int lane = lanes; lane < LANES; lane++) {
-                job->out[map + p * LANES + (size_t)lane] = 0.0f;
-            }
-        }
-    }
-}
-
-static mdmt_status flatten_go(const mdmt_site *site, const mdmt_call *call, const mdmt_tensor *map,
-                              int back)
-{
-    flat_job job = {.in = call->in[0].data,
-                    .out = call->out[0],
-                    .channels = map->dim[1],
-                    .back = back,
-                    .pixels = (size_t)map->dim[2] * (size_t)map->dim[3]};
-    mdmt_parallel(site->pool, map->dim[0] * mdmt_blocks(job.channels), flatten_task, &job);
-    return MDMT_OK;
-}
-
-static mdmt_status flatten_forward(const mdmt_site *site, const mdmt_call *call)
-{
-    return flatten_go(site, call, site->in[0], 0);
-}
-
-static mdmt_status flatten_bwd(const mdmt_site *site, const mdmt_call *call)
-{
-    return flatten_go(site, call, site->out[0], 1);
 }
 
 /* ---- dropout of unpadded tensors: sixteen Philox blocks side by side ---- */
@@ -352,12 +193,6 @@ static mdmt_status dropout(const mdmt_site *site, const mdmt_call *call)
     return MDMT_OK;
 }
 
-const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_channel_sum) = {
-    .name = MDMT_KERNEL_TEXT(mdmt_f32_channel_sum),
-    .isa = MDMT_LANES_LEVEL,
-    .needs = channel_sum_needs,
-    .run = channel_sum,
-    .accepts = MDMT_ACCEPTS_VIEWS};
 /* Moments that were computed already leave nothing to gain. */
 static int fold_supports(const mdmt_site *site)
 {
@@ -370,12 +205,6 @@ const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_bn_fold) = {
     .supports = fold_supports,
     .run = bn_fold,
 };
-const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_flatten_forward) = {
-    .name = MDMT_KERNEL_TEXT(mdmt_f32_flatten_forward),
-    .isa = MDMT_LANES_LEVEL,
-    .run = flatten_forward};
-const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_flatten_bwd) = {
-    .name = MDMT_KERNEL_TEXT(mdmt_f32_flatten_bwd), .isa = MDMT_LANES_LEVEL, .run = flatten_bwd};
 const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_dropout) = {.name = MDMT_KERNEL_TEXT(mdmt_f32_dropout),
                                                      .isa = MDMT_LANES_LEVEL,
                                                      .supports = dropout_supports,

@@ -1,5 +1,5 @@
 /* channel_gather on maps: y[:, k] = x_i[:, c] for any choice of (i, c). Included
- * once by gather_avx2.c and once by gather_avx512.c.
+ * once by gather_avx2.c and once by gather_avx512.c, and by gather_bf16.c for maps of bfloat16.
  *
  * A register of output channels (a "part": half a block with AVX2) is put together
  * from the registers of the sources that hold some of its channels (its "picks"),
@@ -18,7 +18,7 @@ enum {
 
 /* lane[l] = REG_FLOATS + p: lane l comes from lane p of the source; l: it does not. */
 typedef struct {
-    const float *from; /* sample 0, pixel 0 */
+    const map_float *from; /* sample 0, pixel 0 */
     size_t sample;
     int32_t lane[REG_FLOATS];
 } gather_pick;
@@ -32,8 +32,8 @@ typedef struct {
 } gather_part;
 
 typedef struct {
-    float *y;
-    size_t y_sample, plane; /* plane: floats of a block */
+    map_float *y;
+    size_t y_sample, plane; /* plane: elements of a block */
     const gather_part *part;
     const gather_pick *pick;
     int parts, area, pieces, stream;
@@ -41,11 +41,15 @@ typedef struct {
 
 #if defined(__AVX512F__)
 typedef __m512i lane_choice;
+MDMT_INLINE reg gather_load_map(const map_float *p)
+{
+    return lanes_load(p);
+}
 MDMT_INLINE reg gather_load(const float *p)
 {
     return _mm512_loadu_ps(p);
 }
-MDMT_INLINE void gather_store(float *p, reg v, int stream)
+MDMT_INLINE void gather_store(map_float *p, reg v, int stream)
 {
     lanes_put(p, v, stream);
 }
@@ -62,6 +66,10 @@ typedef __m256i lane_choice;
 MDMT_INLINE reg gather_load(const float *p)
 {
     return _mm256_loadu_ps(p);
+}
+MDMT_INLINE reg gather_load_map(const map_float *p)
+{
+    return gather_load(p);
 }
 /* Half a line: never past the caches. */
 MDMT_INLINE void gather_store(float *p, reg v, int stream)
@@ -83,10 +91,10 @@ MDMT_INLINE reg gather_take(reg v, lane_choice choice, reg source)
 
 /* `count` picks over `pixels` pixels; `more`: y holds what earlier picks gave. */
 MDMT_INLINE void gather_pixels(const gather_pick *pick, const int count, size_t n, size_t at,
-                               int pixels, float *y, const gather_part *finish, int more,
+                               int pixels, map_float *y, const gather_part *finish, int more,
                                int stream)
 {
-    const float *from[PICKS];
+    const map_float *from[PICKS];
     lane_choice choice[PICKS];
     for (int i = 0; i < count; i++) {
         from[i] = pick[i].from + n * pick[i].sample + at;
@@ -97,10 +105,10 @@ MDMT_INLINE void gather_pixels(const gather_pick *pick, const int count, size_t 
     const reg shift = lazy ? gather_load(finish->shift) : reg_set(0.0f);
     const reg least = lazy ? gather_load(finish->least) : reg_set(0.0f);
     for (ptrdiff_t p = 0; p < (ptrdiff_t)pixels * MDMT_BLOCK; p += MDMT_BLOCK) {
-        reg v = more ? gather_load(y + p) : reg_set(0.0f);
+        reg v = more ? gather_load_map(y + p) : reg_set(0.0f);
 #pragma GCC unroll 12
         for (int i = 0; i < count; i++) {
-            v = gather_take(v, choice[i], gather_load(from[i] + p));
+            v = gather_take(v, choice[i], gather_load_map(from[i] + p));
         }
         if (lazy) {
             v = reg_max(least, reg_fma(v, scale, shift)); /* the order keeps a NaN */
@@ -110,7 +118,7 @@ MDMT_INLINE void gather_pixels(const gather_pick *pick, const int count, size_t 
 }
 
 static void gather_some(const gather_pick *pick, int count, size_t n, size_t at, int pixels,
-                        float *y, const gather_part *finish, int more, int stream)
+                        map_float *y, const gather_part *finish, int more, int stream)
 {
 #define COUNT(count)                                                                               \
     case count:                                                                                    \
@@ -154,8 +162,8 @@ static void gather_task(void *context, int task, int thread)
         size_t at = (size_t)from * MDMT_BLOCK;
         for (int i = 0; i < job->parts; i++) {
             const gather_part *part = &job->part[i];
-            float *y = job->y + n * job->y_sample + (size_t)(i / HALVES) * job->plane +
-                       (size_t)(i % HALVES * REG_FLOATS) + at;
+            map_float *y = job->y + n * job->y_sample + (size_t)(i / HALVES) * job->plane +
+                           (size_t)(i % HALVES * REG_FLOATS) + at;
             int done = 0, stream = job->stream && part->picks <= PICKS;
             do {
                 int left = part->picks - done, count = left < PICKS ? left : PICKS;
@@ -186,8 +194,8 @@ static void gather_plan(const mdmt_site *site, const mdmt_call *call, int k, int
         }
         int input = table[k + l] >> 16, c = table[k + l] & 0xffff, i = 0;
         const mdmt_value *x = &call->in[input];
-        const float *from = (const float *)x->data + (size_t)(c / MDMT_BLOCK) * plane +
-                            (size_t)(c % MDMT_BLOCK / REG_FLOATS * REG_FLOATS);
+        const map_float *from = (const map_float *)x->data + (size_t)(c / MDMT_BLOCK) * plane +
+                                (size_t)(c % MDMT_BLOCK / REG_FLOATS * REG_FLOATS);
         while (i < part->picks && pick[i].from != from) {
             i++;
         }
@@ -243,9 +251,10 @@ static void gather_needs(const mdmt_site *site, mdmt_needs *needs)
     needs->workspace_bytes = parts * (sizeof(gather_part) + REG_FLOATS * sizeof(gather_pick));
 }
 
-const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_channel_gather) = {
-    .name = MDMT_KERNEL_TEXT(mdmt_f32_channel_gather),
+const mdmt_cpu_impl MDMT_MAP_KERNEL(channel_gather) = {
+    .name = MDMT_MAP_KERNEL_TEXT(channel_gather),
     .isa = MDMT_LANES_LEVEL,
+    .half = MDMT_HALF,
     .needs = gather_needs,
     .run = gather_run,
     .accepts = MDMT_ACCEPTS_VIEWS,

@@ -1,6 +1,6 @@
 /* Sums over the pixels of a mask and their gradient, a register of pixels at a time: the logit of a
  * pixel is the first of its sixteen lanes. Included once by dense_avx2.c and once by
- * dense_avx512.c. */
+ * dense_avx512.c, and by dense_bf16.c for logits of bfloat16. */
 #include "lanes_act.h"
 #include "mask.h"
 
@@ -10,8 +10,9 @@ enum {
 };
 
 typedef struct {
-    const float *logits, *mask, *dsums;
-    float *out;
+    const map_float *logits;
+    const float *mask, *dsums;
+    map_float *out;
     double *partial; /* (N, parts, MDMT_MASK_SUMS) */
     int64_t area, sample;
     int parts;
@@ -19,11 +20,15 @@ typedef struct {
 
 #if defined(__AVX512F__)
 /* The first lanes of consecutive pixels. */
-MDMT_INLINE reg mask_logits(const float *z)
+MDMT_INLINE reg mask_logits(const map_float *z)
 {
     const __m512i lane =
         _mm512_setr_epi32(0, 16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 176, 192, 208, 224, 240);
+#ifdef MDMT_HALF_MAPS /* the second lane comes along */
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_i32gather_epi32(lane, z, 2), 16));
+#else
     return _mm512_i32gather_ps(lane, z, 4);
+#endif
 }
 MDMT_INLINE reg mask_load(const float *p)
 {
@@ -34,11 +39,19 @@ MDMT_INLINE void mask_keep(float *p, reg v)
     _mm512_storeu_ps(p, v);
 }
 /* v in the first lane, zeros in the others. */
-MDMT_INLINE void mask_put(float *p, const float *v)
+MDMT_INLINE void mask_put(map_float *p, const float *v)
 {
-    _mm512_storeu_ps(p, _mm512_zextps128_ps512(_mm_load_ss(v)));
+    lanes_store(p, _mm512_zextps128_ps512(_mm_load_ss(v)));
+}
+MDMT_INLINE float mask_logit(const map_float *z)
+{
+    return _mm512_cvtss_f32(lanes_load(z));
 }
 #else
+MDMT_INLINE float mask_logit(const float *z)
+{
+    return *z;
+}
 MDMT_INLINE reg mask_logits(const float *z)
 {
     return _mm256_i32gather_ps(z, _mm256_setr_epi32(0, 16, 32, 48, 64, 80, 96, 112), 4);
@@ -97,7 +110,8 @@ static void mask_sums_task(void *context, int task, int thread)
     const mask_job *job = context;
     int64_t n = task / job->parts, at = (int64_t)(task % job->parts) * MASK_PART;
     int64_t end = mask_end(job, at);
-    const float *z = job->logits + n * job->sample, *t = job->mask + n * job->area;
+    const map_float *z = job->logits + n * job->sample;
+    const float *t = job->mask + n * job->area;
     const reg zero = reg_set(0.0f);
     reg sum[MDMT_MASK_SUMS] = {zero, zero, zero, zero};
     (void)thread;
@@ -121,7 +135,7 @@ static void mask_sums_task(void *context, int task, int thread)
         }
     }
     for (; at < end; at++) {
-        mask_pixel v = mask_pixel_of(z[at * MDMT_BLOCK], t[at]);
+        mask_pixel v = mask_pixel_of(mask_logit(z + at * MDMT_BLOCK), t[at]);
         out[MDMT_MASK_ENTROPY] += v.entropy;
         out[MDMT_MASK_BOTH] += v.p * t[at];
         out[MDMT_MASK_GUESSED] += v.p;
@@ -173,9 +187,10 @@ static void mask_sums_bwd_task(void *context, int task, int thread)
     const mask_job *job = context;
     int64_t n = task / job->parts, at = (int64_t)(task % job->parts) * MASK_PART;
     int64_t end = mask_end(job, at);
-    const float *z = job->logits + n * job->sample, *t = job->mask + n * job->area;
+    const map_float *z = job->logits + n * job->sample;
+    const float *t = job->mask + n * job->area;
     const float *dsums = job->dsums + n * MDMT_MASK_SUMS;
-    float *dz = job->out + n * job->sample;
+    map_float *dz = job->out + n * job->sample;
     const reg entropy = reg_set((float)(dsums[MDMT_MASK_ENTROPY] / (double)job->area));
     const reg both = reg_set(dsums[MDMT_MASK_BOTH]), guessed = reg_set(dsums[MDMT_MASK_GUESSED]);
     (void)thread;
@@ -192,7 +207,8 @@ static void mask_sums_bwd_task(void *context, int task, int thread)
         }
     }
     for (; at < end; at++) {
-        float value = (float)mask_gradient(dsums, (double)job->area, z[at * MDMT_BLOCK], t[at]);
+        float logit = mask_logit(z + at * MDMT_BLOCK);
+        float value = (float)mask_gradient(dsums, (double)job->area, logit, t[at]);
         mask_put(dz + at * MDMT_BLOCK, &value);
     }
 }
@@ -216,15 +232,17 @@ static mdmt_status mask_sums_bwd_run(const mdmt_site *site, const mdmt_call *cal
     return MDMT_OK;
 }
 
-const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_mask_sums) = {
-    .name = MDMT_KERNEL_TEXT(mdmt_f32_mask_sums),
+const mdmt_cpu_impl MDMT_MAP_KERNEL(mask_sums) = {
+    .name = MDMT_MAP_KERNEL_TEXT(mask_sums),
     .isa = MDMT_LANES_LEVEL,
+    .half = MDMT_HALF,
     .needs = mask_sums_needs,
     .run = mask_sums_run,
 };
-const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_mask_sums_bwd) = {
-    .name = MDMT_KERNEL_TEXT(mdmt_f32_mask_sums_bwd),
+const mdmt_cpu_impl MDMT_MAP_KERNEL(mask_sums_bwd) = {
+    .name = MDMT_MAP_KERNEL_TEXT(mask_sums_bwd),
     .isa = MDMT_LANES_LEVEL,
+    .half = MDMT_HALF,
     .supports = mask_bwd_supports,
     .run = mask_sums_bwd_run,
 };

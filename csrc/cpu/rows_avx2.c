@@ -1,5 +1,6 @@
 #if defined(__AVX2__)
 #include "channel_body.h"
+#include "flatten_body.h"
 #include "linear_body.h"
 #else
 typedef int mdmt_empty_unit; /* C wants one declaration */

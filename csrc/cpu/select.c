@@ -89,7 +89,7 @@ static const mdmt_cpu_impl *const conv2d_bwd_weight_impls[] = {
 
 static const mdmt_cpu_impl *const channel_sum_impls[] = {
 #ifdef MDMT_X86
-    &mdmt_f32_channel_sum__avx512,
+    ON_MAPS(channel_sum),
     &mdmt_f32_channel_sum__avx2,
 #endif
     &mdmt_f32_channel_sum__ref,
@@ -184,7 +184,7 @@ static const mdmt_cpu_impl *const gate_bwd_impls[] = {
 
 static const mdmt_cpu_impl *const channel_gather_impls[] = {
 #ifdef MDMT_X86
-    &mdmt_f32_channel_gather__avx512,
+    ON_MAPS(channel_gather),
     &mdmt_f32_channel_gather__avx2,
 #endif
     &mdmt_f32_channel_gather__ref,
@@ -192,6 +192,9 @@ static const mdmt_cpu_impl *const channel_gather_impls[] = {
 };
 
 static const mdmt_cpu_impl *const zeros_impls[] = {
+#ifdef MDMT_BF16
+    &mdmt_bf16_zeros__ref,
+#endif
     &mdmt_f32_zeros__ref,
     NULL,
 };
@@ -234,7 +237,7 @@ static const mdmt_cpu_impl *const avg_pool_bwd_impls[] = {
 
 static const mdmt_cpu_impl *const upsample_impls[] = {
 #ifdef MDMT_X86
-    &mdmt_f32_upsample_forward__avx512,
+    ON_MAPS(upsample_forward),
     &mdmt_f32_upsample_forward__avx2,
 #endif
     &mdmt_f32_upsample_forward__ref,
@@ -243,7 +246,7 @@ static const mdmt_cpu_impl *const upsample_impls[] = {
 
 static const mdmt_cpu_impl *const upsample_bwd_impls[] = {
 #ifdef MDMT_X86
-    &mdmt_f32_upsample_bwd__avx512,
+    ON_MAPS(upsample_bwd),
     &mdmt_f32_upsample_bwd__avx2,
 #endif
     &mdmt_f32_upsample_bwd__ref,
@@ -252,7 +255,7 @@ static const mdmt_cpu_impl *const upsample_bwd_impls[] = {
 
 static const mdmt_cpu_impl *const mask_sums_impls[] = {
 #ifdef MDMT_X86
-    &mdmt_f32_mask_sums__avx512,
+    ON_MAPS(mask_sums),
     &mdmt_f32_mask_sums__avx2,
 #endif
     &mdmt_f32_mask_sums__ref,
@@ -261,7 +264,7 @@ static const mdmt_cpu_impl *const mask_sums_impls[] = {
 
 static const mdmt_cpu_impl *const mask_sums_bwd_impls[] = {
 #ifdef MDMT_X86
-    &mdmt_f32_mask_sums_bwd__avx512,
+    ON_MAPS(mask_sums_bwd),
     &mdmt_f32_mask_sums_bwd__avx2,
 #endif
     &mdmt_f32_mask_sums_bwd__ref,
@@ -288,7 +291,7 @@ static const mdmt_cpu_impl *const global_avg_pool_bwd_impls[] = {
 
 static const mdmt_cpu_impl *const flatten_impls[] = {
 #ifdef MDMT_X86
-    &mdmt_f32_flatten_forward__avx512,
+    ON_MAPS(flatten_forward),
     &mdmt_f32_flatten_forward__avx2,
 #endif
     &mdmt_f32_flatten_forward__ref,
@@ -297,7 +300,7 @@ static const mdmt_cpu_impl *const flatten_impls[] = {
 
 static const mdmt_cpu_impl *const flatten_bwd_impls[] = {
 #ifdef MDMT_X86
-    &mdmt_f32_flatten_bwd__avx512,
+    ON_MAPS(flatten_bwd),
     &mdmt_f32_flatten_bwd__avx2,
 #endif
     &mdmt_f32_flatten_bwd__ref,

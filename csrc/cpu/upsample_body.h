@@ -1,21 +1,22 @@
 /* Up-sampling by two, sixteen channels at a time; upsample_ref.c says which pixel takes what.
- * Included once by dense_avx2.c and once by dense_avx512.c. */
+ * Included once by dense_avx2.c and once by dense_avx512.c, and by dense_bf16.c for maps of
+ * bfloat16. */
 #include "access.h"
 #include "lanes.h"
 
 typedef struct {
     int blocks, h, w; /* of the small map */
-    const float *from;
-    float *to;
-    ptrdiff_t from_sample, to_sample; /* floats from a sample to the next */
+    const map_float *from;
+    map_float *to;
+    ptrdiff_t from_sample, to_sample; /* elements from a sample to the next */
     int rows;                         /* of the small map, per task */
     int bilinear;
 } upsample_job;
 
 /* A task: `rows` rows of the small map in one channel block of one sample. */
 typedef struct {
-    const float *from;
-    float *to;
+    const map_float *from;
+    map_float *to;
     int first, end;
 } upsample_band;
 
@@ -57,7 +58,7 @@ MDMT_INLINE lanes upsample_blend(lanes near, lanes far)
 }
 
 /* An output row from the input rows `near` and `far`. */
-MDMT_INLINE void upsample_row(const float *near, const float *far, float *to, int width)
+MDMT_INLINE void upsample_row(const map_float *near, const map_float *far, map_float *to, int width)
 {
     lanes here = upsample_blend(lanes_load(near), lanes_load(far)), left = here;
     for (int j = 0; j < width; j++) {
@@ -71,7 +72,7 @@ MDMT_INLINE void upsample_row(const float *near, const float *far, float *to, in
     }
 }
 
-static void upsample_copy_row(const float *from, float *to, int width)
+static void upsample_copy_row(const map_float *from, map_float *to, int width)
 {
     ptrdiff_t row = (ptrdiff_t)2 * width * MDMT_BLOCK;
     for (int j = 0; j < width; j++, from += MDMT_BLOCK, to += 2 * MDMT_BLOCK) {
@@ -90,8 +91,8 @@ static void upsample_task(void *context, int task, int thread)
     ptrdiff_t row = (ptrdiff_t)job->w * MDMT_BLOCK;
     (void)thread;
     for (int i = band.first; i < band.end; i++) {
-        const float *here = band.from + i * row;
-        float *to = band.to + 4 * i * row;
+        const map_float *here = band.from + i * row;
+        map_float *to = band.to + 4 * i * row;
         if (!job->bilinear) {
             upsample_copy_row(here, to, job->w);
             continue;
@@ -123,14 +124,14 @@ static upsample_shares upsample_shares_of(int at, int size)
 
 /* Rows 2i - 1 .. 2i + 2 of dy, added up by their shares. */
 typedef struct {
-    const float *row[4];
+    const map_float *row[4];
     lanes share[4];
 } upsample_rows;
 
-static upsample_rows upsample_rows_of(const float *dy, int i, int size, ptrdiff_t row)
+static upsample_rows upsample_rows_of(const map_float *dy, int i, int size, ptrdiff_t row)
 {
     upsample_shares s = upsample_shares_of(i, size);
-    const float *own = dy + 2 * i * row;
+    const map_float *own = dy + 2 * i * row;
     return (upsample_rows){
         {i ? own - row : own, own, own + row, i + 1 < size ? own + 2 * row : own},
         {lanes_set(s.before), lanes_set(s.own[0]), lanes_set(s.own[1]), lanes_set(s.after)}};
@@ -146,7 +147,7 @@ MDMT_INLINE lanes upsample_down(const upsample_rows *r, ptrdiff_t column)
     return lanes_add(sum, rim);
 }
 
-static void upsample_bwd_row(const upsample_rows *r, float *to, int width)
+static void upsample_bwd_row(const upsample_rows *r, map_float *to, int width)
 {
     lanes before = lanes_zero(), own = upsample_down(r, 0);
     for (int j = 0; j < width; j++, to += MDMT_BLOCK) {
@@ -163,7 +164,7 @@ static void upsample_bwd_row(const upsample_rows *r, float *to, int width)
     }
 }
 
-static void upsample_sum_row(const float *dy, float *to, int width)
+static void upsample_sum_row(const map_float *dy, map_float *to, int width)
 {
     ptrdiff_t row = (ptrdiff_t)2 * width * MDMT_BLOCK;
     for (int j = 0; j < width; j++, dy += 2 * MDMT_BLOCK, to += MDMT_BLOCK) {
@@ -180,7 +181,7 @@ static void upsample_bwd_task(void *context, int task, int thread)
     ptrdiff_t row = (ptrdiff_t)2 * job->w * MDMT_BLOCK;
     (void)thread;
     for (int i = band.first; i < band.end; i++) {
-        float *to = band.to + (ptrdiff_t)i * job->w * MDMT_BLOCK;
+        map_float *to = band.to + (ptrdiff_t)i * job->w * MDMT_BLOCK;
         if (job->bilinear) {
             upsample_rows rows = upsample_rows_of(band.from, i, job->h, row);
             upsample_bwd_row(&rows, to, job->w);
@@ -198,15 +199,17 @@ static mdmt_status upsample_bwd_run(const mdmt_site *site, const mdmt_call *call
     return MDMT_OK;
 }
 
-const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_upsample_forward) = {
-    .name = MDMT_KERNEL_TEXT(mdmt_f32_upsample_forward),
+const mdmt_cpu_impl MDMT_MAP_KERNEL(upsample_forward) = {
+    .name = MDMT_MAP_KERNEL_TEXT(upsample_forward),
     .isa = MDMT_LANES_LEVEL,
+    .half = MDMT_HALF,
     .run = upsample_run,
     .accepts = MDMT_ACCEPTS_VIEWS,
 };
-const mdmt_cpu_impl MDMT_KERNEL(mdmt_f32_upsample_bwd) = {
-    .name = MDMT_KERNEL_TEXT(mdmt_f32_upsample_bwd),
+const mdmt_cpu_impl MDMT_MAP_KERNEL(upsample_bwd) = {
+    .name = MDMT_MAP_KERNEL_TEXT(upsample_bwd),
     .isa = MDMT_LANES_LEVEL,
+    .half = MDMT_HALF,
     .run = upsample_bwd_run,
     .accepts = MDMT_ACCEPTS_VIEWS,
 };

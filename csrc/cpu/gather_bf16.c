@@ -1,0 +1,6 @@
+#if defined(__AVX512BF16__)
+#define MDMT_HALF_MAPS
+#include "gather_body.h"
+#else
+typedef int mdmt_empty_unit; /* C wants one declaration */
+#endif
