@@ -231,6 +231,7 @@ def bn_bwd_table():
     cases += bn_bwd_acts(ragged, "hardswish", pooled=True, inplace=("dz",))
     cases += bn_bwd_acts(ragged, "silu", gate=True, pooled=True, addend=True)
     cases += bn_bwd_acts(ragged, "silu", gate=True, pooled=True, addend=True, inplace=("addend",))
+    cases += bn_bwd_acts(ragged, "silu", gate=True, pooled=True, addend=True)
     cases += bn_bwd_acts(ragged, "relu", addend=True, inplace=("addend",))
     cases += bn_bwd_acts(ragged, "relu", addend=True, inplace=("dz",), training=0)
     cases += bn_bwd_acts(ragged, "relu", residual=True, addend=True)
