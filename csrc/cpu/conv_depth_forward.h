@@ -31,7 +31,7 @@ typedef struct {
     map_float *result;
     float *stats;
     int stream;  /* the result goes past the caches */
-    int in_line; /* rows are made in the scratch and then moved: always where they are rounded */
+    int in_line; /* rows are made in the scratch and then moved */
     float *scratch;
 } depth_job;
 
@@ -246,6 +246,18 @@ static int depth_first_source(const depth_plan *p, int row)
     return p->pairs ? (row + p->top - p->taps + 2) / 2 : row * p->stride - p->top;
 }
 
+/* Says where the tiles write the rows that begin at element `at` of the result. Rows of bfloat16
+ * are made as floats, too, where statistics are taken of them. */
+static void depth_aim(const depth_job *job, float *line, size_t at, depth_rows *a)
+{
+#ifdef MDMT_HALF_MAPS
+    a->to = job->in_line || job->stats ? line : NULL;
+    a->rounded = job->in_line ? NULL : job->result + at;
+#else
+    a->to = job->in_line ? line : job->result + at;
+#endif
+}
+
 /* Rows first .. end - 1 of the plane that the ring stands on. */
 static void depth_plane(const depth_job *job, const depth_task *t, depth_ring *ring, float *line,
                         size_t plane, depth_rows *a, depth_stats *stats)
@@ -260,7 +272,7 @@ static void depth_plane(const depth_job *job, const depth_task *t, depth_ring *r
             depth_point(p, ring, row, count, a);
         }
         a->ahead = ring->from + (ptrdiff_t)ring->next * ring->w * MDMT_BLOCK;
-        a->to = job->in_line ? line : (float *)(void *)(job->result + at);
+        depth_aim(job, line, at, a);
         (count == p->rows ? p->fn : p->last)(a);
         for (int i = 0; i < count; i++) {
             const float *made = a->to + i * a->to_row + p->skip * MDMT_BLOCK;
@@ -297,7 +309,8 @@ static void depth_forward_task(void *context, int task, int thread)
     depth_rows a = {.width = p->tiled_width,
                     .w = job->w + (size_t)t.block * (size_t)taps * MDMT_BLOCK,
                     .add = job->bias ? job->bias + (size_t)t.block * MDMT_BLOCK : depth_zeros};
-    a.to_row = job->in_line ? (ptrdiff_t)p->line : (ptrdiff_t)p->width * MDMT_BLOCK;
+    a.rounded_row = (ptrdiff_t)p->width * MDMT_BLOCK;
+    a.to_row = MDMT_HALF || job->in_line ? (ptrdiff_t)p->line : a.rounded_row;
     if (p->turned) {
         depth_turn(a.w, turned, taps);
         a.w = turned;
@@ -325,7 +338,7 @@ static void depth_forward_go(const mdmt_site *site, const mdmt_call *call, depth
     job->result = call->out[0];
     job->scratch = call->workspace;
     job->stream = !job->addend && lanes_streams(pixels, job->result);
-    job->in_line = MDMT_HALF || job->stream || job->addend || p->pairs;
+    job->in_line = job->stream || job->addend || p->pairs;
     mdmt_parallel(site->pool, p->cut.tasks, depth_forward_task, job);
 }
 

@@ -23,6 +23,10 @@ MDMT_INLINE void reg_store(float *p, reg v)
 {
     _mm512_storeu_ps(p, v);
 }
+MDMT_INLINE void reg_store_map(map_float *p, reg v)
+{
+    lanes_store(p, v);
+}
 #else
 enum { DEPTH_SUMS = 8 };
 MDMT_INLINE reg reg_load(const float *p)
@@ -36,6 +40,10 @@ MDMT_INLINE reg reg_load_map(const map_float *p)
 MDMT_INLINE void reg_store(float *p, reg v)
 {
     _mm256_storeu_ps(p, v);
+}
+MDMT_INLINE void reg_store_map(map_float *p, reg v)
+{
+    reg_store(p, v);
 }
 #endif
 
@@ -58,8 +66,10 @@ typedef struct {
     int width;        /* result pixels of a row   */
     const float *w;   /* [taps][taps][16]         */
     const float *add; /* [16]: where sums begin   */
-    float *to;
-    ptrdiff_t to_row;   /* floats                   */
+    float *to;               /* result rows; NULL: only the rounded ones are wanted */
+    ptrdiff_t to_row;        /* floats                   */
+    map_float *rounded;      /* maps of bfloat16: result rows in their place, or NULL */
+    ptrdiff_t rounded_row;
     const map_float *ahead; /* source rows to be fetched meanwhile */
 } depth_rows;
 
@@ -106,11 +116,18 @@ MDMT_INLINE void depth_tile(const depth_rows *a, int at, const int K, const int 
                 }
             }
         }
-        DEPTH_UNROLL
-        for (int i = 0; i < R; i++) {
+        if (!MDMT_HALF || a->to) {
+            float *to = a->to + at * MDMT_BLOCK + half;
             DEPTH_UNROLL
-            for (int t = 0; t < T; t++) {
-                reg_store(a->to + i * a->to_row + (at + t) * MDMT_BLOCK + half, sum[i * T + t]);
+            for (int i = 0; i < R * T; i++) {
+                reg_store(to + i / T * a->to_row + i % T * MDMT_BLOCK, sum[i]);
+            }
+        }
+        if (MDMT_HALF && a->rounded) {
+            map_float *to = a->rounded + at * MDMT_BLOCK;
+            DEPTH_UNROLL
+            for (int i = 0; i < R * T; i++) {
+                reg_store_map(to + i / T * a->rounded_row + i % T * MDMT_BLOCK, sum[i]);
             }
         }
     }
