@@ -10,21 +10,21 @@ typedef int mdmt_conv_direct_avx2_unit; /* a unit is never empty */
 #include "conv_direct.h"
 #include "kernels.h"
 
-#define VEC           __m256
-#define VL            8
-#define VZERO()       _mm256_setzero_ps()
-#define VLOAD(p)      _mm256_loadu_ps(p)
-#define VSTORE(p, v)  _mm256_storeu_ps(p, v)
-#define VSTREAM(p, v) _mm256_stream_ps(p, v)
-#define VSET1(f)      _mm256_set1_ps(f)
-#define VFMA(a, b, c) _mm256_fmadd_ps(a, b, c)
-#define VDOT(a, b, c) VFMA(a, b, c)
-#define VTAKE(p)          VLOAD(p)
-#define VPUT(p, v)        VSTORE(p, v)
-#define VPUT_PAST(p, v)   VSTREAM(p, v)
-#define VADD(a, b)    _mm256_add_ps(a, b)
-#define VSUB(a, b)    _mm256_sub_ps(a, b)
-#define VMAX(a, b)    _mm256_max_ps(a, b)
+#define VEC             __m256
+#define VL              8
+#define VZERO()         _mm256_setzero_ps()
+#define VLOAD(p)        _mm256_loadu_ps(p)
+#define VSTORE(p, v)    _mm256_storeu_ps(p, v)
+#define VSTREAM(p, v)   _mm256_stream_ps(p, v)
+#define VSET1(f)        _mm256_set1_ps(f)
+#define VFMA(a, b, c)   _mm256_fmadd_ps(a, b, c)
+#define VDOT(a, b, c)   VFMA(a, b, c)
+#define VTAKE(p)        VLOAD(p)
+#define VPUT(p, v)      VSTORE(p, v)
+#define VPUT_PAST(p, v) VSTREAM(p, v)
+#define VADD(a, b)      _mm256_add_ps(a, b)
+#define VSUB(a, b)      _mm256_sub_ps(a, b)
+#define VMAX(a, b)      _mm256_max_ps(a, b)
 
 #include "conv_tile.h"
 

@@ -20,9 +20,9 @@ typedef struct {
     int columns;     /* of the scratch: of one column phase (forward), of a row (weights) */
     int slices;      /* weight gradient */
     size_t row_floats, plane_floats;
-    int pixel;     /* words of a pixel's block of y or dy: 16, or 8 in bfloat16 */
-    size_t sample; /* words between the images of y or dy                       */
-    int strip;     /* weight gradient: rows of dy that are taken at once        */
+    int pixel;           /* words of a pixel's block of y or dy: 16, or 8 in bfloat16 */
+    size_t sample;       /* words between the images of y or dy                       */
+    int strip;           /* weight gradient: rows of dy that are taken at once        */
     size_t strip_floats; /* of a staged block of them; 0: dy is read as it is   */
     size_t weight_floats, partial_bytes, thread_bytes;
 } plan;

@@ -1,5 +1,5 @@
-/* Template: the tiles of 512-bit vectors over the pixels of an IMAGE, 14 x 2 vectors of 16 outputs, and
- * STEM_SET, which names them in an mdmt_conv_micro; see conv_tile.h. */
+/* Template: the tiles of 512-bit vectors over the pixels of an IMAGE, 14 x 2 vectors of 16 outputs,
+ * and STEM_SET, which names them in an mdmt_conv_micro; see conv_tile.h. */
 
 #define STEMS(columns)                                                                             \
     DEFINE_TILE(stem_1_##columns, 1, columns, 1, 1)                                                \

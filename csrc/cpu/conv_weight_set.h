@@ -1,5 +1,5 @@
-/* Template: the weight tiles of 512-bit vectors, 16 input channels x 1 vector of 16 outputs or 8 x 2,
- * and WEIGHT_SET, which names them in an mdmt_conv_micro; see conv_tile.h. */
+/* Template: the weight tiles of 512-bit vectors, 16 input channels x 1 vector of 16 outputs or 8 x
+ * 2, and WEIGHT_SET, which names them in an mdmt_conv_micro; see conv_tile.h. */
 
 #define WEIGHTS(channels)                                                                          \
     DEFINE_WEIGHT(weight_1_##channels, channels, 1)                                                \

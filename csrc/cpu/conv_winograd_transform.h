@@ -297,7 +297,7 @@ typedef struct {
     int valid;              /* bit i: row i is inside                       */
     int left, width;        /* columns outside on the left; those of the map */
     loader load;
-    float *full, *narrow;   /* first tiles of the two classes               */
+    float *full, *narrow; /* first tiles of the two classes               */
     size_t v_point;
     const map_float *ahead; /* the rows that come next, to be prefetched    */
 } tile_row;
@@ -455,8 +455,8 @@ static void gradient_row(const mdmt_wino_plan *p, int taken, const tile_row *t)
  * elements before that of the next; its tiles go to v (tile numbers of `tiles`);
  * `row` counts tile rows over the batch. */
 static void transform_row(const mdmt_wino_plan *p, const mdmt_wino_tiles *tiles, int input, int row,
-                          const map_float *map, size_t sample, int h, int w, const loader *l, float *v,
-                          size_t v_point)
+                          const map_float *map, size_t sample, int h, int w, const loader *l,
+                          float *v, size_t v_point)
 {
     int n = row / p->rows, r = row % p->rows, narrow = r >= p->full_h;
     int top = narrow ? 4 * p->full_h + p->rest_h * (r - p->full_h) : 4 * r;

@@ -273,7 +273,7 @@ MDMT_INLINE void lanes_accumulate(double *sum, lanes v)
 
 #endif
 
-/* lanes_load, lanes_store and lanes_stream take pointers to floats and to what MAPs are stored as. */
+/* lanes_load, lanes_store and lanes_stream take pointers to floats and to what MAPs hold. */
 #ifdef MDMT_HALF_MAPS
 MDMT_INLINE lanes lanes_load_half(const uint16_t *p)
 {
