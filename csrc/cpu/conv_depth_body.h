@@ -16,13 +16,13 @@
 #include "lanes_act.h"
 
 enum {
-    DEPTH_TAPS = 5,        /* the widest kernel                                   */
-    DEPTH_TASKS = 64,      /* wanted at least, whatever the number of threads     */
-    DEPTH_PIXELS = 3136,   /* of a large task                                     */
-    DEPTH_FEW = 1024,      /* of a task of several samples                        */
-    DEPTH_RUN = 512,       /* pixels after which float sums go into double ones   */
+    DEPTH_TAPS = 5,                    /* the widest kernel                                   */
+    DEPTH_TASKS = 64,                  /* wanted at least, whatever the number of threads     */
+    DEPTH_PIXELS = 3136,               /* of a large task                                     */
+    DEPTH_FEW = 1024,                  /* of a task of several samples                        */
+    DEPTH_RUN = 512,                   /* pixels after which float sums go into double ones   */
     DEPTH_AHEAD = MDMT_HALF ? 48 : 24, /* pixels that a row fetches ahead */
-    DEPTH_RING = 24 * 1024 /* bytes of the ring that are well spent, of L1        */
+    DEPTH_RING = 24 * 1024             /* bytes of the ring that are well spent, of L1        */
 };
 
 /* A map as an argument: the distance of its samples is its own. */

@@ -62,13 +62,13 @@ enum {
 /* Result rows to be made: tap row r of result row i reads row[i * stride + r]. */
 typedef struct {
     const float *row[DEPTH_POINTERS];
-    int first, end;   /* tap rows that matter     */
-    int width;        /* result pixels of a row   */
-    const float *w;   /* [taps][taps][16]         */
-    const float *add; /* [16]: where sums begin   */
-    float *to;               /* result rows; NULL: only the rounded ones are wanted */
-    ptrdiff_t to_row;        /* floats                   */
-    map_float *rounded;      /* maps of bfloat16: result rows in their place, or NULL */
+    int first, end;     /* tap rows that matter     */
+    int width;          /* result pixels of a row   */
+    const float *w;     /* [taps][taps][16]         */
+    const float *add;   /* [16]: where sums begin   */
+    float *to;          /* result rows; NULL: only the rounded ones are wanted */
+    ptrdiff_t to_row;   /* floats                   */
+    map_float *rounded; /* maps of bfloat16: result rows in their place, or NULL */
     ptrdiff_t rounded_row;
     const map_float *ahead; /* source rows to be fetched meanwhile */
 } depth_rows;
