@@ -138,6 +138,7 @@ static void depth_stats_flush(depth_stats *stats)
     stats->pixels = 0;
 }
 
+/* At most DEPTH_RUN pixels of a row. */
 static void depth_stats_row(depth_stats *stats, const float *row, int pixels)
 {
     if (!stats->has_pivot) {
@@ -277,8 +278,9 @@ static void depth_plane(const depth_job *job, const depth_task *t, depth_ring *r
         for (int i = 0; i < count; i++) {
             const float *made = a->to + i * a->to_row + p->skip * MDMT_BLOCK;
             size_t to = at + (size_t)i * (size_t)p->width * MDMT_BLOCK;
-            if (job->stats) {
-                depth_stats_row(stats, made, p->width);
+            for (int from = 0; job->stats && from < p->width; from += DEPTH_RUN) {
+                depth_stats_row(stats, made + (ptrdiff_t)from * MDMT_BLOCK,
+                                depth_min(DEPTH_RUN, p->width - from));
             }
             if (job->in_line) {
                 depth_move_row(made, job->addend ? job->addend + to : NULL, job->result + to,
