@@ -23,7 +23,7 @@ MAX_SIDE = 1 << 14  # pixels
 PRECISIONS = {
     "fp32": {"winograd": 2},
     "fp32-direct": {"winograd": 0},
-    "bf16": {"winograd": 2, "bf16": 2},
+    "bf16": {"winograd": 2, "bf16": True},
 }
 GPU_PRECISIONS = {"fp32": "fp32", "fp32-direct": "fp32", "tf32": "tf32", "bf16": "bf16"}
 

@@ -83,7 +83,7 @@ class Case:
 
     def program(self, core, *, isa=None, threads=None, kernel=None, winograd=2, bf16=None):
         graph, arrays = self.graph(core)
-        how = {"winograd": winograd, "bf16": 2 * rounds(kernel) if bf16 is None else bf16}
+        how = {"winograd": winograd, "bf16": rounds(kernel) if bf16 is None else bf16}
         made = core.Program(graph, isa=isa, threads=threads, kernel=kernel, **how)
         return made, arrays
 

@@ -122,7 +122,7 @@ def test_specials_pass_through():
     g = _core.Graph()
     x, w = g.input("x", "map", (1, 16, 1, 5)), g.param("w", "w_dense", (16, 16, 1, 1))
     g.output(g.add("conv2d", [x, w])[0], "y")
-    program = _core.Program(g, kernel=KERNELS["conv2d"][0], bf16=2)
+    program = _core.Program(g, kernel=KERNELS["conv2d"][0], bf16=True)
     values, weights = np.ones((1, 16, 1, 5), np.float32), np.ones((16, 16, 1, 1), np.float32)
     values[0, 3, 0, 1], values[0, 4, 0, 4] = np.nan, np.inf
     y = np.array(program.run({"x": values, "w": weights})["y"])[0, :, 0]
@@ -131,7 +131,7 @@ def test_specials_pass_through():
     g = _core.Graph()
     x, dy = g.input("x", "map", (1, 16, 1, 5)), g.input("dy", "map", (1, 16, 1, 5))
     g.output(g.add("conv2d_bwd_weight", [x, dy], kernel=(1, 1))[0], "dw")
-    program = _core.Program(g, kernel=KERNELS["conv2d_bwd_weight"][0], bf16=2)
+    program = _core.Program(g, kernel=KERNELS["conv2d_bwd_weight"][0], bf16=True)
     dw = np.array(program.run({"x": values, "dy": np.ones_like(values)})["dw"])[:, :, 0, 0]
     assert np.isnan(dw[:, 3]).all() and np.isposinf(dw[:, 4]).all()
     assert (np.delete(dw, [3, 4], 1) == 5).all()

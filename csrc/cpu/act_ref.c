@@ -148,7 +148,7 @@ static void zeros_task(void *context, int n, int thread)
 static mdmt_status zeros(const mdmt_site *site, const mdmt_call *call)
 {
     const mdmt_tensor *map = site->out[0];
-    const size_t element = site->half ? sizeof(uint16_t) : sizeof(float);
+    const size_t element = site->bf16 ? sizeof(uint16_t) : sizeof(float);
     zeros_job job = {.out = call->out[0],
                      .sample = mdmt_map_sample(map) * element,
                      .bytes = (size_t)mdmt_blocks(map->dim[1]) * mdmt_map_block(map) * element};
@@ -181,4 +181,4 @@ const mdmt_cpu_impl mdmt_f32_gate_bwd__ref = {
 const mdmt_cpu_impl mdmt_f32_zeros__ref = {
     .name = "mdmt_f32_zeros__ref", .cost = mdmt_ref_cost, .run = zeros};
 const mdmt_cpu_impl mdmt_bf16_zeros__ref = {
-    .name = "mdmt_bf16_zeros__ref", .half = 1, .cost = mdmt_ref_cost, .run = zeros};
+    .name = "mdmt_bf16_zeros__ref", .bf16 = 1, .cost = mdmt_ref_cost, .run = zeros};

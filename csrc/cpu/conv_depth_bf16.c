@@ -1,5 +1,5 @@
 #if defined(__AVX512BF16__)
-#define MDMT_HALF_MAPS
+#define MDMT_BF16_MAPS
 #include "conv_depth_forward.h"
 #include "conv_depth_weight.h"
 #else

@@ -21,7 +21,7 @@ enum {
     DEPTH_PIXELS = 3136,               /* of a large task                                     */
     DEPTH_FEW = 1024,                  /* of a task of several samples                        */
     DEPTH_RUN = 512,                   /* pixels after which float sums go into double ones   */
-    DEPTH_AHEAD = MDMT_HALF ? 48 : 24, /* pixels that a row fetches ahead */
+    DEPTH_AHEAD = MDMT_MAPS_BF16 ? 48 : 24, /* pixels that a row fetches ahead */
     DEPTH_RING = 24 * 1024             /* bytes of the ring that are well spent, of L1        */
 };
 

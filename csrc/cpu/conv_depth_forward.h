@@ -251,7 +251,7 @@ static int depth_first_source(const depth_plan *p, int row)
  * are made as floats, too, where statistics are taken of them. */
 static void depth_aim(const depth_job *job, float *line, size_t at, depth_rows *a)
 {
-#ifdef MDMT_HALF_MAPS
+#ifdef MDMT_BF16_MAPS
     a->to = job->in_line || job->stats ? line : NULL;
     a->rounded = job->in_line ? NULL : job->result + at;
 #else
@@ -312,7 +312,7 @@ static void depth_forward_task(void *context, int task, int thread)
                     .w = job->w + (size_t)t.block * (size_t)taps * MDMT_BLOCK,
                     .add = job->bias ? job->bias + (size_t)t.block * MDMT_BLOCK : depth_zeros};
     a.rounded_row = (ptrdiff_t)p->width * MDMT_BLOCK;
-    a.to_row = MDMT_HALF || job->in_line ? (ptrdiff_t)p->line : a.rounded_row;
+    a.to_row = MDMT_MAPS_BF16 || job->in_line ? (ptrdiff_t)p->line : a.rounded_row;
     if (p->turned) {
         depth_turn(a.w, turned, taps);
         a.w = turned;
@@ -377,7 +377,7 @@ static void depth_data_needs(const mdmt_site *site, mdmt_needs *needs)
 const mdmt_cpu_impl MDMT_MAP_KERNEL(conv2d_forward_depth) = {
     .name = MDMT_MAP_KERNEL_TEXT(conv2d_forward_depth),
     .isa = MDMT_LANES_LEVEL,
-    .half = MDMT_HALF,
+    .bf16 = MDMT_MAPS_BF16,
     .supports = depth_supports,
     .needs = depth_forward_needs,
     .run = depth_forward_run,
@@ -386,7 +386,7 @@ const mdmt_cpu_impl MDMT_MAP_KERNEL(conv2d_forward_depth) = {
 const mdmt_cpu_impl MDMT_MAP_KERNEL(conv2d_bwd_data_depth) = {
     .name = MDMT_MAP_KERNEL_TEXT(conv2d_bwd_data_depth),
     .isa = MDMT_LANES_LEVEL,
-    .half = MDMT_HALF,
+    .bf16 = MDMT_MAPS_BF16,
     .supports = depth_supports,
     .needs = depth_data_needs,
     .run = depth_data_run,

@@ -54,7 +54,7 @@ MDMT_INLINE void reg_store_map(map_float *p, reg v)
 #endif
 
 enum {
-    DEPTH_LINE = MDMT_HALF ? 2 : 1, /* pixels of a line of the cache */
+    DEPTH_LINE = MDMT_MAPS_BF16 ? 2 : 1, /* pixels of a line of the cache */
     DEPTH_ROWS = 2,
     DEPTH_POINTERS = DEPTH_TAPS + 2 * (DEPTH_ROWS - 1)
 };
@@ -116,14 +116,14 @@ MDMT_INLINE void depth_tile(const depth_rows *a, int at, const int K, const int 
                 }
             }
         }
-        if (!MDMT_HALF || a->to) {
+        if (!MDMT_MAPS_BF16 || a->to) {
             float *to = a->to + at * MDMT_BLOCK + half;
             DEPTH_UNROLL
             for (int i = 0; i < R * T; i++) {
                 reg_store(to + i / T * a->to_row + i % T * MDMT_BLOCK, sum[i]);
             }
         }
-        if (MDMT_HALF && a->rounded) {
+        if (MDMT_MAPS_BF16 && a->rounded) {
             map_float *to = a->rounded + at * MDMT_BLOCK;
             DEPTH_UNROLL
             for (int i = 0; i < R * T; i++) {

@@ -254,7 +254,7 @@ static int weight_supports(const mdmt_site *site)
 const mdmt_cpu_impl MDMT_MAP_KERNEL(conv2d_bwd_weight_depth) = {
     .name = MDMT_MAP_KERNEL_TEXT(conv2d_bwd_weight_depth),
     .isa = MDMT_LANES_LEVEL,
-    .half = MDMT_HALF,
+    .bf16 = MDMT_MAPS_BF16,
     .supports = weight_supports,
     .needs = weight_needs,
     .run = weight_run,

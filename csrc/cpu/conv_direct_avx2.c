@@ -104,7 +104,7 @@ static const mdmt_conv_micro micro = {
 #define ISA      avx2
 #define ISA_ENUM MDMT_ISA_AVX2
 #define DTYPE    f32
-#define ROUNDED  0
+#define IS_BF16  0
 #define DIRECT   1
 #define STEM     1
 #include "conv_impl.h"

@@ -69,7 +69,7 @@ static const mdmt_conv_micro micro = {
 #define ISA      avx512
 #define ISA_ENUM MDMT_ISA_AVX512
 #define DTYPE    f32
-#define ROUNDED  0
+#define IS_BF16  0
 #define DIRECT   1
 #define STEM     1
 #include "conv_impl.h"

@@ -7,7 +7,7 @@ typedef int mdmt_conv_direct_bf16_unit; /* a unit is never empty */
 #include "conv_direct.h"
 #include "conv_vector_512.h"
 #include "kernels.h"
-#define MDMT_HALF_MAPS
+#define MDMT_BF16_MAPS
 #include "lanes_act.h"
 
 #define VDOT(a, b, c) _mm512_dpbf16_ps(c, (__m512bh)(a), (__m512bh)(b))
@@ -243,7 +243,7 @@ static const mdmt_conv_micro micro = {
 #define ISA      avx512
 #define ISA_ENUM MDMT_ISA_AVX512
 #define DTYPE    bf16
-#define ROUNDED  1 /* and half */
+#define IS_BF16  1
 #define DIRECT   1
 #define STEM     0
 #include "conv_impl.h"

@@ -1,6 +1,6 @@
 /* Template: the impl records of direct convolution for the including file's
  * inner kernels `micro`. The file defines ISA (avx2, avx512), ISA_ENUM, DTYPE
- * (f32, bf16), ROUNDED: 0, or 1 for bf16, and the passes that `micro` has:
+ * (f32, bf16), IS_BF16: 0, or 1 for bf16, and the passes that `micro` has:
  * DIRECT 1 or 0, STEM 1 or 0. */
 
 #define TEXT_(a) #a
@@ -24,8 +24,7 @@
     }                                                                                              \
     const mdmt_cpu_impl SYMBOL(symbol) = {.name = TEXT(SYMBOL(symbol)),                            \
                                           .isa = ISA_ENUM,                                         \
-                                          .rounds = ROUNDED,                                       \
-                                          .half = ROUNDED,                                         \
+                                          .bf16 = IS_BF16,                                         \
                                           .supports = mdmt_conv_##pass##_supports,                 \
                                           .needs = pass##_needs,                                   \
                                           .cost = pass##_cost,                                     \

@@ -7,7 +7,7 @@ typedef int mdmt_conv_stem_bf16_unit; /* a unit is never empty */
 #include "conv_direct.h"
 #include "conv_vector_512.h"
 #include "kernels.h"
-#define MDMT_HALF_MAPS
+#define MDMT_BF16_MAPS
 #include "lanes.h"
 
 #define VDOT(a, b, c) VFMA(a, b, c)
@@ -49,7 +49,7 @@ static const mdmt_conv_micro micro = {
 #define ISA      avx512
 #define ISA_ENUM MDMT_ISA_AVX512
 #define DTYPE    bf16
-#define ROUNDED  1 /* and half */
+#define IS_BF16  1
 #define DIRECT   0
 #define STEM     1
 #include "conv_impl.h"

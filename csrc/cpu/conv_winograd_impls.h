@@ -32,8 +32,7 @@
     const mdmt_cpu_impl MDMT_MAP_NAME(MDMT_MAP_TYPE, label##__##isa_name) = {                      \
         .name = TEXT(MDMT_MAP_NAME(MDMT_MAP_TYPE, label##__##isa_name)),                           \
         .isa = isa_id,                                                                             \
-        .rounds = MDMT_HALF,                                                                       \
-        .half = MDMT_HALF,                                                                         \
+        .bf16 = MDMT_MAPS_BF16,                                                                         \
         .supports = supports_##label,                                                              \
         .needs = needs_##label,                                                                    \
         .cost = cost_##label,                                                                      \

@@ -149,7 +149,7 @@ void mdmt_wino_plan_make(const mdmt_site *site, mdmt_wino_pass pass, int points,
     p->v = p->v_point * pp;
     /* In bfloat16 two pixels are a line: tiles begin with one where rows are even. */
     p->past =
-        (int64_t)p->n * p->kb * p->oh * p->ow * 64 >= PAST_BYTES && (!site->half || p->ow % 2 == 0);
+        (int64_t)p->n * p->kb * p->oh * p->ow * 64 >= PAST_BYTES && (!site->bf16 || p->ow % 2 == 0);
     p->range = p->cb;
     if (p->by_output && weight) {
         plan_sums(p);

@@ -187,7 +187,7 @@ INLINE void transpose(const float *from, float *to)
 
 /* ---- MAPs ---- */
 
-#ifdef MDMT_HALF_MAPS
+#ifdef MDMT_BF16_MAPS
 
 INLINE vec load_map(const map_float *p)
 {

@@ -56,8 +56,7 @@ typedef struct {
     int threads;  /* of the pool: per-thread scratch; never to cut the work by */
     mdmt_isa isa; /* the best that may be used */
     int winograd; /* 0: only plain convolution, 1: F(2x2,3x3), 2: also F(4x4,3x3) */
-    int bf16;     /* 1: factors may be rounded to bfloat16; 2: MAPs of floats are stored in it, too */
-    int half;     /* some argument is a MAP that is stored in bfloat16 */
+    int bf16;     /* 1: its MAPs of floats are stored in bfloat16 */
 } mdmt_site;
 
 /* What a kernel needs for a site. */
@@ -88,11 +87,10 @@ typedef enum {
  * the cost INFINITY. Costs are estimated cycles of one core and depend on the
  * shape and the ISA only, never on the machine or the number of threads. */
 typedef struct mdmt_cpu_impl {
-    const char *name;                       /* "mdmt_f32_conv2d_forward_direct__avx512" */
-    mdmt_isa isa;                           /* needed */
-    int rounds;                             /* 1: rounds factors to bfloat16 */
-    int half;     /* 1: its MAPs of floats are stored in bfloat16 */
-    int (*supports)(const mdmt_site *site); /* NULL: everything */
+    const char *name; /* "mdmt_f32_conv2d_forward_direct__avx512" */
+    mdmt_isa isa;     /* needed */
+    int bf16;         /* 1: takes MAPs of floats that are stored in bfloat16; 0: floats */
+    int (*supports)(const mdmt_site *site);                  /* NULL: everything */
     void (*needs)(const mdmt_site *site, mdmt_needs *needs); /* NULL: nothing    */
     double (*cost)(const mdmt_site *site);                   /* NULL: 0          */
     mdmt_status (*run)(const mdmt_site *site, const mdmt_call *call);
@@ -125,12 +123,13 @@ typedef struct {
 /* How the backend computes; the environment (MDMT_CPU, MDMT_WINOGRAD) may lower it. */
 typedef struct {
     mdmt_isa isa;
-    int winograd, bf16; /* as in mdmt_site */
+    int winograd; /* as in mdmt_site */
+    int bf16;     /* 1: MAPs of floats are stored in bfloat16 */
 } mdmt_cpu_options;
 
 /* select.c */
 mdmt_status mdmt_cpu_open(mdmt_backend **backend, mdmt_pool *pool, mdmt_cpu_options options);
-/* Whether this build and this processor have the kernels that round to bfloat16. */
+/* Whether this build and this processor have the kernels for bfloat16. */
 int mdmt_cpu_has_bf16(void);
 
 #endif

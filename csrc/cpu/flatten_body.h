@@ -92,7 +92,7 @@ static mdmt_status channel_sum_rows(const mdmt_site *site, const mdmt_call *call
 /* ROWS are floats always: a kernel for MAPs of bfloat16 never gets them. */
 static int sum_of_rows(const mdmt_site *site)
 {
-    return !MDMT_HALF && site->in[0]->kind == MDMT_ROWS;
+    return !MDMT_MAPS_BF16 && site->in[0]->kind == MDMT_ROWS;
 }
 
 static mdmt_status channel_sum(const mdmt_site *site, const mdmt_call *call)
@@ -173,7 +173,7 @@ static mdmt_status flatten_bwd(const mdmt_site *site, const mdmt_call *call)
 const mdmt_cpu_impl MDMT_MAP_KERNEL(channel_sum) = {
     .name = MDMT_MAP_KERNEL_TEXT(channel_sum),
     .isa = MDMT_LANES_LEVEL,
-    .half = MDMT_HALF,
+    .bf16 = MDMT_MAPS_BF16,
     .needs = channel_sum_needs,
     .run = channel_sum,
     .accepts = MDMT_ACCEPTS_VIEWS,
@@ -181,12 +181,12 @@ const mdmt_cpu_impl MDMT_MAP_KERNEL(channel_sum) = {
 const mdmt_cpu_impl MDMT_MAP_KERNEL(flatten_forward) = {
     .name = MDMT_MAP_KERNEL_TEXT(flatten_forward),
     .isa = MDMT_LANES_LEVEL,
-    .half = MDMT_HALF,
+    .bf16 = MDMT_MAPS_BF16,
     .run = flatten_forward,
 };
 const mdmt_cpu_impl MDMT_MAP_KERNEL(flatten_bwd) = {
     .name = MDMT_MAP_KERNEL_TEXT(flatten_bwd),
     .isa = MDMT_LANES_LEVEL,
-    .half = MDMT_HALF,
+    .bf16 = MDMT_MAPS_BF16,
     .run = flatten_bwd,
 };

@@ -146,7 +146,7 @@ static int gate_supports(const mdmt_site *site)
 const mdmt_cpu_impl MDMT_MAP_KERNEL(gate) = {
     .name = MDMT_MAP_KERNEL_TEXT(gate),
     .isa = MDMT_LANES_LEVEL,
-    .half = MDMT_HALF,
+    .bf16 = MDMT_MAPS_BF16,
     .supports = gate_supports,
     .needs = gate_needs,
     .run = gate_run,
@@ -156,7 +156,7 @@ const mdmt_cpu_impl MDMT_MAP_KERNEL(gate) = {
 const mdmt_cpu_impl MDMT_MAP_KERNEL(gate_bwd) = {
     .name = MDMT_MAP_KERNEL_TEXT(gate_bwd),
     .isa = MDMT_LANES_LEVEL,
-    .half = MDMT_HALF,
+    .bf16 = MDMT_MAPS_BF16,
     .supports = gate_supports,
     .run = gate_bwd_run,
     .accepts = MDMT_ACCEPTS_VIEWS | MDMT_ACCEPTS_ACTS,

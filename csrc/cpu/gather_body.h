@@ -254,7 +254,7 @@ static void gather_needs(const mdmt_site *site, mdmt_needs *needs)
 const mdmt_cpu_impl MDMT_MAP_KERNEL(channel_gather) = {
     .name = MDMT_MAP_KERNEL_TEXT(channel_gather),
     .isa = MDMT_LANES_LEVEL,
-    .half = MDMT_HALF,
+    .bf16 = MDMT_MAPS_BF16,
     .needs = gather_needs,
     .run = gather_run,
     .accepts = MDMT_ACCEPTS_VIEWS,

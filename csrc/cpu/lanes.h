@@ -274,22 +274,22 @@ MDMT_INLINE void lanes_accumulate(double *sum, lanes v)
 #endif
 
 /* lanes_load, lanes_store and lanes_stream take pointers to floats and to what MAPs hold. */
-#ifdef MDMT_HALF_MAPS
-MDMT_INLINE lanes lanes_load_half(const uint16_t *p)
+#ifdef MDMT_BF16_MAPS
+MDMT_INLINE lanes lanes_load_bf16(const uint16_t *p)
 {
     const __m256i bits = _mm256_loadu_si256((const __m256i *)(const void *)p);
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
-MDMT_INLINE void lanes_store_half(uint16_t *p, lanes v)
+MDMT_INLINE void lanes_store_bf16(uint16_t *p, lanes v)
 {
     _mm256_storeu_si256((__m256i *)(void *)p, (__m256i)_mm512_cvtneps_pbh(v));
 }
-MDMT_INLINE void lanes_stream_half(uint16_t *p, lanes v)
+MDMT_INLINE void lanes_stream_bf16(uint16_t *p, lanes v)
 {
     _mm256_stream_si256((__m256i *)(void *)p, (__m256i)_mm512_cvtneps_pbh(v));
 }
 #define LANES_FOR(p, what)                                                                          \
-    _Generic((p), const uint16_t *: what##_half, uint16_t *: what##_half, default: what##_float)
+    _Generic((p), const uint16_t *: what##_bf16, uint16_t *: what##_bf16, default: what##_float)
 #else
 #define LANES_FOR(p, what) what##_float
 #endif

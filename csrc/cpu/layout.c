@@ -3,7 +3,7 @@
 #include <string.h>
 
 #include "access.h"
-#include "half.h"
+#include "copies.h"
 
 size_t mdmt_storage_elements(const mdmt_tensor *tensor)
 {
@@ -45,7 +45,7 @@ size_t mdmt_storage_bytes(const mdmt_tensor *tensor)
     return mdmt_storage_elements(tensor) * element_bytes(tensor);
 }
 
-size_t mdmt_storage_bytes_half(const mdmt_tensor *tensor)
+size_t mdmt_storage_bytes_bf16(const mdmt_tensor *tensor)
 {
     return mdmt_storage_elements(tensor) *
            (mdmt_is_float_map(tensor) ? sizeof(uint16_t) : element_bytes(tensor));
@@ -145,9 +145,9 @@ void mdmt_layout_unpack(const mdmt_tensor *tensor, void *plain, const void *pack
     }
 }
 
-void mdmt_layout_pack_half(const mdmt_tensor *tensor, uint16_t *packed, const float *plain)
+void mdmt_layout_pack_bf16(const mdmt_tensor *tensor, uint16_t *packed, const float *plain)
 {
-    memset(packed, 0, mdmt_storage_bytes_half(tensor));
+    memset(packed, 0, mdmt_storage_bytes_bf16(tensor));
     for (size_t i = 0; i < run_count(tensor); i++) {
         run_of_elements run = run_at(tensor, i);
         for (size_t k = 0; k < run.count; k++) {
@@ -157,7 +157,7 @@ void mdmt_layout_pack_half(const mdmt_tensor *tensor, uint16_t *packed, const fl
     }
 }
 
-void mdmt_layout_unpack_half(const mdmt_tensor *tensor, float *plain, const uint16_t *packed)
+void mdmt_layout_unpack_bf16(const mdmt_tensor *tensor, float *plain, const uint16_t *packed)
 {
     for (size_t i = 0; i < run_count(tensor); i++) {
         run_of_elements run = run_at(tensor, i);

@@ -9,14 +9,14 @@
 size_t mdmt_storage_elements(const mdmt_tensor *tensor);
 size_t mdmt_storage_bytes(const mdmt_tensor *tensor);
 /* The same where MAPs of floats are stored in bfloat16. */
-size_t mdmt_storage_bytes_half(const mdmt_tensor *tensor);
+size_t mdmt_storage_bytes_bf16(const mdmt_tensor *tensor);
 
 /* `plain` is C-ordered in the tensor's dims; `packed` has mdmt_storage_bytes.
  * Packing writes every padding lane as zero. The two must not overlap. */
 void mdmt_layout_pack(const mdmt_tensor *tensor, void *packed, const void *plain);
 void mdmt_layout_unpack(const mdmt_tensor *tensor, void *plain, const void *packed);
 /* A MAP of floats that is stored in bfloat16. */
-void mdmt_layout_pack_half(const mdmt_tensor *tensor, uint16_t *packed, const float *plain);
-void mdmt_layout_unpack_half(const mdmt_tensor *tensor, float *plain, const uint16_t *packed);
+void mdmt_layout_pack_bf16(const mdmt_tensor *tensor, uint16_t *packed, const float *plain);
+void mdmt_layout_unpack_bf16(const mdmt_tensor *tensor, float *plain, const uint16_t *packed);
 
 #endif

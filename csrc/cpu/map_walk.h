@@ -10,7 +10,7 @@
 enum {
     MAP_PART = 2048, /* 128 KiB of a tensor */
     MAP_RUN = 512,
-    MAP_AHEAD = (MDMT_HALF ? 48 : 24) * MDMT_BLOCK, /* elements that a long run fetches ahead */
+    MAP_AHEAD = (MDMT_MAPS_BF16 ? 48 : 24) * MDMT_BLOCK, /* elements that a long run fetches ahead */
     /* Independent accumulators: enough to hide the latency of an addition, few
      * enough for two such sums to stay in registers. */
     LANES_SUMS = MDMT_LANES_LEVEL == MDMT_ISA_AVX512 ? 4 : 2

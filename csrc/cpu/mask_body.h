@@ -24,7 +24,7 @@ MDMT_INLINE reg mask_logits(const map_float *z)
 {
     const __m512i lane =
         _mm512_setr_epi32(0, 16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 176, 192, 208, 224, 240);
-#ifdef MDMT_HALF_MAPS /* the second lane comes along */
+#ifdef MDMT_BF16_MAPS /* the second lane comes along */
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_i32gather_epi32(lane, z, 2), 16));
 #else
     return _mm512_i32gather_ps(lane, z, 4);
@@ -235,14 +235,14 @@ static mdmt_status mask_sums_bwd_run(const mdmt_site *site, const mdmt_call *cal
 const mdmt_cpu_impl MDMT_MAP_KERNEL(mask_sums) = {
     .name = MDMT_MAP_KERNEL_TEXT(mask_sums),
     .isa = MDMT_LANES_LEVEL,
-    .half = MDMT_HALF,
+    .bf16 = MDMT_MAPS_BF16,
     .needs = mask_sums_needs,
     .run = mask_sums_run,
 };
 const mdmt_cpu_impl MDMT_MAP_KERNEL(mask_sums_bwd) = {
     .name = MDMT_MAP_KERNEL_TEXT(mask_sums_bwd),
     .isa = MDMT_LANES_LEVEL,
-    .half = MDMT_HALF,
+    .bf16 = MDMT_MAPS_BF16,
     .supports = mask_bwd_supports,
     .run = mask_sums_bwd_run,
 };

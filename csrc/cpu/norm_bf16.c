@@ -1,5 +1,5 @@
 #if defined(__AVX512BF16__)
-#define MDMT_HALF_MAPS
+#define MDMT_BF16_MAPS
 #include "norm_body.h"
 #include "norm_bwd_body.h"
 #else

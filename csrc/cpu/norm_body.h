@@ -77,7 +77,7 @@ static int stats_supports(const mdmt_site *site)
 const mdmt_cpu_impl MDMT_MAP_KERNEL(channel_stats) = {
     .name = MDMT_MAP_KERNEL_TEXT(channel_stats),
     .isa = MDMT_LANES_LEVEL,
-    .half = MDMT_HALF,
+    .bf16 = MDMT_MAPS_BF16,
     .supports = stats_supports,
     .needs = stats_needs,
     .run = stats_run,
@@ -232,7 +232,7 @@ static int norm_supports(const mdmt_site *site)
 const mdmt_cpu_impl MDMT_MAP_KERNEL(norm_act) = {
     .name = MDMT_MAP_KERNEL_TEXT(norm_act),
     .isa = MDMT_LANES_LEVEL,
-    .half = MDMT_HALF,
+    .bf16 = MDMT_MAPS_BF16,
     .supports = norm_supports,
     .needs = norm_needs,
     .run = norm_run_all,

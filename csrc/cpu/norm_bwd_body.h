@@ -369,7 +369,7 @@ static bwd_job bwd_job_of(const mdmt_site *site, const mdmt_call *call)
     const map_float *dx = job.dx.data;
     int large = lanes_streams(job.shape.pixels * job.shape.blocks, dx) && dx != job.dz.data;
     /* A sigmoid costs more than to store g and to load it again from a cache; but not rounded. */
-    if (job.act == MDMT_ACT_SILU && !MDMT_HALF && job.addend.data != dx && !large) {
+    if (job.act == MDMT_ACT_SILU && !MDMT_MAPS_BF16 && job.addend.data != dx && !large) {
         job.dpre = job.dx;
     }
     job.stream = large && dx != job.x.data && dx != job.z.data && !job.addend.data && !job.scaled;
@@ -424,7 +424,7 @@ static int bwd_supports(const mdmt_site *site)
 const mdmt_cpu_impl MDMT_MAP_KERNEL(bn_bwd) = {
     .name = MDMT_MAP_KERNEL_TEXT(bn_bwd),
     .isa = MDMT_LANES_LEVEL,
-    .half = MDMT_HALF,
+    .bf16 = MDMT_MAPS_BF16,
     .supports = bwd_supports,
     .needs = bwd_needs,
     .run = bwd_go,

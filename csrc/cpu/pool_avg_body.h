@@ -85,7 +85,7 @@ static mdmt_status avg_run(const mdmt_site *site, const mdmt_call *call)
 const mdmt_cpu_impl MDMT_MAP_KERNEL(avg_pool_forward) = {
     .name = MDMT_MAP_KERNEL_TEXT(avg_pool_forward),
     .isa = MDMT_LANES_LEVEL,
-    .half = MDMT_HALF,
+    .bf16 = MDMT_MAPS_BF16,
     .supports = pool_supports,
     .run = avg_run,
     .accepts = MDMT_ACCEPTS_VIEWS,
@@ -136,7 +136,7 @@ static mdmt_status avg_bwd_run(const mdmt_site *site, const mdmt_call *call)
 const mdmt_cpu_impl MDMT_MAP_KERNEL(avg_pool_bwd) = {
     .name = MDMT_MAP_KERNEL_TEXT(avg_pool_bwd),
     .isa = MDMT_LANES_LEVEL,
-    .half = MDMT_HALF,
+    .bf16 = MDMT_MAPS_BF16,
     .supports = pool_supports,
     .run = avg_bwd_run,
     .accepts = MDMT_ACCEPTS_VIEWS,
@@ -147,7 +147,7 @@ const mdmt_cpu_impl MDMT_MAP_KERNEL(avg_pool_bwd) = {
 
 enum {
     GLOBAL_BLOCKS = 4,
-    GLOBAL_AHEAD = (MDMT_HALF ? 48 : 24) * MDMT_BLOCK /* elements fetched ahead */
+    GLOBAL_AHEAD = (MDMT_MAPS_BF16 ? 48 : 24) * MDMT_BLOCK /* elements fetched ahead */
 };
 
 typedef struct {
@@ -254,7 +254,7 @@ static int global_bwd_supports(const mdmt_site *site)
 const mdmt_cpu_impl MDMT_MAP_KERNEL(global_avg_pool_forward) = {
     .name = MDMT_MAP_KERNEL_TEXT(global_avg_pool_forward),
     .isa = MDMT_LANES_LEVEL,
-    .half = MDMT_HALF,
+    .bf16 = MDMT_MAPS_BF16,
     .supports = global_supports,
     .run = global_run,
     .accepts = MDMT_ACCEPTS_VIEWS | MDMT_ACCEPTS_ACTS,
@@ -263,7 +263,7 @@ const mdmt_cpu_impl MDMT_MAP_KERNEL(global_avg_pool_forward) = {
 const mdmt_cpu_impl MDMT_MAP_KERNEL(global_avg_pool_bwd) = {
     .name = MDMT_MAP_KERNEL_TEXT(global_avg_pool_bwd),
     .isa = MDMT_LANES_LEVEL,
-    .half = MDMT_HALF,
+    .bf16 = MDMT_MAPS_BF16,
     .supports = global_bwd_supports,
     .run = global_bwd_run,
     .accepts = MDMT_ACCEPTS_VIEWS,

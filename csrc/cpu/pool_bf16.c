@@ -1,5 +1,5 @@
 #if defined(__AVX512BF16__)
-#define MDMT_HALF_MAPS
+#define MDMT_BF16_MAPS
 #include "pool_body.h"
 #include "pool_avg_body.h"
 #else

@@ -304,7 +304,7 @@ static int pool_supports(const mdmt_site *site)
 const mdmt_cpu_impl MDMT_MAP_KERNEL(max_pool_forward) = {
     .name = MDMT_MAP_KERNEL_TEXT(max_pool_forward),
     .isa = MDMT_LANES_LEVEL,
-    .half = MDMT_HALF,
+    .bf16 = MDMT_MAPS_BF16,
     .supports = pool_supports,
     .needs = max_needs,
     .run = max_run,
@@ -455,7 +455,7 @@ static mdmt_status max_bwd_run(const mdmt_site *site, const mdmt_call *call)
 const mdmt_cpu_impl MDMT_MAP_KERNEL(max_pool_bwd) = {
     .name = MDMT_MAP_KERNEL_TEXT(max_pool_bwd),
     .isa = MDMT_LANES_LEVEL,
-    .half = MDMT_HALF,
+    .bf16 = MDMT_MAPS_BF16,
     .supports = pool_supports,
     .run = max_bwd_run,
     .accepts = MDMT_ACCEPTS_VIEWS,

@@ -1,5 +1,5 @@
 #if defined(__AVX512BF16__)
-#define MDMT_HALF_MAPS
+#define MDMT_BF16_MAPS
 #include "flatten_body.h"
 #else
 typedef int mdmt_empty_unit; /* C wants one declaration */

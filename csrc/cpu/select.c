@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "half.h"
+#include "copies.h"
 #include "kernels.h"
 #include "layout.h"
 
@@ -430,20 +430,19 @@ static mdmt_site site_of(const cpu_backend *cpu, const mdmt_graph *graph, const 
                       .pool = cpu->pool,
                       .threads = mdmt_pool_threads(cpu->pool),
                       .isa = cpu->options.isa,
-                      .winograd = cpu->options.winograd,
-                      .bf16 = cpu->options.bf16};
+                      .winograd = cpu->options.winograd};
     for (int i = 0; i < op->inputs; i++) {
         site.in[i] = op->in[i] >= 0 ? &graph->tensor[op->in[i]] : NULL;
     }
     for (int i = 0; i < op->outputs; i++) {
         site.out[i] = op->out[i] >= 0 ? &graph->tensor[op->out[i]] : NULL;
     }
-    if (site.bf16 > 1) {
+    if (cpu->options.bf16) {
         for (int i = 0; i < op->inputs; i++) {
-            site.half |= mdmt_is_float_map(site.in[i]);
+            site.bf16 |= mdmt_is_float_map(site.in[i]);
         }
         for (int i = 0; i < op->outputs; i++) {
-            site.half |= mdmt_is_float_map(site.out[i]);
+            site.bf16 |= mdmt_is_float_map(site.out[i]);
         }
     }
     return site;
@@ -474,7 +473,7 @@ static int asked_by_site(const mdmt_site *site)
 
 static int usable(const mdmt_cpu_impl *impl, const mdmt_site *site, int asked)
 {
-    return impl->isa <= site->isa && impl->rounds <= site->bf16 && impl->half == site->half &&
+    return impl->isa <= site->isa && impl->bf16 == site->bf16 &&
            (impl->isa == MDMT_ISA_REF || !(asked & ~impl->accepts)) &&
            (!impl->supports || impl->supports(site));
 }
@@ -531,11 +530,11 @@ static mdmt_status choose(const mdmt_site *site, int asked, const mdmt_cpu_impl 
 }
 
 /* Whether a kernel takes the site's MAPs as they are stored. */
-static int has_half(const mdmt_site *site, const mdmt_cpu_impl *const *impls, const char *force)
+static int takes_bf16(const mdmt_site *site, const mdmt_cpu_impl *const *impls, const char *force)
 {
     const int asked = asked_by_site(site);
     for (; *impls; impls++) {
-        if ((*impls)->half && allowed(*impls, force) && usable(*impls, site, asked)) {
+        if ((*impls)->bf16 && allowed(*impls, force) && usable(*impls, site, asked)) {
             return 1;
         }
     }
@@ -552,7 +551,7 @@ static mdmt_status cpu_prepare(mdmt_backend *backend, mdmt_graph *graph, mdmt_op
         return mdmt_fail(MDMT_UNSUPPORTED, "the op %s has no kernel on the CPU", op->record->name);
     }
     const mdmt_cpu_impl *impl = NULL;
-    if (site.half && !has_half(&site, impls, force)) { /* floats, on copies */
+    if (site.bf16 && !takes_bf16(&site, impls, force)) { /* floats, on copies */
         mdmt_float_site_of(&site, &copy);
         site = copy.site;
     }
@@ -586,7 +585,7 @@ static mdmt_status cpu_run(mdmt_backend *backend, const mdmt_graph *graph, const
     mdmt_site site = site_of(cpu_of(backend), graph, op);
     mdmt_call call = {.in = in, .out = out, .workspace = workspace, .step = step};
     const mdmt_cpu_impl *impl = kernel->impl;
-    if (site.half && !impl->half) {
+    if (site.bf16 && !impl->bf16) {
         mdmt_float_site copy;
         mdmt_float_site_of(&site, &copy);
         return mdmt_float_site_run(impl, &site, &call, kernel->workspace_bytes - copy.bytes);
@@ -596,22 +595,22 @@ static mdmt_status cpu_run(mdmt_backend *backend, const mdmt_graph *graph, const
 
 static size_t cpu_tensor_bytes(const mdmt_backend *backend, const mdmt_tensor *tensor)
 {
-    return cpu_of(backend)->options.bf16 > 1 ? mdmt_storage_bytes_half(tensor)
+    return cpu_of(backend)->options.bf16 ? mdmt_storage_bytes_bf16(tensor)
                                              : mdmt_storage_bytes(tensor);
 }
 
 static size_t cpu_view_bytes(const mdmt_backend *backend, const mdmt_tensor *view)
 {
     size_t pixels = view->kind == MDMT_MAP ? (size_t)view->dim[2] * (size_t)view->dim[3] : 1;
-    int half = cpu_of(backend)->options.bf16 > 1 && mdmt_is_float_map(view);
-    return (size_t)view->view_from * pixels * (half ? sizeof(uint16_t) : sizeof(float));
+    int narrow = cpu_of(backend)->options.bf16 && mdmt_is_float_map(view);
+    return (size_t)view->view_from * pixels * (narrow ? sizeof(uint16_t) : sizeof(float));
 }
 
 static mdmt_status cpu_upload(mdmt_backend *backend, const mdmt_tensor *tensor, void *data,
                               const void *host)
 {
-    if (cpu_of(backend)->options.bf16 > 1 && mdmt_is_float_map(tensor)) {
-        mdmt_layout_pack_half(tensor, data, host);
+    if (cpu_of(backend)->options.bf16 && mdmt_is_float_map(tensor)) {
+        mdmt_layout_pack_bf16(tensor, data, host);
     } else {
         mdmt_layout_pack(tensor, data, host);
     }
@@ -621,8 +620,8 @@ static mdmt_status cpu_upload(mdmt_backend *backend, const mdmt_tensor *tensor, 
 static mdmt_status cpu_download(mdmt_backend *backend, const mdmt_tensor *tensor, const void *data,
                                 void *host)
 {
-    if (cpu_of(backend)->options.bf16 > 1 && mdmt_is_float_map(tensor)) {
-        mdmt_layout_unpack_half(tensor, host, data);
+    if (cpu_of(backend)->options.bf16 && mdmt_is_float_map(tensor)) {
+        mdmt_layout_unpack_bf16(tensor, host, data);
     } else {
         mdmt_layout_unpack(tensor, host, data);
     }

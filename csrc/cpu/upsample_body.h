@@ -202,14 +202,14 @@ static mdmt_status upsample_bwd_run(const mdmt_site *site, const mdmt_call *call
 const mdmt_cpu_impl MDMT_MAP_KERNEL(upsample_forward) = {
     .name = MDMT_MAP_KERNEL_TEXT(upsample_forward),
     .isa = MDMT_LANES_LEVEL,
-    .half = MDMT_HALF,
+    .bf16 = MDMT_MAPS_BF16,
     .run = upsample_run,
     .accepts = MDMT_ACCEPTS_VIEWS,
 };
 const mdmt_cpu_impl MDMT_MAP_KERNEL(upsample_bwd) = {
     .name = MDMT_MAP_KERNEL_TEXT(upsample_bwd),
     .isa = MDMT_LANES_LEVEL,
-    .half = MDMT_HALF,
+    .bf16 = MDMT_MAPS_BF16,
     .run = upsample_bwd_run,
     .accepts = MDMT_ACCEPTS_VIEWS,
 };

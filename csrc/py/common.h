@@ -32,7 +32,7 @@ typedef struct {
 typedef struct {
     const char *isa;    /* NULL: the best                 */
     int threads;        /* 0: those of the process        */
-    int winograd, bf16; /* as in mdmt_site                */
+    int winograd, bf16; /* as in mdmt_cpu_options         */
     PyObject *device;   /* None: the CPU; or (capsule of mdmt._cuda, ordinal, precision, libraries,
                            deterministic), to which the others mean nothing */
 } mdmt_py_choice;

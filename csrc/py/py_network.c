@@ -17,7 +17,7 @@ static PyObject *network_new(PyTypeObject *type, PyObject *args, PyObject *keywo
     PyObject *graph;
     mdmt_py_choice choice = {.winograd = 2, .device = Py_None};
     unsigned long long seed = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!|ziKOi", names, mdmt_py_graph_type, &graph,
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!|ziKOp", names, mdmt_py_graph_type, &graph,
                                      &choice.isa, &choice.winograd, &seed, &choice.device,
                                      &choice.bf16)) {
         return NULL;

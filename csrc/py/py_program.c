@@ -52,7 +52,7 @@ static PyObject *program_new(PyTypeObject *type, PyObject *args, PyObject *keywo
     PyObject *graph, *threads = Py_None;
     const char *kernel = NULL;
     mdmt_py_choice choice = {.winograd = 2, .device = Py_None};
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!|zOziOi", names, mdmt_py_graph_type, &graph,
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!|zOziOp", names, mdmt_py_graph_type, &graph,
                                      &choice.isa, &threads, &kernel, &choice.winograd,
                                      &choice.device, &choice.bf16)) {
         return NULL;

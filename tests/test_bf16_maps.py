@@ -77,8 +77,8 @@ def test_kernel_means_what_is_stated(op, kernel):
         if got is None:
             continue
         tried += 1
-        peer = outputs(case, arrays, kernel=floats, threads=1, bf16=0)
-        copies = outputs(case, arrays, kernel=floats, threads=1, bf16=2)
+        peer = outputs(case, arrays, kernel=floats, threads=1, bf16=False)
+        copies = outputs(case, arrays, kernel=floats, threads=1, bf16=True)
         exact, bounds = stated(case.id)
         for name, value in got.items():
             bound, rounding = bounds[name], 0.0

@@ -1,6 +1,6 @@
 /* MAPs that are stored in bfloat16, for kernels that know floats alone: they work on copies. */
-#ifndef MDMT_CPU_HALF_H
-#define MDMT_CPU_HALF_H
+#ifndef MDMT_CPU_COPIES_H
+#define MDMT_CPU_COPIES_H
 
 #include "cpu.h"
 

@@ -1,4 +1,4 @@
-#include "half.h"
+#include "copies.h"
 
 #include <string.h>
 
@@ -48,7 +48,7 @@ static size_t take(const mdmt_tensor *from, mdmt_tensor *to, const mdmt_tensor *
 void mdmt_float_site_of(const mdmt_site *site, mdmt_float_site *copy)
 {
     copy->site = *site;
-    copy->site.half = 0;
+    copy->site.bf16 = 0;
     copy->bytes = 0;
     for (int i = 0; i < site->op->inputs; i++) {
         copy->bytes += take(site->in[i], &copy->in[i], &copy->site.in[i]);
