@@ -1,5 +1,5 @@
-"""bfloat16 on the CPU: feature maps are stored in it, direct convolutions multiply it; sums, statistics
-and weights are float32."""
+"""bfloat16 on the CPU: feature maps are stored in it, direct convolutions multiply it; sums,
+statistics and weights are float32."""
 
 import numpy as np
 import pytest
@@ -46,8 +46,8 @@ def outputs(case, program, arrays):
 @every_case
 def test_kernels_mean_what_is_stated(case):
     """The statement in float64 with rounded factors, within the rounding of float32 and, of what is
-    stored in a map, of bfloat16. What is loaded through a batch norm may be rounded to the neighbour
-    where float32 and float64 disagree about a tie; a product more or less would show."""
+    stored in a map, of bfloat16. What is loaded through a batch norm may be rounded to the
+    neighbour where float32 and float64 disagree about a tie; a product more or less would show."""
     program, arrays = program_of(case)
     arrays |= {k: say.bfloat16(v) for k, v in arrays.items() if v.ndim == 4}
     got, lazy = outputs(case, program, arrays), "xscale" in arrays
@@ -176,8 +176,8 @@ def test_networks_use_it(backbone):
 @needs_bf16
 @pytest.mark.parametrize("backbone", ["resnet18", "efficientnet_b0"])
 def test_gradients_point_where_those_of_float32_do(backbone):
-    """(Random deep networks amplify any rounding: there tests/test_oracle.py compares with PyTorch's
-    autocast.)"""
+    """(Random deep networks amplify any rounding: there tests/test_oracle.py compares with
+    PyTorch's autocast.)"""
     found = []
     for precision in ("bf16", "fp32"):
         gradients = model(backbone, precision).loss_and_gradients(*batch())[1]
