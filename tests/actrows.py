@@ -229,7 +229,6 @@ def bn_bwd_table():
         cases += bn_bwd_acts((2, 3, 9, 8), act, training=0)
     cases += bn_bwd_acts(ragged, "silu", gate=True)
     cases += bn_bwd_acts(ragged, "hardswish", pooled=True, inplace=("dz",))
-    cases += bn_bwd_acts(ragged, "silu", gate=True, pooled=True, addend=True)
     cases += bn_bwd_acts(ragged, "silu", gate=True, pooled=True, addend=True, inplace=("addend",))
     cases += bn_bwd_acts(ragged, "silu", gate=True, pooled=True, addend=True)
     cases += bn_bwd_acts(ragged, "relu", addend=True, inplace=("addend",))
