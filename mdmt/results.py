@@ -177,7 +177,7 @@ def fewer_folds(rows: list[dict], columns=("accuracy", "f1", "gmean", "auc")) ->
         n = len({str(r["fold"]) for r in rows if r.get(c) is not None})
         if n < len(folds):
             found.setdefault(n, []).append(called(c))
-    return undefined(found, len(folds))
+    return undefined(found, len(folds), "number" if "mae" in columns else "class")
 
 
 def called(name: str) -> str:
@@ -185,8 +185,9 @@ def called(name: str) -> str:
     return "accuracy" if name == "accuracy" else measures.MEASURES[name].title
 
 
-def undefined(found: dict, folds: int) -> str:
-    """The sentence of `fewer_folds`; found {number of folds: names of the metrics}."""
+def undefined(found: dict, folds: int, what: str = "class") -> str:
+    """The sentence of `fewer_folds`; found {number of folds: names of the metrics}; what: of which
+    those test parts hold only one."""
     if not found:
         return ""
     said = []
@@ -195,7 +196,7 @@ def undefined(found: dict, folds: int) -> str:
         one = len(names) == 1
         mean = f"{'a mean' if one else 'means'} over {n} of {folds} folds"
         said.append(f"{named} {'is' if one else 'are'} {mean if n else 'defined in no fold'}")
-    return "; ".join(said) + ": test parts of one class leave them undefined."
+    return "; ".join(said) + f": test parts of one {what} leave them undefined."
 
 
 def final_table(results: list[dict], values: dict) -> str:

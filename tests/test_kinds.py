@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdmt import config, engine, kinds, metrics, splits, stats
-from mdmt.data import table
+from mdmt.data import labels, table
 from mdmt.errors import BadConfig, BadData, BadInput, Interrupted
 from mdmt.model import Model
 from mdmt.stats import _weighted
@@ -575,3 +575,23 @@ def test_brixia_scores_are_numbers(tmp_path):
     cases = readers.read_cases(full["data"]["datasets"][0], full["tasks"]["t"], tmp_path)
     assert cases.kind == kinds.NUMBER
     np.testing.assert_array_equal(cases.target, cases.targets.sum(1))
+
+
+def test_folds_hold_each_of_many_findings_about_as_often():
+    """14 findings as rare as those of ChestX-ray14: the deviation of a finding's cases over folds is
+    less than half of what drawing patients by chance gives."""
+    rng = np.random.default_rng(0)
+    shares = np.array([18, 12, 11, 5.6, 5.2, 4.7, 4.2, 3, 2.5, 2.2, 2, 1.5, 1.5, 0.5]) / 100
+    patient = rng.integers(0, 700, 1500)
+    y = rng.random((1500, 14)) + 0.6 * rng.random((700, 14))[patient]
+    y = (y < np.quantile(y, shares, axis=0).diagonal()).astype(float)
+    names = [f"p{p}" for p in patient]
+    folds = splits.stratified_group_kfold(labels.rarest(y), names, 5, needed=())
+
+    def deviation(parts):
+        counts = np.array([y[rows].sum(0) for rows in parts])
+        return counts.std(0) / counts.mean(0)
+
+    drawn = [rng.integers(0, 5, 700)[patient] for _ in range(10)]
+    chance = np.mean([deviation([d == k for k in range(5)]) for d in drawn], 0)
+    assert deviation([f["test"] for f in folds]).mean() < 0.5 * chance.mean()

@@ -382,13 +382,16 @@ def defined_folds(m: Matrix, metric: str) -> int:
 
 
 def fewer_folds(m: Matrix) -> str:
-    """Which metrics are not of all folds, as a sentence; "" for none."""
+    """Which metrics are not of all folds, as a sentence; "" for none. A correlation may lack a fold
+    for what a network says, too, and is left to its own cells."""
     found: dict = {}
     for k in compared(m.spec):
+        if k == "pearson":
+            continue
         n = defined_folds(m, k)
         if n < len(m.folds):
             found.setdefault(n, []).append(MEASURES[k].title)
-    return undefined(found, len(m.folds))
+    return undefined(found, len(m.folds), "number" if m.kind == kinds.NUMBER else "class")
 
 
 def corrected_t(outcome, m: Matrix, backbone: str, other: str, metric: str):
