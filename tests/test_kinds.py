@@ -578,8 +578,8 @@ def test_brixia_scores_are_numbers(tmp_path):
 
 
 def test_folds_hold_each_of_many_findings_about_as_often():
-    """14 findings as rare as those of ChestX-ray14: the deviation of a finding's cases over folds is
-    less than half of what drawing patients by chance gives."""
+    """14 findings as rare as those of ChestX-ray14: the deviation of a finding's cases over folds
+    is less than half of what drawing patients by chance gives."""
     rng = np.random.default_rng(0)
     shares = np.array([18, 12, 11, 5.6, 5.2, 4.7, 4.2, 3, 2.5, 2.2, 2, 1.5, 1.5, 0.5]) / 100
     patient = rng.integers(0, 700, 1500)
