@@ -267,7 +267,7 @@ def _spread(name: str, rows: list[dict]) -> str:
     numbers = [one.scale * r[name] for r in rows if r.get(name) is not None]
     if not numbers:
         return "-"
-    text = f"{np.mean(numbers):.{one.digits}f}"
+    text = f"{round(float(np.mean(numbers)), one.digits) + 0.0:.{one.digits}f}"  # no -0
     if len(numbers) > 1:
         text += f" ± {np.std(numbers, ddof=1):.{one.digits}f}"
     return text

@@ -11,9 +11,9 @@ from . import style
 
 
 def _least(values: np.ndarray, name: str) -> float:
-    """What an axis of a measure spans at least: 2 points, or a fiftieth of its values."""
-    if MEASURES[name].share:
-        return 2.0
+    """What an axis of a measure spans at least: 2 points, of errors a fiftieth of their values."""
+    if not MEASURES[name].less:
+        return 0.02 * MEASURES[name].scale
     return 0.02 * max(float(np.nanmax(np.abs(values), initial=0)), 1e-6)
 
 

@@ -155,7 +155,7 @@ def findings(m: Matrix):
     """ROC curves of each finding, a panel each; means over folds and networks."""
     columns = min(4, len(m.classes))
     rows = -(-len(m.classes) // columns)
-    fig, axes = style.figure(2.5 * columns + 0.2, 2.75 * rows + 0.4, rows, columns)
+    fig, axes = style.figure(2.5 * columns + 0.2, 3.0 * rows + 0.5, rows, columns)
     auc = {c: by_finding(m, c)["auc"] for c in m.configurations}
     ones = np.ones((1, len(m.y)))
     for k, (ax, name) in enumerate(zip(axes.flat, m.classes, strict=False)):
