@@ -48,8 +48,8 @@ COLUMNS = _map(
     findings=Key(
         "table",
         None,
-        "finding -> its column of 1, 0 or nothing (not labelled), where findings have columns of "
-        "their own (default: the columns that are called like them, where there is no label)",
+        "finding -> its column of 1, 0 or nothing (not labelled; so is -1, uncertain), where they "
+        "have columns of their own (default: those called like them, where there is no label)",
         optional=True,
         item=Key("text"),
     ),

@@ -405,7 +405,7 @@ def test_findings_in_one_column(tmp_path):
     [
         ([*WIDE, ["e", "5", "2", "0", "0"]], "'e', column 'Edema': '2' must be 1 .there., 0 "),
         ([*LONG, ["e", "5", "Edma"]], "'e', column 'label': unknown finding 'Edma' for task 't'"),
-        ([r[:4] for r in WIDE], "has no column 'label'"),
+        ([r[:4] for r in WIDE], "neither a column 'label' of findings nor one .* called 'Nodule'"),
         ([r[:2] + ["", "-1", ""] if k else r for k, r in enumerate(WIDE)], "has no labels"),
     ],
 )

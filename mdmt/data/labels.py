@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -99,14 +100,21 @@ def _whole(text: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def finding_columns(header: list[str], columns: dict, task: dict) -> dict | None:
-    """{finding: column} where findings have columns of their own, or None."""
+def finding_columns(table: Path, header: list[str], columns: dict, task: dict) -> dict | None:
+    """{finding: column} where findings have columns of their own, or None. Raises BadData."""
     if kinds.kind_of(task) != kinds.FINDINGS:
         return None
     if columns.get("findings"):
         return columns["findings"]
-    if columns["label"] in header or not set(task["classes"]) <= set(header):
+    if columns["label"] in header:
         return None
+    absent = [c for c in task["classes"] if c not in header]
+    if absent:
+        raise BadData(
+            f"{table}: has neither a column '{columns['label']}' of findings nor one that is called "
+            f"'{absent[0]}'{nearest(absent[0], header)}; name them in columns.label or "
+            "columns.findings"
+        )
     return {c: c for c in task["classes"]}
 
 

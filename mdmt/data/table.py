@@ -224,7 +224,7 @@ def read_cases(spec: dict, task: dict, root) -> Cases:
     columns = spec["columns"]
     images = folder / (spec.get("images") or "images")
     header, rows = read_table(table, spec.get("delimiter", "auto"))
-    own = labels_.finding_columns(header, columns, task)
+    own = labels_.finding_columns(table, header, columns, task)
     columns = {**columns, "findings": own, **({"label": None} if own else {})}
     _check_header(table, header, columns)
     return assemble(table, rows, columns, spec, task, lambda found: _locate(images, found, table))
