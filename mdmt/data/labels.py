@@ -111,8 +111,8 @@ def finding_columns(table: Path, header: list[str], columns: dict, task: dict) -
     absent = [c for c in task["classes"] if c not in header]
     if absent:
         raise BadData(
-            f"{table}: has neither a column '{columns['label']}' of findings nor one that is called "
-            f"'{absent[0]}'{nearest(absent[0], header)}; name them in columns.label or "
+            f"{table}: has neither a column '{columns['label']}' of findings nor one that is "
+            f"called '{absent[0]}'{nearest(absent[0], header)}; name them in columns.label or "
             "columns.findings"
         )
     return {c: c for c in task["classes"]}
