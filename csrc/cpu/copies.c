@@ -61,7 +61,7 @@ void mdmt_float_site_of(const mdmt_site *site, mdmt_float_site *copy)
 typedef struct {
     const mdmt_tensor *map;
     float *floats;
-    uint16_t *halves;
+    uint16_t *stored;
     int narrow;
 } copy_job;
 
@@ -70,12 +70,12 @@ static void copy_task(void *context, int sample, int thread)
     const copy_job *j = context;
     const size_t count = dense_sample(j->map);
     float *floats = j->floats + (size_t)sample * count;
-    uint16_t *halves = j->halves + (size_t)sample * mdmt_map_sample(j->map);
+    uint16_t *stored = j->stored + (size_t)sample * mdmt_map_sample(j->map);
     (void)thread;
     if (j->narrow) {
-        mdmt_narrow(halves, floats, count);
+        mdmt_narrow(stored, floats, count);
     } else {
-        mdmt_widen(floats, halves, count);
+        mdmt_widen(floats, stored, count);
     }
 }
 
@@ -89,8 +89,8 @@ mdmt_status mdmt_float_site_run(const mdmt_cpu_impl *impl, const mdmt_site *site
     mdmt_float_site_of(site, &copy);
     for (int i = 0; i < site->op->inputs; i++) {
         in[i] = call->in[i];
-        if (mdmt_is_float_map(site->in[i])) {
-            copy_job job = {.map = site->in[i], .floats = (float *)at, .halves = in[i].data};
+        if (mdmt_is_float_map(site->in[i]) && in[i].data) {
+            copy_job job = {.map = site->in[i], .floats = (float *)at, .stored = in[i].data};
             mdmt_parallel(site->pool, site->in[i]->dim[0], copy_task, &job);
             in[i].data = at;
             at += copy_bytes(site->in[i]);
@@ -98,7 +98,7 @@ mdmt_status mdmt_float_site_run(const mdmt_cpu_impl *impl, const mdmt_site *site
     }
     for (int i = 0; i < site->op->outputs; i++) {
         out[i] = call->out[i];
-        if (mdmt_is_float_map(site->out[i])) {
+        if (mdmt_is_float_map(site->out[i]) && out[i]) {
             out[i] = at;
             at += copy_bytes(site->out[i]);
         }
@@ -107,9 +107,9 @@ mdmt_status mdmt_float_site_run(const mdmt_cpu_impl *impl, const mdmt_site *site
         .in = in, .out = out, .workspace = call->workspace, .step = call->step};
     MDMT_TRY(impl->run(&copy.site, &floats));
     for (int i = 0; i < site->op->outputs; i++) {
-        if (mdmt_is_float_map(site->out[i])) {
+        if (mdmt_is_float_map(site->out[i]) && out[i]) {
             copy_job job = {
-                .map = site->out[i], .floats = out[i], .halves = call->out[i], .narrow = 1};
+                .map = site->out[i], .floats = out[i], .stored = call->out[i], .narrow = 1};
             mdmt_parallel(site->pool, site->out[i]->dim[0], copy_task, &job);
         }
     }

@@ -17,20 +17,12 @@
 
 static const mdmt_cpu_impl *const conv2d_impls[] = {
 #ifdef MDMT_X86
-#ifdef MDMT_BF16
-    &mdmt_bf16_conv2d_forward_winograd4__avx512,
-    &mdmt_bf16_conv2d_forward_winograd2__avx512,
-#endif
-    &mdmt_f32_conv2d_forward_winograd4__avx512,
-    &mdmt_f32_conv2d_forward_winograd2__avx512,
+    ON_MAPS(conv2d_forward_winograd4),
+    ON_MAPS(conv2d_forward_winograd2),
     &mdmt_f32_conv2d_forward_winograd4__avx2,
     &mdmt_f32_conv2d_forward_winograd2__avx2,
-#ifdef MDMT_BF16
-    &mdmt_bf16_conv2d_forward_direct__avx512,
-    &mdmt_bf16_conv2d_forward_stem__avx512,
-#endif
-    &mdmt_f32_conv2d_forward_direct__avx512,
-    &mdmt_f32_conv2d_forward_stem__avx512,
+    ON_MAPS(conv2d_forward_direct),
+    ON_MAPS(conv2d_forward_stem),
     &mdmt_f32_conv2d_forward_direct__avx2,
     &mdmt_f32_conv2d_forward_stem__avx2,
     ON_MAPS(conv2d_forward_depth),
@@ -42,18 +34,11 @@ static const mdmt_cpu_impl *const conv2d_impls[] = {
 
 static const mdmt_cpu_impl *const conv2d_bwd_data_impls[] = {
 #ifdef MDMT_X86
-#ifdef MDMT_BF16
-    &mdmt_bf16_conv2d_bwd_data_winograd4__avx512,
-    &mdmt_bf16_conv2d_bwd_data_winograd2__avx512,
-#endif
-    &mdmt_f32_conv2d_bwd_data_winograd4__avx512,
-    &mdmt_f32_conv2d_bwd_data_winograd2__avx512,
+    ON_MAPS(conv2d_bwd_data_winograd4),
+    ON_MAPS(conv2d_bwd_data_winograd2),
     &mdmt_f32_conv2d_bwd_data_winograd4__avx2,
     &mdmt_f32_conv2d_bwd_data_winograd2__avx2,
-#ifdef MDMT_BF16
-    &mdmt_bf16_conv2d_bwd_data_direct__avx512,
-#endif
-    &mdmt_f32_conv2d_bwd_data_direct__avx512,
+    ON_MAPS(conv2d_bwd_data_direct),
     &mdmt_f32_conv2d_bwd_data_direct__avx2,
     ON_MAPS(conv2d_bwd_data_depth),
     &mdmt_f32_conv2d_bwd_data_depth__avx2,
@@ -64,20 +49,12 @@ static const mdmt_cpu_impl *const conv2d_bwd_data_impls[] = {
 
 static const mdmt_cpu_impl *const conv2d_bwd_weight_impls[] = {
 #ifdef MDMT_X86
-#ifdef MDMT_BF16
-    &mdmt_bf16_conv2d_bwd_weight_winograd4__avx512,
-    &mdmt_bf16_conv2d_bwd_weight_winograd2__avx512,
-#endif
-    &mdmt_f32_conv2d_bwd_weight_winograd4__avx512,
-    &mdmt_f32_conv2d_bwd_weight_winograd2__avx512,
+    ON_MAPS(conv2d_bwd_weight_winograd4),
+    ON_MAPS(conv2d_bwd_weight_winograd2),
     &mdmt_f32_conv2d_bwd_weight_winograd4__avx2,
     &mdmt_f32_conv2d_bwd_weight_winograd2__avx2,
-#ifdef MDMT_BF16
-    &mdmt_bf16_conv2d_bwd_weight_direct__avx512,
-    &mdmt_bf16_conv2d_bwd_weight_stem__avx512,
-#endif
-    &mdmt_f32_conv2d_bwd_weight_direct__avx512,
-    &mdmt_f32_conv2d_bwd_weight_stem__avx512,
+    ON_MAPS(conv2d_bwd_weight_direct),
+    ON_MAPS(conv2d_bwd_weight_stem),
     &mdmt_f32_conv2d_bwd_weight_direct__avx2,
     &mdmt_f32_conv2d_bwd_weight_stem__avx2,
     ON_MAPS(conv2d_bwd_weight_depth),
