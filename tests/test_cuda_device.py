@@ -155,7 +155,7 @@ def test_another_machine_finds_its_device_itself(monkeypatch):
         ("auto", "bf16", 1, 1, "cuda"),
         ("auto", "fp32-direct", 0, 1, "cpu"),
         ("auto", "tf32", 0, 0, "precision tf32 needs a GPU, but none can be used here: no driver"),
-        ("cpu", "bf16", 0, 1, "precision bf16 needs a GPU, but the CPU was asked for"),
+        ("cpu", "tf32", 0, 1, "precision tf32 needs a GPU, but the CPU was asked for"),
         ("cuda", "fp32-direct", 0, 1, "precision fp32-direct is for the CPU"),
     ],
 )
@@ -175,16 +175,16 @@ def test_a_study_gets_the_precision_it_asks_for(
 
 def test_what_needs_a_gpu_is_measured_without_one(tmp_path):
     without_gpu()
-    values = config.load("demo", ["precision=bf16", "image_size=32", "folds=[0]",
+    values = config.load("demo", ["precision=tf32", "image_size=32", "folds=[0]",
                                   "configurations=[STL-tau1]"])  # fmt: skip
     study = run.prepare(values, None, True)
     text = estimate.estimate(values, study.jobs, tmp_path, 1)
-    assert text.startswith("measured in fp32 on this processor: precision bf16 needs a GPU")
+    assert text.startswith("measured in fp32 on this processor, which does not have precision tf32")
 
 
 def test_precisions_by_device(emulated):
     with pytest.raises(ValueError, match="precision on the CPU must be one of fp32, fp32-direct"):
-        mdmt.Model("resnet18", precision="bf16")
+        mdmt.Model("resnet18", precision="tf32")
     with pytest.raises(ValueError, match=r"precision on a GPU must be one of fp32, .*, not 'fp64'"):
         mdmt.Model("resnet18", device="cuda", precision="fp64")
 
@@ -213,11 +213,13 @@ def test_a_model_on_the_device_predicts_trains_and_moves(emulated, tmp_path):
         assert np.array_equal(back.state_dict()[name], value), name
 
 
-def test_a_bf16_model_comes_back_on_the_cpu(emulated, tmp_path):
-    model = make("cuda", "bf16")
-    model.save(tmp_path / "model.safetensors")
-    assert mdmt.Model.load(tmp_path / "model.safetensors").precision == "fp32"
-    assert mdmt.Model.load(tmp_path / "model.safetensors", device="cuda").precision == "bf16"
+@pytest.mark.parametrize("precision", ["bf16", "tf32"])
+def test_a_model_comes_back_on_the_cpu(emulated, tmp_path, precision):
+    """In its precision where the processor has it, else in fp32."""
+    make("cuda", precision).save(tmp_path / "model.safetensors")
+    here = precision if system.cpu_has(precision) else "fp32"
+    assert mdmt.Model.load(tmp_path / "model.safetensors").precision == here
+    assert mdmt.Model.load(tmp_path / "model.safetensors", device="cuda").precision == precision
 
 
 def test_attached_images_are_copied_anew(emulated):

@@ -254,5 +254,5 @@ def test_a_study_without_its_gpu_is_refused(folder, tmp_path, monkeypatch):  # n
     monkeypatch.setitem(sys.modules, "mdmt._cuda", None)
     with pytest.raises(BadConfig, match="the device 'cuda' is not available here: not in this bui"):
         mask_study.run(values_of(folder), tmp_path / "out", device="cuda", quiet=True)
-    command = ["lungs", "--set", f"data.root={folder}", "--set", "precision=bf16"]
+    command = ["lungs", "--set", f"data.root={folder}", "--set", "precision=tf32"]
     assert run.main([*command, "--out", str(tmp_path / "out"), "--device", "cpu"]) == 2

@@ -198,7 +198,7 @@ def test_starting_weights_are_those_of_the_sources(reference):
         folder = out / "runs" / ids[name]
         description = json.loads((folder / "job.json").read_text())["description"]
         inputs = json.loads((folder / "inputs.json").read_text())
-        return job._build(description, inputs)[0]
+        return job._build(description, inputs)
 
     ft, both = start("FT").state_dict(), start("MDMT").state_dict()
     one, two = weights["STL-tau1"], weights["STL-tau2"]
