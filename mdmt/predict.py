@@ -24,8 +24,8 @@ from .preprocess import build, picture
 from .runner import kept
 from .study import releases_of, stored_values
 
-COLUMNS = ["image", "task", "predicted", "sd", "networks", "seen", "known_as", "likeness",
-           "refused"]  # fmt: skip
+COLUMNS = ["image", "task", "predicted", "class", "sd", "networks", "seen", "known_as",
+           "likeness", "refused"]  # fmt: skip
 CHUNK = 1024  # images held at a time
 
 
@@ -126,11 +126,13 @@ def find_images(given) -> list[Path]:
 @dataclass
 class Opened:
     """The networks of a run and what they need. settings: of `mdmt.preprocess.picture`; known: the
-    pictures that they learnt from; notes: what a user should know."""
+    pictures that they learnt from; cuts: {task of a number: its entry in the configuration} where
+    thresholds make classes of it; notes: what a user should know."""
 
     nets: list[Network]
     settings: dict
     known: Known
+    cuts: dict[str, dict]
     notes: list[str]
 
 
@@ -151,7 +153,9 @@ def opened(out, **chosen) -> Opened:
         )
     if values["data"]["synthetic"] is not None:
         notes.append("SYNTHETIC data trained these networks: they know nothing of patients")
-    return Opened(nets, picture.settings_of(values), known, notes)
+    cuts = {name: task for name, task in values["tasks"].items()
+            if kinds.kind_of(task) == kinds.NUMBER and task["thresholds"]}  # fmt: skip
+    return Opened(nets, picture.settings_of(values), known, cuts, notes)
 
 
 def prepared(paths: list[Path], settings: dict):
@@ -171,11 +175,12 @@ def predict(out, images, *, device: str = "cpu", skip: bool = False, quiet: bool
     images: files or folders; skip: leave pictures that cannot be used without a prediction, instead
     of raising BadData for the first; chosen: as for `networks`.
     Returns (rows, notes). A row per image and task: `COLUMNS` and "p_<class>", None where a class
-    is not the task's: the mean over networks; sd: standard deviation over the networks of the
-    predicted class's probability or of the number, None for findings; networks: how many that is;
-    seen: how many were left out because they know the picture; known_as: the run's file that it is
-    or shows; likeness: 1 for the same file or pixels, else the correlation that makes it a
-    near-duplicate; refused: why there is no prediction. Raises BadInput.
+    is not the task's: the mean over networks; class: what the task's thresholds make of a number;
+    sd: standard deviation over the networks of the predicted class's probability or of the number,
+    None for findings; networks: how many that is; seen: how many were left out because they know
+    the picture; known_as: the run's file that it is or shows; likeness: 1 for the same file or
+    pixels, else the correlation that makes it a near-duplicate; refused: why there is no
+    prediction. Raises BadInput.
     """
     run = opened(out, **chosen)
     paths = find_images(images)
@@ -254,19 +259,21 @@ def _chunk(paths, run: Opened, device: str, skip: bool, progress, own: dict) -> 
                 mine = use[:, at[path]]
                 row |= {"networks": int(mine.sum()), "seen": int((~mine).sum())}
                 if mine.any():
-                    row |= _summed(given[task][mine, at[path]], spec)
+                    row |= _summed(given[task][mine, at[path]], spec, run.cuts.get(task))
             rows.append(row)
     return rows
 
 
-def _summed(p: np.ndarray, task: dict) -> dict:
-    """Cells of what networks give for a picture, (networks, C)."""
+def _summed(p: np.ndarray, task: dict, cut: dict | None) -> dict:
+    """Cells of what networks give for a picture, (networks, C); cut: an entry of `Opened.cuts`."""
     mean, kind, names = p.mean(0), kinds.kind_of(task), task["classes"]
     predicted = kinds.texts(kind, names, kinds.called(kind, mean[None]))[0]
     cells = {f"p_{c}": float(v) for c, v in zip(names, mean, strict=False)}
     spread = None
     if len(p) > 1 and kind != kinds.FINDINGS:
         spread = float(p[:, int(mean.argmax())].std(ddof=1))
+    if cut is not None:
+        cells["class"] = cut["classes"][kinds.cut(mean, cut["thresholds"])[0]]
     return {"predicted": predicted, "sd": spread, **cells}
 
 
@@ -334,4 +341,5 @@ def _said(row: dict) -> str:
     if row.get("predicted") is None:
         return ""
     spread = "" if row.get("sd") is None else f" ± {row['sd']:.2f}"
-    return f"{float(row['predicted']):.2f}{spread}"
+    called = f", class {row['class']}" if row.get("class") else ""
+    return f"{float(row['predicted']):.2f}{spread}{called}"

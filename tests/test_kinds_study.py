@@ -119,11 +119,13 @@ def test_own_pictures_are_predicted_as_they_were_tested(finished, capsys):
         if known is not None and row["task"] == "severity":
             assert float(row["predicted"]) == pytest.approx(float(known["predicted"]), rel=1e-5)
             assert row["p_MILD"] is None
+            number = float(row["predicted"])
+            assert row["class"] == ("low" if number < 5 else "middle" if number < 9 else "high")
             found += 1
     assert found > 20
     assert cli.main(["predict", str(out), str(images), "--skip", "--quiet"]) in (0, None)
     said = capsys.readouterr().out
-    assert re.search(r"severity +\d  -?\d+\.\d\d ", said)
+    assert re.search(r"severity +\d  -?\d+\.\d\d.*, class (low|middle|high)", said)
 
 
 def test_explained_numbers_are_drawn(finished, tmp_path):
