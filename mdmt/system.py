@@ -38,7 +38,7 @@ def cpu_path():
 
 
 def cpu_has_bf16():
-    """Whether convolutions can be computed in bfloat16 on the CPU: with AVX512-BF16, within what
+    """Whether the CPU has the precision bf16: a build and a processor with AVX512-BF16, within what
     MDMT_CPU allows."""
     return bool(_core.cpu_info()["bf16"]) and cpu_path() == "avx512"
 
@@ -254,7 +254,7 @@ def show_config():
         "numpy": numpy.__version__,
         "processor": f"{cpu['name']}, {cpu['cores']} cores usable",
         "CPU path": f"{cpu_path()} (the processor has {cpu['isa']})",
-        "bfloat16": "on the CPU, too" if cpu_has_bf16() else "not on this CPU",
+        "bfloat16": "on the CPU" if cpu_has_bf16() else "not on the CPU (no AVX512-BF16)",
         "threads": get_num_threads(),
         "Winograd": os.environ.get("MDMT_WINOGRAD") or "on",
         "CUDA": cuda_text(),

@@ -45,16 +45,21 @@ def rows_of(path):
         return list(csv.DictReader(stream))
 
 
+def reported(top, text):
+    """(out folder, configuration) of a study, run and reported in the folder `top`."""
+    (top / "study.yaml").write_text(text)
+    values = config.load(str(top / "study.yaml"))
+    run.run(values, top / "out", quiet=True, report=False)
+    report.make(top / "out", resamples=200)
+    return top / "out", values
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """(out folder, configuration) of a run of two folds, with its report."""
     top = tmp_path_factory.mktemp("kinds")
     root = synthetic.make(top / "data", patients=24, size=32, seed=1)
-    (top / "study.yaml").write_text(STUDY.format(root=root, store=top / "store"))
-    values = config.load(str(top / "study.yaml"))
-    run.run(values, top / "out", quiet=True, report=False)
-    report.make(top / "out", resamples=200)
-    return top / "out", values
+    return reported(top, STUDY.format(root=root, store=top / "store"))
 
 
 def test_predictions_of_numbers_are_numbers(finished):
@@ -271,11 +276,7 @@ def three(tmp_path_factory):
     root = synthetic.make(top / "data", patients=24, size=32, seed=2)
     second = synthetic.make(top / "data", patients=24, size=32, seed=1)
     write_findings(root)
-    (top / "study.yaml").write_text(THREE.format(root=root, second=second, store=top / "store"))
-    values = config.load(str(top / "study.yaml"))
-    run.run(values, top / "out", quiet=True, report=False)
-    report.make(top / "out", resamples=200)
-    return top / "out", values
+    return reported(top, THREE.format(root=root, second=second, store=top / "store"))
 
 
 def test_findings_are_predicted_and_measured_each(three):

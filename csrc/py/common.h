@@ -56,7 +56,8 @@ int mdmt_py_attrs(const mdmt_op_record *record, PyObject *keywords, unsigned cha
 int mdmt_py_word(const char *field, PyObject *value, int *out);
 
 typedef struct {
-    PyObject_HEAD mdmt_graph *graph;
+    PyObject_HEAD
+    mdmt_graph *graph;
 } mdmt_py_graph;
 extern PyType_Spec mdmt_py_graph_spec, mdmt_py_program_spec, mdmt_py_network_spec;
 /* The Graph type, for checks; set when the module is made. */

@@ -173,6 +173,13 @@ def _findings(name: str, y: np.ndarray, prediction: np.ndarray):
             p = p if name in ("auc", "brier") else p.astype(np.int64)
             parts.append((rows, evaluator(name, t, p)))
 
+    return _mean_of_parts(parts)
+
+
+def _mean_of_parts(parts: list):
+    """Function from weights (R, n) to the mean (R,) over those of `parts` = [(rows, function of
+    their weights)] in which it is defined; NaN where it is in none."""
+
     def evaluate(weights):
         values = np.full((max(len(parts), 1), len(weights)), np.nan)
         for k, (rows, part) in enumerate(parts):
@@ -258,16 +265,7 @@ def by_fold(metric, y, prediction, folds, positive=1):
         rows = np.flatnonzero(folds == fold)
         parts.append((rows, evaluator(metric, y[rows], np.asarray(prediction)[rows], positive)))
 
-    def evaluate(weights):
-        values = np.full((len(parts), len(weights)), np.nan)
-        for k, (rows, part) in enumerate(parts):
-            inside = weights[:, rows]
-            drawn = inside.any(1)
-            values[k, drawn] = part(inside[drawn])
-        defined = np.isfinite(values)
-        return _share(np.where(defined, values, 0).sum(0), defined.sum(0))
-
-    return evaluate
+    return _mean_of_parts(parts)
 
 
 def evaluator(metric, y, prediction, positive=1):
