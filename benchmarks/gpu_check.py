@@ -20,10 +20,10 @@ time, the others after them, in this order:
     interrupts  a study on the GPU stopped by a signal (exit status 75) and resumed: same results
     sanitizer   compute-sanitizer over small cases, where it is installed
     kernels     time of each kernel of a step against the bytes it moves; gaps between launches
-    speed       images per second of the whole step at batch 128, bf16 and tf32, beside PyTorch's
-                eager AMP with channels-last memory; share of limit P; memory of both
+    speed       images per second of the whole step at batch 128 in bf16, beside PyTorch's eager AMP
+                with channels-last memory and torch.compile; share of limit P; memory of both
+    tf32        the same in tf32, beside eager
     sharing     images that are streamed instead of kept on the GPU; several trainings at once
-    compile     the same beside torch.compile, for a few backbones (a minute each: what fits)
 
 Rows are added to benchmarks/results/gpu_<slice>.csv as they come, with device, driver and versions.
 What a limit cuts off is named at the end. --dry runs the same logic on the processor, with the
@@ -32,6 +32,7 @@ and writes to --out alone. Exit status 1 when anything failed.
 """
 
 import argparse
+import contextlib
 import csv
 import json
 import os
@@ -42,13 +43,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from benchmarks import gpu_correct, gpu_speed, machine
+from benchmarks import gpu_correct, gpu_peer, gpu_speed, machine
 
 # seconds that a slice may take; those of gpu_correct run at the same time, and may take the longest
 LIMITS = {
     "table": 150, "images": 150, "golden": 150, "steps": 150, "nets": 150, "resume": 150,
-    "errors": 150, "interrupts": 150, "sanitizer": 150, "kernels": 65, "speed": 190,
-    "sharing": 30, "compile": 95,
+    "errors": 150, "interrupts": 150, "sanitizer": 150, "kernels": 60, "speed": 215,
+    "tf32": 85, "sharing": 30,
 }  # fmt: skip
 PRECISIONS = ("fp32", "tf32", "bf16")
 COLUMNS = ["slice", "case", "precision", "value", "ok", "text", "device", "mdmt", "when"]
@@ -218,17 +219,11 @@ def right_at_once(options, parts, seconds):
         return {part: future.result() for part, future in started.items()}
 
 
-def main(arguments=None):
-    options = parse(arguments)
-    if options.list:
-        return list_cases(options)
-    ends = time.monotonic() + options.seconds
-    found, left_out = {}, []
-    if not options.inside and len(options.slices) > 1:
-        parts = [part for part in options.slices if part in gpu_correct.SLICES]
-        found = right_at_once(options, parts, options.seconds)
+def one_after_the_other(options, found):
+    """Runs the slices that `found` lacks; what no time was left for."""
+    left_out = []
     for part in options.slices:
-        left = ends - time.monotonic()
+        left = options.ends - time.monotonic()
         if part in found:
             continue
         if left < 5:
@@ -237,6 +232,23 @@ def main(arguments=None):
         # A slice that is asked for alone may take all the time.
         limit = left if len(options.slices) == 1 else min(LIMITS[part], left)
         found[part] = (inside if options.inside else outside)(options, part, limit)
+    return left_out
+
+
+def main(arguments=None):
+    options = parse(arguments)
+    if options.list:
+        return list_cases(options)
+    options.ends = time.monotonic() + options.seconds
+    found = {}
+    to_compile = "speed" in options.slices and not (options.inside or options.dry)
+    with contextlib.ExitStack() as stack:
+        if to_compile:
+            stack.enter_context(gpu_peer.ahead(options.backbones))
+        if not options.inside and len(options.slices) > 1:
+            parts = [part for part in options.slices if part in gpu_correct.SLICES]
+            found = right_at_once(options, parts, options.seconds)
+        left_out = one_after_the_other(options, found)
     right = summary(found, left_out) if not options.report else True
     if options.report:
         Path(options.report).write_text(json.dumps(found[options.slices[0]]))

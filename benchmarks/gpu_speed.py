@@ -1,14 +1,14 @@
 """The slices of gpu_check that measure; that module describes them."""
 
-import gc
 import os
 import subprocess
 import sys
-import time
 
 import numpy as np
 
-from benchmarks.gpu_correct import ADAM, GREY, HEADS, MASK_NET, batches, model_of
+from benchmarks import gpu_peer
+from benchmarks.gpu_correct import ADAM, GREY, MASK_NET, batches, model_of
+from benchmarks.gpu_peer import rate_of, torch_here
 
 BATCH = 128
 # Limit P in images/s, 224 px, bf16, of a GPU whose memory moves 4.3 TB/s (an H200, measured): the
@@ -29,34 +29,10 @@ FLOORS = {"resnet": 1.3, "wide_resnet": 1.3, "densenet": 1.6, "mobilenet": 1.5,
 KERNEL_NETS = ("resnet50", "densenet121", "efficientnet_b0", "shufflenet_v2_x1_0")
 SETTINGS = ("MDMT_CUDA_OVERLAP=on", "MDMT_CUDA_MIRROR=off")
 SHARING_NETS = ("shufflenet_v2_x1_0", "resnet18")
-COMPILE_NETS = ("resnet50", "densenet121", "efficientnet_b0", "shufflenet_v2_x1_0", "mobilenet_v2")
 
 
 def floor_of(name):
     return next(v for k, v in FLOORS.items() if name.startswith(k))
-
-
-def torch_here():
-    """PyTorch with a GPU, or None."""
-    try:
-        from tests import oracle
-
-        torch = oracle.load("torch")
-    except ImportError:
-        return None
-    return torch if torch.cuda.is_available() else None
-
-
-def rate_of(step, images, seconds=1.5):
-    """Images per second of step(): the median of rounds, after two that warm up."""
-    step()
-    step()
-    found, began = [], time.monotonic()
-    while len(found) < 3 or time.monotonic() - began < seconds:
-        start = time.monotonic()
-        step()
-        found.append(images / (time.monotonic() - start))
-    return float(np.median(found))
 
 
 def our_rate(run, name, precision, count, batch, size, wait=None):
@@ -82,36 +58,6 @@ def rate_with(run, setting, name, count, batch, size):
         del os.environ[variable]
 
 
-def peer_rate(torch, name, batch, size, compiled):
-    """(images per second, peak bytes) of PyTorch with bfloat16 autocast, channels last. Its images
-    are on the GPU and normalised already: it need not load, augment or copy anything."""
-    from tests import oracle
-
-    torch.cuda.reset_peak_memory_stats()
-    x = torch.randn(batch, 3, size, size, device="cuda").to(memory_format=torch.channels_last)
-    task = (torch.arange(batch) % len(HEADS)).cuda()
-    target = torch.zeros(batch, dtype=torch.long, device="cuda")
-    model = oracle.two_heads(name).train().cuda().to(memory_format=torch.channels_last)
-    forward = torch.compile(model) if compiled else model
-    adam = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=1e-4, fused=True)
-
-    def steps(forward=forward, adam=adam, x=x):
-        for _ in range(5):
-            adam.zero_grad(set_to_none=True)
-            with torch.autocast("cuda", torch.bfloat16):
-                out = forward(x)
-            loss = oracle.masked_loss({k: v.float() for k, v in out.items()}, task, target)
-            loss.backward()
-            adam.step()
-        torch.cuda.synchronize()
-
-    rate, peak = rate_of(steps, 5 * batch), torch.cuda.max_memory_allocated()
-    del model, forward, adam, x, steps
-    gc.collect()
-    torch.cuda.empty_cache()
-    return rate, peak
-
-
 def bandwidth(torch):
     """Bytes per second that a copy within the GPU's memory moves, read and written."""
     if torch is None:
@@ -128,15 +74,15 @@ def bandwidth(torch):
 
 
 def speed(run):
-    """Ours in bf16 and tf32, PyTorch eager in the same process between them."""
+    """Ours in bf16, PyTorch eager in this process, and compiled in one that waits for its turn."""
     torch = None if run.dry else torch_here()
     batch, size, count = (4, 64, 2) if run.dry else (BATCH, 224, 12)
     width = bandwidth(torch)
     run.note("memory bandwidth", "", f"{width / 1e12:.2f} TB/s", True,
              "" if torch else "assumed: PyTorch is not here")  # fmt: skip
-    for name in run.backbones[: 1 if run.dry else None]:
-        if run.late(f"{name} and all after it"):
-            return
+    for name in gpu_peer.by_readiness(run.backbones[: 1 if run.dry else None]):
+        if run.late(name):
+            continue
 
         def one(name=name):
             ours, model = our_rate(run, name, "bf16", count, batch, size)
@@ -146,31 +92,37 @@ def speed(run):
             text = f"{100 * share:.0f} % of limit P, planned {planned / 2**20:.0f} MiB"
             if torch is None:
                 return f"{ours:.0f}", True, text
-            eager, peak = peer_rate(torch, name, batch, size, False)
+            eager, peak = gpu_peer.eager_rate(torch, name, batch, size)
             text += f", eager {eager:.0f} ({ours / eager:.2f}x, {planned / peak:.2f} of its memory)"
-            return f"{ours:.0f}", ours >= floor_of(name) * eager, text
+            ok = ours >= floor_of(name) * eager
+            try:
+                theirs = gpu_peer.compiled_rate(name)
+            except RuntimeError as error:
+                return f"{ours:.0f}", ok, f"{text}; {error}"
+            if theirs:
+                text += f", compiled {theirs:.0f} ({ours / theirs:.2f}x)"
+                ok = ok and ours >= theirs / 1.1
+            return f"{ours:.0f}", ok, text
 
         run.attempt(name, "bf16", one)
-        if not run.dry and not run.late(f"{name} tf32"):
-            run.attempt(name, "tf32", lambda n=name: (
-                f"{our_rate(run, n, 'tf32', count, batch, size)[0]:.0f}", True, ""))  # fmt: skip
 
 
-def compiled(run):
+def tf32(run):
+    """Ours in tf32, and PyTorch eager in float32 whose products are tf32's."""
     torch = None if run.dry else torch_here()
-    if torch is None:
-        run.left_out.append("PyTorch with a GPU is not here")
-        return
-    for name in [n for n in COMPILE_NETS if n in run.backbones]:
+    batch, size, count = (4, 64, 2) if run.dry else (BATCH, 224, 12)
+    for name in run.backbones[: 1 if run.dry else None]:
         if run.late(f"{name} and all after it"):
             return
 
         def one(name=name):
-            ours, _ = our_rate(run, name, "bf16", 12, BATCH, 224)
-            theirs, _ = peer_rate(torch, name, BATCH, 224, True)
-            return f"{ours / theirs:.2f}", ours >= theirs / 1.1, f"{ours:.0f} and {theirs:.0f}"
+            ours, _ = our_rate(run, name, "tf32", count, batch, size)
+            if torch is None:
+                return f"{ours:.0f}", True, ""
+            eager, _ = gpu_peer.eager_rate(torch, name, batch, size, "tf32")
+            return f"{ours:.0f}", True, f"eager {eager:.0f} ({ours / eager:.2f}x)"
 
-        run.attempt(name, "bf16", one)
+        run.attempt(name, "tf32", one)
 
 
 # ---------------------------------------------------------------- streamed images, shared GPUs
@@ -314,12 +266,12 @@ def report(run, name, ops):
         run.note(f"{name}: {kernel}", "bf16", f"{1e3 * seconds:.4f} ms", True, text)
 
 
-SLICES = {"kernels": kernels, "speed": speed, "sharing": sharing, "compile": compiled}
+SLICES = {"kernels": kernels, "speed": speed, "tf32": tf32, "sharing": sharing}
 CASES = {
     "kernels": lambda options: [f"{n}: a step" for n in (*KERNEL_NETS, "unet")],
     "speed": lambda options: options.backbones,
+    "tf32": lambda options: options.backbones,
     "sharing": lambda options: [
         f"{n}: {what}" for n in SHARING_NETS for what in ("streamed", "shared")
     ],
-    "compile": lambda options: COMPILE_NETS,
 }

@@ -7,8 +7,8 @@ import os
 import pytest
 
 import mdmt
-from benchmarks import gpu_check, gpu_correct, gpu_speed
-from tests import cudahost
+from benchmarks import gpu_check, gpu_correct, gpu_peer, gpu_speed
+from tests import cudahost, oracle
 from tests.test_cuda_ops import CASES
 
 
@@ -74,6 +74,7 @@ def run(arguments, tmp_path, monkeypatch):
         ("errors", [], 2),
         ("kernels", ["--backbones", "shufflenet_v2_x1_0"], 10),
         ("speed", ["--backbones", "shufflenet_v2_x0_5"], 2),
+        ("tf32", ["--backbones", "shufflenet_v2_x0_5"], 1),
     ],
 )
 def test_a_slice_runs_on_the_processor(part, options, cases, tmp_path, monkeypatch, capsys):
@@ -88,10 +89,10 @@ def test_a_slice_runs_on_the_processor(part, options, cases, tmp_path, monkeypat
 
 
 def test_what_needs_a_gpu_is_named_as_left_out(tmp_path, monkeypatch, capsys):
-    status, files = run(["--only", "interrupts,compile,sanitizer"], tmp_path, monkeypatch)
+    status, files = run(["--only", "interrupts,sanitizer"], tmp_path, monkeypatch)
     said = capsys.readouterr().out
     assert status == 0 and files == {}
-    for part in ("interrupts", "compile", "sanitizer"):
+    for part in ("interrupts", "sanitizer"):
         assert f"{part}: 0 of 0 right" in said and f"left out: {part}: " in said
 
 
@@ -144,3 +145,27 @@ def test_processes_that_train_together_add_up(monkeypatch):
         gpu_speed.together("cpu", "shufflenet_v2_x0_5", "fp32", n, 2, 32) for n in (1, 2)
     )
     assert alone > 0 and 0 < both < 8 * alone
+
+
+@pytest.mark.oracle
+def test_what_compiles_ahead_halts_until_it_is_called():
+    """Two processes of the peer on the processor; one is measured while the other is stopped."""
+    oracle.need("torch")
+    names = ["shufflenet_v2_x0_5", "resnet18"]
+    assert gpu_peer.compiled_rate(names[0]) is None
+    with gpu_peer.ahead(names, "cpu", 2, 32) as folder:
+        first = next(gpu_peer.by_readiness(names))
+        assert gpu_peer.compiled_rate(first) > 0
+        (other,) = set(names) - {first}
+        assert not (folder / f"{other}.rate").exists()
+        assert gpu_peer.compiled_rate(other) > 0
+        assert gpu_peer.compiled_rate("googlenet") is None
+    assert gpu_peer.folder() is None and not folder.exists()
+
+
+@pytest.mark.oracle
+def test_what_cannot_be_compiled_is_named_with_its_last_words():
+    oracle.need("torch")
+    said = r"torch\.compile of vgg is not done: TypeError"
+    with gpu_peer.ahead(["vgg"], "cpu", 2, 32), pytest.raises(RuntimeError, match=said):
+        gpu_peer.compiled_rate("vgg")
