@@ -52,6 +52,7 @@ LIMITS = {
     "tf32": 85, "sharing": 30,
 }  # fmt: skip
 PRECISIONS = ("fp32", "tf32", "bf16")
+BY_PRECISION = ("table", "nets")  # a process for each
 COLUMNS = ["slice", "case", "precision", "value", "ok", "text", "device", "mdmt", "when"]
 
 
@@ -214,9 +215,21 @@ def summary(found, left_out):
 def right_at_once(options, parts, seconds):
     """Runs slices that measure no times side by side; {part: result}."""
     limit = min(max((LIMITS[p] for p in parts), default=0), seconds)
-    with ThreadPoolExecutor(max(len(parts), 1)) as pool:
-        started = {part: pool.submit(outside, options, part, limit) for part in parts}
-        return {part: future.result() for part, future in started.items()}
+    jobs = []  # (slice, its options); the longest are cut by precision
+    for part in parts:
+        pieces = options.precisions if part in BY_PRECISION else [None]
+        for precision in pieces:
+            asked = {"precisions": [precision]} if precision else {}
+            jobs.append((part, argparse.Namespace(**vars(options) | asked)))
+    found = {}
+    with ThreadPoolExecutor(max(len(jobs), 1)) as pool:
+        done = pool.map(lambda job: outside(job[1], job[0], limit), jobs)
+        for (part, _), result in zip(jobs, done):
+            known = found.setdefault(part, {"rows": [], "left_out": [], "seconds": 0})
+            known["rows"] += result["rows"]
+            known["left_out"] += result["left_out"]
+            known["seconds"] = max(known["seconds"], result["seconds"])
+    return found
 
 
 def one_after_the_other(options, found):

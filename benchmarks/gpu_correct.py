@@ -24,8 +24,10 @@ MASK_NET, MASK_HEADS = "unet_tiny", {"prognosis": 2, "lungs": {"loss": "dice_ce"
 # tensors for the latter; losses of ten steps.
 FEATURES = {"fp32": 1e-4, "tf32": 1e-2, "bf16": 6e-2}
 # A comparison (ReLU's zero, the largest of a window) that rounding decides otherwise moves the
-# gradients of these small maps by up to 3e-3, on one processor, too: a change of 1e-7 does it.
-GRADIENTS = {"fp32": 1e-2, "tf32": 5e-2, "bf16": 3e-1}
+# gradients of these small maps by up to 3e-3, on one processor, too: a change of 1e-7 does it. As
+# many comparisons change as rounding is coarse, and the gradients move by the root of that: from
+# bf16 to tf32, whose fraction has three bits more, by a factor of 2.8.
+GRADIENTS = {"fp32": 1e-2, "tf32": 1e-1, "bf16": 3e-1}
 LOSSES = {"fp32": 2e-2, "tf32": 3e-2, "bf16": 1e-1}
 STEP_NETS = ("shufflenet_v2_x0_5", MASK_NET, "resnet18", "densenet121", "efficientnet_b0")
 CHECKS = ("memcheck", "racecheck", "initcheck", "synccheck")
@@ -382,6 +384,9 @@ def sanitizer(run):
         found = re.findall(r"ERROR SUMMARY: (.*)|RACECHECK SUMMARY: (.*)", said)
         cases = re.findall(r"table: (\d+ of \d+ right)", said)
         text = "".join(found[-1]) if found else said[-200:]
+        if status != 0:  # the first findings and failures in full
+            lines = [line for line in said.splitlines() if re.search(r"FAILED|rror|Race|haz", line)]
+            print(f"{check}:", *lines[:12], sep="\n  ", flush=True)
         return status, status == 0, f"{text}; {cases[-1] if cases else 'no case done'}"
 
     with tempfile.TemporaryDirectory() as folder:

@@ -201,12 +201,18 @@ struct bench {
     mdmt_event_handle from, to;
 };
 
+enum { MAPS_MOST = 4 }; /* GiB of x and y: each engine would run for seconds */
+
+/* Fails where the maps are too large to be tried out, or for the memory that is left. */
 static mdmt_status open_bench(mdmt_gpu *gpu, const mdmt_conv_key *key, size_t workspace, bench *b)
 {
     size_t map = key->map_type == CUDNN_BF16 ? 2 : 4;
     int w_type = key->pass == MDMT_CONV_WEIGHT ? key->result_type : key->map_type;
     size_t x = elements_of(key->x, key->x_pitch), y = elements_of(key->y, key->y_pitch);
     size_t w = (size_t)key->w[0] * (size_t)key->w[1] * (size_t)(key->w[2] * key->w[3]);
+    if ((x + y) * map > (size_t)MAPS_MOST << 30) {
+        return MDMT_UNSUPPORTED;
+    }
     MDMT_TRY(mdmt_device_try(&b->x, x * map));
     MDMT_TRY(mdmt_device_try(&b->y, y * map));
     MDMT_TRY(mdmt_device_try(&b->w, w * (w_type == CUDNN_BF16 ? 2 : 4)));
