@@ -161,26 +161,32 @@ template <class F> mdmt_status mdmt_count_over(mdmt_stream_handle stream, size_t
  * What depends on the channels alone is fetched once, into F::constants by f.prepare(&constants,
  * pack); then f.read(pixel, pack) brings F::items of AHEAD pixels under way before
  * f.write(constants, items, pixel, pack) uses the first. A thread reads each of its elements before
- * it writes it, so that results may lie over inputs. */
+ * it writes it, so that results may lie over inputs.
+ *
+ * A crew of blocks makes a stretch of pixels, a thread every `step`-th of one of its packs. Crews
+ * follow each other through the map, so that the walk begins where mdmt_reduce has just ended,
+ * with what is still in the cache. */
 template <class F> struct mdmt_sweep {
     enum { THREADS = 256, PHASES = 1, AHEAD = F::AHEAD, RESIDENT = mdmt_resident<F>::blocks };
     typedef mdmt_nothing shared_type;
     F f;
-    uint32_t pixels, packs, step; /* pixels from one of a thread to its next */
+    uint32_t pixels, packs, step, stretch; /* stretch: pixels of a crew */
+    uint32_t crew;                         /* blocks */
 
     MDMT_HD void run(int phase, size_t block, int thread, shared_type &shared) const
     {
         (void)phase;
         (void)shared;
-        uint32_t i = (uint32_t)block * THREADS + (uint32_t)thread;
-        uint32_t pixel = i / packs;
+        uint32_t b = (uint32_t)block, i = b % crew * THREADS + (uint32_t)thread;
+        uint32_t begins = b / crew * stretch, pixel = begins + i / packs;
+        uint32_t end = pixels - begins < stretch ? pixels : begins + stretch;
         int pack = (int)(i % packs);
-        if (pixel >= step || pixel >= pixels) {
+        if (i / packs >= step || pixel >= end) {
             return;
         }
         typename F::constants constants;
         f.prepare(&constants, pack);
-        for (; pixel + (AHEAD - 1) * step < pixels; pixel += AHEAD * step) {
+        for (; pixel + (AHEAD - 1) * step < end; pixel += AHEAD * step) {
             typename F::items items[AHEAD];
             MDMT_UNROLL for (uint32_t k = 0; k < AHEAD; k++)
             {
@@ -191,7 +197,7 @@ template <class F> struct mdmt_sweep {
                 f.write(constants, items[k], pixel + k * step, pack);
             }
         }
-        for (; pixel < pixels; pixel += step) {
+        for (; pixel < end; pixel += step) {
             f.write(constants, f.read(pixel, pack), pixel, pack);
         }
     }
@@ -202,18 +208,22 @@ mdmt_status mdmt_sweep_over(mdmt_stream_handle stream, size_t pixels, int packs,
 {
     enum { THREADS = mdmt_sweep<F>::THREADS, AHEAD = mdmt_sweep<F>::AHEAD };
     size_t count = pixels * (size_t)packs;
-    /* Some waves of blocks at least, then two rounds of AHEAD pixels a thread. */
-    size_t step = mdmt_ceil_div(pixels, AHEAD);
-    if (count / THREADS > 16384) {
-        step = mdmt_ceil_div(pixels, 2 * AHEAD);
+    /* One crew for a small map; in a large one steps of 256, so that a crew has no idle threads,
+     * and two rounds of AHEAD pixels where there are waves of blocks enough. */
+    size_t step = mdmt_ceil_div(pixels, AHEAD), rounds = count / THREADS > 16384 ? 2 : 1;
+    if (pixels >= (size_t)16 * AHEAD * THREADS) {
+        step = THREADS;
     }
+    size_t stretch = step * AHEAD * (step == THREADS ? rounds : 1);
     /* Sums of the indices stay within 32 bits. */
-    if (count + 4 * AHEAD * step > 0xffffffffu) {
+    if (count + stretch + 4 * AHEAD * step > 0xffffffffu) {
         return mdmt_lent->fail(MDMT_UNSUPPORTED,
                                "a feature map of %zu packs is too large for one launch", count);
     }
-    mdmt_sweep<F> kernel = {f, (uint32_t)pixels, (uint32_t)packs, (uint32_t)step};
-    return mdmt_launch(stream, mdmt_ceil_div(step * (size_t)packs, THREADS), kernel);
+    size_t crew = mdmt_ceil_div(step * (size_t)packs, THREADS);
+    mdmt_sweep<F> kernel = {f, (uint32_t)pixels, (uint32_t)packs, (uint32_t)step, (uint32_t)stretch,
+                            (uint32_t)crew};
+    return mdmt_launch(stream, crew * mdmt_ceil_div(pixels, stretch), kernel);
 }
 
 /* ---- sums over pixels ----
@@ -223,7 +233,9 @@ mdmt_status mdmt_sweep_over(mdmt_stream_handle stream, size_t pixels, int packs,
  *                                        `first` being the part's first pixel;
  *   f.done(k, part, c, z, total)         receives sum k of channel c, c < 8 packs.
  * F::AHEAD (4 where it has none): pixels of a thread whose loads are under way at once.
- * The order of the additions follows from the shape alone. */
+ * The order of the additions follows from the shape alone. Blocks come from the end of the map to
+ * its beginning, as their pixels do: what was written just before is read while its end is still in
+ * the cache, and what walks over the map next, from its beginning, finds that there. */
 template <class F, class = void> struct mdmt_ahead {
     enum { pixels = 4 };
 };
@@ -246,7 +258,7 @@ template <class F, int SUMS> struct mdmt_reduce {
     MDMT_HD void run(int phase, size_t block, int thread, shared_type &shared) const
     {
         int group = (int)(block % (size_t)groups);
-        int part = (int)(block / (size_t)groups % (size_t)parts);
+        int part = parts - 1 - (int)(block / (size_t)groups % (size_t)parts);
         int z = (int)(block / (size_t)groups / (size_t)parts);
         if (phase == 0) {
             gather(group, part, z, thread, shared);
@@ -279,17 +291,17 @@ template <class F, int SUMS> struct mdmt_reduce {
         for (int k = 0; k < SUMS; k++) {
             sums[k] = mdmt_zero_pack();
         }
-        size_t p = first + (size_t)row;
+        size_t count = end - first, i = (size_t)row, last = end - 1;
         if (pack < packs) {
             /* Nothing is stored here, so that loads of several pixels can be under way at once. */
-            for (; p + (AHEAD - 1) * ROWS < end; p += AHEAD * ROWS) {
+            for (; i + (AHEAD - 1) * ROWS < count; i += AHEAD * ROWS) {
                 MDMT_UNROLL for (size_t k = 0; k < AHEAD; k++)
                 {
-                    f.add(sums, p + k * ROWS, pack, z, first);
+                    f.add(sums, last - (i + k * ROWS), pack, z, first);
                 }
             }
-            for (; p < end; p += ROWS) {
-                f.add(sums, p, pack, z, first);
+            for (; i < count; i += ROWS) {
+                f.add(sums, last - i, pack, z, first);
             }
         }
         for (int k = 0; k < SUMS; k++) {

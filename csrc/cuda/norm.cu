@@ -5,6 +5,7 @@
 /* ---- statistics ---- */
 
 template <class T> struct stats_sums {
+    enum { RESIDENT = sizeof(T) == 2 ? 4 : 1 };
     mdmt_map<T> x;
     float *stats; /* (parts, MDMT_STATS_ROWS, channels) */
     size_t pixels, per_part;

@@ -123,8 +123,8 @@ static void walk(size_t pixels, int packs)
     }
 }
 
-/* Every pack of every pixel by one thread alone: thread i has pack i % packs of the pixels
- * i / packs, and so on in steps. */
+/* Every pack of every pixel by one thread alone: thread i of a crew has pack i % packs of the pixels
+ * i / packs of its stretch, and so on in steps. */
 static void sweep(size_t pixels, int packs)
 {
     typedef mdmt_sweep<noted> K;
@@ -137,14 +137,20 @@ static void sweep(size_t pixels, int packs)
     }
     size_t blocks = launched<K>().blocks;
     K kernel = launched<K>().kernel;
-    size_t step = kernel.step, threads = step * (size_t)packs;
-    CHECK(blocks * K::THREADS >= threads && blocks <= 0x7fffffff, "sweep %zu %d", pixels, packs);
+    size_t step = kernel.step, stretch = kernel.stretch, crew = kernel.crew;
+    CHECK(stretch % step == 0 && crew * K::THREADS >= step * (size_t)packs, "sweep %zu %d", pixels,
+          packs);
+    CHECK(blocks / crew * stretch >= pixels && blocks % crew == 0 && blocks <= 0x7fffffff,
+          "sweep %zu %d", pixels, packs);
     for (size_t block : chosen(blocks)) {
-        for (int t = 0; t < K::THREADS; t += 37) {
-            size_t i = block * K::THREADS + (size_t)t, first = i / (size_t)packs;
+        for (int t = 0; t < K::THREADS; t++) {
+            size_t i = block % crew * K::THREADS + (size_t)t, begins = block / crew * stretch;
+            size_t first = begins + i / (size_t)packs;
+            size_t end = begins + stretch < pixels ? begins + stretch : pixels;
+            int has = i < step * (size_t)packs && first < end;
+            size_t want = has ? (end - first + step - 1) / step : 0;
             visits.clear();
             kernel.run(0, block, t, nothing);
-            size_t want = i < threads && first < pixels ? (pixels - 1 - first) / step + 1 : 0;
             CHECK(visits.size() == want, "sweep %zu %d: %zu of %zu", pixels, packs, visits.size(),
                   want);
             for (size_t k = 0; k < visits.size() && k < want; k++) {
