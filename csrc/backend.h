@@ -134,6 +134,12 @@ struct mdmt_backend {
     mdmt_status (*run)(mdmt_backend *backend, const mdmt_graph *graph, const mdmt_op *op,
                        const mdmt_kernel *kernel, const mdmt_value *in, void *const *out,
                        void *workspace, const mdmt_step *step);
+    /* A branch: what is run from begin to end sees all that was run before it, and may run beside
+     * what is run after it until join, which waits for it; join without a branch does nothing. All
+     * NULL: ops run one after the other. */
+    mdmt_status (*branch_begin)(mdmt_backend *backend);
+    mdmt_status (*branch_end)(mdmt_backend *backend);
+    mdmt_status (*branch_join)(mdmt_backend *backend);
     /* Between plain C-ordered host arrays of the tensor's dtype and the
      * backend's layout. Padding is written as zeros. */
     mdmt_status (*upload)(mdmt_backend *backend, const mdmt_tensor *tensor, void *data,

@@ -175,7 +175,7 @@ def test_images_that_do_not_fit_come_batch_by_batch(gpu, monkeypatch, limit, ord
     put("order", order)
     net, names = network(cudahost.device("fp32"))
     losses = series(net, 9)["loss"][:, 0]
-    assert get("streams") == streams + 2  # its own, and one for the copies
+    assert get("streams") == streams + 3  # its own, its branches', and one for the copies
     assert losses.tobytes() == expected[0].tobytes() and everything(net, names) == expected[1]
     feeds, how = batch()  # and outside of a series
     seen = [net.run(MODE, feeds, ("loss",), None, **how)["loss"] for _ in range(3)]
@@ -202,6 +202,35 @@ def test_without_waits_the_order_would_show(gpu, monkeypatch):
     with np.errstate(all="ignore"):
         try:
             losses = run(gpu, [(9, 0)])[0]
+        except FloatingPointError:
+            return
+    assert losses.tobytes() != expected[0].tobytes()
+
+
+@pytest.mark.parametrize("capture", [0, 1], ids=["plain", "recorded"])
+def test_gradients_of_weights_run_beside_the_line_to_the_same_bits(gpu, monkeypatch, capture):
+    put, get = gpu
+    put("capture", capture)
+    monkeypatch.setenv("MDMT_CUDA_BRANCHES", "off")
+    expected = run(gpu)
+    monkeypatch.setenv("MDMT_CUDA_BRANCHES", "on")
+    for order in ORDERS.values():
+        put("order", order)
+        found = run(gpu)
+        assert found[0].tobytes() == expected[0].tobytes() and found[1] == expected[1]
+    assert (get("graph_launches") > 0) == capture
+
+
+@pytest.mark.parametrize("capture", [0, 1], ids=["plain", "recorded"])
+def test_without_waits_the_branches_would_show(gpu, capture):
+    put, _ = gpu
+    put("capture", capture)
+    expected = run(gpu)
+    put("order", 1)
+    put("waits", 0)
+    with np.errstate(all="ignore"):
+        try:
+            losses = run(gpu)[0]
         except FloatingPointError:
             return
     assert losses.tobytes() != expected[0].tobytes()

@@ -8,6 +8,12 @@ static mdmt_gpu *gpu_of(const mdmt_backend *backend)
     return (mdmt_gpu *)(uintptr_t)backend; /* base is its first member */
 }
 
+static int wish_is(const char *name, const char *value)
+{
+    const char *wish = getenv(name);
+    return wish && strcmp(wish, value) == 0;
+}
+
 static size_t stored_bytes(const mdmt_gpu *gpu, const mdmt_tensor *tensor)
 {
     return mdmt_stored_elements(tensor) * mdmt_element(tensor, gpu->options.precision);
@@ -112,6 +118,41 @@ static mdmt_status gpu_run(mdmt_backend *backend, const mdmt_graph *graph, const
     mdmt_cuda_site site = site_of(gpu, graph, op);
     mdmt_cuda_call call = {in, out, (char *)workspace, step};
     return ((const mdmt_cuda_impl *)kernel->impl)->run(&site, &call);
+}
+
+/* ---- branches: a stream of their own, whose work waits where the line's could start ---- */
+
+static mdmt_status give_to(mdmt_gpu *gpu, mdmt_stream_handle stream)
+{
+    gpu->stream = stream;
+    return mdmt_cudnn_follow(gpu);
+}
+
+static mdmt_status gpu_branch_begin(mdmt_backend *backend)
+{
+    mdmt_gpu *gpu = gpu_of(backend);
+    MDMT_TRY(mdmt_device_use(gpu->options.device));
+    MDMT_TRY(mdmt_event_record(gpu->forked, gpu->line));
+    MDMT_TRY(mdmt_event_before(gpu->forked, gpu->branch));
+    gpu->branching = 1;
+    return give_to(gpu, gpu->branch);
+}
+
+static mdmt_status gpu_branch_end(mdmt_backend *backend)
+{
+    mdmt_gpu *gpu = gpu_of(backend);
+    MDMT_TRY(give_to(gpu, gpu->line));
+    return mdmt_event_record(gpu->branched, gpu->branch);
+}
+
+static mdmt_status gpu_branch_join(mdmt_backend *backend)
+{
+    mdmt_gpu *gpu = gpu_of(backend);
+    if (!gpu->branching) {
+        return MDMT_OK;
+    }
+    gpu->branching = 0;
+    return mdmt_event_before(gpu->branched, gpu->line);
 }
 
 /* ---- between plain host arrays and the layouts ---- */
@@ -255,11 +296,17 @@ static void gpu_close(mdmt_backend *backend)
         return;
     }
     mdmt_device_use(gpu->options.device);
-    if (gpu->stream) {
-        mdmt_device_wait(gpu->stream); /* what runs may be the library's, and goes with its plans */
+    if (gpu->line) {
+        mdmt_device_wait(gpu->line); /* what runs may be the library's, and goes with its plans */
+    }
+    if (gpu->branch) {
+        mdmt_device_wait(gpu->branch);
     }
     mdmt_cudnn_close(gpu);
-    mdmt_stream_close(gpu->stream);
+    mdmt_event_close(gpu->branched);
+    mdmt_event_close(gpu->forked);
+    mdmt_stream_close(gpu->branch);
+    mdmt_stream_close(gpu->line);
     gpu->stream = NULL;
     mdmt_gpu_forget_images(gpu);
     mdmt_device_free(gpu->state);
@@ -280,25 +327,20 @@ static void gpu_forget_images(mdmt_backend *backend)
 static mdmt_status open_device(mdmt_gpu *gpu)
 {
     void *state, *fault;
-    const char *tune = getenv("MDMT_CUDA_TUNE");
     MDMT_TRY(mdmt_device_open(gpu->options.device));
     gpu->opened = 1;
-    gpu->tune = !tune || strcmp(tune, "off") != 0;
+    gpu->tune = !wish_is("MDMT_CUDA_TUNE", "off");
     gpu->tuning = mdmt_tuning_of(gpu->options.device);
-    MDMT_TRY(mdmt_stream_open(&gpu->stream));
+    MDMT_TRY(mdmt_stream_open(&gpu->line, 1));
+    gpu->stream = gpu->line;
+    MDMT_TRY(mdmt_stream_open(&gpu->branch, 0));
+    MDMT_TRY(mdmt_event_open(&gpu->forked, 0));
+    MDMT_TRY(mdmt_event_open(&gpu->branched, 0));
     MDMT_TRY(mdmt_device_alloc(&state, sizeof *gpu->state, "state of a step"));
     gpu->state = (mdmt_gpu_state *)state;
     MDMT_TRY(mdmt_device_alloc(&fault, sizeof *gpu->fault, "state of a step"));
     gpu->fault = (mdmt_gpu_fault *)fault;
     return MDMT_OK;
-}
-
-/* Whether activations that convolutions read are kept for the backward pass. If not, they are
- * computed again from what batch normalisation read, which takes time and saves memory. */
-static int keeps_activations(void)
-{
-    const char *wish = getenv("MDMT_CUDA_KEEP");
-    return !wish || strcmp(wish, "off") != 0;
 }
 
 /* Dense convolutions: cuDNN and matrix products read their maps as they lie in memory. */
@@ -326,8 +368,15 @@ mdmt_status mdmt_cuda_open(mdmt_backend **backend, const mdmt_cuda_services *ser
     base->tensor_bytes = gpu_tensor_bytes;
     base->view_bytes = gpu_view_bytes;
     base->prepare = gpu_prepare;
-    base->stores_lazy = keeps_activations() ? gpu_stores_lazy : NULL;
+    /* Whether activations that convolutions read are kept for the backward pass. If not, they are
+     * computed again from what batch normalisation read, which takes time and saves memory. */
+    base->stores_lazy = wish_is("MDMT_CUDA_KEEP", "off") ? NULL : gpu_stores_lazy;
     base->run = gpu_run;
+    if (!wish_is("MDMT_CUDA_BRANCHES", "off")) {
+        base->branch_begin = gpu_branch_begin;
+        base->branch_end = gpu_branch_end;
+        base->branch_join = gpu_branch_join;
+    }
     base->upload = gpu_upload;
     base->download = gpu_download;
     base->slab_open = gpu_slab_open;

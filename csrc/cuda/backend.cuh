@@ -67,7 +67,10 @@ struct mdmt_gpu {
     mdmt_backend base;
     mdmt_cuda_options options;
     int opened; /* whether the device was found fit */
-    mdmt_stream_handle stream;
+    mdmt_stream_handle stream; /* what ops are given to: the line's or a branch's */
+    mdmt_stream_handle line, branch;
+    mdmt_event_handle forked, branched; /* where a branch begins and ends */
+    int branching;                      /* a branch has not been joined */
     mdmt_gpu_state *state; /* in the GPU's memory, as fault and the arrays below */
     mdmt_gpu_step written; /* what stands in state->step, if written_valid */
     int written_valid;

@@ -143,6 +143,14 @@ int mdmt_cudnn_ready(mdmt_gpu *gpu)
     return !gpu->cudnn_refused;
 }
 
+mdmt_status mdmt_cudnn_follow(mdmt_gpu *gpu)
+{
+    if (gpu->cudnn && api.set_stream(gpu->cudnn, (void *)gpu->stream) != CUDNN_SUCCESS) {
+        return mdmt_lent->fail(MDMT_INTERNAL, "cuDNN does not take another stream");
+    }
+    return MDMT_OK;
+}
+
 /* ---- descriptors; a failed step makes all later ones do nothing ---- */
 
 enum { KEPT = 64 };

@@ -132,9 +132,13 @@ mdmt_status mdmt_device_room(size_t *available, size_t *total)
     return MDMT_OK;
 }
 
-mdmt_status mdmt_stream_open(mdmt_stream_handle *stream)
+mdmt_status mdmt_stream_open(mdmt_stream_handle *stream, int first)
 {
-    TRY_CUDA(cudaStreamCreateWithFlags(stream, cudaStreamNonBlocking), "the start of a stream");
+    int least = 0, greatest = 0;
+    TRY_CUDA(cudaDeviceGetStreamPriorityRange(&least, &greatest), "the start of a stream");
+    TRY_CUDA(
+        cudaStreamCreateWithPriority(stream, cudaStreamNonBlocking, first ? greatest : least),
+        "the start of a stream");
     return MDMT_OK;
 }
 

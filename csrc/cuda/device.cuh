@@ -22,7 +22,8 @@ mdmt_status mdmt_device_use(int ordinal);
 int mdmt_device_overlaps(void);
 /* Bytes free and in all. */
 mdmt_status mdmt_device_room(size_t *available, size_t *total);
-mdmt_status mdmt_stream_open(mdmt_stream_handle *stream);
+/* first: its work goes before that of other streams wherever there is room for one alone. */
+mdmt_status mdmt_stream_open(mdmt_stream_handle *stream, int first);
 void mdmt_stream_close(mdmt_stream_handle stream);
 /* `what` completes "out of GPU memory: the ... needs". Zeroed. */
 mdmt_status mdmt_device_alloc(void **data, size_t bytes, const char *what);

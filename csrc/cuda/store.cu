@@ -133,7 +133,7 @@ static void close_slots(mdmt_gpu *gpu)
 static mdmt_status open_slots(mdmt_gpu *gpu, size_t bytes)
 {
     void *pinned, *slots;
-    MDMT_TRY(mdmt_stream_open(&gpu->copies));
+    MDMT_TRY(mdmt_stream_open(&gpu->copies, 0));
     for (int i = 0; i < MDMT_GPU_SLOTS; i++) {
         MDMT_TRY(mdmt_event_open(&gpu->copied[i], 0));
         MDMT_TRY(mdmt_event_open(&gpu->used[i], 0));

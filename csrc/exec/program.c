@@ -43,7 +43,8 @@ static mdmt_status plan_memory(mdmt_program *p)
             workspace[i] = p->kernel[i].workspace_bytes;
             inplace[i] = p->kernel[i].inplace_inputs;
         }
-        status = mdmt_plan_make(p->graph, p->tensor_bytes, view, workspace, inplace, &p->plan);
+        status = mdmt_plan_make(p->graph, p->tensor_bytes, view, workspace, inplace,
+                                p->branches.until, &p->plan);
     }
     mdmt_release(workspace);
     mdmt_release(inplace);
@@ -93,6 +94,9 @@ mdmt_status mdmt_program_open(mdmt_program **program, mdmt_graph *graph, mdmt_ba
         status = prepare_kernels(p, force);
     }
     if (status == MDMT_OK) {
+        status = mdmt_branches_make(graph, backend, &p->branches);
+    }
+    if (status == MDMT_OK) {
         status = plan_memory(p);
     }
     if (status == MDMT_OK) {
@@ -122,6 +126,7 @@ void mdmt_program_close(mdmt_program *p)
     mdmt_program_forget(p);
     mdmt_graph_close(p->graph);
     mdmt_plan_free(&p->plan);
+    mdmt_branches_free(&p->branches);
     mdmt_release(p->kernel);
     mdmt_release(p->tensor_bytes);
     mdmt_release(p->address);
@@ -197,12 +202,37 @@ static mdmt_status run_op(mdmt_program *p, int i, const mdmt_step *step)
                            step);
 }
 
-mdmt_status mdmt_program_run(mdmt_program *p, const mdmt_step *step)
+/* Op i and those that follow it in its branch; *i: the last of them. */
+static mdmt_status run_branch(mdmt_program *p, int *i, const mdmt_step *step)
+{
+    MDMT_TRY(p->backend->branch_begin(p->backend));
+    mdmt_status status = run_op(p, *i, step);
+    while (status == MDMT_OK && *i + 1 < p->graph->ops && p->branches.beside[*i + 1]) {
+        status = run_op(p, ++*i, step);
+    }
+    mdmt_status ended = p->backend->branch_end(p->backend);
+    return status == MDMT_OK ? ended : status;
+}
+
+static mdmt_status run_all(mdmt_program *p, const mdmt_step *step)
 {
     for (int i = 0; i < p->graph->ops; i++) {
-        MDMT_TRY(run_op(p, i, step));
+        if (p->branches.joins[i]) {
+            MDMT_TRY(p->backend->branch_join(p->backend));
+        }
+        MDMT_TRY(p->branches.beside[i] ? run_branch(p, &i, step) : run_op(p, i, step));
     }
     return MDMT_OK;
+}
+
+mdmt_status mdmt_program_run(mdmt_program *p, const mdmt_step *step)
+{
+    mdmt_status status = run_all(p, step);
+    if (p->backend->branch_join) { /* after a failure, too: nothing is left to run alone */
+        mdmt_status joined = p->backend->branch_join(p->backend);
+        status = status == MDMT_OK ? joined : status;
+    }
+    return status;
 }
 
 static double now(void)

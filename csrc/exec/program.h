@@ -5,6 +5,7 @@
 
 #include "../backend.h"
 #include "../ir/plan.h"
+#include "branches.h"
 
 /* Where a parameter, buffer or gradient lives; called once for each. */
 typedef void *(*mdmt_locate_fn)(void *context, const mdmt_tensor *tensor);
@@ -19,6 +20,7 @@ typedef struct {
     mdmt_value *in;   /* per op MDMT_MAX_IN arguments                */
     void **out;       /* per op MDMT_MAX_OUT results                 */
     void **workspace; /* per op                                      */
+    mdmt_branches branches;
     void *bound;      /* the slab that the addresses point into      */
     /* A step that the backend recorded (series.c), and for which series. */
     mdmt_recording *recording; /* or NULL */

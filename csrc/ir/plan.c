@@ -16,8 +16,10 @@ typedef struct {
 typedef struct {
     const mdmt_graph *graph;
     const size_t *bytes, *view_bytes;
-    int *last_use; /* per tensor: index of the last op that reads it, or its producer */
+    const int *until; /* per op: the last op beside which it may still run              */
+    int *last_use; /* per tensor: index of the last op beside which it may be read, or its producer */
     int *owner;    /* per tensor: its block, or -1                                    */
+    int *beside;   /* per tensor: the last op beside which one before it may read it, or -1 */
     block *blocks;
     int count;
 } planner;
@@ -31,6 +33,7 @@ static int is_planned(const mdmt_tensor *tensor)
 static void note_use(planner *p, int tensor, int op)
 {
     const mdmt_tensor *t = &p->graph->tensor[tensor];
+    int until = p->until[op];
     if (t->lazy_source >= 0) {
         note_use(p, t->lazy_source, op);
         note_use(p, t->lazy_scale, op);
@@ -42,8 +45,11 @@ static void note_use(planner *p, int tensor, int op)
     if (t->view_of >= 0) {
         note_use(p, t->view_of, op);
     }
-    if (op > p->last_use[tensor]) {
-        p->last_use[tensor] = op;
+    if (until > p->last_use[tensor]) {
+        p->last_use[tensor] = until;
+    }
+    if (until > op && until > p->beside[tensor]) {
+        p->beside[tensor] = until;
     }
 }
 
@@ -53,6 +59,7 @@ static void find_last_uses(planner *p)
     for (int t = 0; t < graph->tensors; t++) {
         const mdmt_tensor *tensor = &graph->tensor[t];
         p->last_use[t] = tensor->producer;
+        p->beside[t] = -1;
         if (tensor->is_output || tensor->role == MDMT_ROLE_INPUT) {
             p->last_use[t] = graph->ops;
         }
@@ -100,7 +107,7 @@ static int inplace_source(const planner *p, int index, uint32_t allowed, int *ou
         }
         const mdmt_tensor *tensor = &p->graph->tensor[in];
         if (is_planned(tensor) && tensor->role == MDMT_ROLE_VALUE && !tensor->is_output &&
-            p->last_use[in] == index && p->bytes[in] == p->bytes[out] &&
+            p->last_use[in] == index && p->beside[in] < index && p->bytes[in] == p->bytes[out] &&
             p->blocks[p->owner[in]].last == index && !read_twice(p, op, i)) {
             return in;
         }
@@ -149,7 +156,8 @@ static void make_blocks(planner *p, const size_t *workspace_bytes, const uint32_
             }
         }
         workspace_owner[index] =
-            workspace_bytes[index] ? new_block(p, workspace_bytes[index], index, index) : -1;
+            workspace_bytes[index] ? new_block(p, workspace_bytes[index], index, p->until[index])
+                                   : -1;
     }
 }
 
@@ -240,25 +248,28 @@ static mdmt_status fill(planner *p, const size_t *workspace_bytes, const uint32_
 
 mdmt_status mdmt_plan_make(const mdmt_graph *graph, const size_t *tensor_bytes,
                            const size_t *view_bytes, const size_t *workspace_bytes,
-                           const uint32_t *inplace, mdmt_plan *plan)
+                           const uint32_t *inplace, const int *until, mdmt_plan *plan)
 {
     size_t tensors = (size_t)graph->tensors, ops = (size_t)graph->ops;
     memset(plan, 0, sizeof *plan);
-    planner p = {.graph = graph, .bytes = tensor_bytes, .view_bytes = view_bytes};
+    planner p = {
+        .graph = graph, .bytes = tensor_bytes, .view_bytes = view_bytes, .until = until};
     plan->offset = mdmt_acquire(tensors, sizeof *plan->offset);
     plan->workspace = mdmt_acquire(ops, sizeof *plan->workspace);
     p.last_use = mdmt_acquire(tensors, sizeof *p.last_use);
     p.owner = mdmt_acquire(tensors, sizeof *p.owner);
+    p.beside = mdmt_acquire(tensors, sizeof *p.beside);
     p.blocks = mdmt_acquire(tensors + ops, sizeof *p.blocks);
     int *workspace_owner = mdmt_acquire(ops, sizeof *workspace_owner);
     int64_t *spans = mdmt_acquire(2 * (tensors + ops), sizeof *spans);
     mdmt_status status = MDMT_NO_MEMORY;
-    if (plan->offset && plan->workspace && p.last_use && p.owner && p.blocks && workspace_owner &&
-        spans) {
+    if (plan->offset && plan->workspace && p.last_use && p.owner && p.beside && p.blocks &&
+        workspace_owner && spans) {
         status = fill(&p, workspace_bytes, inplace, plan, workspace_owner, spans);
     }
     mdmt_release(p.last_use);
     mdmt_release(p.owner);
+    mdmt_release(p.beside);
     mdmt_release(p.blocks);
     mdmt_release(workspace_owner);
     mdmt_release(spans);

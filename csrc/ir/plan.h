@@ -17,12 +17,13 @@ typedef struct {
 
 /* tensor_bytes[t] for every tensor and view_bytes[t], for a view, its distance
  * from its root; workspace_bytes[op] and inplace[op] (as in mdmt_kernel) for
- * every op. Plans tensors of the roles VALUE and INPUT that are stored. Inputs
+ * every op, and until[op], the last op beside which it may still run (itself
+ * where ops follow each other; its outputs are not planned then). Plans tensors of the roles VALUE and INPUT that are stored. Inputs
  * and outputs of the graph live from beginning to end; a root lives from the
  * first op that writes a view of it to the last that reads one. */
 mdmt_status mdmt_plan_make(const mdmt_graph *graph, const size_t *tensor_bytes,
                            const size_t *view_bytes, const size_t *workspace_bytes,
-                           const uint32_t *inplace, mdmt_plan *plan);
+                           const uint32_t *inplace, const int *until, mdmt_plan *plan);
 void mdmt_plan_free(mdmt_plan *plan);
 
 #endif

@@ -10,6 +10,7 @@
  * refused. Fresh and freed memory holds garbage. */
 #include "cuda_runtime.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -70,9 +71,26 @@ cudaError_t alive(void)
 
 } // namespace
 
+/* Recorded work: of the stream that began it, and of those that joined it by waiting for its events;
+ * a task that waits names a stream of the recording. */
 struct fake_graph {
-    std::vector<task> tasks;
+    std::vector<cudaStream_t> stream; /* the first one began */
+    std::vector<std::vector<task>> tasks;
+    std::vector<uint64_t> awaited; /* tasks of each that the first has waited for */
     int invalid = 0;
+
+    size_t lane(cudaStream_t s)
+    {
+        for (size_t i = 0; i < stream.size(); i++) {
+            if (stream[i] == s) {
+                return i;
+            }
+        }
+        stream.push_back(s);
+        tasks.emplace_back();
+        awaited.push_back(0);
+        return stream.size() - 1;
+    }
 };
 
 /* The first two members are known to the other stand-ins (fake_cudnn.c). */
@@ -88,6 +106,7 @@ struct fake_stream {
 struct fake_event {
     cudaStream_t stream;
     uint64_t at;
+    fake_graph *graph; /* recorded in it, or NULL */
     double clock;
 };
 
@@ -98,23 +117,35 @@ std::vector<cudaStream_t> streams;
 
 void perform(const task &t);
 
+/* Whether what the task waits for is done. */
+int reached(const task &t)
+{
+    return !t.other || t.other->done >= t.until;
+}
+
 void run_until(cudaStream_t s, uint64_t until)
 {
     while (s->done < until) {
         if (now.order == 2) {
-            for (cudaStream_t o : streams) {
-                while (o != s && !o->waiting && !o->queue.empty() && !o->queue.front().other) {
+            std::vector<cudaStream_t> others = streams; /* a graph brings streams of its own */
+            for (cudaStream_t o : others) {
+                while (o != s && !o->waiting && !o->queue.empty() && reached(o->queue.front())) {
                     task t = o->queue.front();
                     o->queue.pop_front();
                     o->done++;
+                    o->waiting = 1;
                     perform(t);
+                    o->waiting = 0;
                 }
+            }
+            if (s->done >= until) { /* they had its tasks done */
+                break;
             }
         }
         task t = s->queue.front();
         s->queue.pop_front();
         s->done++;
-        s->waiting = t.other != nullptr;
+        s->waiting = 1; /* what follows in this stream must not overtake the task */
         perform(t);
         s->waiting = 0;
     }
@@ -139,7 +170,7 @@ void perform(const task &t)
 cudaError_t give(cudaStream_t s, task t)
 {
     if (s->recording) {
-        s->recording->tasks.push_back(std::move(t));
+        s->recording->tasks[s->recording->lane(s)].push_back(std::move(t));
         return cudaSuccess;
     }
     s->queue.push_back(std::move(t));
@@ -345,9 +376,17 @@ cudaError_t cudaDeviceSynchronize(void)
     return cudaSuccess;
 }
 
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags)
+cudaError_t cudaDeviceGetStreamPriorityRange(int *least, int *greatest)
+{
+    *least = 0;
+    *greatest = -5;
+    return alive();
+}
+
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t *stream, unsigned flags, int priority)
 {
     (void)flags;
+    (void)priority;
     CHECK(alive());
     *stream = new fake_stream();
     (*stream)->enqueue = give_launch;
@@ -380,7 +419,19 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
 {
     (void)flags;
     CHECK(alive());
-    CHECK(not_recording());
+    fake_graph *graph = nullptr; /* one that is being recorded */
+    for (cudaStream_t s : streams) {
+        graph = event->graph && s->recording == event->graph ? event->graph : graph;
+    }
+    if (graph && (!stream->recording || stream->recording == graph)) {
+        stream->recording = graph; /* joins it, if it had not */
+        (void)graph->lane(stream);
+        if (graph->stream[0] == stream) {
+            graph->awaited[graph->lane(event->stream)] = event->at;
+        }
+    } else {
+        CHECK(not_recording());
+    }
     task t;
     t.other = event->stream == stream ? nullptr : event->stream;
     t.until = event->at;
@@ -398,10 +449,15 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags)
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream)
 {
     CHECK(alive());
-    CHECK(not_recording());
     task t;
     event->stream = stream;
-    event->at = stream->begun + 1;
+    event->graph = stream->recording;
+    if (event->graph) {
+        event->at = event->graph->tasks[event->graph->lane(stream)].size() + 1;
+    } else {
+        CHECK(not_recording());
+        event->at = stream->begun + 1;
+    }
     t.event = event;
     return give(stream, std::move(t));
 }
@@ -441,6 +497,7 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, int mode)
         return say(cudaErrorStreamCaptureUnsupported);
     }
     stream->recording = new fake_graph();
+    (void)stream->recording->lane(stream);
     now.captures++;
     return cudaSuccess;
 }
@@ -450,6 +507,10 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph)
     fake_graph *made = stream->recording;
     stream->recording = nullptr;
     *graph = nullptr;
+    for (size_t i = 1; made && i < made->stream.size(); i++) {
+        made->stream[i]->recording = nullptr;
+        made->invalid |= made->awaited[i] < made->tasks[i].size(); /* not joined */
+    }
     if (!made || made->invalid) {
         delete made;
         return say(cudaErrorStreamCaptureInvalidated);
@@ -466,10 +527,33 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t *made, cudaGraph_t graph, unsig
     return cudaSuccess;
 }
 
+/* Each stream of the recording as a stream of its own, for as long as it runs. */
 static void run_all(const void *which)
 {
-    for (const task &t : (*(fake_graph *const *)which)->tasks) {
-        perform(t);
+    const fake_graph &graph = **(fake_graph *const *)which;
+    std::vector<cudaStream_t> made;
+    for (size_t i = 0; i < graph.tasks.size(); i++) {
+        made.push_back(new fake_stream());
+        streams.push_back(made[i]);
+    }
+    for (size_t i = 0; i < graph.tasks.size(); i++) {
+        for (task t : graph.tasks[i]) {
+            for (size_t k = 0; t.other && k < made.size(); k++) {
+                if (graph.stream[k] == t.other) {
+                    t.other = made[k];
+                    break;
+                }
+            }
+            made[i]->queue.push_back(std::move(t));
+            made[i]->begun++;
+        }
+    }
+    for (cudaStream_t s : made) {
+        run_until(s, s->begun);
+    }
+    for (cudaStream_t s : made) {
+        streams.erase(std::find(streams.begin(), streams.end(), s));
+        delete s;
     }
 }
 
