@@ -232,6 +232,15 @@ def convolution_table():
         convolutions((1, 3, 64, 64), 64, (7, 7), image=True, stride=(2, 2), pad=(3, 3, 3, 3)),
         convolutions((2, 1, 23, 19), 17, (3, 3), image=True, stride=(2, 2), pad=(0, 0, 1, 1)),
         convolutions((1, 2, 9, 8), 24, (3, 3), image=True, bias=True, **same),
+        # of 3 x 3 taps in steps of 2: one tile, ragged ones, more than 32 outputs, many samples
+        convolutions((2, 3, 16, 20), 32, (3, 3), image=True, stride=(2, 2), stats=True, **same),
+        convolutions((1, 3, 69, 75), 24, (3, 3), image=True, stride=(2, 2), bias=True, stats=True,
+                     **same),
+        convolutions((1, 3, 20, 268), 40, (3, 3), image=True, stride=(2, 2), stats=True,
+                     pad=(0, 0, 1, 1)),
+        convolutions((1, 2, 13, 10), 11, (3, 3), image=True, stride=(2, 2), pad=(2, 2, 0, 1)),
+        convolutions((2, 3, 9, 12), 64, (3, 3), image=True, stride=(2, 2), bias=True),
+        convolutions((801, 1, 4, 5), 8, (3, 3), image=True, stride=(2, 2), stats=True, **same),
         # 1, primes and tails of channels
         convolutions((1, 1, 1, 1), 1, (1, 1), addend=True),
         convolutions((3, 17, 13, 11), 19, (3, 3), bias=True, stats=True, addend=True, **same),
@@ -314,6 +323,7 @@ def view_table():
         views_of((2, 16, 13, 12), 32, (1, 1), stride=(2, 2), lazy="none"),
         views_of((2, 3, 19, 23), 24, (7, 7), image=True, stride=(2, 2), pad=(3, 3, 3, 3),
                  stats=True),
+        views_of((2, 3, 17, 12), 24, (3, 3), image=True, stride=(2, 2), stats=True, **same),
     ]  # fmt: skip
     for x in [(2, 32, 13, 11), (3, 19, 8, 9)]:
         y = (*x[:2], (x[2] + 1) // 2, (x[3] + 1) // 2)

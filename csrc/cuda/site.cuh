@@ -49,7 +49,7 @@ struct mdmt_cuda_impl {
 /* Lists, one per file; each ends with a NULL op. */
 extern const mdmt_cuda_impl mdmt_cuda_norm[], mdmt_cuda_norm_bwd[], mdmt_cuda_elements[],
     mdmt_cuda_pool[], mdmt_cuda_conv[], mdmt_cuda_depth[], mdmt_cuda_rows[], mdmt_cuda_loss[],
-    mdmt_cuda_images[], mdmt_cuda_dense[], mdmt_cuda_library[];
+    mdmt_cuda_images[], mdmt_cuda_dense[], mdmt_cuda_library[], mdmt_cuda_stem[];
 
 /* Runs body<T> for the element type of the feature maps. */
 #define MDMT_BY_PRECISION(body, site, call)                                                        \
