@@ -32,9 +32,9 @@ static size_t gpu_view_bytes(const mdmt_backend *backend, const mdmt_tensor *vie
 /* ---- kernels ---- */
 
 static const mdmt_cuda_impl *const lists[] = {
-    mdmt_cuda_norm,    mdmt_cuda_norm_bwd, mdmt_cuda_elements, mdmt_cuda_pool,
-    mdmt_cuda_stem,    mdmt_cuda_library,  mdmt_cuda_depth,    mdmt_cuda_conv,
-    mdmt_cuda_rows,    mdmt_cuda_loss,     mdmt_cuda_images,   mdmt_cuda_dense};
+    mdmt_cuda_norm, mdmt_cuda_norm_bwd, mdmt_cuda_elements, mdmt_cuda_pool,
+    mdmt_cuda_stem, mdmt_cuda_library,  mdmt_cuda_depth,    mdmt_cuda_conv,
+    mdmt_cuda_rows, mdmt_cuda_loss,     mdmt_cuda_images,   mdmt_cuda_dense};
 
 static mdmt_cuda_site site_of(mdmt_gpu *gpu, const mdmt_graph *graph, const mdmt_op *op)
 {

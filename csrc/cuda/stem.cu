@@ -81,8 +81,7 @@ struct weight_totals {
     }
 };
 
-template <class T>
-static mdmt_status weight(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
+template <class T> static mdmt_status weight(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
 {
     const mdmt_tensor *w = site->out[0];
     stem_weight<T> f;

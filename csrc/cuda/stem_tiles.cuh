@@ -1,12 +1,12 @@
-/* The convolution of an image of one to three channels by 3 x 3 taps in steps of 2, and the gradient
- * of its weights.
+/* The convolution of an image of one to three channels by 3 x 3 taps in steps of 2, and the
+ * gradient of its weights.
  *
  * A block makes tiles of outputs for 32 channels, each from a tile of the image in shared memory; a
  * warp makes 16 pixels of a row at once. Thread 4 g + t of a warp has the eight channels of pack t:
  * forward of pixels g and g + 8, in the gradient of taps g, g + 8, g + 16 and g + 24. In bfloat16
- * these are what the tensor cores' product of 16 x 16 by 16 x 8 leaves in that thread, if the columns
- * of four products stand for the channels in the right order; in float the thread adds the products
- * up itself. */
+ * these are what the tensor cores' product of 16 x 16 by 16 x 8 leaves in that thread, if the
+ * columns of four products stand for the channels in the right order; in float the thread adds the
+ * products up itself. */
 #ifndef MDMT_CUDA_STEM_TILES_CUH
 #define MDMT_CUDA_STEM_TILES_CUH
 
@@ -29,7 +29,7 @@ enum {
     STEM_MOST_RUNS = 8, /* of a row of a tile */
     STEM_MOST = 32,     /* of a tile          */
     STEM_CELLS = 7040,  /* of a tile's image  */
-    STEM_BLOCKS = 792   /* six for each multiprocessor of an H100 */
+    STEM_BLOCKS = 660   /* five for each multiprocessor of an H100 */
 };
 
 /* ---- tiles: `rows` of `runs` times 16 outputs; a part is some tiles, and a block's ---- */
@@ -93,35 +93,37 @@ struct stem_image {
     const float *data; /* (N, c, h, w) */
     int c, h, w;
 
-    /* Columns x ... x + 3 of a line, zeros outside. */
-    MDMT_HD mdmt_quad quad(const float *line, int x) const
+    /* Four or two columns from x on of a line, zeros outside. WHOLE: x and w are multiples of 4, so
+     * that the columns lie in the line, or outside, as a whole. */
+    template <bool WHOLE> MDMT_HD mdmt_quad quad(const float *line, int x) const
     {
         mdmt_quad q = {{0.0f, 0.0f, 0.0f, 0.0f}};
-        if (w % 4 == 0) { /* so that quads lie in the line, or outside, as a whole */
+        if constexpr (WHOLE) {
             return (unsigned)x < (unsigned)w ? *(const mdmt_quad *)(const void *)(line + x) : q;
+        } else {
+            MDMT_UNROLL
+            for (int k = 0; k < 4; k++) {
+                q.v[k] = (unsigned)(x + k) < (unsigned)w ? line[x + k] : 0.0f;
+            }
+            return q;
         }
-        MDMT_UNROLL
-        for (int k = 0; k < 4; k++) {
-            q.v[k] = (unsigned)(x + k) < (unsigned)w ? line[x + k] : 0.0f;
-        }
-        return q;
     }
-    /* The two columns behind them. */
-    MDMT_HD mdmt_pair behind(const float *line, int x) const
+    template <bool WHOLE> MDMT_HD mdmt_pair pair(const float *line, int x) const
     {
         mdmt_pair p = mdmt_zero_pair();
-        if (w % 4 == 0) {
-            return (unsigned)(x + 4) < (unsigned)w ? mdmt_load_pair(line + x + 4) : p;
+        if constexpr (WHOLE) {
+            return (unsigned)x < (unsigned)w ? mdmt_load_pair(line + x) : p;
+        } else {
+            p.a = (unsigned)x < (unsigned)w ? line[x] : 0.0f;
+            p.b = (unsigned)(x + 1) < (unsigned)w ? line[x + 1] : 0.0f;
+            return p;
         }
-        p.a = (unsigned)(x + 4) < (unsigned)w ? line[x + 4] : 0.0f;
-        p.b = (unsigned)(x + 5) < (unsigned)w ? line[x + 5] : 0.0f;
-        return p;
     }
 };
 
 /* What both kernels have in common. */
 struct stem_kernel {
-    enum { THREADS = 32 * STEM_WARPS, RESIDENT = 6 };
+    enum { THREADS = 32 * STEM_WARPS, RESIDENT = 5 };
     stem_tiling t;
     stem_image x;
 
@@ -146,36 +148,44 @@ struct stem_kernel {
     {
         return t.rows * t.runs;
     }
-    /* The tile's lines one after the other, as `store(tile, line, q, columns 4 q ..., the two behind
-     * them)` puts them there. */
-    template <class F, class U> MDMT_HD void fill(U *tile, mdmt_corner c, int thread) const
+    /* The tile's lines one after the other, as F::store(where columns 4 q ... have their place,
+     * pitch, q, those columns, the two behind them) puts them there. */
+    template <class F, class U> MDMT_HD void fill(U *tile, const mdmt_corner &c, int thread) const
     {
-        enum { AHEAD = 4 };
+        if (x.w % 4 == 0) {
+            fill_as<F, true>(tile, c, thread);
+        } else {
+            fill_as<F, false>(tile, c, thread);
+        }
+    }
+    template <class F, bool WHOLE, class U>
+    MDMT_HD void fill_as(U *tile, const mdmt_corner &c, int thread) const
+    {
+        enum { AHEAD = WHOLE ? 4 : 1 };
         int count = x.c * t.lines * (t.pitch / 4);
         const float *sample = x.data + (size_t)c.n * (size_t)x.c * (size_t)x.h * (size_t)x.w;
         MDMT_ROLLED
         for (int first = thread; first < count; first += AHEAD * THREADS) {
             mdmt_quad quad[AHEAD];
             mdmt_pair behind[AHEAD];
-            int line[AHEAD], q[AHEAD];
+            int q[AHEAD];
             MDMT_UNROLL
             for (int k = 0; k < AHEAD; k++) {
                 uint32_t rest = (uint32_t)(first + k * THREADS);
-                line[k] = (int)t.by_quads.split(&rest);
+                int line = (int)t.by_quads.split(&rest);
                 q[k] = (int)rest;
-                int i = (line[k] >= t.lines) + (line[k] >= 2 * t.lines);
-                int row = STEM_STEP * c.y - t.top + line[k] - i * t.lines;
-                int column = STEM_STEP * c.x - t.lead + 4 * q[k];
+                int i = (line >= t.lines) + (line >= 2 * t.lines);
+                int row = STEM_STEP * c.y - t.top + line - i * t.lines;
                 int in = first + k * THREADS < count && (unsigned)row < (unsigned)x.h;
-                const float *from =
-                    sample + (in ? ((size_t)i * (size_t)x.h + (size_t)row) * (size_t)x.w : 0);
-                quad[k] = x.quad(from, in ? column : -8);
-                behind[k] = F::BEHIND ? x.behind(from, in ? column : -8) : mdmt_zero_pair();
+                int column = in ? STEM_STEP * c.x - t.lead + 4 * q[k] : -2 * STEM_COLUMNS;
+                const float *from = sample + (size_t)(in ? i * x.h + row : 0) * (size_t)x.w;
+                quad[k] = x.quad<WHOLE>(from, column);
+                behind[k] = F::BEHIND ? x.pair<WHOLE>(from, column + 4) : mdmt_zero_pair();
             }
             MDMT_UNROLL
             for (int k = 0; k < AHEAD; k++) {
                 if (first + k * THREADS < count) {
-                    F::store(tile + line[k] * t.pitch, t.pitch, q[k], quad[k], behind[k]);
+                    F::store(tile + 4 * (first + k * THREADS), t.pitch, q[k], quad[k], behind[k]);
                 }
             }
         }
@@ -194,11 +204,11 @@ MDMT_HD mdmt_pair stem_pair_of(uint32_t word)
     return mdmt_load_pair((const mdmt_bf16 *)(const void *)&word);
 }
 
-/* ---- the product of a warp: a (16 x 16) by b (16 x 8), both of bfloat16, for `M` times 16 rows and
- * 32 columns. Thread 4 g + t brings of a the rows g and g + 8, of b the columns g, each time the
- * elements 2 t, 2 t + 1, 2 t + 8 and 2 t + 9; it gets of rows g and g + 8 the columns 2 t and 2 t + 1.
- * F::a(lane, m) and F::b(lane) are what a thread brings; column 2 t + j of the n-th eight is added to
- * element n * EIGHTS + j * PAIRS of the pack of its row. ---- */
+/* ---- the product of a warp: a (16 x 16) by b (16 x 8), both of bfloat16, for `M` times 16 rows
+ * and 32 columns. Thread 4 g + t brings of a the rows g and g + 8, of b the columns g, each time
+ * the elements 2 t, 2 t + 1, 2 t + 8 and 2 t + 9; it gets of rows g and g + 8 the columns 2 t and 2
+ * t + 1. F::a(lane, m) and F::b(lane) are what a thread brings; column 2 t + j of the n-th eight is
+ * added to element n * EIGHTS + j * PAIRS of the pack of its row. ---- */
 
 struct stem_b {
     uint32_t v[4][2];
@@ -259,16 +269,14 @@ MDMT_HD void stem_multiply(const F &f, int lane, mdmt_pack *sums)
 /* The image as it is, in elements T. */
 template <class T> struct stem_plain {
     enum { BEHIND = 0 };
-    MDMT_HD static void store(float *line, int pitch, int q, const mdmt_quad &v, mdmt_pair)
+    MDMT_HD static void store(float *at, int, int, const mdmt_quad &v, mdmt_pair)
     {
-        (void)pitch;
-        *(mdmt_quad *)(void *)(line + 4 * q) = v;
+        *(mdmt_quad *)(void *)at = v;
     }
-    MDMT_HD static void store(mdmt_bf16 *line, int pitch, int q, const mdmt_quad &v, mdmt_pair)
+    MDMT_HD static void store(mdmt_bf16 *at, int, int, const mdmt_quad &v, mdmt_pair)
     {
-        (void)pitch;
         stem_words w = {mdmt_bf16_pair(v.v[0], v.v[1]), mdmt_bf16_pair(v.v[2], v.v[3])};
-        *(stem_words *)(void *)(line + 4 * q) = w;
+        *(stem_words *)(void *)at = w;
     }
 };
 
@@ -277,11 +285,16 @@ struct stem_stats {
     mdmt_pack pivot, sum, square;
     int count;
 
+    MDMT_HD void begin(const mdmt_pack &v)
+    {
+        MDMT_UNROLL
+        for (int k = 0; k < MDMT_PACK; k++) {
+            pivot.v[k] = count ? pivot.v[k] : v.v[k];
+        }
+    }
     MDMT_HD void add(const mdmt_pack &v)
     {
-        if (count++ == 0) {
-            pivot = v;
-        }
+        count++;
         MDMT_UNROLL
         for (int k = 0; k < MDMT_PACK; k++) {
             float d = v.v[k] - pivot.v[k];
@@ -296,8 +309,8 @@ template <class T> struct stem_forward : stem_kernel {
     struct tile_type {
         alignas(16) T image[STEM_CELLS];
         union {
-            float row[ELEMENTS][STEM_CHANNELS];   /* in float                                  */
-            stem_four b[STEM_SLICES][2][32];      /* in bfloat16: what lanes bring, by halves   */
+            float row[ELEMENTS][STEM_CHANNELS]; /* in float                                  */
+            stem_four b[STEM_SLICES][2][32];    /* in bfloat16: what lanes bring, by halves   */
         } w;
     };
     struct stats_type {
@@ -330,21 +343,21 @@ template <class T> struct stem_forward : stem_kernel {
             return;
         }
         int first = chunk(block) * STEM_CHANNELS;
-        if (sizeof(T) == 4) {
+        if constexpr (sizeof(T) == 2) {
+            for (int i = thread; i < STEM_SLICES * 2 * 32; i += THREADS) {
+                int slice = i / 64, half = i / 32 % 2, lane = i % 32;
+                MDMT_UNROLL
+                for (int k = 0; k < 4; k++) {
+                    int e = 16 * slice + lane % 4 * 2 + k % 2 * 8, eight = 2 * half + k / 2;
+                    int channel = first + lane / 8 * MDMT_PACK + 2 * eight + lane / 4 % 2;
+                    shared.tile.w.b[slice][half][lane].v[k] =
+                        mdmt_bf16_pair(weight(e, channel), weight(e + 1, channel));
+                }
+            }
+        } else {
             for (int i = thread; i < ELEMENTS * STEM_CHANNELS; i += THREADS) {
                 int e = i / STEM_CHANNELS, channel = i % STEM_CHANNELS;
                 shared.tile.w.row[e][channel] = weight(e, first + channel);
-            }
-            return;
-        }
-        for (int i = thread; i < STEM_SLICES * 2 * 32; i += THREADS) {
-            int slice = i / 64, half = i / 32 % 2, lane = i % 32;
-            MDMT_UNROLL
-            for (int k = 0; k < 4; k++) {
-                int e = 16 * slice + lane % 4 * 2 + k % 2 * 8, eight = 2 * half + k / 2;
-                int channel = first + lane / 8 * MDMT_PACK + 2 * eight + lane / 4 % 2;
-                shared.tile.w.b[slice][half][lane].v[k] =
-                    mdmt_bf16_pair(weight(e, channel), weight(e + 1, channel));
             }
         }
     }
@@ -404,7 +417,7 @@ template <class T> struct stem_forward : stem_kernel {
             MDMT_ROLLED
             for (int i = 0; i < x.c * STEM_KERNEL; i++) {
                 const T *from = tile.image + at + lane / 4 * STEM_STEP + t.line(i) * t.pitch;
-                MDMT_UNROLL
+                MDMT_ROLLED
                 for (int j = 0; j < STEM_COLUMNS; j += 2) {
                     mdmt_pair a = mdmt_load_pair(from + j);
                     mdmt_pair b = mdmt_load_pair(from + 8 * STEM_STEP + j);
@@ -425,10 +438,7 @@ template <class T> struct stem_forward : stem_kernel {
     {
         mdmt_corner c = corner(round, block);
         int lane = thread % 32, pack = chunk(block) * STEM_PACKS + lane % 4;
-        mdmt_pack start = mdmt_zero_pack();
-        if (bias && pack < y.packs) {
-            start = mdmt_load_pack(bias + pack * MDMT_PACK);
-        }
+        T *to = y.data + y.at(y.pixel(c.n, c.y, c.x), pack);
         MDMT_ROLLED
         for (int unit = thread / 32; unit < units(); unit += STEM_WARPS) {
             uint32_t rest = (uint32_t)unit;
@@ -436,33 +446,39 @@ template <class T> struct stem_forward : stem_kernel {
             if (c.y + row >= y.h) {
                 break;
             }
-            mdmt_pack sums[2] = {start, start};
+            mdmt_pack sums[2];
+            sums[0] =
+                bias && pack < y.packs ? mdmt_load_pack(bias + pack * MDMT_PACK) : mdmt_zero_pack();
+            sums[1] = sums[0];
             int at = STEM_STEP * row * t.pitch + t.base + STEM_STEP * run;
             products(shared.tile, at, lane, sums);
-            int column = c.x + run + lane / 4;
-            size_t pixel = y.pixel(c.n, c.y + row, column);
-            MDMT_UNROLL
-            for (int k = 0; k < 2; k++) {
-                if (column + 8 * k < y.w && pack < y.packs) {
-                    finish(pixel + (size_t)(8 * k), pack, sums[k], own);
+            int column = run + lane / 4, left_over = pack < y.packs ? y.w - c.x - column : 0;
+            T *here = to + (size_t)(row * y.w + column) * (size_t)y.pitch;
+            if (left_over > 0) {
+                clip(pack, &sums[0]);
+                mdmt_store_pack(here, sums[0]);
+                if (stats) {
+                    own.begin(sums[0]);
+                    own.add(sums[0]);
+                }
+            }
+            if (left_over > 8) {
+                clip(pack, &sums[1]);
+                mdmt_store_pack(here + (size_t)(8 * y.pitch), sums[1]);
+                if (stats) {
+                    own.add(sums[1]);
                 }
             }
         }
     }
-    MDMT_HD void finish(size_t pixel, int pack, const mdmt_pack &value, own_type &own) const
+    /* Channels that y does not have become zero. */
+    MDMT_HD void clip(int pack, mdmt_pack *v) const
     {
-        mdmt_pack v = value;
         if (pack * MDMT_PACK + MDMT_PACK > y.c) {
             MDMT_UNROLL
             for (int k = 0; k < MDMT_PACK; k++) {
-                v.v[k] = pack * MDMT_PACK + k < y.c ? v.v[k] : 0.0f;
+                v->v[k] = pack * MDMT_PACK + k < y.c ? v->v[k] : 0.0f;
             }
-        }
-        mdmt_raw<T> raw;
-        mdmt_round_pack(v, &raw);
-        *(mdmt_raw<T> *)(void *)(y.data + y.at(pixel, pack)) = raw;
-        if (stats) {
-            own.add(mdmt_unpack(raw));
         }
     }
     /* Sums about other pivots become sums about that of the first sharer, which has pixels in every
@@ -534,19 +550,18 @@ template <class T> struct stem_forward : stem_kernel {
  * kind in the upper half, what the neighbour to the right has under the same tap. */
 template <class T> struct stem_split {
     enum { BEHIND = sizeof(T) == 2 };
-    MDMT_HD static void store(float *line, int pitch, int q, const mdmt_quad &v, mdmt_pair)
+    MDMT_HD static void store(float *at, int pitch, int q, const mdmt_quad &v, mdmt_pair)
     {
         mdmt_pair even = {v.v[0], v.v[2]}, odd = {v.v[1], v.v[3]};
-        mdmt_store_pair(line + 2 * q, even);
-        mdmt_store_pair(line + pitch / 2 + 2 * q, odd);
+        mdmt_store_pair(at - 2 * q, even);
+        mdmt_store_pair(at - 2 * q + pitch / 2, odd);
     }
-    MDMT_HD static void store(uint32_t *line, int pitch, int q, const mdmt_quad &v,
-                              mdmt_pair behind)
+    MDMT_HD static void store(uint32_t *at, int pitch, int q, const mdmt_quad &v, mdmt_pair behind)
     {
         stem_words even = {mdmt_bf16_pair(v.v[0], v.v[2]), mdmt_bf16_pair(v.v[2], behind.a)};
         stem_words odd = {mdmt_bf16_pair(v.v[1], v.v[3]), mdmt_bf16_pair(v.v[3], behind.b)};
-        *(stem_words *)(void *)(line + 2 * q) = even;
-        *(stem_words *)(void *)(line + pitch / 2 + 2 * q) = odd;
+        *(stem_words *)(void *)(at - 2 * q) = even;
+        *(stem_words *)(void *)(at - 2 * q + pitch / 2) = odd;
     }
 };
 
@@ -606,16 +621,16 @@ template <class T> struct stem_weight : stem_kernel {
     MDMT_HD four_pixels read(const run_type &r, int lane, int chunk) const
     {
         four_pixels four;
-        int channel = chunk * STEM_CHANNELS + lane / 4 * 4;
+        int channel = chunk * STEM_CHANNELS + lane / 4 * 4, column = r.x + lane % 4 * 2;
+        int there = r.y < dy.h && channel < dy.packs * MDMT_PACK;
+        const T *from = dy.data + dy.at(dy.pixel(r.n, r.y, column), 0) + channel;
         MDMT_UNROLL
         for (int i = 0; i < 4; i++) {
-            int column = r.x + lane % 4 * 2 + i % 2 + i / 2 * 8;
+            int step = i % 2 + i / 2 * 8;
             stem_words zero = {0, 0};
-            four.p[i] = zero;
-            if (r.y < dy.h && column < dy.w && channel < dy.packs * MDMT_PACK) {
-                size_t at = dy.at(dy.pixel(r.n, r.y, column), 0) + (size_t)channel;
-                four.p[i] = *(const stem_words *)(const void *)(dy.data + at);
-            }
+            four.p[i] = there && column + step < dy.w
+                            ? *(const stem_words *)(const void *)(from + (size_t)(step * dy.pitch))
+                            : zero;
         }
         return four;
     }
