@@ -235,6 +235,7 @@ template <int M, int EIGHTS, int PAIRS, class F>
 MDMT_HD void stem_multiply(const F &f, int lane, mdmt_pack *sums)
 {
 #ifdef __CUDA_ARCH__
+    __syncwarp(); /* the product is one instruction of all its threads */
     stem_b b = f.b(lane);
     MDMT_UNROLL
     for (int m = 0; m < M; m++) {
