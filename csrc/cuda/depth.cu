@@ -1,6 +1,9 @@
 /* Depthwise convolutions in all three passes, and the stem: the convolution of an
  * IMAGE of few channels, whose weights [I][kh][kw][O up] are like those of I
  * depthwise ones. Those that networks are made of: depth_tiles.cuh. */
+#include <stdlib.h>
+
+#include "depth_tensor.cuh"
 #include "depth_tiles.cuh"
 
 static const mdmt_tensor *weights_of(const mdmt_cuda_site *site)
@@ -32,12 +35,24 @@ static int is_tiled(const mdmt_cuda_site *site)
            (g.sh == 1 || g.sh == 2) && g.dh == 1 && g.dw == 1;
 }
 
+/* Those of them that depth_tensor.cuh serves. */
+static int is_tensor(const mdmt_cuda_site *site)
+{
+    const char *wish = getenv("MDMT_TRY_DEPTH");
+    const int *dim = site->in[0]->dim;
+    size_t pixels = (size_t)dim[0] * (size_t)dim[2] * (size_t)dim[3];
+    int is_data = strcmp(site->op->record->name, "conv2d_bwd_data") == 0;
+    return site->precision == MDMT_CUDA_BF16 && is_tiled(site) && pixels < 0x7fffffff &&
+           !(is_data && window_of(site).sh == 2) && !(wish && strcmp(wish, "old") == 0);
+}
+
 /* Runs body<T, kernel, stride>(site, ...). */
 #define DEPTH_BY_STRIDE(body, T, K, site, ...)                                                     \
     (window_of(site).sh == 1 ? body<T, K, 1>(__VA_ARGS__) : body<T, K, 2>(__VA_ARGS__))
 #define DEPTH_BY_KERNEL(body, T, site, ...)                                                        \
     (window_of(site).kh == 3 ? DEPTH_BY_STRIDE(body, T, 3, site, __VA_ARGS__)                      \
                              : DEPTH_BY_STRIDE(body, T, 5, site, __VA_ARGS__))
+#define DEPTH_TENSOR(body, site, ...) DEPTH_BY_KERNEL(body, mdmt_bf16, site, __VA_ARGS__)
 #define DEPTH_TILED(body, site, ...)                                                               \
     ((site)->precision == MDMT_CUDA_BF16 ? DEPTH_BY_KERNEL(body, mdmt_bf16, site, __VA_ARGS__)     \
                                          : DEPTH_BY_KERNEL(body, float, site, __VA_ARGS__))
@@ -168,6 +183,43 @@ static mdmt_status forward_tiles(const mdmt_cuda_site *site, const mdmt_cuda_cal
     return statistics(site, call);
 }
 
+/* `out`: the map of the results' size. */
+static depth_plan plan_of(const mdmt_cuda_site *site, const mdmt_tensor *out, int resident)
+{
+    const int *dim = out->dim;
+    mdmt_window_geometry g = window_of(site);
+    depth_wish wish = {dim[0], dim[2], dim[3], mdmt_up(dim[1]) / MDMT_PACK, g.kh, g.sh, resident};
+    return depth_plan_of(wish);
+}
+
+template <class T, int K, int S> static depth_plan forward_plan(const mdmt_cuda_site *site)
+{
+    return plan_of(site, site->out[0], depth_forward_tensor<K, S>::RESIDENT);
+}
+
+/* Forward, or the data gradient of stride 1. */
+template <class T, int K, int S>
+static mdmt_status forward_tensor(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
+{
+    depth_forward_tensor<K, S> f;
+    memset((void *)&f, 0, sizeof f);
+    mdmt_window_geometry g = window_of(site);
+    f.x = mdmt_source_of<T>(site->in[0], call->in[0]);
+    f.y = mdmt_map_of<T>(site->out[0], call->out[0]);
+    f.w = (const float *)call->in[1].data;
+    f.reverse = strcmp(site->op->record->name, "conv2d_bwd_data") == 0;
+    if (!f.reverse) {
+        f.bias = (const float *)call->input(site, 2);
+        f.stats = (float *)call->output(site, 1);
+    } else if (call->input(site, 2)) {
+        f.addend = mdmt_map_of<T>(site->in[2], call->in[2].data);
+    }
+    f.top = f.reverse ? K - 1 - g.pt : g.pt;
+    f.left = f.reverse ? K - 1 - g.pl : g.pl;
+    f.t = forward_plan<T, K, S>(site);
+    return mdmt_launch_rounds(site->stream, (size_t)f.t.parts * (size_t)f.t.chunks, f);
+}
+
 template <class T>
 static depth_x<T> depth_of(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
 {
@@ -184,6 +236,9 @@ static image_x image_of(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
 
 static mdmt_status depth_conv2d(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
 {
+    if (is_tensor(site)) {
+        return DEPTH_TENSOR(forward_tensor, site, site, call);
+    }
     if (is_tiled(site)) {
         return DEPTH_TILED(forward_tiles, site, site, call);
     }
@@ -200,7 +255,9 @@ static mdmt_status stem_conv2d(const mdmt_cuda_site *site, const mdmt_cuda_call 
 
 static mdmt_status forward_needs(const mdmt_cuda_site *site, mdmt_cuda_needs *needs)
 {
-    needs->stat_parts = mdmt_cuda_stat_parts(site->out[0]);
+    needs->stat_parts = is_depthwise(site) && is_tensor(site)
+                            ? DEPTH_TENSOR(forward_plan, site, site).parts
+                            : mdmt_cuda_stat_parts(site->out[0]);
     return MDMT_OK;
 }
 
@@ -285,6 +342,10 @@ static mdmt_status data_tiles(const mdmt_cuda_site *site, const mdmt_cuda_call *
 
 static mdmt_status depth_bwd_data(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
 {
+    if (is_tensor(site)) {
+        return window_of(site).kh == 3 ? forward_tensor<mdmt_bf16, 3, 1>(site, call)
+                                       : forward_tensor<mdmt_bf16, 5, 1>(site, call);
+    }
     if (is_tiled(site)) {
         return DEPTH_TILED(data_tiles, site, site, call);
     }
@@ -363,6 +424,11 @@ template <class T, int K, int S> static depth_tiling weight_tiling(const mdmt_cu
     return depth_tiling_of(walk);
 }
 
+template <class T, int K, int S> static depth_plan weight_plan(const mdmt_cuda_site *site)
+{
+    return plan_of(site, site->in[1], depth_weight_tensor<K, S>::RESIDENT);
+}
+
 /* Tiles of a part. */
 static int tiles_per_part(const depth_tiling *t)
 {
@@ -373,6 +439,9 @@ static int tiles_per_part(const depth_tiling *t)
 static int weight_parts(const mdmt_cuda_site *site)
 {
     const int *dim = site->in[1]->dim;
+    if (is_tensor(site)) {
+        return DEPTH_TENSOR(weight_plan, site, site).parts;
+    }
     if (is_tiled(site)) {
         depth_tiling t = DEPTH_TILED(weight_tiling, site, site);
         return (t.tiles + tiles_per_part(&t) - 1) / tiles_per_part(&t);
@@ -420,8 +489,27 @@ static mdmt_status weight_tiles(const mdmt_cuda_site *site, const mdmt_cuda_call
     return weight_totals(site, call, f.parts);
 }
 
+template <class T, int K, int S>
+static mdmt_status weight_tensor(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
+{
+    depth_weight_tensor<K, S> f;
+    memset((void *)&f, 0, sizeof f);
+    mdmt_window_geometry g = window_of(site);
+    f.x = mdmt_source_of<T>(site->in[0], call->in[0]);
+    f.dy = mdmt_map_of<T>(site->in[1], call->in[1].data);
+    f.partial = (float *)call->workspace;
+    f.top = g.pt;
+    f.left = g.pl;
+    f.t = weight_plan<T, K, S>(site);
+    MDMT_TRY(mdmt_launch_rounds(site->stream, (size_t)f.t.parts * (size_t)f.t.chunks, f));
+    return weight_totals(site, call, f.t.parts);
+}
+
 static mdmt_status depth_bwd_weight(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
 {
+    if (is_tensor(site)) {
+        return DEPTH_TENSOR(weight_tensor, site, site, call);
+    }
     if (is_tiled(site)) {
         return DEPTH_TILED(weight_tiles, site, site, call);
     }
