@@ -35,14 +35,19 @@ static int is_tiled(const mdmt_cuda_site *site)
            (g.sh == 1 || g.sh == 2) && g.dh == 1 && g.dw == 1;
 }
 
+static int has_few_pixels(const mdmt_tensor *map)
+{
+    return (size_t)map->dim[0] * (size_t)map->dim[2] * (size_t)map->dim[3] < 0x7fffffff;
+}
+
 /* Those of them that depth_tensor.cuh serves. */
 static int is_tensor(const mdmt_cuda_site *site)
 {
-    const char *wish = getenv("MDMT_TRY_DEPTH");
-    const int *dim = site->in[0]->dim;
-    size_t pixels = (size_t)dim[0] * (size_t)dim[2] * (size_t)dim[3];
-    int is_data = strcmp(site->op->record->name, "conv2d_bwd_data") == 0;
-    return site->precision == MDMT_CUDA_BF16 && is_tiled(site) && pixels < 0x7fffffff &&
+    const char *name = site->op->record->name, *wish = getenv("MDMT_TRY_DEPTH");
+    int is_weight = strcmp(name, "conv2d_bwd_weight") == 0;
+    int is_data = strcmp(name, "conv2d_bwd_data") == 0;
+    return site->precision == MDMT_CUDA_BF16 && is_tiled(site) && has_few_pixels(site->in[0]) &&
+           has_few_pixels(is_weight ? site->in[1] : site->out[0]) &&
            !(is_data && window_of(site).sh == 2) && !(wish && strcmp(wish, "old") == 0);
 }
 

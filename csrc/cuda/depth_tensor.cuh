@@ -3,8 +3,8 @@
  *
  * A block goes over the tiles of a part, 32 channels of each. The tile of inputs is in shared
  * memory as bfloat16, activated, each of its four packs in a plane of its own, so that the eight
- * pixels that a warp reads at once lie side by side; of stride 2, even columns before odd ones. A
- * warp has one pack, and every other 16 outputs of the tile. */
+ * pixels of a line that a warp reads at once lie side by side; of stride 2, even columns before odd
+ * ones. A warp has one pack, and every other pair of lines, eight columns of them at once. */
 #ifndef MDMT_CUDA_DEPTH_TENSOR_CUH
 #define MDMT_CUDA_DEPTH_TENSOR_CUH
 
@@ -13,42 +13,25 @@
 
 enum {
     DEPTH_THREADS = 256,
-    DEPTH_GROUP = 16, /* outputs of one instruction */
+    DEPTH_HIGH = 2, /* lines and columns of the outputs of one instruction */
+    DEPTH_WIDE = 8,
     DEPTH_SHARES = DEPTH_THREADS / 32 / MDMT_TILE_PACKS,
     DEPTH_SLOTS = 49152 / 16,
     DEPTH_SM = 132 /* multiprocessors that launches are made for: those of an H100 */
 };
 
-/* The pixels of a tile, numbered line by line. */
+/* The pixels of a tile. */
 struct depth_grid {
     int samples, high, wide;
-    mdmt_divisor by_high, by_wide;
-
-    MDMT_HD int count() const
-    {
-        return samples * high * wide;
-    }
-    MDMT_HD mdmt_corner at(int i) const
-    {
-        uint32_t x = (uint32_t)i, y = by_wide.split(&x), n = by_high.split(&y);
-        mdmt_corner c = {(int)n, (int)y, (int)x};
-        return c;
-    }
+    mdmt_divisor by_high;
+    /* Slots of 16 bytes: from line to line, from plane to plane, from even to odd columns. */
+    int pitch, plane, half;
 };
-
-static inline depth_grid depth_grid_of(int samples, int high, int wide)
-{
-    depth_grid g = {samples, high, wide, mdmt_divisor_of((size_t)high),
-                    mdmt_divisor_of((size_t)wide)};
-    return g;
-}
 
 /* Tiles, and parts of `per_part` tiles. */
 struct depth_plan {
     depth_grid out, in;
     int tiles_y, tiles_x, tiles, chunks, per_part, parts;
-    int half, pitch; /* slots of 16 bytes: from even to odd columns, from line to line */
-    int plane_in, plane_out;
 
     MDMT_HD mdmt_corner corner(int tile) const
     {
@@ -73,70 +56,75 @@ static inline int depth_plane(int slots)
     return slots + (10 - slots % 8) % 8;
 }
 
-/* Sets what depends on the tile, and says what a multiprocessor's time would be, in instructions of
- * a warp; negative where there is no room. */
-static inline double depth_price(depth_plan *p, const depth_wish &k, int samples, int high,
-                                 int wide)
+/* A tile of outputs: the plan but for its parts. 0 where shared memory has no room. */
+static inline int depth_cut(depth_plan *p, const depth_wish &k, int samples, int high, int wide)
 {
+    depth_grid out = {samples, high,
+                      wide,    mdmt_divisor_of((size_t)high),
+                      wide,    depth_plane(samples * high * wide),
+                      0};
     int in_high = k.stride * (high - 1) + k.kernel, in_wide = k.stride * (wide - 1) + k.kernel;
-    int outputs = samples * high * wide, groups = (outputs + DEPTH_GROUP - 1) / DEPTH_GROUP;
-    p->half = (in_wide + 1) / 2;
-    p->pitch = k.stride == 2 ? 2 * p->half : in_wide;
-    p->plane_in = depth_plane(samples * in_high * p->pitch);
-    p->plane_out = depth_plane(groups * DEPTH_GROUP);
-    /* Statistics are merged where the inputs were: 512 slots. */
-    int room = MDMT_TILE_PACKS * p->plane_in > 512 ? MDMT_TILE_PACKS * p->plane_in : 512;
-    if (room + MDMT_TILE_PACKS * p->plane_out > DEPTH_SLOTS) {
-        return -1;
-    }
+    int half = (in_wide + 1) / 2 | 1, pitch = k.stride == 2 ? 2 * half : in_wide;
+    depth_grid in = {samples, in_high,
+                     in_wide, mdmt_divisor_of((size_t)in_high),
+                     pitch,   depth_plane(samples * in_high * pitch),
+                     half};
+    p->in = in;
+    p->out = out;
     p->tiles_y = (k.h + high - 1) / high;
     p->tiles_x = (k.w + wide - 1) / wide;
     p->tiles = p->tiles_y * p->tiles_x * ((k.n + samples - 1) / samples);
     p->chunks = (k.packs + MDMT_TILE_PACKS - 1) / MDMT_TILE_PACKS;
-    double steps = (k.kernel * k.kernel + 1) / 2;
-    double fill = 75.0 * MDMT_TILE_PACKS / 32 * samples * in_high * in_wide;
-    double work = MDMT_TILE_PACKS * groups * (50 + 3 * steps);
-    double store = 30.0 * MDMT_TILE_PACKS / 32 * outputs;
-    double most = ((double)p->tiles * p->chunks + DEPTH_SM - 1) / DEPTH_SM;
-    most = most < 8 ? (double)(int)most : most;
-    /* A tile's wait for memory, for all blocks at once. */
-    return most * (fill + work + store + 2000 + 6000.0 / k.resident);
+    /* Statistics are merged where the inputs were: 512 slots. */
+    int room = MDMT_TILE_PACKS * in.plane;
+    return (room > 512 ? room : 512) + MDMT_TILE_PACKS * out.plane <= DEPTH_SLOTS;
 }
 
-static inline int depth_even_cut(int size, int most)
+/* A multiprocessor's time, in instructions of a warp. */
+static inline double depth_price(const depth_plan &p, const depth_wish &k)
+{
+    double steps = (k.kernel * k.kernel + 1) / 2, lines = p.in.samples * p.in.high;
+    double fill = lines * (60 + (p.in.wide + 7) / 8 * 52);
+    double outputs = p.out.samples * p.out.high * p.out.wide / 8;
+    double work = outputs * (MDMT_TILE_PACKS / 2 * (35 + 4 * steps) + 15);
+    double most = ((double)p.tiles * p.chunks + DEPTH_SM - 1) / DEPTH_SM;
+    most = most < 8 ? (double)(int)most : most;
+    /* A tile's wait for memory, for all blocks at once. */
+    return most * (fill + work + 1500 + 6000.0 / k.resident);
+}
+
+static inline int depth_even_cut(int size, int most, int unit)
 {
     int pieces = (size + most - 1) / most;
-    return (size + pieces - 1) / pieces;
+    return ((size + pieces - 1) / pieces + unit - 1) / unit * unit;
 }
 
 /* The cheapest plan; by shape alone. Blocks are two waves at most, so that none of a third one
  * comes late. */
 static inline depth_plan depth_plan_of(const depth_wish &k)
 {
-    static const int sizes[] = {3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 19, 20, 24, 28, 32, 56};
-    enum { SIZES = sizeof sizes / sizeof *sizes, MOST_SAMPLES = 16 };
-    depth_plan best, p;
-    int chosen[3] = {0, 0, 0};
+    enum { MOST_HIGH = 56, MOST_WIDE = 64, MOST_SAMPLES = 16 };
+    depth_plan best;
     double least = -1;
     memset((void *)&best, 0, sizeof best);
-    p = best;
-    for (int i = 0; i < SIZES * SIZES; i++) {
-        int high = depth_even_cut(k.h, sizes[i % SIZES]), wide = depth_even_cut(k.w, sizes[i / SIZES]);
-        int whole = high == k.h && wide == k.w;
+    for (int i = 0; i < MOST_HIGH / DEPTH_HIGH * (MOST_WIDE / DEPTH_WIDE); i++) {
+        int tall = (i % (MOST_HIGH / DEPTH_HIGH) + 1) * DEPTH_HIGH;
+        int high = depth_even_cut(k.h, tall, DEPTH_HIGH);
+        int wide = (i / (MOST_HIGH / DEPTH_HIGH) + 1) * DEPTH_WIDE;
+        wide = depth_even_cut(k.w, wide, DEPTH_WIDE);
+        int whole = high >= k.h && wide >= k.w;
         for (int samples = 1; samples <= (whole ? MOST_SAMPLES : 1); samples++) {
-            double price = depth_price(&p, k, samples, high, wide);
-            if (price >= 0 && (least < 0 || price < least)) {
+            depth_plan p = best;
+            if (!depth_cut(&p, k, samples, high, wide)) {
+                break;
+            }
+            double price = depth_price(p, k);
+            if (least < 0 || price < least) {
                 best = p;
                 least = price;
-                chosen[0] = samples;
-                chosen[1] = high;
-                chosen[2] = wide;
             }
         }
     }
-    best.out = depth_grid_of(chosen[0], chosen[1], chosen[2]);
-    best.in = depth_grid_of(chosen[0], k.stride * (chosen[1] - 1) + k.kernel,
-                            k.stride * (chosen[2] - 1) + k.kernel);
     int parts = 2 * DEPTH_SM * k.resident / best.chunks;
     parts = parts > 1 ? parts : 1;
     best.per_part = (best.tiles + parts - 1) / parts;
@@ -177,71 +165,86 @@ template <int K, int S> struct depth_tensor {
         c.x = S * c.x - left;
         return c;
     }
-    /* Where input i of the tile lies in its plane. */
-    MDMT_HD int slot_in(const mdmt_corner &p) const
+    /* The tap of a step that even (odd = 0) or odd rows of fragments are for; TAPS: none. Two of a
+     * line, and at last two of the last column. */
+    static MDMT_HD constexpr int tap_of(int step, int odd)
     {
-        int line = (p.n * t.in.high + p.y) * t.pitch;
-        return line + (S == 2 ? p.x % 2 * t.half + p.x / 2 : p.x);
+        return step < K * (K - 1) / 2 ? step / ((K - 1) / 2) * K + step % ((K - 1) / 2) * 2 + odd
+               : 2 * (step - K * (K - 1) / 2) + odd < K
+                   ? (2 * (step - K * (K - 1) / 2) + odd) * K + K - 1
+                   : TAPS;
     }
-    /* Where the first tap of output i lies, and from there the others. */
-    MDMT_HD int slot_of(int i) const
+    /* Bytes of a plane from a window's first tap to a step's. */
+    MDMT_HD int tap_bytes(int step, int odd) const
     {
-        mdmt_corner p = t.out.at(i);
-        return i < t.out.count() ? (p.n * t.in.high + S * p.y) * t.pitch + p.x : 0;
-    }
-    MDMT_HD int tap_slot(int tap) const
-    {
-        int at = tap < TAPS ? tap : TAPS - 1, r = at / K, s = at % K;
-        return r * t.pitch + (S == 2 ? s % 2 * t.half + s / 2 : s);
-    }
-    static MDMT_HD int inside(const map_type &map, const mdmt_corner &at)
-    {
-        return at.n < map.n && (unsigned)at.y < (unsigned)map.h && (unsigned)at.x < (unsigned)map.w;
-    }
-    /* Elements of a map have numbers below 2^32 pixels (depth_fits). */
-    static MDMT_HD size_t element(const map_type &map, const mdmt_corner &at, int pack)
-    {
-        uint32_t line = (uint32_t)at.n * (uint32_t)map.h + (uint32_t)at.y;
-        uint32_t pixel = line * (uint32_t)map.w + (uint32_t)at.x;
-        return (size_t)((uint64_t)pixel * (uint32_t)map.pitch) + (size_t)(pack * MDMT_PACK);
-    }
-    static MDMT_HD mdmt_corner from(const mdmt_corner &corner, mdmt_corner p)
-    {
-        p.n += corner.n;
-        p.y += corner.y;
-        p.x += corner.x;
-        return p;
+        int even = tap_of(step, 0), r = even / K, s = even % K;
+        int next = step < K * (K - 1) / 2 ? (S == 2 ? t.in.half : 1)
+                   : step + 1 < STEPS     ? t.in.pitch
+                                          : 0;
+        return (r * t.in.pitch + (S == 2 ? s % 2 * t.in.half + s / 2 : s) + (odd ? next : 0)) * 16;
     }
 
-    /* The thread's inputs of a tile on their way to shared memory: four threads have a pixel. */
-    MDMT_HD void copy_in(mdmt_bf16 *tile, int round, size_t block, int thread) const
+    /* A thread's way over a tile: every eighth pixel of every eighth line, one pack of them;
+     * `fold` 2 where even columns lie before odd ones. */
+    struct way {
+        const map_type &map;
+        const depth_grid &grid;
+        mdmt_corner from;
+        int pack, across, lines;
+
+        /* What a line has: the first pixel's slot, the map's columns (none outside of it), and the
+         * element of the first pixel, which means nothing where that is outside. */
+        MDMT_HD int start(int line, int fold, uint32_t *columns, size_t *element, int *n) const
+        {
+            uint32_t y = (uint32_t)line, sample = grid.by_high.split(&y);
+            int row = from.y + (int)y;
+            *n = from.n + (int)sample;
+            *columns = *n < map.n && (unsigned)row < (unsigned)map.h ? (uint32_t)map.w : 0;
+            /* is_tensor: pixels have numbers of 31 bits */
+            uint32_t pixel = ((uint32_t)*n * (uint32_t)map.h + (uint32_t)row) * (uint32_t)map.w;
+            pixel += (uint32_t)(from.x + across);
+            *element = (size_t)((int64_t)(int32_t)pixel * map.pitch) + (size_t)(pack * MDMT_PACK);
+            return line * grid.pitch + (fold == 2 ? across % 2 * grid.half + across / 2 : across);
+        }
+    };
+    MDMT_HD way way_of(const map_type &map, const depth_grid &grid, const mdmt_corner &from,
+                       size_t block, int thread) const
     {
-        int lane = thread % MDMT_TILE_PACKS, pack = chunk(block) * MDMT_TILE_PACKS + lane;
-        int count = pack < x.map.packs ? t.in.count() : 0;
-        mdmt_corner c = corner_in(round, block);
+        int pack = chunk(block) * MDMT_TILE_PACKS + thread % MDMT_TILE_PACKS;
+        way w = {map,
+                 grid,
+                 from,
+                 pack,
+                 thread / MDMT_TILE_PACKS % 8,
+                 pack < map.packs ? grid.samples * grid.high : 0};
+        return w;
+    }
+
+    /* The thread's pixels of a tile on their way to shared memory, zeros where the map has none. */
+    template <int FOLD> static MDMT_HD void copy(mdmt_bf16 *tile, const way &w, int thread)
+    {
+        tile += thread % MDMT_TILE_PACKS * w.grid.plane * MDMT_PACK;
         MDMT_ROLLED
-        for (int i = thread / MDMT_TILE_PACKS; i < count; i += THREADS / MDMT_TILE_PACKS) {
-            mdmt_corner p = t.in.at(i), at = from(c, p);
-            int here = inside(x.map, at);
-            mdmt_copy_async(tile + (lane * t.plane_in + slot_in(p)) * MDMT_PACK,
-                            x.map.data + (here ? element(x.map, at, pack) : 0), here);
+        for (int line = thread / 32; line < w.lines; line += THREADS / 32) {
+            uint32_t columns;
+            size_t element;
+            int n, slot = w.start(line, FOLD, &columns, &element, &n);
+            for (int x = w.across; x < w.grid.wide; x += 8) {
+                int here = (unsigned)(w.from.x + x) < columns;
+                mdmt_copy_async(tile + slot * MDMT_PACK, w.map.data + (here ? element : 0), here);
+                slot += 8 / FOLD;
+                element += (size_t)(8 * w.map.pitch);
+            }
         }
     }
-    /* The same of a map of the outputs' size: zeros outside and up to the next group. */
+    MDMT_HD void copy_in(mdmt_bf16 *tile, int round, size_t block, int thread) const
+    {
+        copy<S>(tile, way_of(x.map, t.in, corner_in(round, block), block, thread), thread);
+    }
     MDMT_HD void copy_out(mdmt_bf16 *tile, const map_type &map, int round, size_t block,
                           int thread) const
     {
-        int lane = thread % MDMT_TILE_PACKS, pack = chunk(block) * MDMT_TILE_PACKS + lane;
-        int count = (t.out.count() + DEPTH_GROUP - 1) / DEPTH_GROUP * DEPTH_GROUP;
-        count = pack < map.packs ? count : 0;
-        mdmt_corner c = corner(round, block);
-        MDMT_ROLLED
-        for (int i = thread / MDMT_TILE_PACKS; i < count; i += THREADS / MDMT_TILE_PACKS) {
-            mdmt_corner at = from(c, t.out.at(i));
-            int here = i < t.out.count() && inside(map, at);
-            mdmt_copy_async(tile + (lane * t.plane_out + i) * MDMT_PACK,
-                            map.data + (here ? element(map, at, pack) : 0), here);
-        }
+        copy<1>(tile, way_of(map, t.out, corner(round, block), block, thread), thread);
     }
 
     /* What the thread has copied becomes what x is read as. */
@@ -269,42 +272,51 @@ template <int K, int S> struct depth_tensor {
     template <int ACT>
     MDMT_HD void activate_as(mdmt_bf16 *tile, int round, size_t block, int thread) const
     {
-        int lane = thread % MDMT_TILE_PACKS, pack = chunk(block) * MDMT_TILE_PACKS + lane;
-        int count = pack < x.map.packs ? t.in.count() : 0;
-        mdmt_corner c = corner_in(round, block);
+        way w = way_of(x.map, t.in, corner_in(round, block), block, thread);
         mdmt_pack a = mdmt_zero_pack(), b = a;
-        if (x.scale && count) {
-            a = mdmt_load_pack(x.scale + pack * MDMT_PACK);
-            b = mdmt_load_pack(x.shift + pack * MDMT_PACK);
+        if (x.scale && w.lines) {
+            a = mdmt_load_pack(x.scale + w.pack * MDMT_PACK);
+            b = mdmt_load_pack(x.shift + w.pack * MDMT_PACK);
         }
+        tile += thread % MDMT_TILE_PACKS * t.in.plane * MDMT_PACK;
         MDMT_ROLLED
-        for (int i = thread / MDMT_TILE_PACKS; i < count; i += THREADS / MDMT_TILE_PACKS) {
-            mdmt_corner p = t.in.at(i), at = from(c, p);
-            if (!inside(x.map, at)) {
-                continue;
+        for (int line = thread / 32; line < w.lines; line += THREADS / 32) {
+            uint32_t columns;
+            size_t element;
+            int n, slot = w.start(line, S, &columns, &element, &n);
+            MDMT_ROLLED
+            for (int at = w.across; at < t.in.wide; at += 8, slot += 8 / S) {
+                if ((unsigned)(w.from.x + at) < columns) {
+                    activate_pack<ACT>(tile + slot * MDMT_PACK, a, b, w.pack, n);
+                }
             }
-            mdmt_bf16 *to = tile + (lane * t.plane_in + slot_in(p)) * MDMT_PACK;
-            if (ACT < 0) {
-                mdmt_store_pack(to, mdmt_lazy_pack(x, mdmt_load_pack(to), a, b, pack, at.n));
-                continue;
-            }
-            struct alignas(16) four {
-                uint32_t v[MDMT_PACK / 2];
-            } bits = *(const four *)(const void *)to;
-            MDMT_UNROLL
-            for (int k = 0; k < MDMT_PACK / 2; k++) {
-                mdmt_pair v = mdmt_pair_of(bits.v[k]);
-                bits.v[k] = mdmt_rounded_act<ACT>(a.v[2 * k] * v.a + b.v[2 * k],
-                                                  a.v[2 * k + 1] * v.b + b.v[2 * k + 1]);
-            }
-            *(four *)(void *)to = bits;
         }
+    }
+    template <int ACT>
+    MDMT_HD void activate_pack(mdmt_bf16 *at, const mdmt_pack &a, const mdmt_pack &b, int pack,
+                               int n) const
+    {
+        if (ACT < 0) {
+            mdmt_store_pack(at, mdmt_lazy_pack(x, mdmt_load_pack(at), a, b, pack, n));
+            return;
+        }
+        struct alignas(16) four {
+            uint32_t v[MDMT_PACK / 2];
+        } bits = *(const four *)(const void *)at;
+        MDMT_UNROLL
+        for (int k = 0; k < MDMT_PACK / 2; k++) {
+            mdmt_pair v = mdmt_pair_of(bits.v[k]);
+            bits.v[k] = mdmt_rounded_act<ACT>(a.v[2 * k] * v.a + b.v[2 * k],
+                                              a.v[2 * k + 1] * v.b + b.v[2 * k + 1]);
+        }
+        *(four *)(void *)at = bits;
     }
 };
 
 /* ---- forward, and of stride 1 the data gradient: a convolution with the taps in reverse ---- */
 
-/* Of the values of one channel in one thread: about its first one. */
+/* Of the values of one channel in one thread: sums of what they are above a pivot, and of its
+ * square. */
 struct alignas(16) depth_share {
     float count, pivot, sum, square;
 };
@@ -336,7 +348,7 @@ template <int K, int S> struct depth_forward_tensor : depth_tensor<K, S> {
 
     MDMT_HD mdmt_bf16 *outputs(shared_type &shared) const
     {
-        return shared.tile + (DEPTH_SLOTS - MDMT_TILE_PACKS * t.plane_out) * MDMT_PACK;
+        return shared.tile + (DEPTH_SLOTS - MDMT_TILE_PACKS * t.out.plane) * MDMT_PACK;
     }
     MDMT_HD int pack_of(size_t block, int thread) const
     {
@@ -354,8 +366,9 @@ template <int K, int S> struct depth_forward_tensor : depth_tensor<K, S> {
         int up = y.packs * MDMT_PACK;
         MDMT_UNROLL
         for (int tap = 0; tap < 2 * STEPS; tap++) {
-            int row = reverse ? TAPS - 1 - tap : tap;
-            mdmt_pair v = tap < TAPS ? mdmt_load_pair(w + row * up + channel) : mdmt_zero_pair();
+            const int at = base::tap_of(tap / 2, tap % 2);
+            int row = reverse ? TAPS - 1 - at : at;
+            mdmt_pair v = at < TAPS ? mdmt_load_pair(w + row * up + channel) : mdmt_zero_pair();
             mdmt_pair most = mdmt_pair_of(mdmt_bf16_pair(v.a, v.b));
             mdmt_pair rest = {v.a - most.a, v.b - most.b};
             f.w[tap] = mdmt_diagonal_of(most, lane);
@@ -378,17 +391,21 @@ template <int K, int S> struct depth_forward_tensor : depth_tensor<K, S> {
     }
     MDMT_HD void store(int round, size_t block, int thread, shared_type &shared) const
     {
-        int lane = thread % MDMT_TILE_PACKS;
-        int pack = this->chunk(block) * MDMT_TILE_PACKS + lane;
-        int count = pack < y.packs ? t.out.count() : 0;
         mdmt_corner c = this->corner(round, block);
-        const mdmt_bf16 *tile = outputs(shared) + lane * t.plane_out * MDMT_PACK;
+        typename base::way w = this->way_of(y, t.out, c, block, thread);
+        const mdmt_bf16 *tile =
+            outputs(shared) + thread % MDMT_TILE_PACKS * t.out.plane * MDMT_PACK;
         MDMT_ROLLED
-        for (int i = thread / MDMT_TILE_PACKS; i < count; i += THREADS / MDMT_TILE_PACKS) {
-            mdmt_corner at = base::from(c, t.out.at(i));
-            if (base::inside(y, at)) {
-                *(mdmt_raw<mdmt_bf16> *)(void *)(y.data + base::element(y, at, pack)) =
-                    mdmt_load_raw(tile + i * MDMT_PACK);
+        for (int line = thread / 32; line < w.lines; line += THREADS / 32) {
+            uint32_t columns;
+            size_t element;
+            int n, slot = w.start(line, 1, &columns, &element, &n);
+            for (int at = w.across; at < t.out.wide; at += 8, slot += 8) {
+                if ((unsigned)(c.x + at) < columns) {
+                    *(mdmt_raw<mdmt_bf16> *)(void *)(y.data + element) =
+                        mdmt_load_raw(tile + slot * MDMT_PACK);
+                }
+                element += (size_t)(8 * y.pitch);
             }
         }
     }
@@ -397,58 +414,83 @@ template <int K, int S> struct depth_forward_tensor : depth_tensor<K, S> {
         if (pack_of(block, thread) >= y.packs) {
             return;
         }
-        int lane = thread % 32, plane = thread / 32 % MDMT_TILE_PACKS, count = t.out.count();
+        int lane = thread % 32, plane = thread / 32 % MDMT_TILE_PACKS;
         factors f;
         fetch(f, pack_of(block, thread) * MDMT_PACK + lane % 4 * 2, lane);
         mdmt_corner c = this->corner(round, block);
-        int whole = c.n + t.out.samples <= y.n && c.y + t.out.high <= y.h && c.x + t.out.wide <= y.w;
-        const mdmt_bf16 *in = shared.tile + plane * t.plane_in * MDMT_PACK;
-        mdmt_bf16 *out = outputs(shared) + plane * t.plane_out * MDMT_PACK + lane % 4 * 2;
+        const mdmt_bf16 *in = shared.tile + plane * t.in.plane * MDMT_PACK;
+        mdmt_bf16 *out = outputs(shared) + plane * t.out.plane * MDMT_PACK + lane % 4 * 2;
+        if (stats && round == 0) {
+            float sums[4] = {f.bias.a, f.bias.b, f.bias.a, f.bias.b};
+            group(sums, in, lane, f);
+            own.pivot = mdmt_pair_of(mdmt_bf16_pair(sums[0], sums[1]));
+        }
+        int samples = y.n - c.n < t.out.samples ? y.n - c.n : t.out.samples;
+        int high = y.h - c.y < t.out.high ? y.h - c.y : t.out.high;
         MDMT_ROLLED
-        for (int first = thread / 32 / MDMT_TILE_PACKS * DEPTH_GROUP; first < count;
-             first += DEPTH_SHARES * DEPTH_GROUP) {
-            float sums[4];
-            MDMT_UNROLL
-            for (int i = 0; i < 2; i++) {
-                mdmt_pair start = f.bias;
-                if (addend.data) {
-                    start = mdmt_load_pair(out + (first + lane / 4 + 8 * i) * MDMT_PACK);
-                }
-                sums[2 * i] = start.a;
-                sums[2 * i + 1] = start.b;
-            }
-            group(sums, in, first, lane, f);
-            MDMT_UNROLL
-            for (int i = 0; i < 2; i++) {
-                int at = first + lane / 4 + 8 * i;
-                uint32_t bits = mdmt_bf16_pair(sums[2 * i], sums[2 * i + 1]);
-                *(uint32_t *)(void *)(out + at * MDMT_PACK) = bits;
-                if (stats && at < count &&
-                    (whole || base::inside(y, base::from(c, t.out.at(at))))) {
-                    note(own, mdmt_pair_of(bits));
+        for (int n = 0; n < samples; n++) {
+            MDMT_ROLLED
+            for (int x = 0; x < t.out.wide; x += DEPTH_WIDE) {
+                int live = c.x + x + lane / 4 < y.w;
+                MDMT_ROLLED
+                for (int row = thread / 32 / MDMT_TILE_PACKS * DEPTH_HIGH; row < high;
+                     row += DEPTH_SHARES * DEPTH_HIGH) {
+                    int slot = (n * t.in.high + S * row) * t.in.pitch + x;
+                    int to = (n * t.out.high + row) * t.out.pitch + x + lane / 4;
+                    finish(in + slot * MDMT_PACK, out + to * MDMT_PACK, lane, f, live,
+                           live && row + 1 < high, own);
                 }
             }
         }
     }
-    /* Adds all taps of 16 outputs. */
-    MDMT_HD void group(float *sums, const mdmt_bf16 *in, int first, int lane,
-                       const factors &f) const
+    /* 8 columns of two lines; `first` and `second`: whether the thread's pixel is the map's. */
+    MDMT_HD void finish(const mdmt_bf16 *in, mdmt_bf16 *out, int lane, const factors &f, int first,
+                        int second, own_type &own) const
     {
+        mdmt_bf16 *next = out + t.out.pitch * MDMT_PACK;
+        float sums[4] = {f.bias.a, f.bias.b, f.bias.a, f.bias.b};
+        if (addend.data) {
+            mdmt_pair above = mdmt_load_pair(out), below = mdmt_load_pair(next);
+            sums[0] = above.a;
+            sums[1] = above.b;
+            sums[2] = below.a;
+            sums[3] = below.b;
+        }
+        group(sums, in, lane, f);
+        uint32_t above = mdmt_bf16_pair(sums[0], sums[1]);
+        uint32_t below = mdmt_bf16_pair(sums[2], sums[3]);
+        *(uint32_t *)(void *)out = above;
+        *(uint32_t *)(void *)next = below;
+        if (stats) {
+            if (first) {
+                note(own, mdmt_pair_of(above));
+            }
+            if (second) {
+                note(own, mdmt_pair_of(below));
+            }
+        }
+    }
+    /* Adds all taps; what the rests of the weights add is summed by itself, so that fewer
+     * instructions wait for each other. */
+    MDMT_HD void group(float *sums, const mdmt_bf16 *in, int lane, const factors &f) const
+    {
+        float rests[4] = {0, 0, 0, 0};
         MDMT_UNROLL
         for (int step = 0; step < STEPS; step++) {
             uint32_t a[4];
-            mdmt_load_rows(a, lane, [&](int i) {
-                int slot = this->slot_of(first + i % DEPTH_GROUP);
-                int even = this->tap_slot(2 * step), odd = this->tap_slot(2 * step + 1);
-                return in + (slot + (i < DEPTH_GROUP ? even : odd)) * MDMT_PACK;
+            mdmt_load_rows(a, in, lane, [&](int i) {
+                return (i / 8 % 2 * S * t.in.pitch + i % 8) * 16 + this->tap_bytes(step, i / 16);
             });
             mdmt_add_scaled(sums, a, f.w[2 * step], f.w[2 * step + 1]);
-            mdmt_add_scaled(sums, a, f.rest[2 * step], f.rest[2 * step + 1]);
+            mdmt_add_scaled(rests, a, f.rest[2 * step], f.rest[2 * step + 1]);
+        }
+        MDMT_UNROLL
+        for (int i = 0; i < 4; i++) {
+            sums[i] += rests[i];
         }
     }
     static MDMT_HD void note(own_type &own, mdmt_pair v)
     {
-        own.pivot = own.count ? own.pivot : v;
         own.count++;
         float a = v.a - own.pivot.a, b = v.b - own.pivot.b;
         own.sum.a += a;
@@ -529,7 +571,7 @@ template <int K, int S> struct depth_weight_tensor : depth_tensor<K, S> {
 
     MDMT_HD mdmt_bf16 *gradients(shared_type &shared) const
     {
-        return shared.tile + (DEPTH_SLOTS - MDMT_TILE_PACKS * t.plane_out) * MDMT_PACK;
+        return shared.tile + (DEPTH_SLOTS - MDMT_TILE_PACKS * t.out.plane) * MDMT_PACK;
     }
     MDMT_HD void begin(size_t block, int thread, own_type &own) const
     {
@@ -549,28 +591,42 @@ template <int K, int S> struct depth_weight_tensor : depth_tensor<K, S> {
     }
     MDMT_HD void work(int round, size_t block, int thread, shared_type &shared, own_type &own) const
     {
-        (void)round;
-        int lane = thread % 32, plane = thread / 32 % MDMT_TILE_PACKS, count = t.out.count();
+        int lane = thread % 32, plane = thread / 32 % MDMT_TILE_PACKS;
         if (this->chunk(block) * MDMT_TILE_PACKS + plane >= dy.packs) {
             return;
         }
-        const mdmt_bf16 *in = shared.tile + plane * t.plane_in * MDMT_PACK;
-        const mdmt_bf16 *out = gradients(shared) + plane * t.plane_out * MDMT_PACK;
+        mdmt_corner c = this->corner(round, block);
+        const mdmt_bf16 *in = shared.tile + plane * t.in.plane * MDMT_PACK;
+        const mdmt_bf16 *out = gradients(shared) + plane * t.out.plane * MDMT_PACK;
+        int samples = dy.n - c.n < t.out.samples ? dy.n - c.n : t.out.samples;
+        int high = dy.h - c.y < t.out.high ? dy.h - c.y : t.out.high;
         MDMT_ROLLED
-        for (int first = thread / 32 / MDMT_TILE_PACKS * DEPTH_GROUP; first < count;
-             first += DEPTH_SHARES * DEPTH_GROUP) {
-            uint32_t b[2];
-            mdmt_load_columns<2>(b, lane, [&](int i) { return out + (first + i) * MDMT_PACK; });
-            MDMT_UNROLL
-            for (int step = 0; step < STEPS; step++) {
-                uint32_t a[4];
-                mdmt_load_columns<4>(a, lane, [&](int i) {
-                    int slot = this->slot_of(first + i / 16 * 8 + i % 8);
-                    int even = this->tap_slot(2 * step), odd = this->tap_slot(2 * step + 1);
-                    return in + (slot + (i / 8 % 2 ? odd : even)) * MDMT_PACK;
-                });
-                mdmt_add_dots(own.sums[step], a, b);
+        for (int n = 0; n < samples; n++) {
+            MDMT_ROLLED
+            for (int x = 0; x < t.out.wide; x += DEPTH_WIDE) {
+                MDMT_ROLLED
+                for (int row = thread / 32 / MDMT_TILE_PACKS * DEPTH_HIGH; row < high;
+                     row += DEPTH_SHARES * DEPTH_HIGH) {
+                    int slot = (n * t.in.high + S * row) * t.in.pitch + x;
+                    int of = (n * t.out.high + row) * t.out.pitch + x;
+                    group(own, in + slot * MDMT_PACK, out + of * MDMT_PACK, lane);
+                }
             }
+        }
+    }
+    /* 8 columns of two lines: zeros outside of the map, as gradients. */
+    MDMT_HD void group(own_type &own, const mdmt_bf16 *in, const mdmt_bf16 *out, int lane) const
+    {
+        uint32_t b[2];
+        mdmt_load_columns<2>(b, out, lane,
+                             [&](int i) { return (i / 8 * t.out.pitch + i % 8) * 16; });
+        MDMT_UNROLL
+        for (int step = 0; step < STEPS; step++) {
+            uint32_t a[4];
+            mdmt_load_columns<4>(a, in, lane, [&](int i) {
+                return (i / 16 * S * t.in.pitch + i % 8) * 16 + this->tap_bytes(step, i / 8 % 2);
+            });
+            mdmt_add_dots(own.sums[step], a, b);
         }
     }
     MDMT_HD void leave(int phase, size_t block, int thread, shared_type &shared,
@@ -580,9 +636,9 @@ template <int K, int S> struct depth_weight_tensor : depth_tensor<K, S> {
             int lane = thread % 32, share = thread / 32 / MDMT_TILE_PACKS;
             int channel = thread / 32 % MDMT_TILE_PACKS * MDMT_PACK + lane / 4;
             MDMT_UNROLL
-            for (int tap = 0; tap < TAPS; tap++) {
-                shared.sum[tap][share][lane % 4][channel] =
-                    mdmt_dot_of(own.sums[tap / 2], tap % 2, lane);
+            for (int i = 0; i < TAPS; i++) {
+                shared.sum[base::tap_of(i / 2, i % 2)][share][lane % 4][channel] =
+                    mdmt_dot_of(own.sums[i / 2], i % 2, lane);
             }
             return;
         }

@@ -21,11 +21,6 @@ MDMT_HD mdmt_pair mdmt_pair_of(uint32_t bits)
 }
 
 #ifdef __CUDA_ARCH__
-static __device__ __forceinline__ uint32_t mdmt_shared_address(const mdmt_bf16 *at)
-{
-    return (uint32_t)__cvta_generic_to_shared(at);
-}
-
 static __device__ __forceinline__ void mdmt_multiply(float *c, const uint32_t *a, uint32_t b0,
                                                      uint32_t b1)
 {
@@ -36,40 +31,44 @@ static __device__ __forceinline__ void mdmt_multiply(float *c, const uint32_t *a
 }
 #endif
 
-/* Of the 32 rows row(0) ... row(31): a[i] = channels 2 t, 2 t + 1 of row 8 i + g. */
-template <class Row> MDMT_HD void mdmt_load_rows(uint32_t *a, int lane, const Row &row)
+/* Of the 32 rows that lie row(0) ... row(31) bytes after `from`: a[i] = channels 2 t, 2 t + 1 of
+ * row 8 i + g. */
+template <class Row>
+MDMT_HD void mdmt_load_rows(uint32_t *a, const mdmt_bf16 *from, int lane, const Row &row)
 {
 #ifdef __CUDA_ARCH__
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])
-                 : "r"(mdmt_shared_address(row(lane)))
+                 : "r"((uint32_t)__cvta_generic_to_shared(from) + (uint32_t)row(lane))
                  : "memory");
 #else
     for (int i = 0; i < 4; i++) {
-        a[i] = *(const uint32_t *)(const void *)(row(8 * i + lane / 4) + lane % 4 * 2);
+        const mdmt_bf16 *at = from + row(8 * i + lane / 4) / 2 + lane % 4 * 2;
+        a[i] = *(const uint32_t *)(const void *)at;
     }
 #endif
 }
 
 /* Channel g of rows 8 i + 2 t and 8 i + 2 t + 1, of 8 COUNT rows. */
 template <int COUNT, class Row>
-MDMT_HD void mdmt_load_columns(uint32_t *a, int lane, const Row &row)
+MDMT_HD void mdmt_load_columns(uint32_t *a, const mdmt_bf16 *from, int lane, const Row &row)
 {
 #ifdef __CUDA_ARCH__
     if (COUNT == 4) {
         asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                      : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])
-                     : "r"(mdmt_shared_address(row(lane)))
+                     : "r"((uint32_t)__cvta_generic_to_shared(from) + (uint32_t)row(lane))
                      : "memory");
     } else {
         asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
                      : "=r"(a[0]), "=r"(a[1])
-                     : "r"(mdmt_shared_address(row(lane % 16)))
+                     : "r"((uint32_t)__cvta_generic_to_shared(from) + (uint32_t)row(lane % 16))
                      : "memory");
     }
 #else
     for (int i = 0; i < COUNT; i++) {
-        const mdmt_bf16 *first = row(8 * i + lane % 4 * 2), *second = row(8 * i + lane % 4 * 2 + 1);
+        const mdmt_bf16 *first = from + row(8 * i + lane % 4 * 2) / 2;
+        const mdmt_bf16 *second = from + row(8 * i + lane % 4 * 2 + 1) / 2;
         a[i] = (uint32_t)first[lane / 4].bits | (uint32_t)second[lane / 4].bits << 16;
     }
 #endif
