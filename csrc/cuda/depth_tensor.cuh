@@ -86,7 +86,7 @@ static inline double depth_price(const depth_plan &p, const depth_wish &k)
     double steps = (k.kernel * k.kernel + 1) / 2, lines = p.in.samples * p.in.high;
     double fill = lines * (60 + (p.in.wide + 7) / 8 * 52);
     double outputs = p.out.samples * p.out.high * p.out.wide / 8;
-    double work = outputs * (MDMT_TILE_PACKS / 2 * (35 + 4 * steps) + 15);
+    double work = outputs * (MDMT_TILE_PACKS / 2 * (60 + 4 * steps) + 15);
     double most = ((double)p.tiles * p.chunks + DEPTH_SM - 1) / DEPTH_SM;
     most = most < 8 ? (double)(int)most : most;
     /* A tile's wait for memory, for all blocks at once. */

@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <vector>
 
+#include "csrc/cuda/depth_tensor.cuh"
 #include "csrc/cuda/depth_tiles.cuh"
 #include "csrc/cuda/pool3.cuh"
 
@@ -251,6 +252,41 @@ static void tiling(int n, int h, int w, int kernel, int stride, int both, int st
     }
 }
 
+/* The tiles of all parts are all of the map, each pixel once; the tile has room, and its windows
+ * lie in the inputs; blocks are two waves at most. */
+static void plan(int n, int h, int w, int packs, int kernel, int stride, int resident)
+{
+    depth_wish k = {n, h, w, packs, kernel, stride, resident};
+    depth_plan p = depth_plan_of(k);
+    CHECK(p.parts >= 1, "no plan of %d %d %d, kernel %d", n, h, w, kernel);
+    if (p.parts < 1) {
+        return;
+    }
+    size_t pixels = 0;
+    for (int tile = 0; tile < p.tiles; tile++) {
+        mdmt_corner c = p.corner(tile);
+        int samples = n - c.n < p.out.samples ? n - c.n : p.out.samples;
+        int high = h - c.y < p.out.high ? h - c.y : p.out.high;
+        int wide = w - c.x < p.out.wide ? w - c.x : p.out.wide;
+        CHECK(samples > 0 && high > 0 && wide > 0, "tile %d of %d %d %d", tile, n, h, w);
+        pixels += (size_t)samples * (size_t)high * (size_t)wide;
+    }
+    CHECK(pixels == (size_t)n * (size_t)h * (size_t)w, "plan of %d %d %d", n, h, w);
+    CHECK(p.out.high % DEPTH_HIGH == 0 && p.out.wide % DEPTH_WIDE == 0, "plan of %d %d", h, w);
+    int last = (p.in.samples - 1) * p.in.high + stride * (p.out.high - 1) + kernel - 1;
+    int odd = stride == 2 ? p.in.half + p.out.wide + kernel / 2 - 2 : 0;
+    int even = stride == 2 ? p.out.wide + kernel / 2 - 1 : p.out.wide + kernel - 2;
+    CHECK(last < p.in.samples * p.in.high && even < (stride == 2 ? p.in.half : p.in.pitch) &&
+              odd < p.in.pitch && p.in.samples * p.in.high * p.in.pitch <= p.in.plane,
+          "windows of %d %d %d", n, h, w);
+    CHECK(MDMT_TILE_PACKS * (p.in.plane + p.out.plane) <= DEPTH_SLOTS &&
+              p.out.samples * p.out.high * p.out.wide <= p.out.plane,
+          "room of %d %d %d", n, h, w);
+    CHECK((p.parts - 1) * p.per_part < p.tiles && p.parts * p.per_part >= p.tiles &&
+              (p.parts == 1 || p.parts * p.chunks <= 2 * DEPTH_SM * resident),
+          "parts of %d %d %d", n, h, w);
+}
+
 int main()
 {
     services.fail = say;
@@ -269,6 +305,9 @@ int main()
             cells(samples, size, size / 2 + 1, 8);
             cells(samples, size, size, 255);
             for (int stride = 1; stride < 3; stride++) {
+                plan(samples, size, size, 1, 3, stride, 4);
+                plan(samples, size, size + 3, 12, 5, stride, 2);
+                plan(samples, 2 * size + 1, size, 600, 3, stride, 3);
                 tiling(samples, size, size, 3, stride, 0, 16, 384);
                 tiling(samples, size, size, 5, stride, 0, 10, 768);
                 tiling(samples, size, size + 3, 5, stride, 1, 8, 352);
