@@ -230,7 +230,9 @@ mdmt_status mdmt_sweep_over(mdmt_stream_handle stream, size_t pixels, int packs,
  * The pixels are cut into `parts` ranges of `per_part`; z counts jobs that read
  * the same maps (groups of kernel taps). For every (z, part, pack of channels)
  *   f.add(sums, pixel, pack, z, first)   adds one pixel's terms to SUMS packs,
- *                                        `first` being the part's first pixel;
+ *                                        `first` being the part's first pixel
+ *       (or, as in mdmt_sweep, where F has constants: f.prepare, f.read and
+ *       f.take(sums, constants, items, pixel, pack), which may store what it makes of the pixel);
  *   f.done(k, part, c, z, total)         receives sum k of channel c, c < 8 packs.
  * F::AHEAD (4 where it has none): pixels of a thread whose loads are under way at once.
  * The order of the additions follows from the shape alone. Blocks come from the end of the map to
@@ -241,6 +243,13 @@ template <class F, class = void> struct mdmt_ahead {
 };
 template <class F> struct mdmt_ahead<F, std::void_t<decltype(F::AHEAD)>> {
     enum { pixels = F::AHEAD };
+};
+
+template <class F, class = void> struct mdmt_prepares {
+    enum { does = 0 };
+};
+template <class F> struct mdmt_prepares<F, std::void_t<typename F::constants>> {
+    enum { does = 1 };
 };
 
 template <class F, int SUMS> struct mdmt_reduce {
@@ -292,7 +301,30 @@ template <class F, int SUMS> struct mdmt_reduce {
             sums[k] = mdmt_zero_pack();
         }
         size_t count = end - first, i = (size_t)row, last = end - 1;
-        if (pack < packs) {
+        if (pack >= packs) {
+            count = 0;
+        }
+        if constexpr (mdmt_prepares<F>::does) {
+            typename F::constants constants;
+            if (i < count) {
+                f.prepare(&constants, pack);
+            }
+            for (; i + (AHEAD - 1) * ROWS < count; i += AHEAD * ROWS) {
+                typename F::items items[AHEAD];
+                MDMT_UNROLL for (size_t k = 0; k < AHEAD; k++)
+                {
+                    items[k] = f.read((uint32_t)(last - (i + k * ROWS)), pack);
+                }
+                MDMT_UNROLL for (size_t k = 0; k < AHEAD; k++)
+                {
+                    f.take(sums, constants, items[k], (uint32_t)(last - (i + k * ROWS)), pack);
+                }
+            }
+            for (; i < count; i += ROWS) {
+                uint32_t pixel = (uint32_t)(last - i);
+                f.take(sums, constants, f.read(pixel, pack), pixel, pack);
+            }
+        } else {
             /* Nothing is stored here, so that loads of several pixels can be under way at once. */
             for (; i + (AHEAD - 1) * ROWS < count; i += AHEAD * ROWS) {
                 MDMT_UNROLL for (size_t k = 0; k < AHEAD; k++)

@@ -96,26 +96,38 @@ template <class T, int ACT, int GATED> struct bn_inputs {
     }
 };
 
-template <class T, int ACT, int GATED> struct bn_sums {
+/* KEEPS: the gradient before the activation is stored on the way, so that the second pass need not
+ * make it again from two maps. */
+template <class T, int ACT, int GATED, int KEEPS> struct bn_sums {
     /* SiLU takes so many instructions that other threads must be there while some wait. */
     enum { AHEAD = ACT < 0 ? 1 : ACT == MDMT_ACT_SILU ? 2 : 4 };
-    enum { RESIDENT = ACT == MDMT_ACT_SILU ? 2 : 1 };
+    enum { RESIDENT = sizeof(T) == 2 ? 2 : 1 };
+    typedef typename bn_inputs<T, ACT, GATED>::constants constants;
+    typedef typename bn_inputs<T, ACT, GATED>::items items;
     bn_inputs<T, ACT, GATED> in;
     float *partial; /* (parts, 2, channels) */
     int channels;
+    mdmt_map<T> dpre; /* where KEEPS */
 
-    /* Sums of d and of d (x - mean). */
-    MDMT_HD void add(mdmt_pack *sums, size_t pixel, int pack, int z, size_t first) const
+    MDMT_HD void prepare(constants *k, int pack) const
     {
-        (void)z;
-        (void)first;
-        typename bn_inputs<T, ACT, GATED>::constants k;
-        in.prepare(&k, pack); /* the compiler takes this out of the loop */
-        typename bn_inputs<T, ACT, GATED>::items item = in.read((uint32_t)pixel, pack);
-        mdmt_pack d = in.masked(k, item, (uint32_t)pixel, pack), x = mdmt_unpack(item.x);
+        in.prepare(k, pack);
+    }
+    MDMT_HD items read(uint32_t pixel, int pack) const
+    {
+        return in.read(pixel, pack);
+    }
+    /* Sums of d and of d (x - mean). */
+    MDMT_HD void take(mdmt_pack *sums, const constants &k, const items &item, uint32_t pixel,
+                      int pack) const
+    {
+        mdmt_pack d = in.masked(k, item, pixel, pack), x = mdmt_unpack(item.x);
         for (int i = 0; i < MDMT_PACK; i++) {
             sums[0].v[i] += d.v[i];
             sums[1].v[i] += d.v[i] * (x.v[i] - k.mean.v[i]);
+        }
+        if (KEEPS) {
+            dpre.store(pixel, pack, d);
         }
     }
     MDMT_HD void done(int k, int part, int c, int z, float total) const
@@ -216,9 +228,8 @@ static int bwd_parts(const mdmt_cuda_site *site)
 }
 
 template <class T, int ACT, int GATED>
-static mdmt_status bn_bwd_as(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
+static bn_inputs<T, ACT, GATED> inputs_of(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
 {
-    const mdmt_act_attrs *attrs = MDMT_ATTRS(mdmt_act_attrs, site->op);
     bn_inputs<T, ACT, GATED> in;
     in.x = mdmt_map_of<T>(site->in[MDMT_BN_X], call->in[MDMT_BN_X].data);
     in.dz = optional_map<T>(site, call, MDMT_BN_DZ);
@@ -229,40 +240,106 @@ static mdmt_status bn_bwd_as(const mdmt_cuda_site *site, const mdmt_cuda_call *c
     in.invstd = (const float *)call->in[MDMT_BN_INVSTD].data;
     in.gate = (const float *)call->input(site, MDMT_BN_GATE);
     in.pooled = (const float *)call->input(site, MDMT_BN_POOLED);
-    in.act = attrs->act;
+    in.act = MDMT_ATTRS(mdmt_act_attrs, site->op)->act;
     size_t area = (size_t)in.x.h * (size_t)in.x.w;
-    if (in.x.pixels() > 0x7fffffff) {
-        return mdmt_lent->fail(MDMT_UNSUPPORTED, "a feature map is too large for one launch");
-    }
     in.area = mdmt_divisor_of(area);
     in.per_pixel = (float)(1.0 / (double)area);
-    int parts = bwd_parts(site), stored = in.x.packs * MDMT_PACK;
-    float *sum = (float *)call->workspace, *dot = sum + stored, *partial = dot + stored;
-    bn_sums<T, ACT, GATED> sums = {in, partial, stored};
-    MDMT_TRY(mdmt_reduce_over<2>(site->stream, in.x.pixels(), in.x.packs, parts, 1, sums));
-    bn_totals totals = {
-        sum,    dot, (float *)call->output(site, 1), (float *)call->output(site, 2), (size_t)stored,
-        in.x.c,
-    };
-    size_t row = 2 * (size_t)stored;
-    MDMT_TRY(mdmt_sum_rows(site->stream, partial, row, row, parts, totals));
+    return in;
+}
+
+/* Of the workspace: sums of a channel, and those of each part. */
+struct bn_room {
+    int parts, stored;
+    float *sum, *dot, *partial;
+
+    bn_room(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
+    {
+        parts = bwd_parts(site);
+        stored = mdmt_up(site->in[MDMT_BN_X]->dim[1]);
+        sum = (float *)call->workspace;
+        dot = sum + stored;
+        partial = dot + stored;
+    }
+};
+
+template <class T, int ACT, int GATED, int KEEPS>
+static mdmt_status first_pass(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
+{
+    bn_room room(site, call);
+    bn_sums<T, ACT, GATED, KEEPS> sums;
+    memset((void *)&sums, 0, sizeof sums);
+    sums.in = inputs_of<T, ACT, GATED>(site, call);
+    sums.partial = room.partial;
+    sums.channels = room.stored;
+    if (KEEPS) {
+        sums.dpre = mdmt_map_of<T>(site->out[3], call->out[3]);
+    }
+    const mdmt_map<T> &x = sums.in.x;
+    MDMT_TRY(mdmt_reduce_over<2>(site->stream, x.pixels(), x.packs, room.parts, 1, sums));
+    bn_totals totals = {room.sum,
+                        room.dot,
+                        (float *)call->output(site, 1),
+                        (float *)call->output(site, 2),
+                        (size_t)room.stored,
+                        x.c};
+    size_t row = 2 * (size_t)room.stored;
+    return mdmt_sum_rows(site->stream, room.partial, row, row, room.parts, totals);
+}
+
+/* kept: the gradient before the activation as the first pass stored it, or data NULL. */
+template <class T, int ACT, int GATED>
+static mdmt_status second_pass(const mdmt_cuda_site *site, const mdmt_cuda_call *call,
+                               const mdmt_map<T> &kept)
+{
+    bn_room room(site, call);
     bn_apply<T, ACT, GATED> f;
     memset((void *)&f, 0, sizeof f);
-    f.in = in;
-    f.sum = sum;
-    f.dot = dot;
-    f.per_element = attrs->training ? (float)(1.0 / (double)in.x.pixels()) : 0.0f;
+    f.in = inputs_of<T, ACT, GATED>(site, call);
+    f.sum = room.sum;
+    f.dot = room.dot;
+    f.per_element = MDMT_ATTRS(mdmt_act_attrs, site->op)->training
+                        ? (float)(1.0 / (double)f.in.x.pixels())
+                        : 0.0f;
     f.addend = optional_map<T>(site, call, MDMT_BN_ADDEND);
     if (call->output(site, 0)) {
         f.dx = mdmt_map_of<T>(site->out[0], call->out[0]);
     }
-    if (call->output(site, 3)) {
+    if (kept.data) {
+        f.in.dz = kept;
+        f.in.z.data = NULL;
+        f.in.act = MDMT_ACT_NONE;
+    } else if (call->output(site, 3)) {
         f.dpre = mdmt_map_of<T>(site->out[3], call->out[3]);
     }
     if (!f.dx.data && !f.dpre.data) {
         return MDMT_OK;
     }
-    return mdmt_sweep_over(site->stream, in.x.pixels(), in.x.packs, f);
+    return mdmt_sweep_over(site->stream, f.in.x.pixels(), f.in.x.packs, f);
+}
+
+template <class T, int ACT, int GATED>
+static mdmt_status bn_bwd_as(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
+{
+    mdmt_map<T> none;
+    memset((void *)&none, 0, sizeof none);
+    MDMT_TRY((first_pass<T, ACT, GATED, 0>(site, call)));
+    return second_pass<T, ACT, GATED>(site, call, none);
+}
+
+/* With the gradient before the activation among the results, and in the way of no other input. A
+ * cut leaves numbers as they are, so that what was stored is what would be made again. */
+static int keeps(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
+{
+    return call->output(site, 3) && call->output(site, 0) && call->input(site, MDMT_BN_Z) &&
+           !call->input(site, MDMT_BN_ADDEND);
+}
+
+template <class T>
+static mdmt_status bn_bwd_kept(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
+{
+    constexpr int none = sizeof(T) == 2 ? MDMT_ACT_NONE : -1;
+    MDMT_TRY((first_pass<T, MDMT_ACT_RELU, 0, 1>(site, call)));
+    return second_pass<T, none, 0>(site, call, mdmt_map_of<T>(site->out[3], call->out[3]));
 }
 
 /* Kernels of their own for the activations of the backbones, in bfloat16; where the maps are float,
@@ -283,7 +360,8 @@ static mdmt_status bn_bwd_of(const mdmt_cuda_site *site, const mdmt_cuda_call *c
     case MDMT_ACT_NONE:
         return bn_bwd_as<T, none, 0>(site, call);
     case MDMT_ACT_RELU:
-        return bn_bwd_as<T, MDMT_ACT_RELU, 0>(site, call);
+        return keeps(site, call) ? bn_bwd_kept<T>(site, call)
+                                 : bn_bwd_as<T, MDMT_ACT_RELU, 0>(site, call);
     case MDMT_ACT_RELU6:
         return bn_bwd_as<T, relu6, 0>(site, call);
     case MDMT_ACT_SILU:
@@ -295,11 +373,15 @@ static mdmt_status bn_bwd_of(const mdmt_cuda_site *site, const mdmt_cuda_call *c
 
 static mdmt_status bn_bwd(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
 {
+    const int *dim = site->in[MDMT_BN_X]->dim;
+    if ((size_t)dim[0] * (size_t)dim[2] * (size_t)dim[3] > 0x7fffffff) {
+        return mdmt_lent->fail(MDMT_UNSUPPORTED, "a feature map is too large for one launch");
+    }
     return MDMT_BY_PRECISION(bn_bwd_of, site, call);
 }
 
-/* The sums are complete before anything is written, and the second pass reads
- * each element in full before it writes it. */
+/* Each pass reads an element in full before it writes it, and the second reads no input that the
+ * first has written over. */
 static mdmt_status bwd_needs(const mdmt_cuda_site *site, mdmt_cuda_needs *needs)
 {
     size_t stored = (size_t)mdmt_up(site->in[MDMT_BN_X]->dim[1]);
