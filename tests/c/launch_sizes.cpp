@@ -90,6 +90,17 @@ struct noted {
     {
         visits.push_back({pixel, pack});
     }
+    void take(mdmt_pack *, constants, items, uint32_t pixel, int pack) const
+    {
+        visits.push_back({pixel, pack});
+    }
+    void done(int, int, int, int, float) const
+    {
+    }
+};
+
+/* What prepares nothing. */
+struct added {
     void add(mdmt_pack *, size_t pixel, int pack, int, size_t) const
     {
         visits.push_back({pixel, pack});
@@ -163,12 +174,12 @@ static void sweep(size_t pixels, int packs)
     }
 }
 
-static void reduce(size_t pixels, int packs, int jobs)
+template <class F> static void reduce(size_t pixels, int packs, int jobs)
 {
-    typedef mdmt_reduce<noted, 1> K;
-    static K::shared_type shared;
+    typedef mdmt_reduce<F, 1> K;
+    static typename K::shared_type shared;
     int parts = mdmt_parts_of(pixels, packs, jobs);
-    mdmt_reduce_over<1>(nullptr, pixels, packs, parts, jobs, noted());
+    mdmt_reduce_over<1>(nullptr, pixels, packs, parts, jobs, F());
     K kernel = launched<K>().kernel;
     size_t blocks = launched<K>().blocks, per_part = kernel.per_part;
     CHECK(parts >= 1 && parts <= MDMT_PARTS_MOST && (size_t)(parts - 1) * per_part < pixels &&
@@ -296,7 +307,8 @@ int main()
         for (int packs : {1, 2, 3, 8, 33, 256}) {
             walk(pixels, packs);
             sweep(pixels, packs);
-            reduce(pixels < 1000000 ? pixels : pixels / 64, packs, packs % 2 ? 3 : 1);
+            reduce<noted>(pixels < 1000000 ? pixels : pixels / 64, packs, packs % 2 ? 3 : 1);
+            reduce<added>(pixels < 1000000 ? pixels : pixels / 64, packs, packs % 2 ? 3 : 1);
         }
     }
     divide();
