@@ -1,6 +1,8 @@
 /* From resident grey images (uint8) to network input: training augmentation,
  * resampling, normalisation. The map, the elastic field and every random number
  * are those of cpu/images.h, which explains them. */
+#include "divisor.cuh"
+#include "tiles.cuh"
 #include "tone.cuh"
 
 enum { TAPS_MAX = 40 }; /* 2 * ceil(3 * 6) + 1 = 37: sigma / step is below 6 */
@@ -166,7 +168,8 @@ struct make_plans {
 struct elastic {
     const image_plan *plan;
     image_room room;
-    float *noise, *field; /* (samples, 2, room.noise), (samples, 2, room.field) */
+    float *noise;     /* (samples, 2, room.noise)                              */
+    mdmt_pair *field; /* (samples, room.field): displacement along x, along y  */
 };
 
 /* A thread draws eight numbers at a time. How many are wanted is known on the GPU alone: SHARES
@@ -201,26 +204,15 @@ struct draw_noise : elastic {
     }
 };
 
-/* sum_t tap[t] in[t * stride], four taps at a time. */
-MDMT_HD float smooth(const float *tap, int last, const float *in, int stride)
-{
-    float sum = 0;
-    for (int t = 0; t <= last; t += 4) {
-        float a = in[t * stride];
-        float b = t + 1 <= last ? in[(t + 1) * stride] : a;
-        float c = t + 2 <= last ? in[(t + 2) * stride] : a;
-        float d = t + 3 <= last ? in[(t + 3) * stride] : a;
-        sum += tap[t] * a + tap[t + 1] * b + tap[t + 2] * c + tap[t + 3] * d;
-    }
-    return sum;
-}
-
-/* A block makes HIGH x WIDE nodes of a plane: along y into shared memory, from there along x. */
+/* A block makes HIGH x WIDE nodes of a plane: along y into shared memory, from there along x; a
+ * thread makes eight in a row of either. */
 struct smooth_noise : elastic {
-    enum { THREADS = 256, PHASES = 3, HIGH = 16, WIDE = 128, LANES = 32 };
+    enum { THREADS = 288, PHASES = 3, RESIDENT = 3, HIGH = 16, WIDE = 128, EIGHT = 8 };
+    enum { PITCH = WIDE + TAPS_MAX + 1 /* odd: rows begin on different banks */ };
+    static_assert(TAPS_MAX % EIGHT == 0, "taps come in eights");
     struct shared_type {
-        alignas(16) float tap[TAPS_MAX];
-        float down[HIGH][WIDE + TAPS_MAX];
+        alignas(16) float tap[TAPS_MAX]; /* zeros behind the last one */
+        float down[HIGH][PITCH];
     };
 
     MDMT_HD int tiles() const
@@ -230,6 +222,39 @@ struct smooth_noise : elastic {
     MDMT_HD int strips() const
     {
         return (room.height + HIGH) / HIGH;
+    }
+    /* made[i] = sum_t tap[t] in[(i + t) * stride]; in has `count` numbers. */
+    MDMT_HD static void smooth(const float *tap, int last, const float *in, int stride, int count,
+                               float *made)
+    {
+        float here[EIGHT], next[EIGHT];
+        MDMT_UNROLL
+        for (int i = 0; i < EIGHT; i++) {
+            made[i] = 0;
+            here[i] = i < count ? in[i * stride] : 0.0f;
+        }
+        MDMT_ROLLED
+        for (int t = 0; t <= last; t += EIGHT) {
+            mdmt_pack taps = mdmt_load_pack(tap + t);
+            in += EIGHT * stride;
+            count -= EIGHT;
+            MDMT_UNROLL
+            for (int i = 0; i < EIGHT; i++) {
+                next[i] = i < count ? in[i * stride] : 0.0f;
+            }
+            MDMT_UNROLL
+            for (int k = 0; k < EIGHT; k++) {
+                MDMT_UNROLL
+                for (int i = 0; i < EIGHT; i++) {
+                    made[i] +=
+                        taps.v[k] * (i + k < EIGHT ? here[(i + k) % EIGHT] : next[(i + k) % EIGHT]);
+                }
+            }
+            MDMT_UNROLL
+            for (int i = 0; i < EIGHT; i++) {
+                here[i] = next[i];
+            }
+        }
     }
     MDMT_HD void run(int phase, size_t block, int thread, shared_type &shared) const
     {
@@ -244,133 +269,255 @@ struct smooth_noise : elastic {
         }
         int high = p.rows - y0 < HIGH ? p.rows - y0 : HIGH, last = 2 * p.radius;
         int wide = p.columns - x0 < WIDE ? p.columns - x0 : WIDE, pitch = p.columns + last;
-        int lane = thread % LANES, first = thread / LANES;
+        float made[EIGHT];
         if (phase == 0) {
             if (thread < TAPS_MAX) {
                 shared.tap[thread] = p.tap[thread];
             }
         } else if (phase == 1) {
             const float *in = noise + (size_t)plane * room.noise + (size_t)y0 * (size_t)pitch + x0;
-            for (int y = first; y < high; y += THREADS / LANES) {
-                for (int x = lane; x < wide + last; x += LANES) {
-                    shared.down[y][x] = smooth(shared.tap, last, in + y * pitch + x, pitch);
+            for (int i = thread; i < HIGH / EIGHT * (wide + last); i += THREADS) {
+                int y = i / (wide + last) * EIGHT, x = i % (wide + last);
+                smooth(shared.tap, last, in + y * pitch + x, pitch, high + last - y, made);
+                MDMT_UNROLL
+                for (int k = 0; k < EIGHT; k++) {
+                    shared.down[y + k][x] = made[k];
                 }
             }
         } else {
-            float *to = field + (size_t)plane * room.field + (size_t)y0 * (size_t)p.columns + x0;
-            for (int y = first; y < high; y += THREADS / LANES) {
-                for (int x = lane; x < wide; x += LANES) {
-                    to[y * p.columns + x] = smooth(shared.tap, last, &shared.down[y][x], 1);
+            mdmt_pair *to = field + (size_t)(plane / 2) * room.field;
+            for (int i = thread; i < HIGH * (WIDE / EIGHT); i += THREADS) {
+                int y = i % HIGH, x = i / HIGH * EIGHT;
+                if (y < high && x < wide) {
+                    smooth(shared.tap, last, &shared.down[y][x], 1, wide + last - x, made);
+                    put(to + (y0 + y) * p.columns + x0 + x, (int)(plane % 2), wide - x, made);
                 }
+            }
+        }
+    }
+    MDMT_HD static void put(mdmt_pair *to, int second, int count, const float *made)
+    {
+        MDMT_UNROLL
+        for (int k = 0; k < EIGHT; k++) {
+            if (k < count) {
+                *(second ? &to[k].b : &to[k].a) = made[k];
             }
         }
     }
 };
 
-/* ---- sampling: a warp makes 32 x HIGH pixels, a thread a column of them ---- */
+/* ---- sampling: a thread makes FEW pixels of each of ROWS rows ---- */
 
-MDMT_HD float mirrored(float x, float last)
+/* x mirrored at 0 and at `last`, once; twice = 2 last. */
+MDMT_HD float mirrored(float x, float twice)
 {
     x = fabsf(x);
-    x = x > last ? 2 * last - x : x;
-    return x > 0 ? x : 0;
+    return fmaxf(fminf(x, twice - x), 0.0f);
 }
 
-MDMT_HD float bilinear(const image_plan &p, float x, float y)
+/* The whole part of 0 <= x < 2^23, twice. */
+MDMT_HD float whole_of(float x, int *whole)
 {
-    float px = mirrored(x, (float)(p.sw - 1)), py = mirrored(y, (float)(p.sh - 1));
-    int x0 = (int)px, y0 = (int)py;
-    int right = x0 + 1 < p.sw, down = y0 + 1 < p.sh ? p.sw : 0;
-    float fx = px - (float)x0, fy = py - (float)y0;
-    const uint8_t *at = p.pixels + (size_t)y0 * (size_t)p.sw + (size_t)x0;
-    float top = (float)at[0] + fx * (float)((int)at[right] - (int)at[0]);
-    float bottom = (float)at[down] + fx * (float)((int)at[down + right] - (int)at[down]);
-    return top + fy * (bottom - top);
+#ifdef __CUDA_ARCH__
+    const float large = 8388608; /* 2^23: what is added to it is rounded to a whole number */
+    float sum = __fadd_rz(x, large);
+    *whole = (int)(__float_as_uint(sum) & 0x7fffffu);
+    return sum - large;
+#else
+    *whole = (int)x;
+    return (float)*whole;
+#endif
 }
 
 struct sampling : elastic {
+    enum { FEW = 4, ROWS = 4 };
     float *out; /* (N, C, H, W) */
     int samples, channels;
     int of_masks; /* their masks, moved alike, instead of the images; zeros where there is none */
     float mean[4], scale[4]; /* 1 / deviation */
+    mdmt_divisor by_each, by_fews;
+
+    uint32_t fews() const
+    {
+        return (uint32_t)(room.width + FEW - 1) / FEW;
+    }
+    uint32_t strips() const
+    {
+        return (uint32_t)(room.height + ROWS - 1) / ROWS;
+    }
 };
 
 /* GREY: some images' grey values change after it. */
 template <bool GREY> struct sample_images : sampling {
-    enum { THREADS = 128, PHASES = 1, LANES = 32, HIGH = 8 };
+    enum { THREADS = 128, PHASES = 1, RESIDENT = 8 };
     typedef mdmt_nothing shared_type;
+    /* What a thread makes. */
+    struct piece {
+        uint32_t sample;
+        int x, y, end; /* rows y ... end - 1 */
+    };
 
-    MDMT_HD uint32_t tiles() const
+    /* Blocks of one sample each. */
+    size_t prepare()
     {
-        return (uint32_t)(room.width + LANES - 1) / LANES;
-    }
-    MDMT_HD uint32_t strips() const
-    {
-        return (uint32_t)(room.height + HIGH - 1) / HIGH;
-    }
-    size_t blocks() const
-    {
-        return mdmt_ceil_div((size_t)samples * strips() * tiles(), THREADS / LANES);
-    }
-    /* The displacement from the nodes around a pixel, `top` being the left one above; fx and fy:
-     * the way to the next nodes. */
-    MDMT_HD static float displacement(const float *top, int columns, float fx, float fy)
-    {
-        const float *bottom = top + columns;
-        float a = top[0] + fy * (bottom[0] - top[0]), b = top[1] + fy * (bottom[1] - top[1]);
-        return a + (b - a) * fx;
+        size_t each = mdmt_ceil_div((size_t)fews() * strips(), THREADS);
+        by_each = mdmt_divisor_of(each);
+        by_fews = mdmt_divisor_of(fews());
+        return (size_t)samples * each;
     }
     MDMT_HD void run(int phase, size_t block, int thread, shared_type &shared) const
     {
         (void)phase;
         (void)shared;
-        uint32_t unit = (uint32_t)block * (THREADS / LANES) + (uint32_t)(thread / LANES);
-        int x = (int)(unit % tiles()) * LANES + thread % LANES;
-        unit /= tiles();
-        int y = (int)(unit % strips()) * HIGH;
-        uint32_t sample = unit / strips();
-        if (sample < (uint32_t)samples && x < room.width) {
-            column(sample, y, y + HIGH < room.height ? y + HIGH : room.height, x);
+        piece at;
+        uint32_t rest = (uint32_t)block;
+        at.sample = by_each.split(&rest);
+        uint32_t few = rest * THREADS + (uint32_t)thread;
+        at.y = (int)by_fews.split(&few) * ROWS;
+        at.x = (int)few * FEW;
+        at.end = at.y + ROWS < room.height ? at.y + ROWS : room.height;
+        const image_plan &p = plan[at.sample];
+        const uint8_t *pixels = of_masks ? p.masks : p.pixels;
+        int grey = GREY && p.grey;
+        if (!pixels) {
+            const float none[FEW] = {0, 0, 0, 0};
+            for (; at.y < at.end; at.y++) {
+                put(at, none, grey);
+            }
+        } else if (p.plain) {
+            copied(p, pixels, at, grey);
+        } else {
+            moved(p, pixels, at, grey);
         }
     }
-    MDMT_HD void column(uint32_t sample, int y, int end, int x) const
+    /* Pixels as they are, perhaps flipped. */
+    MDMT_HD void copied(const image_plan &p, const uint8_t *pixels, piece at, int grey) const
     {
-        image_plan p = plan[sample];
-        p.pixels = of_masks ? p.masks : p.pixels;
-        int left = x / p.step, above = y / p.step, below = y - above * p.step;
-        float per_step = 1 / (float)p.step, fx = (float)(x - left * p.step) * per_step;
-        const float *top = field + (size_t)sample * 2 * room.field + above * p.columns + left;
-        for (; y < end; y++) {
-            float qx = (float)x, qy = (float)y, v = 0;
-            if (p.pixels && p.plain) {
-                v = (float)p.pixels[y * p.sw + (p.flip ? p.sw - 1 - x : x)];
-            } else if (p.pixels) {
-                if (p.elastic) {
-                    float fy = (float)below * per_step;
-                    qx += displacement(top, p.columns, fx, fy);
-                    qy += displacement(top + room.field, p.columns, fx, fy);
-                }
-                v = bilinear(p, p.x0 + p.xx * qx + p.xy * qy, p.y0 + p.yx * qx + p.yy * qy);
+        for (; at.y < at.end; at.y++) {
+            const uint8_t *row = pixels + (size_t)at.y * (size_t)p.sw;
+            float v[FEW];
+            MDMT_UNROLL
+            for (int k = 0; k < FEW; k++) {
+                int x = at.x + k < room.width ? at.x + k : at.x;
+                v[k] = (float)row[p.flip ? p.sw - 1 - x : x];
             }
-            put(sample, y, x, v, GREY && p.grey);
-            if (++below == p.step) {
+            put(at, v, grey);
+        }
+    }
+    /* Nodes of the field from one on: that one's displacement, fy of the way to the row below. */
+    struct nodes {
+        const mdmt_pair *top;
+        int columns;
+        float fy;
+
+        MDMT_HD mdmt_pair of(int node) const
+        {
+            mdmt_pair a = mdmt_load_pair(&top[node].a);
+            mdmt_pair b = mdmt_load_pair(&top[node + columns].a);
+            mdmt_pair between = {a.a + fy * (b.a - a.a), a.b + fy * (b.b - a.b)};
+            return between;
+        }
+    };
+    /* Displacements of `count` pixels in a row, FEW at most; the first is `after` pixels behind
+     * node 0. The others' mean nothing. */
+    MDMT_HD static void displace(const nodes &n, int after, int step, float per_step, int count,
+                                 mdmt_pair *moved)
+    {
+        mdmt_pair left = n.of(0), right = n.of(1);
+        int node = 1;
+        MDMT_UNROLL
+        for (int k = 0; k < FEW; k++) {
+            float fx = (float)after * per_step;
+            moved[k].a = left.a + (right.a - left.a) * fx;
+            moved[k].b = left.b + (right.b - left.b) * fx;
+            if (++after == step && k + 1 < FEW && k + 1 < count) {
+                after = 0;
+                left = right;
+                right = n.of(++node);
+            }
+        }
+    }
+    MDMT_HD void moved(const image_plan &p, const uint8_t *pixels, piece at, int grey) const
+    {
+        const float twice_x = 2 * (float)(p.sw - 1), twice_y = 2 * (float)(p.sh - 1);
+        const float x0 = p.x0, y0 = p.y0, xx = p.xx, xy = p.xy, yx = p.yx, yy = p.yy;
+        const int sw = p.sw, sh = p.sh, step = p.step, is_elastic = p.elastic;
+        int node = at.x / step, above = at.y / step, below = at.y - above * step;
+        int after = at.x - node * step;
+        float per_step = 1 / (float)step;
+        nodes n = {field + (size_t)at.sample * room.field + above * p.columns + node, p.columns, 0};
+        MDMT_ROLLED
+        for (; at.y < at.end; at.y++) {
+            mdmt_pair u[FEW];
+            float v[FEW], fx[FEW], fy[FEW];
+            uint8_t four[FEW][4];
+            MDMT_UNROLL
+            for (int k = 0; k < FEW; k++) {
+                u[k] = mdmt_zero_pair();
+            }
+            if (is_elastic) {
+                n.fy = (float)below * per_step;
+                displace(n, after, step, per_step, room.width - at.x, u);
+            }
+            MDMT_UNROLL
+            for (int k = 0; k < FEW; k++) {
+                float qx = (float)(at.x + k) + u[k].a, qy = (float)at.y + u[k].b;
+                float px = mirrored(x0 + xx * qx + xy * qy, twice_x);
+                float py = mirrored(y0 + yx * qx + yy * qy, twice_y);
+                int column, row;
+                fx[k] = px - whole_of(px, &column);
+                fy[k] = py - whole_of(py, &row);
+                const uint8_t *from = pixels + (size_t)row * (size_t)sw + (size_t)column;
+                int right = column + 1 < sw, down = row + 1 < sh ? sw : 0;
+                four[k][0] = from[0];
+                four[k][1] = from[right];
+                four[k][2] = from[down];
+                four[k][3] = from[down + right];
+            }
+            MDMT_UNROLL
+            for (int k = 0; k < FEW; k++) {
+                const uint8_t *of = four[k];
+                float top = (float)of[0] + fx[k] * (float)((int)of[1] - (int)of[0]);
+                float bottom = (float)of[2] + fx[k] * (float)((int)of[3] - (int)of[2]);
+                v[k] = top + fy[k] * (bottom - top);
+            }
+            put(at, v, grey);
+            if (++below == step) {
                 below = 0;
-                top += p.columns;
+                n.top += n.columns;
             }
         }
     }
-    MDMT_HD void put(uint32_t sample, int y, int x, float v, int grey) const
+    MDMT_HD void put(const piece &at, const float *grey_values, int grey) const
     {
+        struct alignas(16) few {
+            float v[FEW];
+        };
         size_t area = (size_t)room.height * (size_t)room.width;
-        float *to = out + (size_t)sample * (size_t)channels * area +
-                    (size_t)y * (size_t)room.width + (size_t)x;
-        if (grey) {
-            *to = v; /* to be changed there */
-            return;
-        }
-        v *= 1 / 255.0f;
-        for (int c = 0; c < channels; c++) {
-            to[(size_t)c * area] = (v - mean[c]) * scale[c];
+        float *to =
+            out + (size_t)at.sample * (size_t)channels * area + (size_t)(at.y * room.width + at.x);
+        MDMT_UNROLL
+        for (int c = 0; c < 4; c++) {
+            if (c >= (grey ? 1 : channels)) { /* those that change do so in the first plane */
+                break;
+            }
+            few made;
+            MDMT_UNROLL
+            for (int k = 0; k < FEW; k++) {
+                float v = grey_values[k];
+                made.v[k] = grey ? v : (v * (1 / 255.0f) - mean[c]) * scale[c];
+            }
+            float *there = to + (size_t)c * area;
+            if (room.width % FEW == 0) {
+                *(few *)(void *)there = made;
+                continue;
+            }
+            MDMT_UNROLL
+            for (int k = 0; k < FEW; k++) {
+                if (at.x + k < room.width) {
+                    there[k] = made.v[k];
+                }
+            }
         }
     }
 };
@@ -402,7 +549,8 @@ template <bool GREY> static mdmt_status sample(const mdmt_cuda_site *site, const
 {
     sample_images<GREY> kernel;
     (sampling &)kernel = f;
-    return mdmt_launch(site->stream, kernel.blocks(), kernel);
+    size_t blocks = kernel.prepare();
+    return mdmt_launch(site->stream, blocks, kernel);
 }
 
 /* The masks as the images of `f`, of values in 0..1. */
@@ -434,7 +582,7 @@ static mdmt_status images(const mdmt_cuda_site *site, const mdmt_cuda_call *call
     f.plan = plan;
     f.room = room;
     f.noise = (float *)(void *)(call->workspace + plan_bytes(a));
-    f.field = f.noise + planes * room.noise;
+    f.field = (mdmt_pair *)(void *)(f.noise + planes * room.noise);
     f.out = (float *)call->out[0];
     f.samples = a->batch;
     f.channels = a->channels;
