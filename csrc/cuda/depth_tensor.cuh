@@ -16,7 +16,8 @@ enum {
     DEPTH_HIGH = 2, /* lines and columns of the outputs of one instruction */
     DEPTH_WIDE = 8,
     DEPTH_SHARES = DEPTH_THREADS / 32 / MDMT_TILE_PACKS,
-    DEPTH_SLOTS = 49152 / 16,
+    DEPTH_TAPS = 26, /* of kernel 5, and one more */
+    DEPTH_SLOTS = 49152 / 16 - DEPTH_TAPS * MDMT_TILE_CHANNELS / 4,
     DEPTH_SM = 132 /* multiprocessors that launches are made for: those of an H100 */
 };
 
@@ -31,14 +32,13 @@ struct depth_grid {
 /* Tiles, and parts of `per_part` tiles. */
 struct depth_plan {
     depth_grid out, in;
-    int tiles_y, tiles_x, tiles, chunks, per_part, parts;
+    mdmt_divisor tiles_y, tiles_x;
+    int tiles, chunks, per_part, parts;
 
     MDMT_HD mdmt_corner corner(int tile) const
     {
-        mdmt_corner c;
-        c.x = tile % tiles_x * out.wide;
-        c.y = tile / tiles_x % tiles_y * out.high;
-        c.n = tile / tiles_x / tiles_y * out.samples;
+        uint32_t x = (uint32_t)tile, y = tiles_x.split(&x), n = tiles_y.split(&y);
+        mdmt_corner c = {(int)n * out.samples, (int)y * out.high, (int)x * out.wide};
         return c;
     }
 };
@@ -71,9 +71,10 @@ static inline int depth_cut(depth_plan *p, const depth_wish &k, int samples, int
                      half};
     p->in = in;
     p->out = out;
-    p->tiles_y = (k.h + high - 1) / high;
-    p->tiles_x = (k.w + wide - 1) / wide;
-    p->tiles = p->tiles_y * p->tiles_x * ((k.n + samples - 1) / samples);
+    int tiles_y = (k.h + high - 1) / high, tiles_x = (k.w + wide - 1) / wide;
+    p->tiles_y = mdmt_divisor_of((size_t)tiles_y);
+    p->tiles_x = mdmt_divisor_of((size_t)tiles_x);
+    p->tiles = tiles_y * tiles_x * ((k.n + samples - 1) / samples);
     p->chunks = (k.packs + MDMT_TILE_PACKS - 1) / MDMT_TILE_PACKS;
     /* Statistics are merged where the inputs were: 512 slots. */
     int room = MDMT_TILE_PACKS * in.plane;
@@ -83,14 +84,17 @@ static inline int depth_cut(depth_plan *p, const depth_wish &k, int samples, int
 /* A multiprocessor's time, in instructions of a warp. */
 static inline double depth_price(const depth_plan &p, const depth_wish &k)
 {
-    double steps = (k.kernel * k.kernel + 1) / 2, lines = p.in.samples * p.in.high;
-    double fill = lines * (60 + (p.in.wide + 7) / 8 * 52);
-    double outputs = p.out.samples * p.out.high * p.out.wide / 8;
-    double work = outputs * (MDMT_TILE_PACKS / 2 * (60 + 4 * steps) + 15);
+    double taps = k.kernel * k.kernel, lines = p.in.samples * p.in.high;
+    double fill = lines * (60 + (p.in.wide + 7) / 8 * 50);
+    /* Of eight warps. */
+    double strips = p.out.samples * p.out.wide / DEPTH_WIDE;
+    int turns = (p.out.high / DEPTH_HIGH + DEPTH_SHARES - 1) / DEPTH_SHARES;
+    double work = 8 * (100 + 4 * taps + strips * (16 + turns * (55 + 2.5 * taps)));
+    double store = p.out.samples * p.out.high * (40 + p.out.wide / 8 * 12);
     double most = ((double)p.tiles * p.chunks + DEPTH_SM - 1) / DEPTH_SM;
     most = most < 8 ? (double)(int)most : most;
     /* A tile's wait for memory, for all blocks at once. */
-    return most * (fill + work + 1500 + 6000.0 / k.resident);
+    return most * (fill + work + store + 1000 + 6000.0 / k.resident);
 }
 
 static inline int depth_even_cut(int size, int most, int unit)
@@ -284,11 +288,15 @@ template <int K, int S> struct depth_tensor {
             uint32_t columns;
             size_t element;
             int n, slot = w.start(line, S, &columns, &element, &n);
-            MDMT_ROLLED
-            for (int at = w.across; at < t.in.wide; at += 8, slot += 8 / S) {
-                if ((unsigned)(w.from.x + at) < columns) {
-                    activate_pack<ACT>(tile + slot * MDMT_PACK, a, b, w.pack, n);
-                }
+            /* Of the map's columns alone; fewer than eight lie before it. */
+            int at = w.across, end = (int)columns - w.from.x;
+            end = end < t.in.wide ? end : t.in.wide;
+            if (w.from.x + at < 0) {
+                at += 8;
+                slot += 8 / S;
+            }
+            for (; at < end; at += 8, slot += 8 / S) {
+                activate_pack<ACT>(tile + slot * MDMT_PACK, a, b, w.pack, n);
             }
         }
     }
@@ -328,15 +336,20 @@ template <int K, int S> struct depth_forward_tensor : depth_tensor<K, S> {
     using base::t;
     using base::TAPS;
     using base::THREADS;
+    /* A weight is the sum of two numbers of bfloat16, so that the inputs and the outputs alone are
+     * rounded. */
+    struct alignas(8) weight_pair {
+        uint32_t most, rest;
+    };
     struct shared_type {
         alignas(16) mdmt_bf16 tile[DEPTH_SLOTS * MDMT_PACK];
+        weight_pair weights[DEPTH_TAPS][MDMT_TILE_CHANNELS / 2];
     };
     struct own_type {
         int count; /* pixels in the statistics */
         mdmt_pair pivot, sum, square;
     };
-    /* What two channels' outputs are made with. A weight is the sum of two numbers of bfloat16, so
-     * that the inputs and the outputs alone are rounded. */
+    /* What two channels' outputs are made with. */
     struct factors {
         uint32_t w[2 * STEPS], rest[2 * STEPS];
         mdmt_pair bias;
@@ -361,19 +374,33 @@ template <int K, int S> struct depth_forward_tensor : depth_tensor<K, S> {
         own.count = 0;
         own.pivot = own.sum = own.square = mdmt_zero_pair();
     }
-    MDMT_HD void fetch(factors &f, int channel, int lane) const
+    /* By step and odd or even rows. */
+    MDMT_HD void bring_weights(size_t block, int thread, shared_type &shared) const
     {
+        enum { PAIRS = MDMT_TILE_CHANNELS / 2 };
         int up = y.packs * MDMT_PACK;
+        for (int i = thread; i < 2 * STEPS * PAIRS; i += THREADS) {
+            int at = base::tap_of(i / PAIRS / 2, i / PAIRS % 2), row = reverse ? TAPS - 1 - at : at;
+            int channel = this->chunk(block) * MDMT_TILE_CHANNELS + i % PAIRS * 2;
+            mdmt_pair v = at < TAPS && channel < up ? mdmt_load_pair(w + row * up + channel)
+                                                    : mdmt_zero_pair();
+            uint32_t most = mdmt_bf16_pair(v.a, v.b);
+            mdmt_pair m = mdmt_pair_of(most);
+            weight_pair p = {most, mdmt_bf16_pair(v.a - m.a, v.b - m.b)};
+            shared.weights[i / PAIRS][i % PAIRS] = p;
+        }
+    }
+    MDMT_HD void fetch(factors &f, size_t block, int thread, const shared_type &shared) const
+    {
+        uint32_t mask = mdmt_diagonal_mask(thread % 32);
+        int pair = thread / 32 % MDMT_TILE_PACKS * 4 + thread % 4;
         MDMT_UNROLL
         for (int tap = 0; tap < 2 * STEPS; tap++) {
-            const int at = base::tap_of(tap / 2, tap % 2);
-            int row = reverse ? TAPS - 1 - at : at;
-            mdmt_pair v = at < TAPS ? mdmt_load_pair(w + row * up + channel) : mdmt_zero_pair();
-            mdmt_pair most = mdmt_pair_of(mdmt_bf16_pair(v.a, v.b));
-            mdmt_pair rest = {v.a - most.a, v.b - most.b};
-            f.w[tap] = mdmt_diagonal_of(most, lane);
-            f.rest[tap] = mdmt_diagonal_of(rest, lane);
+            weight_pair p = shared.weights[tap][pair];
+            f.w[tap] = p.most & mask;
+            f.rest[tap] = p.rest & mask;
         }
+        int channel = this->chunk(block) * MDMT_TILE_CHANNELS + pair * 2;
         f.bias = bias ? mdmt_load_pair(bias + channel) : mdmt_zero_pair();
     }
     MDMT_HD void load(int round, size_t block, int thread, shared_type &shared) const
@@ -381,6 +408,8 @@ template <int K, int S> struct depth_forward_tensor : depth_tensor<K, S> {
         this->copy_in(shared.tile, round, block, thread);
         if (round) {
             store(round - 1, block, thread, shared);
+        } else {
+            bring_weights(block, thread, shared);
         }
         if (addend.data) {
             /* What a thread has just stored from here, it alone overwrites. */
@@ -416,7 +445,7 @@ template <int K, int S> struct depth_forward_tensor : depth_tensor<K, S> {
         }
         int lane = thread % 32, plane = thread / 32 % MDMT_TILE_PACKS;
         factors f;
-        fetch(f, pack_of(block, thread) * MDMT_PACK + lane % 4 * 2, lane);
+        fetch(f, block, thread, shared);
         mdmt_corner c = this->corner(round, block);
         const mdmt_bf16 *in = shared.tile + plane * t.in.plane * MDMT_PACK;
         mdmt_bf16 *out = outputs(shared) + plane * t.out.plane * MDMT_PACK + lane % 4 * 2;

@@ -74,17 +74,16 @@ MDMT_HD void mdmt_load_columns(uint32_t *a, const mdmt_bf16 *from, int lane, con
 #endif
 }
 
-/* What mdmt_add_scaled takes of the factors of channels 2 t and 2 t + 1: thread 4 g + t holds
- * column g of a diagonal matrix, in rows 2 t and 2 t + 1. */
-MDMT_HD uint32_t mdmt_diagonal_of(mdmt_pair factors, int lane)
+/* Factors of channels 2 t and 2 t + 1 are masked with this for mdmt_add_scaled: thread 4 g + t
+ * holds column g of a diagonal matrix, in rows 2 t and 2 t + 1. */
+MDMT_HD uint32_t mdmt_diagonal_mask(int lane)
 {
-    uint32_t bits = mdmt_bf16_pair(factors.a, factors.b);
 #ifdef __CUDA_ARCH__
     int g = lane / 4;
-    return g / 2 != lane % 4 ? 0 : bits & (g % 2 ? 0xffff0000u : 0xffffu);
+    return g / 2 != lane % 4 ? 0 : g % 2 ? 0xffff0000u : 0xffffu;
 #else
     (void)lane;
-    return bits;
+    return 0xffffffffu;
 #endif
 }
 
