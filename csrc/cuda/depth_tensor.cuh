@@ -188,6 +188,21 @@ template <int K, int S> struct depth_tensor {
         return (r * t.in.pitch + (S == 2 ? s % 2 * t.in.half + s / 2 : s) + (odd ? next : 0)) * 16;
     }
 
+    /* The first pair of lines of a thread's warp. */
+    static MDMT_HD int first_row(int thread)
+    {
+        return thread / 32 / MDMT_TILE_PACKS * DEPTH_HIGH;
+    }
+    /* Where in its plane an output lies, and the first tap of its window. */
+    MDMT_HD int bytes_out(int n, int row, int x) const
+    {
+        return ((n * t.out.high + row) * t.out.pitch + x) * 16;
+    }
+    MDMT_HD int bytes_in(int n, int row, int x) const
+    {
+        return ((n * t.in.high + S * row) * t.in.pitch + x) * 16;
+    }
+
     /* A thread's way over a tile: every eighth pixel of every eighth line, one pack of them;
      * `fold` 2 where even columns lie before odd ones. */
     struct way {
@@ -462,11 +477,10 @@ template <int K, int S> struct depth_forward_tensor : depth_tensor<K, S> {
             for (int x = 0; x < t.out.wide; x += DEPTH_WIDE) {
                 int live = c.x + x + lane / 4 < y.w;
                 MDMT_ROLLED
-                for (int row = thread / 32 / MDMT_TILE_PACKS * DEPTH_HIGH; row < high;
+                for (int row = this->first_row(thread); row < high;
                      row += DEPTH_SHARES * DEPTH_HIGH) {
-                    int slot = (n * t.in.high + S * row) * t.in.pitch + x;
-                    int to = (n * t.out.high + row) * t.out.pitch + x + lane / 4;
-                    finish(in + slot * MDMT_PACK, out + to * MDMT_PACK, lane, f, live,
+                    finish(in + this->bytes_in(n, row, x) / 2,
+                           out + (this->bytes_out(n, row, x) + lane / 4 * 16) / 2, lane, f, live,
                            live && row + 1 < high, own);
                 }
             }
@@ -633,12 +647,14 @@ template <int K, int S> struct depth_weight_tensor : depth_tensor<K, S> {
         for (int n = 0; n < samples; n++) {
             MDMT_ROLLED
             for (int x = 0; x < t.out.wide; x += DEPTH_WIDE) {
+                int row = this->first_row(thread);
+                const mdmt_bf16 *from = in + this->bytes_in(n, row, x) / 2;
+                const mdmt_bf16 *of = out + this->bytes_out(n, row, x) / 2;
                 MDMT_ROLLED
-                for (int row = thread / 32 / MDMT_TILE_PACKS * DEPTH_HIGH; row < high;
-                     row += DEPTH_SHARES * DEPTH_HIGH) {
-                    int slot = (n * t.in.high + S * row) * t.in.pitch + x;
-                    int of = (n * t.out.high + row) * t.out.pitch + x;
-                    group(own, in + slot * MDMT_PACK, out + of * MDMT_PACK, lane);
+                for (; row < high; row += DEPTH_SHARES * DEPTH_HIGH) {
+                    group(own, from, of, lane);
+                    from += DEPTH_SHARES * DEPTH_HIGH * S * t.in.pitch * MDMT_PACK;
+                    of += DEPTH_SHARES * DEPTH_HIGH * t.out.pitch * MDMT_PACK;
                 }
             }
         }
