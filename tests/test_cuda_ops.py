@@ -39,6 +39,14 @@ def to_bf16(a):
     return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
 
 
+def on_tensor_cores(case):
+    """Whether depth_tensor.cuh serves it: depthwise, 3 x 3 or 5 x 5, in steps of 1 or 2."""
+    shape = re.match(r"conv2d(_bwd_weight)?/\d+x(\d+)x\d+x\d+x\2x(3x3|5x5),.*groups=\2\b", case.id)
+    stride = re.search(r"stride=(\d)x(\d)", case.id)
+    even = not stride or stride[1] == stride[2] and stride[1] in "12"
+    return bool(shape and even and "dilation" not in case.id)
+
+
 @every_case
 def test_fp32_means_what_is_stated(case):
     check(case, *run(case, "fp32"))
@@ -46,6 +54,21 @@ def test_fp32_means_what_is_stated(case):
 
 @every_case
 def test_bf16_means_what_is_stated_of_rounded_maps(case):
+    bf16_means_what_is_stated(case)
+
+
+TENSOR = [case for case in CASES if on_tensor_cores(case)]
+
+
+@pytest.mark.parametrize("case", TENSOR, ids=lambda c: c.id)
+def test_depthwise_convolutions_on_tensor_cores_mean_what_is_stated(case, monkeypatch):
+    """Whatever the size: what they are chosen for by themselves is larger."""
+    monkeypatch.setenv("MDMT_CUDA_DEPTH", "tensor")
+    assert bf16_means_what_is_stated(case).endswith("_depth_tensor")
+
+
+def bf16_means_what_is_stated(case):
+    """The kernel's name."""
     arrays = case.arrays()
     stem = ("image", "w_stem") if case.op.startswith("conv2d") else ()
     for name, feed in case.feeds.items():
@@ -53,7 +76,7 @@ def test_bf16_means_what_is_stated_of_rounded_maps(case):
             arrays[name] = to_bf16(arrays[name])
     got, kernel = run(case, "bf16", arrays=arrays)
     # Of a depthwise convolution on tensor cores activations are rounded, as the library's are.
-    unit = library_unit(case) if kernel.endswith("_depth") else BF16
+    unit = library_unit(case) if kernel.endswith("_depth_tensor") else BF16
     outputs, bounds = case.expected(arrays)
     exact = {k: v.astype(np.float64) if v.dtype == np.float32 else v for k, v in arrays.items()}
     sizes = case.magnitude(exact) if case.magnitude else {}
@@ -64,6 +87,7 @@ def test_bf16_means_what_is_stated_of_rounded_maps(case):
         allowed = bounds[name] + unit * size
         worst = (error / allowed).max(initial=0.0)
         assert worst <= 1, f"{case.id} {name}: off by {worst:.3g} times what rounding explains"
+    return kernel
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -130,6 +154,7 @@ def test_every_op_has_a_kernel_for_every_shape():
 def test_every_kernel_is_reached():
     reached = {"cuda_images", "cuda_dropout"}  # test_cuda_net.py
     reached |= {kernel for _, kernel in declared() if kernel.endswith("_cudnn")}  # ..._library.py
+    reached |= {kernel for _, kernel in declared() if kernel.endswith("_tensor")}  # above
     for op, kernel in declared():
         for case in (c for c in CASES if c.op == op):
             graph, _ = case.graph(_core)

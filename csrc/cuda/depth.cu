@@ -40,15 +40,37 @@ static int has_few_pixels(const mdmt_tensor *map)
     return (size_t)map->dim[0] * (size_t)map->dim[2] * (size_t)map->dim[3] < 0x7fffffff;
 }
 
-/* Those of them that depth_tensor.cuh serves. */
-static int is_tensor(const mdmt_cuda_site *site)
+/* Those of them that depth_tensor.cuh serves, and where tensor cores were faster on an H100: there
+ * each tile costs less and each launch more. MDMT_CUDA_DEPTH=tensor|tiles decides for all. */
+static int on_tensor_cores(const mdmt_cuda_site *site, const mdmt_tensor *y, int pays)
 {
-    const char *name = site->op->record->name, *wish = getenv("MDMT_TRY_DEPTH");
-    int is_weight = strcmp(name, "conv2d_bwd_weight") == 0;
-    int is_data = strcmp(name, "conv2d_bwd_data") == 0;
-    return site->precision == MDMT_CUDA_BF16 && is_tiled(site) && has_few_pixels(site->in[0]) &&
-           has_few_pixels(is_weight ? site->in[1] : site->out[0]) &&
-           !(is_data && window_of(site).sh == 2) && !(wish && strcmp(wish, "old") == 0);
+    const char *wish = getenv("MDMT_CUDA_DEPTH");
+    if (site->precision != MDMT_CUDA_BF16 || !is_tiled(site) || !has_few_pixels(site->in[0]) ||
+        !has_few_pixels(y)) {
+        return 0;
+    }
+    return wish && strcmp(wish, "tensor") == 0 ? 1
+           : wish && strcmp(wish, "tiles") == 0 ? 0
+                                                : pays;
+}
+
+static size_t elements_of(const mdmt_tensor *map)
+{
+    return (size_t)map->dim[0] * (size_t)map->dim[1] * (size_t)map->dim[2] * (size_t)map->dim[3];
+}
+
+static int is_tensor_forward(const mdmt_cuda_site *site)
+{
+    const mdmt_tensor *x = site->in[0], *y = site->out[0];
+    return on_tensor_cores(site, y, elements_of(x) + elements_of(y) >= 30000000);
+}
+
+static int is_tensor_weight(const mdmt_cuda_site *site)
+{
+    const mdmt_tensor *x = site->in[0], *dy = site->in[1];
+    mdmt_window_geometry g = window_of(site);
+    int large = elements_of(x) + elements_of(dy) >= 18000000;
+    return on_tensor_cores(site, dy, g.kh == 5 || (g.sh == 1 && large));
 }
 
 /* Runs body<T, kernel, stride>(site, ...). */
@@ -202,7 +224,6 @@ template <class T, int K, int S> static depth_plan forward_plan(const mdmt_cuda_
     return plan_of(site, site->out[0], depth_forward_tensor<K, S>::RESIDENT);
 }
 
-/* Forward, or the data gradient of stride 1. */
 template <class T, int K, int S>
 static mdmt_status forward_tensor(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
 {
@@ -212,15 +233,10 @@ static mdmt_status forward_tensor(const mdmt_cuda_site *site, const mdmt_cuda_ca
     f.x = mdmt_source_of<T>(site->in[0], call->in[0]);
     f.y = mdmt_map_of<T>(site->out[0], call->out[0]);
     f.w = (const float *)call->in[1].data;
-    f.reverse = strcmp(site->op->record->name, "conv2d_bwd_data") == 0;
-    if (!f.reverse) {
-        f.bias = (const float *)call->input(site, 2);
-        f.stats = (float *)call->output(site, 1);
-    } else if (call->input(site, 2)) {
-        f.addend = mdmt_map_of<T>(site->in[2], call->in[2].data);
-    }
-    f.top = f.reverse ? K - 1 - g.pt : g.pt;
-    f.left = f.reverse ? K - 1 - g.pl : g.pl;
+    f.bias = (const float *)call->input(site, 2);
+    f.stats = (float *)call->output(site, 1);
+    f.top = g.pt;
+    f.left = g.pl;
     f.t = forward_plan<T, K, S>(site);
     return mdmt_launch_rounds(site->stream, (size_t)f.t.parts * (size_t)f.t.chunks, f);
 }
@@ -239,11 +255,13 @@ static image_x image_of(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
     return x;
 }
 
+static mdmt_status tensor_conv2d(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
+{
+    return DEPTH_TENSOR(forward_tensor, site, site, call);
+}
+
 static mdmt_status depth_conv2d(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
 {
-    if (is_tensor(site)) {
-        return DEPTH_TENSOR(forward_tensor, site, site, call);
-    }
     if (is_tiled(site)) {
         return DEPTH_TILED(forward_tiles, site, site, call);
     }
@@ -258,11 +276,15 @@ static mdmt_status stem_conv2d(const mdmt_cuda_site *site, const mdmt_cuda_call 
                                              : forward<float>(site, call, image_of(site, call));
 }
 
+static mdmt_status tensor_forward_needs(const mdmt_cuda_site *site, mdmt_cuda_needs *needs)
+{
+    needs->stat_parts = DEPTH_TENSOR(forward_plan, site, site).parts;
+    return MDMT_OK;
+}
+
 static mdmt_status forward_needs(const mdmt_cuda_site *site, mdmt_cuda_needs *needs)
 {
-    needs->stat_parts = is_depthwise(site) && is_tensor(site)
-                            ? DEPTH_TENSOR(forward_plan, site, site).parts
-                            : mdmt_cuda_stat_parts(site->out[0]);
+    needs->stat_parts = mdmt_cuda_stat_parts(site->out[0]);
     return MDMT_OK;
 }
 
@@ -347,10 +369,6 @@ static mdmt_status data_tiles(const mdmt_cuda_site *site, const mdmt_cuda_call *
 
 static mdmt_status depth_bwd_data(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
 {
-    if (is_tensor(site)) {
-        return window_of(site).kh == 3 ? forward_tensor<mdmt_bf16, 3, 1>(site, call)
-                                       : forward_tensor<mdmt_bf16, 5, 1>(site, call);
-    }
     if (is_tiled(site)) {
         return DEPTH_TILED(data_tiles, site, site, call);
     }
@@ -444,9 +462,6 @@ static int tiles_per_part(const depth_tiling *t)
 static int weight_parts(const mdmt_cuda_site *site)
 {
     const int *dim = site->in[1]->dim;
-    if (is_tensor(site)) {
-        return DEPTH_TENSOR(weight_plan, site, site).parts;
-    }
     if (is_tiled(site)) {
         depth_tiling t = DEPTH_TILED(weight_tiling, site, site);
         return (t.tiles + tiles_per_part(&t) - 1) / tiles_per_part(&t);
@@ -510,11 +525,13 @@ static mdmt_status weight_tensor(const mdmt_cuda_site *site, const mdmt_cuda_cal
     return weight_totals(site, call, f.t.parts);
 }
 
+static mdmt_status tensor_bwd_weight(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
+{
+    return DEPTH_TENSOR(weight_tensor, site, site, call);
+}
+
 static mdmt_status depth_bwd_weight(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
 {
-    if (is_tensor(site)) {
-        return DEPTH_TENSOR(weight_tensor, site, site, call);
-    }
     if (is_tiled(site)) {
         return DEPTH_TILED(weight_tiles, site, site, call);
     }
@@ -536,10 +553,20 @@ static mdmt_status weight_needs(const mdmt_cuda_site *site, mdmt_cuda_needs *nee
     return MDMT_OK;
 }
 
+static mdmt_status tensor_weight_needs(const mdmt_cuda_site *site, mdmt_cuda_needs *needs)
+{
+    needs->workspace_bytes = sizeof(float) * mdmt_stored_elements(site->out[0]) *
+                             (size_t)DEPTH_TENSOR(weight_plan, site, site).parts;
+    return MDMT_OK;
+}
+
 const mdmt_cuda_impl mdmt_cuda_depth[] = {
+    {"conv2d", "cuda_conv2d_depth_tensor", is_tensor_forward, tensor_forward_needs, tensor_conv2d},
     {"conv2d", "cuda_conv2d_depth", is_depthwise, forward_needs, depth_conv2d},
     {"conv2d", "cuda_conv2d_stem", is_stem, forward_needs, stem_conv2d},
     {"conv2d_bwd_data", "cuda_conv2d_bwd_data_depth", is_depthwise, data_needs, depth_bwd_data},
+    {"conv2d_bwd_weight", "cuda_conv2d_bwd_weight_depth_tensor", is_tensor_weight,
+     tensor_weight_needs, tensor_bwd_weight},
     {"conv2d_bwd_weight", "cuda_conv2d_bwd_weight_depth", is_depthwise, weight_needs,
      depth_bwd_weight},
     {"conv2d_bwd_weight", "cuda_conv2d_bwd_weight_stem", is_stem, weight_needs, stem_bwd_weight},

@@ -336,7 +336,7 @@ template <int K, int S> struct depth_tensor {
     }
 };
 
-/* ---- forward, and of stride 1 the data gradient: a convolution with the taps in reverse ---- */
+/* ---- forward ---- */
 
 /* Of the values of one channel in one thread: sums of what they are above a pivot, and of its
  * square. */
@@ -369,10 +369,9 @@ template <int K, int S> struct depth_forward_tensor : depth_tensor<K, S> {
         uint32_t w[2 * STEPS], rest[2 * STEPS];
         mdmt_pair bias;
     };
-    mdmt_map<mdmt_bf16> y, addend; /* addend.data: or NULL; y may lie in its memory */
-    const float *w, *bias;         /* bias: or NULL */
-    float *stats;                  /* (parts, MDMT_STATS_ROWS, channels); or NULL */
-    int reverse;
+    mdmt_map<mdmt_bf16> y;
+    const float *w, *bias; /* bias: or NULL */
+    float *stats;          /* (parts, MDMT_STATS_ROWS, channels); or NULL */
 
     MDMT_HD mdmt_bf16 *outputs(shared_type &shared) const
     {
@@ -395,9 +394,9 @@ template <int K, int S> struct depth_forward_tensor : depth_tensor<K, S> {
         enum { PAIRS = MDMT_TILE_CHANNELS / 2 };
         int up = y.packs * MDMT_PACK;
         for (int i = thread; i < 2 * STEPS * PAIRS; i += THREADS) {
-            int at = base::tap_of(i / PAIRS / 2, i / PAIRS % 2), row = reverse ? TAPS - 1 - at : at;
+            int at = base::tap_of(i / PAIRS / 2, i / PAIRS % 2);
             int channel = this->chunk(block) * MDMT_TILE_CHANNELS + i % PAIRS * 2;
-            mdmt_pair v = at < TAPS && channel < up ? mdmt_load_pair(w + row * up + channel)
+            mdmt_pair v = at < TAPS && channel < up ? mdmt_load_pair(w + at * up + channel)
                                                     : mdmt_zero_pair();
             uint32_t most = mdmt_bf16_pair(v.a, v.b);
             mdmt_pair m = mdmt_pair_of(most);
@@ -425,10 +424,6 @@ template <int K, int S> struct depth_forward_tensor : depth_tensor<K, S> {
             store(round - 1, block, thread, shared);
         } else {
             bring_weights(block, thread, shared);
-        }
-        if (addend.data) {
-            /* What a thread has just stored from here, it alone overwrites. */
-            this->copy_out(outputs(shared), addend, round, block, thread);
         }
         mdmt_copies_done();
         this->activate(shared.tile, round, block, thread);
@@ -492,13 +487,6 @@ template <int K, int S> struct depth_forward_tensor : depth_tensor<K, S> {
     {
         mdmt_bf16 *next = out + t.out.pitch * MDMT_PACK;
         float sums[4] = {f.bias.a, f.bias.b, f.bias.a, f.bias.b};
-        if (addend.data) {
-            mdmt_pair above = mdmt_load_pair(out), below = mdmt_load_pair(next);
-            sums[0] = above.a;
-            sums[1] = above.b;
-            sums[2] = below.a;
-            sums[3] = below.b;
-        }
         group(sums, in, lane, f);
         uint32_t above = mdmt_bf16_pair(sums[0], sums[1]);
         uint32_t below = mdmt_bf16_pair(sums[2], sums[3]);

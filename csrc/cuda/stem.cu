@@ -16,9 +16,8 @@ static int serves(const mdmt_cuda_site *site)
 {
     const mdmt_tensor *x = site->in[0], *w = is_weight(site) ? site->out[0] : site->in[1];
     const mdmt_conv_attrs *a = MDMT_ATTRS(mdmt_conv_attrs, site->op);
-    const char *wish = getenv("MDMT_TRY_STEM");
     int can = w->kind == MDMT_W_STEM && x->kind == MDMT_IMAGE && x->dim[1] <= STEM_INPUTS &&
-              w->dim[0] <= MOST_OUTPUTS && !(wish && strcmp(wish, "old") == 0);
+              w->dim[0] <= MOST_OUTPUTS;
     for (int i = 0; i < 2; i++) {
         can = can && w->dim[2 + i] == STEM_KERNEL && a->stride[i] == STEM_STEP &&
               a->dilation[i] == 1 && a->pad[i] < STEM_KERNEL;
