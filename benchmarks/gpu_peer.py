@@ -40,7 +40,7 @@ def torch_here():
     return torch if torch and torch.cuda.is_available() else None
 
 
-def rate_of(step, images, seconds=1.5):
+def rate_of(step, images, seconds=1.0):
     """Images per second of step(): the median of rounds, after two that warm up."""
     step()
     step()

@@ -27,7 +27,7 @@ LIMIT_BANDWIDTH = 4.3e12
 FLOORS = {"resnet": 1.3, "wide_resnet": 1.3, "densenet": 1.6, "mobilenet": 1.5,
           "efficientnet": 1.5, "shufflenet": 3.0, "googlenet": 1.3}  # fmt: skip
 KERNEL_NETS = ("resnet50", "densenet121", "efficientnet_b0", "shufflenet_v2_x1_0")
-SETTINGS = ("MDMT_CUDA_OVERLAP=on", "MDMT_CUDA_MIRROR=off")
+SETTINGS = ("MDMT_CUDA_OVERLAP=off", "MDMT_CUDA_BRANCHES=off", "MDMT_CUDA_MIRROR=off")
 SHARING_NETS = ("shufflenet_v2_x1_0", "resnet18")
 
 
@@ -44,7 +44,7 @@ def our_rate(run, name, precision, count, batch, size, wait=None):
         print("ready", flush=True)
         wait()
     rate = rate_of(lambda: model.fit_steps(dataset, index, augment={}, **ADAM), count * batch,
-                   0.2 if run.dry else 1.5)  # fmt: skip
+                   0.2 if run.dry else 1.0)  # fmt: skip
     return rate, model
 
 

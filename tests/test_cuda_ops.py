@@ -43,7 +43,7 @@ def on_tensor_cores(case):
     """Whether depth_tensor.cuh serves it: depthwise, 3 x 3 or 5 x 5, in steps of 1 or 2."""
     shape = re.match(r"conv2d(_bwd_weight)?/\d+x(\d+)x\d+x\d+x\2x(3x3|5x5),.*groups=\2\b", case.id)
     stride = re.search(r"stride=(\d)x(\d)", case.id)
-    even = not stride or stride[1] == stride[2] and stride[1] in "12"
+    even = not stride or (stride[1] == stride[2] and stride[1] in "12")
     return bool(shape and even and "dilation" not in case.id)
 
 

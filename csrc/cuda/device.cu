@@ -110,7 +110,7 @@ mdmt_status mdmt_device_open(int ordinal)
             device.name, device.major, device.minor, cudaGetErrorString(error), device.major,
             device.minor);
     }
-    overlap_wanted = overlap && strcmp(overlap, "on") == 0;
+    overlap_wanted = !overlap || strcmp(overlap, "off") != 0;
     opened_old |= device.major < 9;
     return MDMT_OK;
 }

@@ -18,7 +18,7 @@ mdmt_status mdmt_device_open(int ordinal);
 /* Makes it current for this thread. */
 mdmt_status mdmt_device_use(int ordinal);
 /* Whether a kernel may come onto the device while the one before it ends: from capability 9.0 on,
- * of all devices opened, where MDMT_CUDA_OVERLAP=on asks for it. */
+ * of all devices opened, unless MDMT_CUDA_OVERLAP=off. */
 int mdmt_device_overlaps(void);
 /* Bytes free and in all. */
 mdmt_status mdmt_device_room(size_t *available, size_t *total);

@@ -99,8 +99,7 @@ template <class T, int ACT, int GATED> struct bn_inputs {
 /* KEEPS: the gradient before the activation is stored on the way, so that the second pass need not
  * make it again from two maps. */
 template <class T, int ACT, int GATED, int KEEPS> struct bn_sums {
-    /* SiLU takes so many instructions that other threads must be there while some wait. */
-    enum { AHEAD = ACT < 0 ? 1 : ACT == MDMT_ACT_SILU ? 2 : 4 };
+    enum { AHEAD = ACT < 0 ? 1 : sizeof(T) == 2 ? 2 : 4 };
     enum { RESIDENT = sizeof(T) == 2 ? 2 : 1 };
     typedef typename bn_inputs<T, ACT, GATED>::constants constants;
     typedef typename bn_inputs<T, ACT, GATED>::items items;
@@ -158,10 +157,12 @@ struct bn_totals {
 
 /* dx = scale (d - (sum + xhat dot) / N) [+ addend], d the gradient before the activation. */
 template <class T, int ACT, int GATED> struct bn_apply {
-    enum { AHEAD = ACT < 0 ? 1 : 2, RESIDENT = ACT == MDMT_ACT_SILU ? 2 : 1 };
+    /* Of bfloat16 as much as two blocks have registers for. */
+    enum { SMALL = sizeof(T) == 2, RESIDENT = SMALL ? 2 : 1 };
+    enum { AHEAD = ACT < 0 ? 1 : SMALL && !GATED ? 4 : 2 };
     struct constants {
         typename bn_inputs<T, ACT, GATED>::constants in;
-        mdmt_pack offset, factor; /* dx = scale d + offset + factor (x - mean) */
+        mdmt_pack offset, factor; /* dx = scale d + offset + factor (x - mean); SMALL: (x), the mean being in offset */
     };
     struct items {
         typename bn_inputs<T, ACT, GATED>::items in;
@@ -179,8 +180,11 @@ template <class T, int ACT, int GATED> struct bn_apply {
         mdmt_pack deviation = mdmt_load_pack(in.invstd + pack * MDMT_PACK);
         in.prepare(&c->in, pack);
         for (int i = 0; i < MDMT_PACK; i++) {
-            c->offset.v[i] = -c->in.scale.v[i] * (s.v[i] * per_element);
             c->factor.v[i] = -c->in.scale.v[i] * (t.v[i] * per_element * deviation.v[i]);
+            c->offset.v[i] = -c->in.scale.v[i] * (s.v[i] * per_element);
+            if (SMALL) { /* x is rounded by far more than this loses */
+                c->offset.v[i] -= c->factor.v[i] * c->in.mean.v[i];
+            }
         }
     }
     MDMT_HD items read(uint32_t pixel, int pack) const
@@ -196,7 +200,8 @@ template <class T, int ACT, int GATED> struct bn_apply {
     {
         mdmt_pack d = in.masked(c.in, item.in, pixel, pack), x = mdmt_unpack(item.in.x), g;
         for (int i = 0; i < MDMT_PACK; i++) {
-            float mean_part = c.offset.v[i] + c.factor.v[i] * (x.v[i] - c.in.mean.v[i]);
+            float above = SMALL ? x.v[i] : x.v[i] - c.in.mean.v[i];
+            float mean_part = c.offset.v[i] + c.factor.v[i] * above;
             g.v[i] = c.in.scale.v[i] * d.v[i] + mean_part;
         }
         if (addend.data) {
