@@ -254,9 +254,9 @@ def main(arguments=None):
         return list_cases(options)
     options.ends = time.monotonic() + options.seconds
     found = {}
-    to_compile = "speed" in options.slices and not (options.inside or options.dry)
+    compiles = options.inside or options.dry or gpu_peer.folder()  # not asked for, or under way
     with contextlib.ExitStack() as stack:
-        if to_compile:
+        if "speed" in options.slices and not compiles:
             stack.enter_context(gpu_peer.ahead(options.backbones))
         if not options.inside and len(options.slices) > 1:
             parts = [part for part in options.slices if part in gpu_correct.SLICES]
