@@ -21,9 +21,10 @@ time, the others after them, in this order:
     sanitizer   compute-sanitizer over small cases, where it is installed
     kernels     time of each kernel of a step against the bytes it moves; gaps between launches
     speed       images per second of the whole step at batch 128 in bf16, beside PyTorch's eager AMP
-                with channels-last memory and torch.compile; share of limit P; memory of both
+                with channels-last memory; share of limit P; memory of both
     sharing     images that are streamed instead of kept on the GPU; several trainings at once
     tf32        speed in tf32, beside eager
+    compile     speed in bf16, beside torch.compile, which has compiled since the beginning
 
 Rows are added to benchmarks/results/gpu_<slice>.csv as they come, with device, driver and versions.
 What a limit cuts off is named at the end. --dry runs the same logic on the processor, with the
@@ -43,13 +44,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from benchmarks import gpu_correct, gpu_peer, gpu_speed, machine
+from benchmarks import gpu_correct, gpu_nets, gpu_peer, gpu_speed, machine
 
-# seconds that a slice may take; those of gpu_correct run at the same time, and may take the longest
+# seconds that a slice may take; those of AT_ONCE run at the same time, and may take the longest
 LIMITS = {
     "table": 150, "images": 150, "golden": 150, "steps": 150, "nets": 150, "resume": 150,
-    "errors": 150, "interrupts": 150, "sanitizer": 150, "kernels": 60, "speed": 230,
-    "sharing": 30, "tf32": 70,
+    "errors": 150, "interrupts": 150, "sanitizer": 150, "kernels": 45, "speed": 125,
+    "sharing": 25, "tf32": 75, "compile": 120,
 }  # fmt: skip
 PRECISIONS = ("fp32", "tf32", "bf16")
 BY_PRECISION = ("table", "nets")  # a process for each
@@ -115,9 +116,11 @@ class Run:
             self.note(case, precision, "", False, f"{type(error).__name__}: {error}")
 
 
-SLICES = {**gpu_correct.SLICES, **gpu_speed.SLICES}
+AT_ONCE = {**gpu_correct.SLICES, "nets": gpu_nets.nets}  # what measures no times
+SLICES = {**AT_ONCE, **gpu_speed.SLICES}
 SLICES = {name: SLICES[name] for name in LIMITS}
 CASES = {**gpu_correct.CASES, **gpu_speed.CASES}
+CASES["nets"] = lambda options: [*options.backbones, gpu_correct.MASK_NET]
 
 
 def parse(arguments):
@@ -256,10 +259,10 @@ def main(arguments=None):
     found = {}
     compiles = options.inside or options.dry or gpu_peer.folder()  # not asked for, or under way
     with contextlib.ExitStack() as stack:
-        if "speed" in options.slices and not compiles:
+        if "compile" in options.slices and not compiles:
             stack.enter_context(gpu_peer.ahead(options.backbones))
         if not options.inside and len(options.slices) > 1:
-            parts = [part for part in options.slices if part in gpu_correct.SLICES]
+            parts = [part for part in options.slices if part in AT_ONCE]
             found = right_at_once(options, parts, options.seconds)
         left_out = one_after_the_other(options, found)
     right = summary(found, left_out) if not options.report else True

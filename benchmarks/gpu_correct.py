@@ -20,15 +20,6 @@ SMALL_STEPS = ADAM | {"lr": 1e-4}
 HEADS = {"prognosis": 2, "severity": 4}
 GREY = {"gamma": 0.5, "contrast": 0.4, "brightness": 0.2, "invert": 0.25, "noise": 0.1}
 MASK_NET, MASK_HEADS = "unet_tiny", {"prognosis": 2, "lungs": {"loss": "dice_ce"}}
-# How far from the CPU's float32: features and gradients relative to their size, the median over
-# tensors for the latter; losses of ten steps.
-FEATURES = {"fp32": 1e-4, "tf32": 1e-2, "bf16": 6e-2}
-# A comparison (ReLU's zero, the largest of a window) that rounding decides otherwise moves the
-# gradients of these small maps by up to 3e-3, on one processor, too: a change of 1e-7 does it. As
-# many comparisons change as rounding is coarse, and the gradients move by the root of that: from
-# bf16 to tf32, whose fraction has three bits more, by a factor of 2.8.
-GRADIENTS = {"fp32": 1e-2, "tf32": 1e-1, "bf16": 3e-1}
-LOSSES = {"fp32": 2e-2, "tf32": 3e-2, "bf16": 1e-1}
 STEP_NETS = ("shufflenet_v2_x0_5", MASK_NET, "resnet18", "densenet121", "efficientnet_b0")
 CHECKS = ("memcheck", "racecheck", "initcheck", "synccheck")
 
@@ -206,43 +197,6 @@ def steps(run):
                 run.attempt(name, precision, lambda n=name, p=precision: one(n, p))
 
 
-def nets(run):
-    size, batch, count = (64, 8, 2) if run.dry else (96, 8, 10)
-    dataset, index = np.arange(batch) % len(HEADS), np.arange(batch)
-    rng = np.random.default_rng(2)
-    x = rng.standard_normal((batch, 3, size, size)).astype(np.float32)
-    task, target = np.arange(batch) % len(HEADS), rng.integers(0, 2, batch)
-    mask = rng.integers(0, 2, (batch, size, size)).astype(np.float32)
-    for name in (*run.backbones, MASK_NET):
-        if run.late(f"{name} and all after it"):
-            return
-        masks = {"mask": mask} if name == MASK_NET else {}
-        maps = ["features", *(["lungs"] if masks else [])]
-        here = model_of(name, "cpu", "fp32", size)
-        state, outputs = here.state_dict(), here.predict(dataset, index)
-        true = here.loss_and_gradients(x, task, target, training=False, **masks)[1]
-        here.load_state_dict(state)
-        losses = train(here, count, batch, SMALL_STEPS)
-
-        def one(precision, name=name, state=state, outputs=outputs, true=true, losses=losses,
-                masks=masks, maps=maps):  # fmt: skip
-            with environment(MDMT_CUDA_TUNE="off"):  # engines are asked about in the table
-                there = model_of(name, run.device_name, precision, size)
-            there.load_state_dict(state)
-            seen = there.predict(dataset, index, 3)
-            off = max(relative(seen[key], outputs[key]) for key in maps)
-            found = there.loss_and_gradients(x, task, target, training=False, **masks)[1]
-            middle = float(np.median([relative(found[k], v) for k, v in true.items()]))
-            there.load_state_dict(state)
-            moved = float(np.abs(train(there, count, batch, SMALL_STEPS) - losses).max())
-            ok = (off < FEATURES[precision] and middle < GRADIENTS[precision]
-                  and moved < LOSSES[precision])  # fmt: skip
-            return f"{off:.3g}", ok, f"gradients {middle:.2g}, losses {moved:.2g}"
-
-        for precision in run.precisions():
-            run.attempt(name, precision, lambda p=precision, f=one: f(p))
-
-
 def resume(run):
     size, batch = (64, 4) if run.dry else (96, 8)
 
@@ -398,7 +352,7 @@ def sanitizer(run):
             run.attempt(check, "", lambda c=check, p=child: one(c, p, folder))
 
 
-SLICES = {"table": table, "images": images, "golden": golden, "steps": steps, "nets": nets,
+SLICES = {"table": table, "images": images, "golden": golden, "steps": steps,
           "resume": resume, "errors": errors, "interrupts": interrupts,
           "sanitizer": sanitizer}  # fmt: skip
 
@@ -427,7 +381,6 @@ CASES = {
     "images": image_cases,
     "golden": golden_cases,
     "steps": lambda options: STEP_NETS,
-    "nets": lambda options: [*options.backbones, MASK_NET],
     "resume": lambda options: [f"{options.device} to {options.device}", f"cpu to {options.device}",
                                f"{options.device} to cpu"],
     "errors": lambda options: ["no such device", "no GPU visible", "out of memory"],

@@ -7,7 +7,7 @@ import os
 import pytest
 
 import mdmt
-from benchmarks import gpu_check, gpu_correct, gpu_peer, gpu_speed
+from benchmarks import gpu_check, gpu_peer, gpu_speed
 from tests import cudahost, oracle
 from tests.test_cuda_ops import CASES
 
@@ -30,7 +30,7 @@ def test_the_list_names_every_case(capsys):
 def test_limits_leave_time():
     """Nine minutes: what asks for results at once, then what measures, one after the other."""
     limits = gpu_check.LIMITS
-    together = max(limits[p] for p in gpu_correct.SLICES)
+    together = max(limits[p] for p in gpu_check.AT_ONCE)
     assert together + sum(limits[p] for p in gpu_speed.SLICES) <= 540
     assert set(limits) == set(gpu_check.SLICES) == set(gpu_check.CASES)
 
@@ -89,10 +89,10 @@ def test_a_slice_runs_on_the_processor(part, options, cases, tmp_path, monkeypat
 
 
 def test_what_needs_a_gpu_is_named_as_left_out(tmp_path, monkeypatch, capsys):
-    status, files = run(["--only", "interrupts,sanitizer"], tmp_path, monkeypatch)
+    status, files = run(["--only", "interrupts,compile,sanitizer"], tmp_path, monkeypatch)
     said = capsys.readouterr().out
     assert status == 0 and files == {}
-    for part in ("interrupts", "sanitizer"):
+    for part in ("interrupts", "compile", "sanitizer"):
         assert f"{part}: 0 of 0 right" in said and f"left out: {part}: " in said
 
 
@@ -141,10 +141,9 @@ def test_without_a_gpu_it_fails_with_the_reason(capsys, monkeypatch, tmp_path):
 
 def test_processes_that_train_together_add_up(monkeypatch):
     monkeypatch.setenv("MDMT_NUM_THREADS", "1")
-    alone, both = (
-        gpu_speed.together("cpu", "shufflenet_v2_x0_5", "fp32", n, 2, 32) for n in (1, 2)
-    )
-    assert alone > 0 and 0 < both < 8 * alone
+    _, ok, text = gpu_speed.shared("cpu", "shufflenet_v2_x0_5", "fp32", (1, 2), 2, 32)
+    alone, both = map(float, text.split(": ")[1].removesuffix(" images/s").split(", "))
+    assert ok and alone > 0 and 0 < both < 8 * alone
 
 
 @pytest.mark.oracle
