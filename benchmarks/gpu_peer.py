@@ -200,13 +200,15 @@ def quiet(but=None):
         send(signal.SIGCONT)
 
 
-def by_readiness(names):
-    """The names, those that are compiled first."""
+def by_readiness(names, ends):
+    """The names as they are compiled; at `ends` (of time.monotonic) those that are not."""
     left = list(names)
     while left:
-        name = next(
-            (n for n in left if folder() is None or (folder() / f"{n}.ready").exists()), left[0]
-        )
+        ready = [n for n in left if (folder() / f"{n}.ready").exists()]
+        if not ready and time.monotonic() < ends:
+            time.sleep(0.1)
+            continue
+        name = (ready or left)[0]
         left.remove(name)
         yield name
 

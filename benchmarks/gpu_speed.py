@@ -106,7 +106,7 @@ def compiled(run):
     if gpu_peer.folder() is None:
         run.left_out.append("PyTorch with a GPU is not here")
         return
-    for name in gpu_peer.by_readiness(run.backbones):
+    for name in gpu_peer.by_readiness(run.backbones, run.ends):
         if run.late(name):
             continue
 
@@ -163,7 +163,7 @@ def together(device, name, precision, count, batch, size):
 
 
 def shared(device, name, precision, counts=(1, 2, 4), batch=16, size=128):
-    """What several trainings at once gain. As with small data sets: one alone does not fill a GPU."""
+    """What several trainings at once gain, of small batches: one alone does not fill a GPU."""
     rates = [together(device, name, precision, count, batch, size) for count in counts]
     text = f"{', '.join(map(str, counts))} trainings at once: "
     text += ", ".join(f"{rate:.0f}" for rate in rates) + " images/s"

@@ -20,8 +20,9 @@ BF16 = 2.0**-8  # twice the rounding of a number to bfloat16
 
 def library_unit(case):
     """Of a convolution by the library, in bfloat16: where it stores something on the way, an
-    activation or a sum before its bias, that is rounded, too, and may be larger than the result."""
-    return BF16 * (2 if "lazy" in case.name or "bias" in case.name else 1)
+    activation or a sum before its bias or what it is added to, that is rounded, too, and may be
+    larger than the result."""
+    return BF16 * (2 if any(word in case.name for word in ("lazy", "bias", "addend")) else 1)
 
 
 def run(case, precision, kernel=None, arrays=None):

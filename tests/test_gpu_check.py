@@ -3,6 +3,7 @@ the processor, with the backend of tests/cudahost.py, to the same files and summ
 
 import csv
 import os
+import time
 
 import pytest
 
@@ -153,7 +154,7 @@ def test_what_compiles_ahead_halts_until_it_is_called():
     names = ["shufflenet_v2_x0_5", "resnet18"]
     assert gpu_peer.compiled_rate(names[0]) is None
     with gpu_peer.ahead(names, "cpu", 2, 32) as folder:
-        first = next(gpu_peer.by_readiness(names))
+        first = next(gpu_peer.by_readiness(names, time.monotonic() + 60))
         assert gpu_peer.compiled_rate(first) > 0
         (other,) = set(names) - {first}
         assert not (folder / f"{other}.rate").exists()
