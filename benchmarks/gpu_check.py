@@ -48,12 +48,11 @@ from benchmarks import gpu_correct, gpu_nets, gpu_peer, gpu_speed, machine
 
 # seconds that a slice may take; those of AT_ONCE run at the same time, and may take the longest
 LIMITS = {
-    "table": 150, "images": 150, "golden": 150, "steps": 150, "nets": 150, "resume": 150,
-    "errors": 150, "interrupts": 150, "sanitizer": 150, "kernels": 45, "speed": 125,
-    "sharing": 25, "tf32": 75, "compile": 120,
+    "table": 120, "images": 120, "golden": 120, "steps": 120, "nets": 120, "resume": 120,
+    "errors": 120, "interrupts": 120, "sanitizer": 120, "kernels": 40, "speed": 160,
+    "sharing": 25, "tf32": 65, "compile": 130,
 }  # fmt: skip
 PRECISIONS = ("fp32", "tf32", "bf16")
-BY_PRECISION = ("table", "nets")  # a process for each
 COLUMNS = ["slice", "case", "precision", "value", "ok", "text", "device", "mdmt", "when"]
 
 
@@ -120,7 +119,7 @@ AT_ONCE = {**gpu_correct.SLICES, "nets": gpu_nets.nets}  # what measures no time
 SLICES = {**AT_ONCE, **gpu_speed.SLICES}
 SLICES = {name: SLICES[name] for name in LIMITS}
 CASES = {**gpu_correct.CASES, **gpu_speed.CASES}
-CASES["nets"] = lambda options: [*options.backbones, gpu_correct.MASK_NET]
+CASES["nets"] = lambda options: with_masks(options.backbones)
 
 
 def parse(arguments):
@@ -149,7 +148,7 @@ def parse(arguments):
         if name not in SLICES:
             parser.error(f"there is no slice {name!r}; choose among {', '.join(SLICES)}")
     for name in options.backbones:
-        if name not in mdmt.backbones():
+        if name not in (*mdmt.backbones(), gpu_correct.MASK_NET):
             parser.error(f"there is no backbone {name!r}")
     for name in options.precisions:
         if name not in PRECISIONS:
@@ -215,15 +214,31 @@ def summary(found, left_out):
     return not any(not row[4] for result in found.values() for row in result["rows"])
 
 
+def pieces(options, part):
+    """What a slice that takes long is cut into, each piece for a process of its own: options."""
+    if part == "table":
+        return [{"precisions": [precision]} for precision in options.precisions]
+    if part == "nets":
+        names = with_masks(options.backbones)
+        return [{"backbones": names[i::3]} for i in range(min(3, len(names)))]
+    return [{}]
+
+
+def with_masks(names):
+    """And the network for masks, where all backbones are asked for."""
+    import mdmt
+
+    every = set(names) >= set(mdmt.backbones())
+    return [*names, gpu_correct.MASK_NET] if every else list(names)
+
+
 def right_at_once(options, parts, seconds):
     """Runs slices that measure no times side by side; {part: result}."""
-    limit = min(max((LIMITS[p] for p in parts), default=0), seconds)
-    jobs = []  # (slice, its options); the longest are cut by precision
-    for part in parts:
-        pieces = options.precisions if part in BY_PRECISION else [None]
-        for precision in pieces:
-            asked = {"precisions": [precision]} if precision else {}
-            jobs.append((part, argparse.Namespace(**vars(options) | asked)))
+    limit = seconds  # a slice that is asked for alone may take all the time
+    if len(options.slices) > 1:
+        limit = min(max((LIMITS[p] for p in parts), default=0), seconds)
+    jobs = [(part, argparse.Namespace(**vars(options) | piece)) for part in parts
+            for piece in pieces(options, part)]  # fmt: skip
     found = {}
     with ThreadPoolExecutor(max(len(jobs), 1)) as pool:
         done = pool.map(lambda job: outside(job[1], job[0], limit), jobs)
@@ -245,7 +260,6 @@ def one_after_the_other(options, found):
         if left < 5:
             left_out.append(f"{part}: no time was left")
             continue
-        # A slice that is asked for alone may take all the time.
         limit = left if len(options.slices) == 1 else min(LIMITS[part], left)
         found[part] = (inside if options.inside else outside)(options, part, limit)
     return left_out
@@ -261,7 +275,7 @@ def main(arguments=None):
     with contextlib.ExitStack() as stack:
         if "compile" in options.slices and not compiles:
             stack.enter_context(gpu_peer.ahead(options.backbones))
-        if not options.inside and len(options.slices) > 1:
+        if not options.inside:
             parts = [part for part in options.slices if part in AT_ONCE]
             found = right_at_once(options, parts, options.seconds)
         left_out = one_after_the_other(options, found)

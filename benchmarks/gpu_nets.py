@@ -86,7 +86,7 @@ def allowed(name, precision, kept=True):
 
 
 def nets(run):
-    for name in (*run.backbones, MASK_NET):
+    for name in run.backbones:
         if run.late(f"{name} and all after it"):
             return
         scene = Scene(name, 64, 8, 2) if run.dry else Scene(name)

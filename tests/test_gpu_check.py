@@ -70,7 +70,7 @@ def run(arguments, tmp_path, monkeypatch):
         ("images", [], 18),
         ("golden", [], 2),
         ("steps", [], 4),
-        ("nets", ["--backbones", "shufflenet_v2_x0_5"], 4),
+        ("nets", ["--backbones", "shufflenet_v2_x0_5,unet_tiny"], 4),
         ("resume", [], 3),
         ("errors", [], 2),
         ("kernels", ["--backbones", "shufflenet_v2_x1_0"], 10),
