@@ -338,6 +338,7 @@ def test_a_loss_that_is_no_number_stops_the_updates(gpu):
         ("devices", 0, "the device 'cuda' is not available here: fake error 100"),
         ("code", 0, r"no code for the GPU the processor in its place \(compute capability 9.0; .*"
                     r"build with MDMT_CUDA_ARCHS=90, or use the device 'cpu'"),
+        ("code", 700, r"the GPU was lost during what was done before \(fake error 700\)"),
         ("lose_after", 0, "the GPU was lost"),
     ],
 )  # fmt: skip

@@ -10,12 +10,10 @@
 
 const mdmt_cuda_services *mdmt_lent;
 
-static mdmt_status failed(cudaError_t error, const char *what)
+/* Errors after which every later call of the process fails, with the same error. */
+static int is_lost(cudaError_t error)
 {
-    cudaGetLastError(); /* or a later check would find it again */
     switch (error) {
-    case cudaErrorMemoryAllocation:
-        return mdmt_lent->fail(MDMT_NO_MEMORY, "out of GPU memory during %s", what);
     case cudaErrorECCUncorrectable:
     case cudaErrorLaunchFailure:
     case cudaErrorIllegalAddress:
@@ -26,10 +24,24 @@ static mdmt_status failed(cudaError_t error, const char *what)
     case cudaErrorLaunchTimeout:
     case cudaErrorHardwareStackError:
     case cudaErrorAssert:
+        return 1;
+    default:
+        return 0;
+    }
+}
+
+static mdmt_status failed(cudaError_t error, const char *what)
+{
+    cudaGetLastError(); /* or a later check would find it again */
+    if (is_lost(error)) {
         return mdmt_lent->fail(MDMT_INTERNAL,
                                "the GPU was lost during %s (%s): what it held is gone; start the "
                                "program again from its last checkpoint",
                                what, cudaGetErrorString(error));
+    }
+    switch (error) {
+    case cudaErrorMemoryAllocation:
+        return mdmt_lent->fail(MDMT_NO_MEMORY, "out of GPU memory during %s", what);
     case cudaErrorDevicesUnavailable:
         return mdmt_lent->fail(MDMT_UNSUPPORTED,
                                "the GPU is busy or reserved for another process (%s): wait for it, "
@@ -101,6 +113,9 @@ mdmt_status mdmt_device_open(int ordinal)
     TRY_CUDA(cudaSetDevice(ordinal), "the choice of a device");
     cudaFuncAttributes attributes;
     error = cudaFuncGetAttributes(&attributes, nothing_to_do);
+    if (is_lost(error)) {
+        return failed(error, "what was done before");
+    }
     if (error != cudaSuccess) {
         cudaGetLastError();
         return mdmt_lent->fail(

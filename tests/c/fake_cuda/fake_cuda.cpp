@@ -257,7 +257,9 @@ cudaError_t cudaFuncGetAttributes(struct cudaFuncAttributes *a, void (*function)
 {
     a->binaryVersion = 90;
     function();
-    return now.code ? cudaSuccess : say(cudaErrorNoKernelImageForDevice);
+    /* 0: has no code for the device; above 1: an error that it ran into before */
+    return now.code == 1 ? cudaSuccess
+                         : say(now.code ? (cudaError_t)now.code : cudaErrorNoKernelImageForDevice);
 }
 
 cudaError_t cudaMemGetInfo(size_t *available, size_t *total)
