@@ -10,16 +10,6 @@
 
 #include "tiles.cuh"
 
-/* Two numbers of bfloat16, the first one in the low half. */
-MDMT_HD mdmt_pair mdmt_pair_of(uint32_t bits)
-{
-    uint32_t low = bits << 16, high = bits & 0xffff0000u;
-    mdmt_pair p;
-    memcpy(&p.a, &low, sizeof low);
-    memcpy(&p.b, &high, sizeof high);
-    return p;
-}
-
 #ifdef __CUDA_ARCH__
 static __device__ __forceinline__ void mdmt_multiply(float *c, const uint32_t *a, uint32_t b0,
                                                      uint32_t b1)

@@ -1,7 +1,5 @@
 /* Stems of 3 x 3 taps in steps of 2, forward and the gradient of their weights (stem_tiles.cuh):
  * the image is read as it is, and statistics are added up while the results are in registers. */
-#include <stdlib.h>
-
 #include "stem_tiles.cuh"
 
 /* More outputs cost this kernel another walk over the image for each 32. */

@@ -112,14 +112,19 @@ MDMT_HD mdmt_pair mdmt_load_pair(const float *at)
     return p;
 }
 
-MDMT_HD mdmt_pair mdmt_load_pair(const mdmt_bf16 *at)
+/* Two numbers of bfloat16, the first one in the low half. */
+MDMT_HD mdmt_pair mdmt_pair_of(uint32_t bits)
 {
-    uint32_t bits = *(const uint32_t *)(const void *)at;
     uint32_t low = bits << 16, high = bits & 0xffff0000u;
     mdmt_pair p;
     memcpy(&p.a, &low, sizeof low);
     memcpy(&p.b, &high, sizeof high);
     return p;
+}
+
+MDMT_HD mdmt_pair mdmt_load_pair(const mdmt_bf16 *at)
+{
+    return mdmt_pair_of(*(const uint32_t *)(const void *)at);
 }
 
 MDMT_HD void mdmt_store_pair(float *at, mdmt_pair p)
