@@ -122,27 +122,26 @@ static mdmt_status gpu_run(mdmt_backend *backend, const mdmt_graph *graph, const
 
 /* ---- branches: a stream of their own, whose work waits where the line's could start ---- */
 
-static mdmt_status give_to(mdmt_gpu *gpu, mdmt_stream_handle stream)
-{
-    gpu->stream = stream;
-    return mdmt_cudnn_follow(gpu);
-}
-
 static mdmt_status gpu_branch_begin(mdmt_backend *backend)
 {
     mdmt_gpu *gpu = gpu_of(backend);
     MDMT_TRY(mdmt_device_use(gpu->options.device));
     MDMT_TRY(mdmt_event_record(gpu->forked, gpu->line));
     MDMT_TRY(mdmt_event_before(gpu->forked, gpu->branch));
+    MDMT_TRY(mdmt_cudnn_follow(gpu, gpu->branch));
+    gpu->stream = gpu->branch;
     gpu->branching = 1;
-    return give_to(gpu, gpu->branch);
+    return MDMT_OK;
 }
 
+/* Whatever fails, what comes next is given to the line. */
 static mdmt_status gpu_branch_end(mdmt_backend *backend)
 {
     mdmt_gpu *gpu = gpu_of(backend);
-    MDMT_TRY(give_to(gpu, gpu->line));
-    return mdmt_event_record(gpu->branched, gpu->branch);
+    gpu->stream = gpu->line;
+    mdmt_status status = mdmt_event_record(gpu->branched, gpu->branch);
+    MDMT_TRY(mdmt_cudnn_follow(gpu, gpu->line));
+    return status;
 }
 
 static mdmt_status gpu_branch_join(mdmt_backend *backend)

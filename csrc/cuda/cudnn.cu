@@ -143,9 +143,9 @@ int mdmt_cudnn_ready(mdmt_gpu *gpu)
     return !gpu->cudnn_refused;
 }
 
-mdmt_status mdmt_cudnn_follow(mdmt_gpu *gpu)
+mdmt_status mdmt_cudnn_follow(mdmt_gpu *gpu, mdmt_stream_handle stream)
 {
-    if (gpu->cudnn && api.set_stream(gpu->cudnn, (void *)gpu->stream) != CUDNN_SUCCESS) {
+    if (gpu->cudnn && api.set_stream(gpu->cudnn, (void *)stream) != CUDNN_SUCCESS) {
         return mdmt_lent->fail(MDMT_INTERNAL, "cuDNN does not take another stream");
     }
     return MDMT_OK;

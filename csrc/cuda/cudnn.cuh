@@ -22,8 +22,8 @@ struct mdmt_conv_key {
 int mdmt_cudnn_version(void);
 /* Whether a library is loaded, and a handle could be made on this device. */
 int mdmt_cudnn_ready(mdmt_gpu *gpu);
-/* Has the library give its work to gpu->stream, too. */
-mdmt_status mdmt_cudnn_follow(mdmt_gpu *gpu);
+/* Has the library give its work to this stream. */
+mdmt_status mdmt_cudnn_follow(mdmt_gpu *gpu, mdmt_stream_handle stream);
 /* A plan for the key, made when it is first asked for; NULL when no engine does it.
  * Needs *workspace bytes. *milliseconds: its time where it was measured, else 0. Above twice the
  * `limit` (0: none) times are only measured roughly. */
