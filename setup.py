@@ -3,8 +3,8 @@ everything else is in pyproject.toml.
 
 All of csrc/**.c except csrc/cuda is compiled file by file, in parallel, and only what changed
 (or whose headers changed) is compiled again. The suffix of a file names the instruction set it
-is compiled for: `_avx2.c`, `_avx512.c`, `_bf16.c` (AVX-512 with bfloat16); on other processors
-these are empty.
+is compiled for: `_avx2.c`, `_avx512.c`, `_bf16.c` (AVX-512 with bfloat16), `_neon.c` (every aarch64);
+on other processors these are empty.
 
 Environment: CC, CPPFLAGS, CFLAGS, LDFLAGS as usual; MDMT_WERROR=1 makes warnings errors;
 MDMT_SANITIZE=address,undefined builds with sanitizers; MDMT_BUILD_JOBS=n compiles n files at once.
@@ -50,6 +50,9 @@ ISA_FLAGS = {
     "_avx512.c": AVX512_FLAGS,
     "_bf16.c": [*AVX512_FLAGS, "-mavx512bf16"],
 }
+# gcc, not clang: otherwise it brings loads forward until the sums of a tile no longer fit into the
+# 32 registers.
+GCC_NEON_FLAG = "-fno-schedule-insns"
 
 
 NVCC_FLAGS = [
@@ -97,8 +100,8 @@ def said_by(*command):
 
 
 def knows_flag(compiler, flag):
-    """Whether the compiler (a list) takes this flag."""
-    tried = [*compiler, flag, "-E", "-x", "c", os.devnull, "-o", os.devnull]
+    """Whether the compiler (a list) takes this flag without complaint."""
+    tried = [*compiler, "-Werror", flag, "-E", "-x", "c", os.devnull, "-o", os.devnull]
     try:
         return subprocess.run(tried, capture_output=True).returncode == 0
     except OSError:
@@ -320,11 +323,13 @@ class BuildEngine(build_ext):
         user = [f for v in ("CPPFLAGS", "CFLAGS") for f in shlex.split(os.environ.get(v, ""))]
         if not (x86 and knows_flag(compiler, "-mavx512bf16")):
             flags.append("-DMDMT_NO_BF16")
+        neon = [] if x86 or not knows_flag(compiler, GCC_NEON_FLAG) else [GCC_NEON_FLAG]
         units = []
         for source in sources():
             extra = [f for s, fs in ISA_FLAGS.items() if x86 and source.endswith(s) for f in fs]
             if "-DMDMT_NO_BF16" in flags:
                 extra = [f for f in extra if f != "-mavx512bf16"]
+            extra += neon if source.endswith("_neon.c") else []
             if source.startswith("csrc/py/"):
                 extra += self.binding_flags()
             units.append(Unit(source, objects, [*compiler, *flags, *extra, *user]))

@@ -110,7 +110,7 @@ def main():
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--isa", choices=("ref", "avx2", "avx512"))
+    parser.add_argument("--isa", choices=("ref", "avx2", "avx512", "neon"))
     parser.add_argument("--every-kernel", action="store_true", help="not only the chosen one")
     options = parser.parse_args()
     cases = table_cases(options) if options.table else network_cases(options)

@@ -2,7 +2,7 @@
 
 Arrays are float32 in the order of PyTorch: images and feature maps x (N,C,H,W), convolution
 weights w (K,C/groups,kh,kw), rows (N,F). Every function takes `backend`: None (the best path of
-this processor), "ref" (portable C), "avx2", "avx512" or "cuda". A backward function takes the
+this processor), "ref" (portable C), "avx2", "avx512", "neon" or "cuda". A backward function takes the
 gradient at the output, `dy`, and returns the gradients at the inputs in their order.
 
 Raises ValueError with one sentence for shapes that do not fit, NotImplementedError for a backend
@@ -11,7 +11,7 @@ that this machine or build does not have.
 
 import numpy as np
 
-_BACKENDS = (None, "ref", "avx2", "avx512", "cuda")
+_BACKENDS = (None, "ref", "avx2", "avx512", "neon", "cuda")
 _ACTS = ("none", "relu", "relu6", "silu", "sigmoid", "hardswish", "hardsigmoid")
 
 

@@ -28,13 +28,19 @@ GPU_ALONE = ("tf32",)  # precisions that no CPU has
 CPU_ALONE = ("fp32-direct",)
 
 
+CPU_PATHS = ("ref", "avx2", "avx512", "neon")
+
+
 def cpu_path():
-    """The instruction set that kernels are chosen for: "ref", "avx2" or "avx512"."""
-    order = ("ref", "avx2", "avx512")
-    wish = os.environ.get("MDMT_CPU") or "avx512"
-    if wish not in order:
-        raise ValueError(f"the environment variable MDMT_CPU is '{wish}'; use ref, avx2 or avx512")
-    return order[min(order.index(wish), order.index(_core.cpu_info()["isa"]))]
+    """The instruction set that kernels are chosen for: "ref" or, on x86-64, "avx2" or "avx512", on
+    aarch64 "neon". MDMT_CPU can lower it, but not raise it."""
+    paths = _core.cpu_info()["paths"]
+    wish = os.environ.get("MDMT_CPU") or paths[-1]
+    if wish not in CPU_PATHS:
+        raise ValueError(
+            f"the environment variable MDMT_CPU is '{wish}'; use ref, avx2, avx512 or neon"
+        )
+    return wish if wish in paths else paths[-1]
 
 
 def cpu_has_bf16():

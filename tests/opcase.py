@@ -10,7 +10,7 @@ import numpy as np
 from tests import statements as say
 
 EPSILON = float(np.finfo(np.float32).eps)
-ISAS = ("ref", "avx2", "avx512")
+ISAS = ("ref", "avx2", "avx512", "neon")
 ACTS = ("none", "relu", "relu6", "silu", "sigmoid", "hardswish", "hardsigmoid")  # mdmt_act
 RELU = {"none": 0, "relu": 1}
 
@@ -19,10 +19,9 @@ def available():
     """Instruction sets of this processor, within what MDMT_CPU allows."""
     from mdmt import _core
 
-    best = min(
-        ISAS.index(_core.cpu_info()["isa"]), ISAS.index(os.environ.get("MDMT_CPU", ISAS[-1]))
-    )
-    return ISAS[: best + 1]
+    paths = _core.cpu_info()["paths"]
+    wish = os.environ.get("MDMT_CPU")
+    return tuple(paths[: paths.index(wish) + 1] if wish in paths else paths)
 
 
 @dataclass

@@ -4,7 +4,7 @@ One table, four uses (tests/test_optable.py and benchmarks/ops.py): every instru
 kernel against the reference and the reference against float64 statements; gradients; the same
 bits for any number of threads; benchmark. One case by hand:
 
-    python -m tests.optable CASE [--isa ref|avx2|avx512] [--kernel NAME] [--threads N]
+    python -m tests.optable CASE [--isa ref|avx2|avx512|neon] [--kernel NAME] [--threads N]
 """
 
 import argparse

@@ -5,10 +5,10 @@ import pytest
 
 from mdmt import ops
 from tests import statements as say
-from tests.opcase import ACTS, available
+from tests.opcase import ACTS, ISAS, available
 
 RNG = np.random.default_rng(0)
-BACKENDS = [None, "ref", "avx2", "avx512"]
+BACKENDS = [None, *ISAS]
 
 
 def normal(*shape):

@@ -119,7 +119,7 @@ CHOSEN = (
 )
 
 
-@pytest.mark.parametrize("isa", ["ref", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["ref", "avx2", "avx512", "neon"])
 def test_mdmt_cpu_can_only_lower_the_path(isa):
     best = available()
     code, said, error = python(CHOSEN, MDMT_CPU=isa)

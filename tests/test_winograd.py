@@ -5,11 +5,10 @@ import pytest
 
 from mdmt import _core
 from tests import statements as say
-from tests.opcase import check, normal, rounds
+from tests.opcase import available, check, normal, rounds
 from tests.optable import convolutions
 
-ISAS = ("ref", "avx2", "avx512")
-USABLE = ISAS[: ISAS.index(_core.cpu_info()["isa"]) + 1]
+USABLE = available()
 OPS = ("conv2d", "conv2d_bwd_data", "conv2d_bwd_weight")
 KERNELS = [
     pytest.param(op, name, isa, id=name.removeprefix("mdmt_f32_"))

@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "cpuid.h"
 
+#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -55,7 +56,11 @@ const char *mdmt_cpu_name(void)
 #else
 mdmt_isa mdmt_detect_isa(void)
 {
+#if defined(__aarch64__)
+    return MDMT_ISA_NEON;
+#else
     return MDMT_ISA_REF;
+#endif
 }
 
 int mdmt_has_avx512_bf16(void)
@@ -63,16 +68,76 @@ int mdmt_has_avx512_bf16(void)
     return 0;
 }
 
+#if defined(__aarch64__) && defined(__linux__)
+typedef struct {
+    unsigned implementer, part;
+    const char *name;
+} arm_core;
+
+/* MIDR_EL1's implementer and part, as the processors' manuals and /proc/cpuinfo name them. */
+static const arm_core arm_cores[] = {
+    {0x41, 0xd03, "Arm Cortex-A53"},    {0x41, 0xd08, "Arm Cortex-A72"},
+    {0x41, 0xd0b, "Arm Cortex-A76"},    {0x41, 0xd0c, "Arm Neoverse N1"},
+    {0x41, 0xd40, "Arm Neoverse V1"},   {0x41, 0xd49, "Arm Neoverse N2"},
+    {0x41, 0xd4f, "Arm Neoverse V2"},   {0x41, 0xd84, "Arm Neoverse V3"},
+    {0x41, 0xd8e, "Arm Neoverse N3"},   {0xc0, 0xac3, "Ampere-1"},
+    {0xc0, 0xac4, "Ampere-1a"},         {0x4e, 0x010, "NVIDIA Olympus"},
+    {0x46, 0x001, "Fujitsu A64FX"},     {0x48, 0xd01, "HiSilicon TaiShan v110"},
+    {0x61, 0x022, "Apple M1 (Icestorm)"}, {0x61, 0x023, "Apple M1 (Firestorm)"},
+};
+
+const char *mdmt_cpu_name(void)
+{
+    static _Thread_local char name[64];
+    unsigned implementer = 0, part = 0;
+    char line[256];
+    FILE *file = fopen("/proc/cpuinfo", "r");
+    while (file && fgets(line, sizeof line, file)) {
+        if (sscanf(line, "CPU implementer : %x", &implementer) == 1) {
+            continue;
+        }
+        if (sscanf(line, "CPU part : %x", &part) == 1) {
+            break;
+        }
+    }
+    if (file) {
+        fclose(file);
+    }
+    for (size_t i = 0; i < sizeof arm_cores / sizeof arm_cores[0]; i++) {
+        if (arm_cores[i].implementer == implementer && arm_cores[i].part == part) {
+            return arm_cores[i].name;
+        }
+    }
+    snprintf(name, sizeof name, "aarch64 (implementer 0x%02x, part 0x%03x)", implementer, part);
+    return name;
+}
+#else
 const char *mdmt_cpu_name(void)
 {
     return "unknown processor";
 }
 #endif
+#endif
 
 const char *mdmt_isa_name(mdmt_isa isa)
 {
-    static const char *const names[] = {"ref", "avx2", "avx512"};
+    static const char *const names[MDMT_ISAS] = {"ref", "avx2", "avx512", "neon"};
     return names[isa];
+}
+
+mdmt_isa mdmt_isa_named(const char *name)
+{
+    mdmt_isa isa = MDMT_ISA_REF;
+    while (isa < MDMT_ISAS && strcmp(name, mdmt_isa_name(isa)) != 0) {
+        isa++;
+    }
+    return isa;
+}
+
+int mdmt_isa_includes(mdmt_isa best, mdmt_isa isa)
+{
+    return isa == best || isa == MDMT_ISA_REF ||
+           (best == MDMT_ISA_AVX512 && isa == MDMT_ISA_AVX2);
 }
 
 long mdmt_l2_bytes(void)

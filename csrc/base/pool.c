@@ -53,13 +53,6 @@ typedef struct {
     int thread;
 } helper_start;
 
-static inline void relax(void)
-{
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#endif
-}
-
 static int has_work(mdmt_pool *pool)
 {
     uint64_t work = atomic_load(&pool->work);
@@ -110,7 +103,7 @@ static void *helper_main(void *argument)
     while (!atomic_load(&pool->stopping)) {
         int spins = SPINS;
         while (!has_work(pool) && !atomic_load(&pool->stopping) && --spins) {
-            relax();
+            mdmt_relax();
         }
         if (!spins) {
             sleep_until_work(pool);
@@ -193,7 +186,7 @@ int mdmt_pool_threads(const mdmt_pool *pool)
 static void wait_for_tasks(mdmt_pool *pool, int tasks)
 {
     for (int spins = SPINS * 4; spins && atomic_load(&pool->done) < tasks; spins--) {
-        relax();
+        mdmt_relax();
     }
     if (atomic_load(&pool->done) < tasks) {
         pthread_mutex_lock(&pool->lock);

@@ -25,4 +25,14 @@ void mdmt_parallel(mdmt_pool *pool, int tasks, mdmt_task_fn fn, void *context);
 /* Cores that this process may use (affinity and cgroup quota), at least 1. */
 int mdmt_usable_cores(void);
 
+/* What a thread does in a loop that waits for another's store: leaves the core to its sibling. */
+static inline void mdmt_relax(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("isb" ::: "memory"); /* `yield` does nothing on most cores */
+#endif
+}
+
 #endif

@@ -104,7 +104,7 @@ static void act_task(void *context, int task, int thread)
         at += run.count;
     }
     if (job->stream) {
-        _mm_sfence();
+        mdmt_end_streams();
     }
 }
 

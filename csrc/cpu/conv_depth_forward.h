@@ -327,7 +327,7 @@ static void depth_forward_task(void *context, int task, int thread)
         depth_stats_store(&stats, p, &t, job->stats);
     }
     if (job->stream) {
-        _mm_sfence();
+        mdmt_end_streams();
     }
 }
 

@@ -9,43 +9,7 @@
 #include "conv_depth_body.h"
 
 /* Registers of sums in a tile, at most. */
-#if defined(__AVX512F__)
-enum { DEPTH_SUMS = 16 };
-MDMT_INLINE reg reg_load(const float *p)
-{
-    return _mm512_loadu_ps(p);
-}
-MDMT_INLINE reg reg_load_map(const map_float *p)
-{
-    return lanes_load(p);
-}
-MDMT_INLINE void reg_store(float *p, reg v)
-{
-    _mm512_storeu_ps(p, v);
-}
-MDMT_INLINE void reg_store_map(map_float *p, reg v)
-{
-    lanes_store(p, v);
-}
-#else
-enum { DEPTH_SUMS = 8 };
-MDMT_INLINE reg reg_load(const float *p)
-{
-    return _mm256_loadu_ps(p);
-}
-MDMT_INLINE reg reg_load_map(const map_float *p)
-{
-    return reg_load(p);
-}
-MDMT_INLINE void reg_store(float *p, reg v)
-{
-    _mm256_storeu_ps(p, v);
-}
-MDMT_INLINE void reg_store_map(map_float *p, reg v)
-{
-    reg_store(p, v);
-}
-#endif
+enum { DEPTH_SUMS = MDMT_REGISTERS / 2 };
 
 #if defined(__clang__)
 #define DEPTH_UNROLL _Pragma("clang loop unroll(full)")
@@ -80,7 +44,7 @@ MDMT_INLINE void depth_fetch(const map_float *p, const int pixels)
 {
     DEPTH_UNROLL
     for (int i = 0; i < pixels; i += DEPTH_LINE) {
-        _mm_prefetch((const char *)(p + i * MDMT_BLOCK), _MM_HINT_T1);
+        __builtin_prefetch(p + i * MDMT_BLOCK, 0, 2);
     }
 }
 
@@ -243,7 +207,7 @@ DEPTH_ROWS_FNS(4, 2)
 DEPTH_PAIRS_FNS(1)
 DEPTH_PAIRS_FNS(3)
 DEPTH_PAIRS_FNS(4)
-#if defined(__AVX512F__)
+#if MDMT_REGISTERS >= 32
 DEPTH_ROWS_FNS(10, 1)
 DEPTH_ROWS_FNS(14, 1)
 DEPTH_ROWS_FNS(7, 2)
@@ -255,7 +219,7 @@ DEPTH_PAIRS_FNS(8)
 #endif
 
 static const depth_tiles depth_row_tiles[] = {
-#if defined(__AVX512F__)
+#if MDMT_REGISTERS >= 32
     DEPTH_ENTRY(14, 1), DEPTH_ENTRY(10, 1), DEPTH_ENTRY(7, 2), DEPTH_ENTRY(8, 2),
 #endif
     DEPTH_ENTRY(8, 1),  DEPTH_ENTRY(7, 1),  DEPTH_ENTRY(4, 2), DEPTH_ENTRY(3, 1),
@@ -263,7 +227,7 @@ static const depth_tiles depth_row_tiles[] = {
 };
 
 static const depth_tiles depth_pair_tiles[] = {
-#if defined(__AVX512F__)
+#if MDMT_REGISTERS >= 32
     DEPTH_PAIRS_ENTRY(7), DEPTH_PAIRS_ENTRY(8), DEPTH_PAIRS_ENTRY(6), DEPTH_PAIRS_ENTRY(5),
 #endif
     DEPTH_PAIRS_ENTRY(4), DEPTH_PAIRS_ENTRY(3), DEPTH_PAIRS_ENTRY(1), {0, 0, {{0}}},

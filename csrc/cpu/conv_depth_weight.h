@@ -98,7 +98,7 @@ MDMT_INLINE void weight_tap_rows(const weight_rows *a, const int K, const int S,
 
 MDMT_INLINE void weight_all_taps(const weight_rows *a, const int K, const int S)
 {
-#if defined(__AVX512F__)
+#if MDMT_REGISTERS >= 32
     weight_tap_rows(a, K, S, 0, K);
 #else
     if (K == 3) {

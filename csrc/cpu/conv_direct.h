@@ -161,6 +161,8 @@ void mdmt_f32_conv_load__avx2(float *dst, const float *src, int count, ptrdiff_t
                               ptrdiff_t fetch, const mdmt_conv_load *load);
 void mdmt_f32_conv_load__avx512(float *dst, const float *src, int count, ptrdiff_t step,
                                 ptrdiff_t fetch, const mdmt_conv_load *load);
+void mdmt_f32_conv_load__neon(float *dst, const float *src, int count, ptrdiff_t step,
+                              ptrdiff_t fetch, const mdmt_conv_load *load);
 /* Whether y, written once and as a whole, is better stored past the caches: too large to be found
  * there when it is read, and made of so few products (`terms` of an element) that memory is what it
  * waits for. */

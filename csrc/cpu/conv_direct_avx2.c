@@ -30,21 +30,7 @@ typedef int mdmt_conv_direct_avx2_unit; /* a unit is never empty */
 
 #include "conv_stage_tile.h"
 
-#define TILES(columns)                                                                             \
-    DEFINE_TILE(tile_##columns, 1, columns, 1, 16)                                                 \
-    DEFINE_TILE(stem_##columns, 1, columns, 1, 1)                                                  \
-    DEFINE_WEIGHT(weight_##columns, columns, 1)
-
-TILES(1)
-TILES(2)
-TILES(3)
-TILES(4)
-TILES(5)
-TILES(6)
-DEFINE_TILE(pair_1, 2, 1, 1, 16)
-DEFINE_TILE(pair_2, 2, 2, 1, 16)
-DEFINE_TILE(pair_3, 2, 3, 1, 16)
-DEFINE_TILE(quad_1, 4, 1, 1, 16)
+#include "conv_tile_narrow.h"
 
 /* 8 x 8 floats, rows at distance 16. */
 static void transpose_quarter(float *dst, const float *src)
@@ -80,25 +66,12 @@ static void transpose_block(float *dst, const float *src)
 
 static const mdmt_conv_micro micro = {
     .floats_per_cycle = 16,
-    .pixel = MDMT_BLOCK,
-    .columns = 6,
-    .pair_columns = 3,
-    .pair_widest = 7,
-    .quad_columns = 1,
-    .quad_widest = 1,
-    .tile_blocks = 1,
-    .weight_blocks = 1,
-    .channels = {6, 0},
-    .tile = {{0, tile_1, tile_2, tile_3, tile_4, tile_5, tile_6}},
-    .pair = {{0, pair_1, pair_2, pair_3}},
-    .quad = {{0, quad_1}},
-    .stem = {{0, stem_1, stem_2, stem_3, stem_4, stem_5, stem_6}},
-    .weight = {{0, weight_1, weight_2, weight_3, weight_4, weight_5, weight_6}},
     .stage = stage_pixels,
     .stage_any = mdmt_f32_conv_load__avx2,
     .fence = end_stores,
     .transpose = transpose_block,
     .accumulate = accumulate_floats,
+    NARROW_TILE_SET,
 };
 
 #define ISA      avx2

@@ -7,7 +7,12 @@
  * Everything here is inlined with constant sizes, so that accumulators stay in
  * registers. */
 
-enum { PARTS = MDMT_BLOCK / VL }; /* vectors of a block of 16 channels */
+#include "streams.h"
+
+enum {
+    PARTS = MDMT_BLOCK / VL, /* vectors of a block of 16 channels */
+    TILE_VECTORS = 2 * PARTS /* of a tile's output blocks, at most */
+};
 
 #if defined(__clang__)
 #define UNROLL _Pragma("clang loop unroll(full)")
@@ -21,7 +26,7 @@ enum { PARTS = MDMT_BLOCK / VL }; /* vectors of a block of 16 channels */
 INLINE void tile_channel(VEC *acc, const float *x, ptrdiff_t x_row, const float *w, ptrdiff_t w_out,
                          const int rows, const int columns, const int blocks, const int pixel)
 {
-    VEC weight[2 * PARTS];
+    VEC weight[TILE_VECTORS];
     UNROLL
     for (int v = 0; v < blocks * PARTS; v++) {
         weight[v] = VLOAD(w + (v / PARTS) * w_out + (v % PARTS) * VL);
@@ -207,7 +212,7 @@ INLINE void weight_pixels(const mdmt_conv_weight_tile *t, VEC *acc, const int ch
             const float *dy = t->dy + n * t->dy_image + r * t->dy_row;
             const float *const end = dy + t->columns * MDMT_BLOCK;
             for (; dy < end; dy += MDMT_BLOCK, x += t->x_pixel) {
-                VEC grad[2 * PARTS];
+                VEC grad[TILE_VECTORS];
                 if (near) {
                     __builtin_prefetch(ahead);
                     ahead += t->x_pixel;
@@ -274,7 +279,7 @@ INLINE void weight_body(const mdmt_conv_weight_tile *tile, const int channels, c
 
 static void end_stores(void)
 {
-    _mm_sfence();
+    mdmt_end_streams();
 }
 
 static void accumulate_floats(float *dst, const float *src, size_t count)

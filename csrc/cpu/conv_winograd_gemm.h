@@ -6,7 +6,7 @@
 #include "conv_winograd_vector.h"
 
 /* m[tile][out] = sum over channels of v[channel block][tile][channel] u[channel][out],
- * for `rows` tiles and two vectors of outputs, `second` and `m_second` floats
+ * for `rows` tiles and a few vectors of outputs, u_second and m_second floats
  * apart in u and m. A block of channels of v is v_block floats, of u 256; a
  * tile 16. With `more` the sum is added to m. ahead_v and ahead_u are read soon
  * in the place of v and u, and fetched meanwhile. */
@@ -21,7 +21,7 @@ typedef void tile_gemm(const tile_call *call);
 
 INLINE void tile_rows(int rows, int vectors, const tile_call *call)
 {
-    vec sum[TILE_ROWS][2];
+    vec sum[TILE_ROWS][GEMM_VECTORS];
     const float *v = call->v, *u = call->u, *ahead_v = call->ahead_v, *ahead_u = call->ahead_u;
     const size_t v_block = call->v_block, u_second = call->u_second, m_second = call->m_second;
     float *m = call->m;
@@ -35,9 +35,9 @@ INLINE void tile_rows(int rows, int vectors, const tile_call *call)
     for (int left = call->channels; left > 0; left -= 16) {
         int most = left < 16 ? left : 16;
         for (int c = 0; c < most; c++) {
-            vec b[2];
-            _mm_prefetch((const char *)(ahead_v + c * 16), _MM_HINT_T1);
-            _mm_prefetch((const char *)(ahead_u + c * 16), _MM_HINT_T1);
+            vec b[GEMM_VECTORS];
+            __builtin_prefetch(ahead_v + c * 16, 0, 2);
+            __builtin_prefetch(ahead_u + c * 16, 0, 2);
 #pragma GCC unroll 16
             for (int j = 0; j < vectors; j++) {
                 b[j] = load(u + c * 16 + j * u_second);
@@ -80,51 +80,44 @@ INLINE void tile_rows(int rows, int vectors, const tile_call *call)
         tile_rows(rows, vectors, call);                                                            \
     }
 
-TILE_GEMM(1, 2)
-TILE_GEMM(2, 2)
-TILE_GEMM(3, 2)
-TILE_GEMM(4, 2)
-TILE_GEMM(5, 2)
-TILE_GEMM(6, 2)
-#if defined(__AVX512F__)
-TILE_GEMM(7, 2)
-TILE_GEMM(8, 2)
-TILE_GEMM(9, 2)
-TILE_GEMM(10, 2)
-TILE_GEMM(11, 2)
-TILE_GEMM(12, 2)
-TILE_GEMM(13, 2)
-TILE_GEMM(14, 2)
-TILE_GEMM(1, 1)
-TILE_GEMM(2, 1)
-TILE_GEMM(3, 1)
-TILE_GEMM(4, 1)
-TILE_GEMM(5, 1)
-TILE_GEMM(6, 1)
-TILE_GEMM(7, 1)
-TILE_GEMM(8, 1)
-TILE_GEMM(9, 1)
-TILE_GEMM(10, 1)
-TILE_GEMM(11, 1)
-TILE_GEMM(12, 1)
-TILE_GEMM(13, 1)
-TILE_GEMM(14, 1)
-#endif
+/* By rows - 1, of 1 to 6 rows. */
+#define TILE_GEMMS_6(vectors)                                                                      \
+    tile_gemm_1x##vectors, tile_gemm_2x##vectors, tile_gemm_3x##vectors, tile_gemm_4x##vectors,    \
+        tile_gemm_5x##vectors, tile_gemm_6x##vectors
+#define DEFINE_TILE_GEMMS_6(vectors)                                                               \
+    TILE_GEMM(1, vectors)                                                                          \
+    TILE_GEMM(2, vectors)                                                                          \
+    TILE_GEMM(3, vectors)                                                                          \
+    TILE_GEMM(4, vectors)                                                                          \
+    TILE_GEMM(5, vectors)                                                                          \
+    TILE_GEMM(6, vectors)
+#define TILE_GEMMS_14(vectors)                                                                     \
+    TILE_GEMMS_6(vectors), tile_gemm_7x##vectors, tile_gemm_8x##vectors, tile_gemm_9x##vectors,    \
+        tile_gemm_10x##vectors, tile_gemm_11x##vectors, tile_gemm_12x##vectors,                    \
+        tile_gemm_13x##vectors, tile_gemm_14x##vectors
+#define DEFINE_TILE_GEMMS_14(vectors)                                                              \
+    DEFINE_TILE_GEMMS_6(vectors)                                                                   \
+    TILE_GEMM(7, vectors)                                                                          \
+    TILE_GEMM(8, vectors)                                                                          \
+    TILE_GEMM(9, vectors)                                                                          \
+    TILE_GEMM(10, vectors)                                                                         \
+    TILE_GEMM(11, vectors)                                                                         \
+    TILE_GEMM(12, vectors)                                                                         \
+    TILE_GEMM(13, vectors)                                                                         \
+    TILE_GEMM(14, vectors)
 
-/* By vectors - 1 and rows - 1. With 8-float vectors a block is always two. */
-static tile_gemm *const tile_gemms[2][TILE_ROWS] = {
+/* By blocks of outputs - 1 where a block is one vector, else of one block. */
 #if defined(__AVX512F__)
-    {tile_gemm_1x1, tile_gemm_2x1, tile_gemm_3x1, tile_gemm_4x1, tile_gemm_5x1, tile_gemm_6x1,
-     tile_gemm_7x1, tile_gemm_8x1, tile_gemm_9x1, tile_gemm_10x1, tile_gemm_11x1, tile_gemm_12x1,
-     tile_gemm_13x1, tile_gemm_14x1},
-    {tile_gemm_1x2, tile_gemm_2x2, tile_gemm_3x2, tile_gemm_4x2, tile_gemm_5x2, tile_gemm_6x2,
-     tile_gemm_7x2, tile_gemm_8x2, tile_gemm_9x2, tile_gemm_10x2, tile_gemm_11x2, tile_gemm_12x2,
-     tile_gemm_13x2, tile_gemm_14x2},
+DEFINE_TILE_GEMMS_14(1)
+DEFINE_TILE_GEMMS_14(2)
+static tile_gemm *const tile_gemms[2][TILE_ROWS] = {{TILE_GEMMS_14(1)}, {TILE_GEMMS_14(2)}};
+#elif defined(__AVX2__)
+DEFINE_TILE_GEMMS_6(2)
+static tile_gemm *const tile_gemms[2][TILE_ROWS] = {{TILE_GEMMS_6(2)}};
 #else
-    {NULL},
-    {tile_gemm_1x2, tile_gemm_2x2, tile_gemm_3x2, tile_gemm_4x2, tile_gemm_5x2, tile_gemm_6x2},
+DEFINE_TILE_GEMMS_6(4)
+static tile_gemm *const tile_gemms[2][TILE_ROWS] = {{TILE_GEMMS_6(4)}};
 #endif
-};
 
 /* One point: `tiles` tiles and `blocks` (1 or 2) blocks of outputs, u_block and
  * m_block floats apart; `call` has the rest, its ahead_ being those of the next
@@ -147,18 +140,18 @@ static void tile_product(int tiles, int blocks, size_t u_block, size_t m_block,
         } else {
             part.u_second = part.m_second = VW;
             for (int k = 0; k < blocks; k++, part.u += u_block, part.m += m_block) {
-                tile_gemms[1][to - from - 1](&part);
+                tile_gemms[0][to - from - 1](&part);
             }
         }
     }
 }
 
 /* s[in][out] (+)= sum over `tiles` tiles of v[tile][in] d[tile][out], for `rows`
- * of the 16 inputs of a block and two vectors of outputs. */
+ * of the 16 inputs of a block and a few vectors of outputs. */
 INLINE void sum_rows(int rows, int vectors, int tiles, const float *v, const float *d,
                      size_t d_second, const float *ahead, float *s, size_t s_second, int more)
 {
-    vec sum[16][2];
+    vec sum[16][GEMM_VECTORS];
 #pragma GCC unroll 16
     for (int r = 0; r < rows; r++) {
 #pragma GCC unroll 16
@@ -167,8 +160,8 @@ INLINE void sum_rows(int rows, int vectors, int tiles, const float *v, const flo
         }
     }
     for (int t = 0; t < tiles; t++, v += 16, d += 16, ahead += 16) {
-        vec b[2];
-        _mm_prefetch((const char *)ahead, _MM_HINT_T1);
+        vec b[GEMM_VECTORS];
+        __builtin_prefetch(ahead, 0, 2);
 #pragma GCC unroll 16
         for (int j = 0; j < vectors; j++) {
             b[j] = load(d + j * d_second);
@@ -222,9 +215,9 @@ static void sum_product(int tiles, int blocks, const float *v, const float *d, s
         for (int k = 0; k < blocks; k++) {
             const float *dk = dt + k * d_block;
             float *sk = s + k * s_block;
-            sum_rows(6, 2, n, vt, dk, VW, at, sk, VW, more);
-            sum_rows(5, 2, n, vt + 6, dk, VW, at, sk + 96, VW, more);
-            sum_rows(5, 2, n, vt + 11, dk, VW, at, sk + 176, VW, more);
+            sum_rows(6, VPB, n, vt, dk, VW, at, sk, VW, more);
+            sum_rows(5, VPB, n, vt + 6, dk, VW, at, sk + 96, VW, more);
+            sum_rows(5, VPB, n, vt + 11, dk, VW, at, sk + 176, VW, more);
         }
 #endif
     }

@@ -240,7 +240,7 @@ static void outputs_of(const conv_work *work, const mdmt_wino_tiles *tiles, int 
         }
     }
     if (p->past) {
-        _mm_sfence();
+        mdmt_end_streams();
     }
 }
 

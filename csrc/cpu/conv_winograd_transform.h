@@ -250,7 +250,7 @@ INLINE void weight_block_taps(int points, const float *s, size_t s_point, size_t
                 const float *from = s + (size_t)(i * points + j) * s_point + at;
                 u[i] = load(from);
                 if (ahead) {
-                    _mm_prefetch((const char *)(from + ahead), _MM_HINT_T0);
+                    __builtin_prefetch(from + ahead);
                 }
             }
             weight_taps(points, u, r);
@@ -266,7 +266,7 @@ INLINE void weight_block_taps(int points, const float *s, size_t s_point, size_t
 #pragma GCC unroll 16
             for (int j = 0; j < 3; j++) {
                 float *to = dw + (3 * i + j) * 256 + at;
-                _mm_prefetch((const char *)(to + 9 * 256), _MM_HINT_T0);
+                __builtin_prefetch(to + 9 * 256);
                 store(to, more ? add(load(to), r[j]) : r[j]);
             }
         }
@@ -286,7 +286,7 @@ INLINE vec loaded(const map_float *p, int lazy, int relu, vec scale, vec shift)
     vec x = load_map(p);
     if (lazy) {
         x = madd(scale, x, shift);
-        x = relu ? max(x, zero()) : x;
+        x = relu ? max(zero(), x) : x; /* the order keeps a NaN */
     }
     return x;
 }
@@ -319,10 +319,10 @@ INLINE void down(int taken, int input, int lazy, int all, const narrow_points *c
     if (VW == 16 || lane == 0) {
         const map_float *ahead = t->ahead + (size_t)x * 16;
         size_t pitch = (size_t)t->width * 16;
-        _mm_prefetch((const char *)ahead, _MM_HINT_T0);
-        _mm_prefetch((const char *)(ahead + pitch), _MM_HINT_T0);
-        _mm_prefetch((const char *)(ahead + 2 * pitch), _MM_HINT_T0);
-        _mm_prefetch((const char *)(ahead + 3 * pitch), _MM_HINT_T0);
+        __builtin_prefetch(ahead);
+        __builtin_prefetch(ahead + pitch);
+        __builtin_prefetch(ahead + 2 * pitch);
+        __builtin_prefetch(ahead + 3 * pitch);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < taken; i++) {
@@ -363,7 +363,7 @@ INLINE void across(int size, int input, int points, const narrow_points *c, cons
     for (int j = 0; j < made; j++) {
         float *at = to + place_of(points, size, j) * v_point;
         store(at, r[j]);
-        _mm_prefetch((const char *)(at + 32), _MM_HINT_T0);
+        __builtin_prefetch(at + 32);
     }
 }
 

@@ -1,19 +1,22 @@
-/* The vector type of the file that includes this: __m512 or __m256. A block of
- * 16 channels is VPB vectors. MAPs are map_float (map_type.h); all else is floats.
- * For the conv_winograd_<isa>.c files only. */
+/* The vector type of the file that includes this: __m512, __m256 or float32x4_t. A block
+ * of 16 channels is VPB vectors; products take up to GEMM_VECTORS of them at once. MAPs
+ * are map_float (map_type.h); all else is floats. For the conv_winograd_<isa>.c files only. */
 #ifndef MDMT_CPU_CONV_WINOGRAD_VECTOR_H
 #define MDMT_CPU_CONV_WINOGRAD_VECTOR_H
 
+#if defined(__x86_64__)
 #include <immintrin.h>
+#endif
 
 #include "map_type.h"
+#include "streams.h"
 
 #define INLINE static inline __attribute__((always_inline))
 
 #if defined(__AVX512F__)
 
 typedef __m512 vec;
-enum { VW = 16, VPB = 1, TILE_ROWS = 14, SUM_ROWS = 8 };
+enum { VW = 16, VPB = 1, GEMM_VECTORS = 2, TILE_ROWS = 14 };
 INLINE vec load(const float *p)
 {
     return _mm512_load_ps(p);
@@ -96,10 +99,10 @@ INLINE void transpose(const float *from, float *to)
     }
 }
 
-#else
+#elif defined(__AVX2__)
 
 typedef __m256 vec;
-enum { VW = 8, VPB = 2, TILE_ROWS = 6, SUM_ROWS = 6 };
+enum { VW = 8, VPB = 2, GEMM_VECTORS = 2, TILE_ROWS = 6 };
 INLINE vec load(const float *p)
 {
     return _mm256_load_ps(p);
@@ -183,6 +186,8 @@ INLINE void transpose(const float *from, float *to)
     transpose8(from + 136, to + 136);
 }
 
+#elif defined(__aarch64__)
+#include "conv_winograd_neon.h"
 #endif
 
 /* ---- MAPs ---- */

@@ -70,6 +70,10 @@ mdmt_status mdmt_fma_rate(double seconds, int threads, mdmt_isa isa, double *rat
     } else if (isa == MDMT_ISA_AVX512) {
         work.loop = mdmt_fma_loop__avx512;
     }
+#elif defined(__aarch64__)
+    if (isa == MDMT_ISA_NEON) {
+        work.loop = mdmt_fma_loop__neon;
+    }
 #else
     (void)isa;
 #endif

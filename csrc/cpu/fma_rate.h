@@ -16,5 +16,6 @@ mdmt_status mdmt_fma_rate(double seconds, int threads, mdmt_isa isa, double *rat
 double mdmt_fma_loop__ref(int rounds, float *sink);
 double mdmt_fma_loop__avx2(int rounds, float *sink);
 double mdmt_fma_loop__avx512(int rounds, float *sink);
+double mdmt_fma_loop__neon(int rounds, float *sink);
 
 #endif

@@ -1,5 +1,5 @@
 /* channel_gather on maps: y[:, k] = x_i[:, c] for any choice of (i, c). Included
- * once by gather_avx2.c and once by gather_avx512.c, and by gather_bf16.c for maps of bfloat16.
+ * once by each gather_<isa>.c, and by gather_bf16.c for maps of bfloat16.
  *
  * A register of output channels (a "part": half a block with AVX2) is put together
  * from the registers of the sources that hold some of its channels (its "picks"),
@@ -41,14 +41,6 @@ typedef struct {
 
 #if defined(__AVX512F__)
 typedef __m512i lane_choice;
-MDMT_INLINE reg gather_load_map(const map_float *p)
-{
-    return lanes_load(p);
-}
-MDMT_INLINE reg gather_load(const float *p)
-{
-    return _mm512_loadu_ps(p);
-}
 MDMT_INLINE void gather_store(map_float *p, reg v, int stream)
 {
     lanes_put(p, v, stream);
@@ -63,14 +55,6 @@ MDMT_INLINE reg gather_take(reg v, lane_choice choice, reg source)
 }
 #elif defined(__AVX2__)
 typedef __m256i lane_choice;
-MDMT_INLINE reg gather_load(const float *p)
-{
-    return _mm256_loadu_ps(p);
-}
-MDMT_INLINE reg gather_load_map(const map_float *p)
-{
-    return gather_load(p);
-}
 /* Half a line: never past the caches. */
 MDMT_INLINE void gather_store(float *p, reg v, int stream)
 {
@@ -87,6 +71,24 @@ MDMT_INLINE reg gather_take(reg v, lane_choice choice, reg source)
     return _mm256_blendv_ps(v, _mm256_permutevar8x32_ps(source, choice),
                             _mm256_castsi256_ps(taken));
 }
+#elif defined(__aarch64__)
+typedef uint8x16_t lane_choice; /* of the bytes of v and, behind them, of the source */
+MDMT_INLINE void gather_store(float *p, reg v, int stream)
+{
+    (void)stream;
+    reg_store(p, v);
+}
+MDMT_INLINE lane_choice gather_choice(const int32_t *lane)
+{
+    const uint32x4_t first = vreinterpretq_u32_s32(vshlq_n_s32(vld1q_s32(lane), 2));
+    return vreinterpretq_u8_u32(
+        vmlaq_u32(vdupq_n_u32(0x03020100), first, vdupq_n_u32(0x01010101)));
+}
+MDMT_INLINE reg gather_take(reg v, lane_choice choice, reg source)
+{
+    const uint8x16x2_t both = {{vreinterpretq_u8_f32(v), vreinterpretq_u8_f32(source)}};
+    return vreinterpretq_f32_u8(vqtbl2q_u8(both, choice));
+}
 #endif
 
 /* `count` picks over `pixels` pixels; `more`: y holds what earlier picks gave. */
@@ -101,14 +103,14 @@ MDMT_INLINE void gather_pixels(const gather_pick *pick, const int count, size_t 
         choice[i] = gather_choice(pick[i].lane);
     }
     const int lazy = finish && finish->lazy;
-    const reg scale = lazy ? gather_load(finish->scale) : reg_set(1.0f);
-    const reg shift = lazy ? gather_load(finish->shift) : reg_set(0.0f);
-    const reg least = lazy ? gather_load(finish->least) : reg_set(0.0f);
+    const reg scale = lazy ? reg_load(finish->scale) : reg_set(1.0f);
+    const reg shift = lazy ? reg_load(finish->shift) : reg_set(0.0f);
+    const reg least = lazy ? reg_load(finish->least) : reg_set(0.0f);
     for (ptrdiff_t p = 0; p < (ptrdiff_t)pixels * MDMT_BLOCK; p += MDMT_BLOCK) {
-        reg v = more ? gather_load_map(y + p) : reg_set(0.0f);
+        reg v = more ? reg_load_map(y + p) : reg_set(0.0f);
 #pragma GCC unroll 12
         for (int i = 0; i < count; i++) {
-            v = gather_take(v, choice[i], gather_load_map(from[i] + p));
+            v = gather_take(v, choice[i], reg_load_map(from[i] + p));
         }
         if (lazy) {
             v = reg_max(least, reg_fma(v, scale, shift)); /* the order keeps a NaN */
@@ -174,7 +176,7 @@ static void gather_task(void *context, int task, int thread)
         }
     }
     if (job->stream) {
-        _mm_sfence();
+        mdmt_end_streams();
     }
 }
 

@@ -9,6 +9,8 @@
 #if !defined(MDMT_NO_BF16) /* set where the compiler does not know the instructions */
 #define MDMT_BF16 1
 #endif
+#elif defined(__aarch64__)
+#define MDMT_ARM 1
 #endif
 
 /* Adam over flat slabs; `count` floats each. run() uses the pool itself. */
@@ -62,102 +64,70 @@ extern const mdmt_cpu_impl mdmt_f32_masked_loss__ref;
 extern const mdmt_cpu_impl mdmt_f32_images__ref;
 extern const mdmt_adam_impl mdmt_f32_adam__ref;
 
-#ifdef MDMT_X86
+/* Those of the instruction sets. Ops over MAPs, which have kernels for maps of bfloat16, too: */
+#define MDMT_FAST_ON_MAPS(X) \
+    X(channel_stats) \
+    X(norm_act) \
+    X(bn_bwd) \
+    X(act_forward) \
+    X(act_bwd) \
+    X(add) \
+    X(gate) \
+    X(gate_bwd) \
+    X(max_pool_forward) \
+    X(max_pool_bwd) \
+    X(avg_pool_forward) \
+    X(avg_pool_bwd) \
+    X(global_avg_pool_forward) \
+    X(global_avg_pool_bwd) \
+    X(channel_gather) \
+    X(upsample_forward) \
+    X(upsample_bwd) \
+    X(mask_sums) \
+    X(mask_sums_bwd) \
+    X(conv2d_forward_winograd4) \
+    X(conv2d_forward_winograd2) \
+    X(conv2d_bwd_data_winograd4) \
+    X(conv2d_bwd_data_winograd2) \
+    X(conv2d_bwd_weight_winograd4) \
+    X(conv2d_bwd_weight_winograd2) \
+    X(conv2d_forward_depth) \
+    X(conv2d_bwd_data_depth) \
+    X(conv2d_bwd_weight_depth) \
+    X(channel_sum) \
+    X(flatten_forward) \
+    X(flatten_bwd) \
+    X(conv2d_forward_direct) \
+    X(conv2d_forward_stem) \
+    X(conv2d_bwd_data_direct) \
+    X(conv2d_bwd_weight_direct) \
+    X(conv2d_bwd_weight_stem)
+/* Others: */
+#define MDMT_FAST_ON_FLOATS(X) \
+    X(linear_forward) \
+    X(linear_bwd_data) \
+    X(linear_bwd_weight) \
+    X(bn_fold) \
+    X(dropout)
+
+#if defined(MDMT_X86)
+#define MDMT_DECLARE_FAST(name) \
+    extern const mdmt_cpu_impl mdmt_f32_##name##__avx512, mdmt_f32_##name##__avx2;
 extern const mdmt_cpu_impl mdmt_f32_images__avx2;
-/* Memory-bound passes. */
-extern const mdmt_cpu_impl mdmt_f32_channel_stats__avx2, mdmt_f32_channel_stats__avx512;
-extern const mdmt_cpu_impl mdmt_f32_norm_act__avx2, mdmt_f32_norm_act__avx512;
-extern const mdmt_cpu_impl mdmt_f32_bn_bwd__avx2, mdmt_f32_bn_bwd__avx512;
-extern const mdmt_cpu_impl mdmt_f32_act_forward__avx2, mdmt_f32_act_forward__avx512;
-extern const mdmt_cpu_impl mdmt_f32_act_bwd__avx2, mdmt_f32_act_bwd__avx512;
-extern const mdmt_cpu_impl mdmt_f32_add__avx2, mdmt_f32_add__avx512;
-extern const mdmt_cpu_impl mdmt_f32_gate__avx2, mdmt_f32_gate__avx512;
-extern const mdmt_cpu_impl mdmt_f32_gate_bwd__avx2, mdmt_f32_gate_bwd__avx512;
-extern const mdmt_cpu_impl mdmt_f32_max_pool_forward__avx2, mdmt_f32_max_pool_forward__avx512;
-extern const mdmt_cpu_impl mdmt_f32_max_pool_bwd__avx2, mdmt_f32_max_pool_bwd__avx512;
-extern const mdmt_cpu_impl mdmt_f32_avg_pool_forward__avx2, mdmt_f32_avg_pool_forward__avx512;
-extern const mdmt_cpu_impl mdmt_f32_avg_pool_bwd__avx2, mdmt_f32_avg_pool_bwd__avx512;
-extern const mdmt_cpu_impl mdmt_f32_global_avg_pool_forward__avx2;
-extern const mdmt_cpu_impl mdmt_f32_global_avg_pool_forward__avx512;
-extern const mdmt_cpu_impl mdmt_f32_global_avg_pool_bwd__avx2;
-extern const mdmt_cpu_impl mdmt_f32_global_avg_pool_bwd__avx512;
-extern const mdmt_adam_impl mdmt_f32_adam__avx2, mdmt_f32_adam__avx512;
-extern const mdmt_cpu_impl mdmt_f32_channel_gather__avx2, mdmt_f32_channel_gather__avx512;
-extern const mdmt_cpu_impl mdmt_f32_upsample_forward__avx2, mdmt_f32_upsample_forward__avx512;
-extern const mdmt_cpu_impl mdmt_f32_upsample_bwd__avx2, mdmt_f32_upsample_bwd__avx512;
-extern const mdmt_cpu_impl mdmt_f32_mask_sums__avx2, mdmt_f32_mask_sums__avx512;
-extern const mdmt_cpu_impl mdmt_f32_mask_sums_bwd__avx2, mdmt_f32_mask_sums_bwd__avx512;
-/* Winograd convolution. */
-extern const mdmt_cpu_impl mdmt_f32_conv2d_forward_winograd4__avx2;
-extern const mdmt_cpu_impl mdmt_f32_conv2d_forward_winograd4__avx512;
-extern const mdmt_cpu_impl mdmt_f32_conv2d_forward_winograd2__avx2;
-extern const mdmt_cpu_impl mdmt_f32_conv2d_forward_winograd2__avx512;
-extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_data_winograd4__avx2;
-extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_data_winograd4__avx512;
-extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_data_winograd2__avx2;
-extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_data_winograd2__avx512;
-extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_weight_winograd4__avx2;
-extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_weight_winograd4__avx512;
-extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_weight_winograd2__avx2;
-extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_weight_winograd2__avx512;
-#ifdef MDMT_BF16
-extern const mdmt_cpu_impl mdmt_bf16_conv2d_forward_winograd4__avx512;
-extern const mdmt_cpu_impl mdmt_bf16_conv2d_forward_winograd2__avx512;
-extern const mdmt_cpu_impl mdmt_bf16_conv2d_bwd_data_winograd4__avx512;
-extern const mdmt_cpu_impl mdmt_bf16_conv2d_bwd_data_winograd2__avx512;
-extern const mdmt_cpu_impl mdmt_bf16_conv2d_bwd_weight_winograd4__avx512;
-extern const mdmt_cpu_impl mdmt_bf16_conv2d_bwd_weight_winograd2__avx512;
+extern const mdmt_adam_impl mdmt_f32_adam__avx512, mdmt_f32_adam__avx2;
+#elif defined(MDMT_ARM)
+#define MDMT_DECLARE_FAST(name) extern const mdmt_cpu_impl mdmt_f32_##name##__neon;
+extern const mdmt_cpu_impl mdmt_f32_images__neon;
+extern const mdmt_adam_impl mdmt_f32_adam__neon;
+#else
+#define MDMT_DECLARE_FAST(name)
 #endif
-/* Depthwise convolution. */
-extern const mdmt_cpu_impl mdmt_f32_conv2d_forward_depth__avx2;
-extern const mdmt_cpu_impl mdmt_f32_conv2d_forward_depth__avx512;
-extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_data_depth__avx2;
-extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_data_depth__avx512;
-extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_weight_depth__avx2;
-extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_weight_depth__avx512;
-/* Linear layers and small per-channel work. */
-extern const mdmt_cpu_impl mdmt_f32_linear_forward__avx2, mdmt_f32_linear_forward__avx512;
-extern const mdmt_cpu_impl mdmt_f32_linear_bwd_data__avx2, mdmt_f32_linear_bwd_data__avx512;
-extern const mdmt_cpu_impl mdmt_f32_linear_bwd_weight__avx2, mdmt_f32_linear_bwd_weight__avx512;
-extern const mdmt_cpu_impl mdmt_f32_channel_sum__avx2, mdmt_f32_channel_sum__avx512;
-extern const mdmt_cpu_impl mdmt_f32_bn_fold__avx2, mdmt_f32_bn_fold__avx512;
-extern const mdmt_cpu_impl mdmt_f32_flatten_forward__avx2, mdmt_f32_flatten_forward__avx512;
-extern const mdmt_cpu_impl mdmt_f32_flatten_bwd__avx2, mdmt_f32_flatten_bwd__avx512;
-extern const mdmt_cpu_impl mdmt_f32_dropout__avx2, mdmt_f32_dropout__avx512;
-extern const mdmt_cpu_impl mdmt_f32_conv2d_forward_direct__avx512;
-extern const mdmt_cpu_impl mdmt_f32_conv2d_forward_stem__avx512;
-extern const mdmt_cpu_impl mdmt_f32_conv2d_forward_direct__avx2;
-#ifdef MDMT_BF16
-extern const mdmt_cpu_impl mdmt_bf16_channel_stats__avx512, mdmt_bf16_norm_act__avx512;
-extern const mdmt_cpu_impl mdmt_bf16_bn_bwd__avx512;
-extern const mdmt_cpu_impl mdmt_bf16_act_forward__avx512, mdmt_bf16_act_bwd__avx512;
-extern const mdmt_cpu_impl mdmt_bf16_add__avx512;
-extern const mdmt_cpu_impl mdmt_bf16_gate__avx512, mdmt_bf16_gate_bwd__avx512;
-extern const mdmt_cpu_impl mdmt_bf16_max_pool_forward__avx512, mdmt_bf16_max_pool_bwd__avx512;
-extern const mdmt_cpu_impl mdmt_bf16_avg_pool_forward__avx512, mdmt_bf16_avg_pool_bwd__avx512;
-extern const mdmt_cpu_impl mdmt_bf16_global_avg_pool_forward__avx512;
-extern const mdmt_cpu_impl mdmt_bf16_global_avg_pool_bwd__avx512;
-extern const mdmt_cpu_impl mdmt_bf16_channel_gather__avx512;
-extern const mdmt_cpu_impl mdmt_bf16_upsample_forward__avx512, mdmt_bf16_upsample_bwd__avx512;
-extern const mdmt_cpu_impl mdmt_bf16_mask_sums__avx512, mdmt_bf16_mask_sums_bwd__avx512;
-extern const mdmt_cpu_impl mdmt_bf16_channel_sum__avx512;
-extern const mdmt_cpu_impl mdmt_bf16_flatten_forward__avx512, mdmt_bf16_flatten_bwd__avx512;
-extern const mdmt_cpu_impl mdmt_bf16_conv2d_forward_depth__avx512;
-extern const mdmt_cpu_impl mdmt_bf16_conv2d_bwd_data_depth__avx512;
-extern const mdmt_cpu_impl mdmt_bf16_conv2d_bwd_weight_depth__avx512;
-extern const mdmt_cpu_impl mdmt_bf16_conv2d_forward_direct__avx512;
-extern const mdmt_cpu_impl mdmt_bf16_conv2d_bwd_data_direct__avx512;
-extern const mdmt_cpu_impl mdmt_bf16_conv2d_bwd_weight_direct__avx512;
-extern const mdmt_cpu_impl mdmt_bf16_conv2d_forward_stem__avx512;
-extern const mdmt_cpu_impl mdmt_bf16_conv2d_bwd_weight_stem__avx512;
-#endif
-extern const mdmt_cpu_impl mdmt_f32_conv2d_forward_stem__avx2;
-extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_data_direct__avx512;
-extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_data_direct__avx2;
-extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_weight_direct__avx512;
-extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_weight_stem__avx512;
-extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_weight_direct__avx2;
-extern const mdmt_cpu_impl mdmt_f32_conv2d_bwd_weight_stem__avx2;
+MDMT_FAST_ON_MAPS(MDMT_DECLARE_FAST)
+MDMT_FAST_ON_FLOATS(MDMT_DECLARE_FAST)
+
+#if defined(MDMT_BF16)
+#define MDMT_DECLARE_BF16(name) extern const mdmt_cpu_impl mdmt_bf16_##name##__avx512;
+MDMT_FAST_ON_MAPS(MDMT_DECLARE_BF16)
 #endif
 
 #endif

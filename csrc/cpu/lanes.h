@@ -1,15 +1,18 @@
-/* One pixel of one channel block: sixteen float lanes, as one AVX-512 register
- * or a pair of AVX2 registers. The memory-bound passes are written once on these
- * and compiled for both instruction sets; each sum is taken in the same order in
- * both. Included by files compiled for one of them only. */
+/* One pixel of one channel block: sixteen float lanes, as one AVX-512 register,
+ * a pair of AVX2 registers or four of NEON. The memory-bound passes are written once
+ * on these and compiled for each instruction set; each sum is taken in the same order
+ * in all. Included by files compiled for one of them only. */
 #ifndef MDMT_CPU_LANES_H
 #define MDMT_CPU_LANES_H
 
+#if defined(__x86_64__)
 #include <immintrin.h>
+#endif
 #include <stdint.h>
 
 #include "kernels.h"
 #include "map_type.h"
+#include "streams.h"
 
 #define MDMT_INLINE            static inline __attribute__((always_inline))
 #define MDMT_PASTE_(name, isa) name##__##isa
@@ -24,6 +27,7 @@
 
 #define MDMT_LANES_ISA   avx512
 #define MDMT_LANES_LEVEL MDMT_ISA_AVX512
+#define MDMT_REGISTERS   32 /* of this size, in all */
 typedef __m512 lanes;
 typedef __mmask16 lanes_mask;
 typedef __m128i lane_bytes; /* one byte a lane */
@@ -137,6 +141,7 @@ MDMT_INLINE void lanes_accumulate(double *sum, lanes v)
 
 #define MDMT_LANES_ISA   avx2
 #define MDMT_LANES_LEVEL MDMT_ISA_AVX2
+#define MDMT_REGISTERS   16
 typedef struct {
     __m256 a, b;
 } lanes;
@@ -271,6 +276,8 @@ MDMT_INLINE void lanes_accumulate(double *sum, lanes v)
     }
 }
 
+#elif defined(__aarch64__)
+#include "lanes_neon.h"
 #endif
 
 /* lanes_load, lanes_store and lanes_stream take pointers to floats and to what MAPs hold. */
@@ -322,7 +329,7 @@ MDMT_INLINE void lanes_put(map_float *p, lanes v, int stream)
 /* Asks for the line of p to be in L1 soon; p may lie beyond the tensor. */
 MDMT_INLINE void lanes_fetch(const void *p)
 {
-    _mm_prefetch((const char *)p, _MM_HINT_T0);
+    __builtin_prefetch(p);
 }
 
 /* Per-channel vectors of a value that is normalised while it is loaded. */

@@ -51,6 +51,15 @@ static inline int lanes_act_lifts(mdmt_act act)
 typedef __m512 reg;
 enum { REG_FLOATS = 16 };
 
+MDMT_INLINE reg reg_load(const float *p)
+{
+    return _mm512_loadu_ps(p);
+}
+MDMT_INLINE void reg_store(float *p, reg v)
+{
+    _mm512_storeu_ps(p, v);
+}
+
 MDMT_INLINE reg reg_set(float v)
 {
     return _mm512_set1_ps(v);
@@ -125,6 +134,15 @@ MDMT_INLINE reg reg_scale_far(reg p, reg n, reg counted)
 
 typedef __m256 reg;
 enum { REG_FLOATS = 8 };
+
+MDMT_INLINE reg reg_load(const float *p)
+{
+    return _mm256_loadu_ps(p);
+}
+MDMT_INLINE void reg_store(float *p, reg v)
+{
+    _mm256_storeu_ps(p, v);
+}
 
 MDMT_INLINE reg reg_set(float v)
 {
@@ -206,7 +224,27 @@ MDMT_INLINE reg reg_scale_far(reg p, reg n, reg counted)
                          _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23)));
 }
 
+#elif defined(__aarch64__)
+#include "reg_neon.h"
 #endif
+
+/* Of a MAP; one of bfloat16 has as many lanes as a block. */
+MDMT_INLINE reg reg_load_map(const map_float *p)
+{
+#ifdef MDMT_BF16_MAPS
+    return lanes_load(p);
+#else
+    return reg_load(p);
+#endif
+}
+MDMT_INLINE void reg_store_map(map_float *p, reg v)
+{
+#ifdef MDMT_BF16_MAPS
+    lanes_store(p, v);
+#else
+    reg_store(p, v);
+#endif
+}
 
 /* ---- written once ---- */
 

@@ -1,4 +1,4 @@
-/* Linear layers. Included once by rows_avx2.c and once by rows_avx512.c.
+/* Linear layers. Included once by each rows_<isa>.c.
  *
  * forward: dot products of rows, four samples by four outputs at a time.
  * Both gradients are c[m][j] = sum_k a(m, k) b[k][j] with b row-major:
@@ -13,7 +13,7 @@ enum {
     DOT_O = 4,        /* outputs of a tile               */
     DOT_TASK = 8,     /* outputs of a task               */
     AXPY_M = 4,       /* rows of a tile                  */
-    AXPY_V = 3,       /* vectors of a tile               */
+    AXPY_V = VEC > 4 ? 3 : 6, /* vectors of a tile       */
     AXPY_TASK = 96,   /* columns of a task: whole tiles  */
     SMALL = 64 * 1024 /* multiply-adds that are not worth waking another thread for */
 };

@@ -1,6 +1,6 @@
 /* Sums over the pixels of a mask and their gradient, a register of pixels at a time: the logit of a
- * pixel is the first of its sixteen lanes. Included once by dense_avx2.c and once by
- * dense_avx512.c, and by dense_bf16.c for logits of bfloat16. */
+ * pixel is the first of its sixteen lanes. Included once by each dense_<isa>.c, and by dense_bf16.c
+ * for logits of bfloat16. */
 #include "lanes_act.h"
 #include "mask.h"
 
@@ -30,14 +30,6 @@ MDMT_INLINE reg mask_logits(const map_float *z)
     return _mm512_i32gather_ps(lane, z, 4);
 #endif
 }
-MDMT_INLINE reg mask_load(const float *p)
-{
-    return _mm512_loadu_ps(p);
-}
-MDMT_INLINE void mask_keep(float *p, reg v)
-{
-    _mm512_storeu_ps(p, v);
-}
 /* v in the first lane, zeros in the others. */
 MDMT_INLINE void mask_put(map_float *p, const float *v)
 {
@@ -47,7 +39,7 @@ MDMT_INLINE float mask_logit(const map_float *z)
 {
     return _mm512_cvtss_f32(lanes_load(z));
 }
-#else
+#elif defined(__AVX2__)
 MDMT_INLINE float mask_logit(const float *z)
 {
     return *z;
@@ -56,18 +48,28 @@ MDMT_INLINE reg mask_logits(const float *z)
 {
     return _mm256_i32gather_ps(z, _mm256_setr_epi32(0, 16, 32, 48, 64, 80, 96, 112), 4);
 }
-MDMT_INLINE reg mask_load(const float *p)
-{
-    return _mm256_loadu_ps(p);
-}
-MDMT_INLINE void mask_keep(float *p, reg v)
-{
-    _mm256_storeu_ps(p, v);
-}
 MDMT_INLINE void mask_put(float *p, const float *v)
 {
     _mm256_storeu_ps(p, _mm256_zextps128_ps256(_mm_load_ss(v)));
     _mm256_storeu_ps(p + 8, _mm256_setzero_ps());
+}
+#else
+MDMT_INLINE float mask_logit(const float *z)
+{
+    return *z;
+}
+MDMT_INLINE reg mask_logits(const float *z)
+{
+    reg v = vld1q_dup_f32(z);
+    v = vld1q_lane_f32(z + 16, v, 1);
+    v = vld1q_lane_f32(z + 32, v, 2);
+    return vld1q_lane_f32(z + 48, v, 3);
+}
+MDMT_INLINE void mask_put(float *p, const float *v)
+{
+    lanes first = lanes_zero();
+    first.a = vld1q_lane_f32(v, first.a, 0);
+    lanes_store(p, first);
 }
 #endif
 
@@ -116,7 +118,7 @@ static void mask_sums_task(void *context, int task, int thread)
     reg sum[MDMT_MASK_SUMS] = {zero, zero, zero, zero};
     (void)thread;
     for (; at + MASK_PIXELS <= end; at += MASK_PIXELS) {
-        reg logit = mask_logits(z + at * MDMT_BLOCK), truth = mask_load(t + at);
+        reg logit = mask_logits(z + at * MDMT_BLOCK), truth = reg_load(t + at);
         mask_pixels v = mask_pixels_of(logit);
         reg entropy = reg_fnma(logit, truth, reg_max(zero, logit));
         entropy = reg_add(entropy, mask_log1p(v.small));
@@ -128,7 +130,7 @@ static void mask_sums_task(void *context, int task, int thread)
     double *out = job->partial + (int64_t)task * MDMT_MASK_SUMS;
     for (int i = 0; i < MDMT_MASK_SUMS; i++) {
         float each[MASK_PIXELS];
-        mask_keep(each, sum[i]);
+        reg_store(each, sum[i]);
         out[i] = 0;
         for (int k = 0; k < MASK_PIXELS; k++) {
             out[i] += each[k];
@@ -195,13 +197,13 @@ static void mask_sums_bwd_task(void *context, int task, int thread)
     const reg both = reg_set(dsums[MDMT_MASK_BOTH]), guessed = reg_set(dsums[MDMT_MASK_GUESSED]);
     (void)thread;
     for (; at + MASK_PIXELS <= end; at += MASK_PIXELS) {
-        reg truth = mask_load(t + at);
+        reg truth = reg_load(t + at);
         mask_pixels v = mask_pixels_of(mask_logits(z + at * MDMT_BLOCK));
         reg slope = reg_mul(v.small, reg_mul(v.inverse, v.inverse));
         reg value = reg_mul(entropy, reg_sub(v.p, truth));
         value = reg_fma(reg_fma(both, truth, guessed), slope, value);
         float each[MASK_PIXELS];
-        mask_keep(each, value);
+        reg_store(each, value);
         for (int k = 0; k < MASK_PIXELS; k++) {
             mask_put(dz + (at + k) * MDMT_BLOCK, each + k);
         }

@@ -189,7 +189,7 @@ static void norm_task(void *context, int task, int thread)
         at += walk.pixels;
     }
     if (job->stream) {
-        _mm_sfence();
+        mdmt_end_streams();
     }
 }
 

@@ -267,7 +267,7 @@ static void bwd_apply_part(const bwd_job *job, int block, int part)
         bwd_apply_run(job, block, &run);
     }
     if (job->stream) {
-        _mm_sfence();
+        mdmt_end_streams();
     }
 }
 
@@ -300,7 +300,7 @@ static void bwd_apply_task(const bwd_job *job, int index)
 {
     int block = index / job->shape.parts;
     for (int spins = 0; atomic_load_explicit(&job->left[block], memory_order_acquire) >= 0;) {
-        _mm_pause();
+        mdmt_relax();
         if (++spins % 1024 == 0) {
             sched_yield();
         }

@@ -270,7 +270,7 @@ static void max_task(void *context, int task, int thread)
     } else {
         max_band(job, band, x, affine, LOAD_AFFINE, to, lines);
     }
-    _mm_sfence();
+    mdmt_end_streams();
 }
 
 static mdmt_status max_run(const mdmt_site *site, const mdmt_call *call)
@@ -433,7 +433,7 @@ static void max_bwd_task(void *context, int task, int thread)
             lanes_store(dx + (ptrdiff_t)iw * MDMT_BLOCK, max_gather(job, &plane, row, iw));
         }
     }
-    _mm_sfence();
+    mdmt_end_streams();
 }
 
 static mdmt_status max_bwd_run(const mdmt_site *site, const mdmt_call *call)

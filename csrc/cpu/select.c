@@ -8,130 +8,94 @@
 #include "kernels.h"
 #include "layout.h"
 
-/* The AVX-512 kernels of a pass over MAPs: as they are stored in bfloat16, and of floats. */
-#ifdef MDMT_BF16
-#define ON_MAPS(name) &mdmt_bf16_##name##__avx512, &mdmt_f32_##name##__avx512
+/* The kernels of this build's instruction sets, best first: FAST of an op over MAPs, which has some
+ * for maps of bfloat16, too; FAST_FLOATS of others. */
+#if defined(MDMT_X86)
+#define FAST_FLOATS(name) &mdmt_f32_##name##__avx512, &mdmt_f32_##name##__avx2,
+#elif defined(MDMT_ARM)
+#define FAST_FLOATS(name) &mdmt_f32_##name##__neon,
 #else
-#define ON_MAPS(name) &mdmt_f32_##name##__avx512
+#define FAST_FLOATS(name)
+#endif
+#if defined(MDMT_BF16)
+#define FAST(name) &mdmt_bf16_##name##__avx512, FAST_FLOATS(name)
+#else
+#define FAST(name) FAST_FLOATS(name)
 #endif
 
 static const mdmt_cpu_impl *const conv2d_impls[] = {
-#ifdef MDMT_X86
-    ON_MAPS(conv2d_forward_winograd4),
-    ON_MAPS(conv2d_forward_winograd2),
-    &mdmt_f32_conv2d_forward_winograd4__avx2,
-    &mdmt_f32_conv2d_forward_winograd2__avx2,
-    ON_MAPS(conv2d_forward_direct),
-    ON_MAPS(conv2d_forward_stem),
-    &mdmt_f32_conv2d_forward_direct__avx2,
-    &mdmt_f32_conv2d_forward_stem__avx2,
-    ON_MAPS(conv2d_forward_depth),
-    &mdmt_f32_conv2d_forward_depth__avx2,
-#endif
+    FAST(conv2d_forward_winograd4)
+    FAST(conv2d_forward_winograd2)
+    FAST(conv2d_forward_direct)
+    FAST(conv2d_forward_stem)
+    FAST(conv2d_forward_depth)
     &mdmt_f32_conv2d_forward__ref,
     NULL,
 };
 
 static const mdmt_cpu_impl *const conv2d_bwd_data_impls[] = {
-#ifdef MDMT_X86
-    ON_MAPS(conv2d_bwd_data_winograd4),
-    ON_MAPS(conv2d_bwd_data_winograd2),
-    &mdmt_f32_conv2d_bwd_data_winograd4__avx2,
-    &mdmt_f32_conv2d_bwd_data_winograd2__avx2,
-    ON_MAPS(conv2d_bwd_data_direct),
-    &mdmt_f32_conv2d_bwd_data_direct__avx2,
-    ON_MAPS(conv2d_bwd_data_depth),
-    &mdmt_f32_conv2d_bwd_data_depth__avx2,
-#endif
+    FAST(conv2d_bwd_data_winograd4)
+    FAST(conv2d_bwd_data_winograd2)
+    FAST(conv2d_bwd_data_direct)
+    FAST(conv2d_bwd_data_depth)
     &mdmt_f32_conv2d_bwd_data__ref,
     NULL,
 };
 
 static const mdmt_cpu_impl *const conv2d_bwd_weight_impls[] = {
-#ifdef MDMT_X86
-    ON_MAPS(conv2d_bwd_weight_winograd4),
-    ON_MAPS(conv2d_bwd_weight_winograd2),
-    &mdmt_f32_conv2d_bwd_weight_winograd4__avx2,
-    &mdmt_f32_conv2d_bwd_weight_winograd2__avx2,
-    ON_MAPS(conv2d_bwd_weight_direct),
-    ON_MAPS(conv2d_bwd_weight_stem),
-    &mdmt_f32_conv2d_bwd_weight_direct__avx2,
-    &mdmt_f32_conv2d_bwd_weight_stem__avx2,
-    ON_MAPS(conv2d_bwd_weight_depth),
-    &mdmt_f32_conv2d_bwd_weight_depth__avx2,
-#endif
+    FAST(conv2d_bwd_weight_winograd4)
+    FAST(conv2d_bwd_weight_winograd2)
+    FAST(conv2d_bwd_weight_direct)
+    FAST(conv2d_bwd_weight_stem)
+    FAST(conv2d_bwd_weight_depth)
     &mdmt_f32_conv2d_bwd_weight__ref,
     NULL,
 };
 
 static const mdmt_cpu_impl *const channel_sum_impls[] = {
-#ifdef MDMT_X86
-    ON_MAPS(channel_sum),
-    &mdmt_f32_channel_sum__avx2,
-#endif
+    FAST(channel_sum)
     &mdmt_f32_channel_sum__ref,
     NULL,
 };
 
 static const mdmt_cpu_impl *const channel_stats_impls[] = {
-#ifdef MDMT_X86
-    ON_MAPS(channel_stats),
-    &mdmt_f32_channel_stats__avx2,
-#endif
+    FAST(channel_stats)
     &mdmt_f32_channel_stats__ref,
     NULL,
 };
 
 static const mdmt_cpu_impl *const bn_fold_impls[] = {
-#ifdef MDMT_X86
-    &mdmt_f32_bn_fold__avx512,
-    &mdmt_f32_bn_fold__avx2,
-#endif
+    FAST_FLOATS(bn_fold)
     &mdmt_f32_bn_fold__ref,
     NULL,
 };
 
 static const mdmt_cpu_impl *const norm_act_impls[] = {
-#ifdef MDMT_X86
-    ON_MAPS(norm_act),
-    &mdmt_f32_norm_act__avx2,
-#endif
+    FAST(norm_act)
     &mdmt_f32_norm_act__ref,
     NULL,
 };
 
 static const mdmt_cpu_impl *const bn_bwd_impls[] = {
-#ifdef MDMT_X86
-    ON_MAPS(bn_bwd),
-    &mdmt_f32_bn_bwd__avx2,
-#endif
+    FAST(bn_bwd)
     &mdmt_f32_bn_bwd__ref,
     NULL,
 };
 
 static const mdmt_cpu_impl *const act_impls[] = {
-#ifdef MDMT_X86
-    ON_MAPS(act_forward),
-    &mdmt_f32_act_forward__avx2,
-#endif
+    FAST(act_forward)
     &mdmt_f32_act_forward__ref,
     NULL,
 };
 
 static const mdmt_cpu_impl *const act_bwd_impls[] = {
-#ifdef MDMT_X86
-    ON_MAPS(act_bwd),
-    &mdmt_f32_act_bwd__avx2,
-#endif
+    FAST(act_bwd)
     &mdmt_f32_act_bwd__ref,
     NULL,
 };
 
 static const mdmt_cpu_impl *const add_impls[] = {
-#ifdef MDMT_X86
-    ON_MAPS(add),
-    &mdmt_f32_add__avx2,
-#endif
+    FAST(add)
     &mdmt_f32_add__ref,
     NULL,
 };
@@ -142,28 +106,19 @@ static const mdmt_cpu_impl *const stats_moments_impls[] = {
 };
 
 static const mdmt_cpu_impl *const gate_impls[] = {
-#ifdef MDMT_X86
-    ON_MAPS(gate),
-    &mdmt_f32_gate__avx2,
-#endif
+    FAST(gate)
     &mdmt_f32_gate__ref,
     NULL,
 };
 
 static const mdmt_cpu_impl *const gate_bwd_impls[] = {
-#ifdef MDMT_X86
-    ON_MAPS(gate_bwd),
-    &mdmt_f32_gate_bwd__avx2,
-#endif
+    FAST(gate_bwd)
     &mdmt_f32_gate_bwd__ref,
     NULL,
 };
 
 static const mdmt_cpu_impl *const channel_gather_impls[] = {
-#ifdef MDMT_X86
-    ON_MAPS(channel_gather),
-    &mdmt_f32_channel_gather__avx2,
-#endif
+    FAST(channel_gather)
     &mdmt_f32_channel_gather__ref,
     NULL,
 };
@@ -177,145 +132,97 @@ static const mdmt_cpu_impl *const zeros_impls[] = {
 };
 
 static const mdmt_cpu_impl *const max_pool_impls[] = {
-#ifdef MDMT_X86
-    ON_MAPS(max_pool_forward),
-    &mdmt_f32_max_pool_forward__avx2,
-#endif
+    FAST(max_pool_forward)
     &mdmt_f32_max_pool_forward__ref,
     NULL,
 };
 
 static const mdmt_cpu_impl *const max_pool_bwd_impls[] = {
-#ifdef MDMT_X86
-    ON_MAPS(max_pool_bwd),
-    &mdmt_f32_max_pool_bwd__avx2,
-#endif
+    FAST(max_pool_bwd)
     &mdmt_f32_max_pool_bwd__ref,
     NULL,
 };
 
 static const mdmt_cpu_impl *const avg_pool_impls[] = {
-#ifdef MDMT_X86
-    ON_MAPS(avg_pool_forward),
-    &mdmt_f32_avg_pool_forward__avx2,
-#endif
+    FAST(avg_pool_forward)
     &mdmt_f32_avg_pool_forward__ref,
     NULL,
 };
 
 static const mdmt_cpu_impl *const avg_pool_bwd_impls[] = {
-#ifdef MDMT_X86
-    ON_MAPS(avg_pool_bwd),
-    &mdmt_f32_avg_pool_bwd__avx2,
-#endif
+    FAST(avg_pool_bwd)
     &mdmt_f32_avg_pool_bwd__ref,
     NULL,
 };
 
 static const mdmt_cpu_impl *const upsample_impls[] = {
-#ifdef MDMT_X86
-    ON_MAPS(upsample_forward),
-    &mdmt_f32_upsample_forward__avx2,
-#endif
+    FAST(upsample_forward)
     &mdmt_f32_upsample_forward__ref,
     NULL,
 };
 
 static const mdmt_cpu_impl *const upsample_bwd_impls[] = {
-#ifdef MDMT_X86
-    ON_MAPS(upsample_bwd),
-    &mdmt_f32_upsample_bwd__avx2,
-#endif
+    FAST(upsample_bwd)
     &mdmt_f32_upsample_bwd__ref,
     NULL,
 };
 
 static const mdmt_cpu_impl *const mask_sums_impls[] = {
-#ifdef MDMT_X86
-    ON_MAPS(mask_sums),
-    &mdmt_f32_mask_sums__avx2,
-#endif
+    FAST(mask_sums)
     &mdmt_f32_mask_sums__ref,
     NULL,
 };
 
 static const mdmt_cpu_impl *const mask_sums_bwd_impls[] = {
-#ifdef MDMT_X86
-    ON_MAPS(mask_sums_bwd),
-    &mdmt_f32_mask_sums_bwd__avx2,
-#endif
+    FAST(mask_sums_bwd)
     &mdmt_f32_mask_sums_bwd__ref,
     NULL,
 };
 
 static const mdmt_cpu_impl *const global_avg_pool_impls[] = {
-#ifdef MDMT_X86
-    ON_MAPS(global_avg_pool_forward),
-    &mdmt_f32_global_avg_pool_forward__avx2,
-#endif
+    FAST(global_avg_pool_forward)
     &mdmt_f32_global_avg_pool_forward__ref,
     NULL,
 };
 
 static const mdmt_cpu_impl *const global_avg_pool_bwd_impls[] = {
-#ifdef MDMT_X86
-    ON_MAPS(global_avg_pool_bwd),
-    &mdmt_f32_global_avg_pool_bwd__avx2,
-#endif
+    FAST(global_avg_pool_bwd)
     &mdmt_f32_global_avg_pool_bwd__ref,
     NULL,
 };
 
 static const mdmt_cpu_impl *const flatten_impls[] = {
-#ifdef MDMT_X86
-    ON_MAPS(flatten_forward),
-    &mdmt_f32_flatten_forward__avx2,
-#endif
+    FAST(flatten_forward)
     &mdmt_f32_flatten_forward__ref,
     NULL,
 };
 
 static const mdmt_cpu_impl *const flatten_bwd_impls[] = {
-#ifdef MDMT_X86
-    ON_MAPS(flatten_bwd),
-    &mdmt_f32_flatten_bwd__avx2,
-#endif
+    FAST(flatten_bwd)
     &mdmt_f32_flatten_bwd__ref,
     NULL,
 };
 
 static const mdmt_cpu_impl *const linear_impls[] = {
-#ifdef MDMT_X86
-    &mdmt_f32_linear_forward__avx512,
-    &mdmt_f32_linear_forward__avx2,
-#endif
+    FAST_FLOATS(linear_forward)
     &mdmt_f32_linear_forward__ref,
     NULL,
 };
 
 static const mdmt_cpu_impl *const linear_bwd_data_impls[] = {
-#ifdef MDMT_X86
-    &mdmt_f32_linear_bwd_data__avx512,
-    &mdmt_f32_linear_bwd_data__avx2,
-#endif
+    FAST_FLOATS(linear_bwd_data)
     &mdmt_f32_linear_bwd_data__ref,
     NULL,
 };
 
 static const mdmt_cpu_impl *const linear_bwd_weight_impls[] = {
-#ifdef MDMT_X86
-    &mdmt_f32_linear_bwd_weight__avx512,
-    &mdmt_f32_linear_bwd_weight__avx2,
-#endif
+    FAST_FLOATS(linear_bwd_weight)
     &mdmt_f32_linear_bwd_weight__ref,
     NULL,
 };
 
 static const mdmt_cpu_impl *const dropout_impls[] = {
-#ifdef MDMT_X86
-    &mdmt_f32_dropout__avx512,
-    &mdmt_f32_dropout__avx2,
-#endif
+    FAST_FLOATS(dropout)
     &mdmt_f32_dropout__ref,
     NULL,
 };
@@ -326,18 +233,17 @@ static const mdmt_cpu_impl *const masked_loss_impls[] = {
 };
 
 static const mdmt_cpu_impl *const images_impls[] = {
-#ifdef MDMT_X86
+#if defined(MDMT_X86)
     &mdmt_f32_images__avx2,
+#elif defined(MDMT_ARM)
+    &mdmt_f32_images__neon,
 #endif
     &mdmt_f32_images__ref,
     NULL,
 };
 
 static const mdmt_adam_impl *const adam_impls[] = {
-#ifdef MDMT_X86
-    &mdmt_f32_adam__avx512,
-    &mdmt_f32_adam__avx2,
-#endif
+    FAST_FLOATS(adam)
     &mdmt_f32_adam__ref,
     NULL,
 };
@@ -450,7 +356,7 @@ static int asked_by_site(const mdmt_site *site)
 
 static int usable(const mdmt_cpu_impl *impl, const mdmt_site *site, int asked)
 {
-    return impl->isa <= site->isa && impl->bf16 == site->bf16 &&
+    return mdmt_isa_includes(site->isa, impl->isa) && impl->bf16 == site->bf16 &&
            (impl->isa == MDMT_ISA_REF || !(asked & ~impl->accepts)) &&
            (!impl->supports || impl->supports(site));
 }
@@ -629,7 +535,7 @@ static mdmt_status cpu_adam(mdmt_backend *backend, const mdmt_adam *adam, float 
         return mdmt_fail(MDMT_BAD_ARGUMENT, "eps of Adam must be above 0, not %g", adam->eps);
     }
     const mdmt_adam_impl *const *impl = adam_impls;
-    while ((*impl)->isa > cpu->options.isa) {
+    while (!mdmt_isa_includes(cpu->options.isa, (*impl)->isa)) {
         impl++;
     }
     (*impl)->run(cpu->pool, adam, weights, gradients, first, second, count);
@@ -641,21 +547,21 @@ static void cpu_close(mdmt_backend *backend)
     mdmt_release(cpu_of(backend));
 }
 
-/* MDMT_CPU=ref|avx2|avx512 lowers the instruction set, never raises it. */
+/* MDMT_CPU=ref|avx2|avx512|neon lowers the instruction set, never raises it. */
 static mdmt_status lower_isa(mdmt_isa *isa)
 {
     const char *wish = getenv("MDMT_CPU");
     if (!wish || !*wish) {
         return MDMT_OK;
     }
-    for (mdmt_isa i = MDMT_ISA_REF; i <= MDMT_ISA_AVX512; i++) {
-        if (strcmp(wish, mdmt_isa_name(i)) == 0) {
-            *isa = i < *isa ? i : *isa;
-            return MDMT_OK;
-        }
+    const mdmt_isa wanted = mdmt_isa_named(wish);
+    if (wanted == MDMT_ISAS) {
+        return mdmt_fail(MDMT_BAD_ARGUMENT,
+                         "the environment variable MDMT_CPU is '%s'; use ref, avx2, avx512 or neon",
+                         wish);
     }
-    return mdmt_fail(MDMT_BAD_ARGUMENT,
-                     "the environment variable MDMT_CPU is '%s'; use ref, avx2 or avx512", wish);
+    *isa = mdmt_isa_includes(*isa, wanted) ? wanted : *isa;
+    return MDMT_OK;
 }
 
 /* MDMT_WINOGRAD=off|2|4 lowers the largest Winograd tile, never raises it. */
@@ -687,17 +593,17 @@ int mdmt_cpu_has_bf16(void)
 
 mdmt_status mdmt_cpu_open(mdmt_backend **backend, mdmt_pool *pool, mdmt_cpu_options options)
 {
-    if (options.isa > mdmt_detect_isa()) {
+    if (!mdmt_isa_includes(mdmt_detect_isa(), options.isa)) {
         return mdmt_fail(MDMT_UNSUPPORTED, "this processor (%s) has %s, not %s", mdmt_cpu_name(),
                          mdmt_isa_name(mdmt_detect_isa()), mdmt_isa_name(options.isa));
     }
     MDMT_TRY(lower_isa(&options.isa));
     MDMT_TRY(lower_winograd(&options.winograd));
-    if (options.bf16 && (options.isa < MDMT_ISA_AVX512 || !mdmt_cpu_has_bf16())) {
+    if (options.bf16 && (options.isa != MDMT_ISA_AVX512 || !mdmt_cpu_has_bf16())) {
         return mdmt_fail(MDMT_UNSUPPORTED,
                          "bfloat16 on the CPU needs the instruction set AVX512-BF16, which %s; use "
                          "the precision fp32",
-                         options.isa < MDMT_ISA_AVX512 && mdmt_cpu_has_bf16()
+                         options.isa != MDMT_ISA_AVX512 && mdmt_cpu_has_bf16()
                              ? "MDMT_CPU or the chosen backend leaves out"
                          : mdmt_has_avx512_bf16() ? "this build of mdmt was compiled without"
                                                   : "this processor does not have");

@@ -48,13 +48,12 @@ static mdmt_status isa_from_name(const char *name, mdmt_isa *isa)
     if (!name) {
         return MDMT_OK;
     }
-    for (mdmt_isa i = MDMT_ISA_REF; i <= MDMT_ISA_AVX512; i++) {
-        if (strcmp(name, mdmt_isa_name(i)) == 0) {
-            *isa = i;
-            return MDMT_OK;
-        }
+    *isa = mdmt_isa_named(name);
+    if (*isa == MDMT_ISAS) {
+        return mdmt_fail(MDMT_BAD_ARGUMENT,
+                         "there is no backend '%s'; use ref, avx2, avx512 or neon", name);
     }
-    return mdmt_fail(MDMT_BAD_ARGUMENT, "there is no backend '%s'; use ref, avx2 or avx512", name);
+    return MDMT_OK;
 }
 
 mdmt_status mdmt_py_backend_open_cpu(mdmt_py_backend *b, const mdmt_py_choice *choice)
@@ -135,12 +134,34 @@ static PyObject *get_num_threads(PyObject *self, PyObject *unused)
     return status == MDMT_OK ? PyLong_FromLong(threads) : mdmt_py_raise(status);
 }
 
+/* The names of the instruction sets of this processor, worst first. */
+static PyObject *cpu_paths(void)
+{
+    PyObject *paths = PyList_New(0);
+    for (mdmt_isa isa = MDMT_ISA_REF; paths && isa < MDMT_ISAS; isa++) {
+        if (!mdmt_isa_includes(mdmt_detect_isa(), isa)) {
+            continue;
+        }
+        PyObject *name = PyUnicode_FromString(mdmt_isa_name(isa));
+        if (!name || PyList_Append(paths, name) < 0) {
+            Py_CLEAR(paths);
+        }
+        Py_XDECREF(name);
+    }
+    return paths;
+}
+
 static PyObject *cpu_info(PyObject *self, PyObject *unused)
 {
     (void)self, (void)unused;
-    return Py_BuildValue("{s:s,s:s,s:i,s:i,s:O}", "name", mdmt_cpu_name(), "isa",
-                         mdmt_isa_name(mdmt_detect_isa()), "cores", mdmt_usable_cores(), "l2_bytes",
-                         (int)mdmt_l2_bytes(), "bf16", mdmt_cpu_has_bf16() ? Py_True : Py_False);
+    PyObject *paths = cpu_paths();
+    if (!paths) {
+        return NULL;
+    }
+    return Py_BuildValue("{s:s,s:s,s:N,s:i,s:i,s:O}", "name", mdmt_cpu_name(), "isa",
+                         mdmt_isa_name(mdmt_detect_isa()), "paths", paths, "cores",
+                         mdmt_usable_cores(), "l2_bytes", (int)mdmt_l2_bytes(), "bf16",
+                         mdmt_cpu_has_bf16() ? Py_True : Py_False);
 }
 
 static PyObject *allocation_count(PyObject *self, PyObject *unused)

@@ -20,16 +20,13 @@ static PyObject *fma_rate(PyObject *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "di|z", &seconds, &threads, &isa)) {
         return NULL;
     }
-    int level = mdmt_detect_isa();
-    while (isa && level >= 0 && strcmp(isa, mdmt_isa_name((mdmt_isa)level)) != 0) {
-        level--;
-    }
-    if (level < 0) {
+    mdmt_isa level = isa ? mdmt_isa_named(isa) : mdmt_detect_isa();
+    if (!mdmt_isa_includes(mdmt_detect_isa(), level)) {
         return PyErr_Format(PyExc_ValueError, "fma_rate: this processor has no path '%s'", isa);
     }
     mdmt_status status;
     Py_BEGIN_ALLOW_THREADS
-    status = mdmt_fma_rate(seconds, threads, (mdmt_isa)level, &rate);
+    status = mdmt_fma_rate(seconds, threads, level, &rate);
     Py_END_ALLOW_THREADS
     if (status != MDMT_OK) {
         PyObject *kind = status == MDMT_NO_MEMORY ? PyExc_MemoryError : PyExc_ValueError;
