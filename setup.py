@@ -3,8 +3,8 @@ everything else is in pyproject.toml.
 
 All of csrc/**.c except csrc/cuda is compiled file by file, in parallel, and only what changed
 (or whose headers changed) is compiled again. The suffix of a file names the instruction set it
-is compiled for: `_avx2.c`, `_avx512.c`, `_bf16.c` (AVX-512 with bfloat16), `_neon.c` (every aarch64);
-on other processors these are empty.
+is compiled for: `_avx2.c`, `_avx512.c`, `_bf16.c` (AVX-512 with bfloat16), `_neon.c` (every
+aarch64); on other processors these are empty.
 
 Environment: CC, CPPFLAGS, CFLAGS, LDFLAGS as usual; MDMT_WERROR=1 makes warnings errors;
 MDMT_SANITIZE=address,undefined builds with sanitizers; MDMT_BUILD_JOBS=n compiles n files at once.

@@ -2,8 +2,8 @@
 
 Arrays are float32 in the order of PyTorch: images and feature maps x (N,C,H,W), convolution
 weights w (K,C/groups,kh,kw), rows (N,F). Every function takes `backend`: None (the best path of
-this processor), "ref" (portable C), "avx2", "avx512", "neon" or "cuda". A backward function takes the
-gradient at the output, `dy`, and returns the gradients at the inputs in their order.
+this processor), "ref" (portable C), "avx2", "avx512", "neon" or "cuda". A backward function takes
+the gradient at the output, `dy`, and returns the gradients at the inputs in their order.
 
 Raises ValueError with one sentence for shapes that do not fit, NotImplementedError for a backend
 that this machine or build does not have.
