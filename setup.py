@@ -6,7 +6,8 @@ All of csrc/**.c except csrc/cuda is compiled file by file, in parallel, and onl
 is compiled for: `_avx2.c`, `_avx512.c`, `_bf16.c` (AVX-512 with bfloat16), `_neon.c` (every
 aarch64); on other processors these are empty.
 
-Environment: CC, CPPFLAGS, CFLAGS, LDFLAGS as usual; MDMT_WERROR=1 makes warnings errors;
+Environment: CC, CPPFLAGS, CFLAGS, LDFLAGS as usual, on a Mac ARCHFLAGS ("-arch arm64 -arch x86_64")
+and MACOSX_DEPLOYMENT_TARGET, too; MDMT_WERROR=1 makes warnings errors;
 MDMT_SANITIZE=address,undefined builds with sanitizers; MDMT_BUILD_JOBS=n compiles n files at once.
 MDMT_CUDA=skip leaves the CUDA backend out, require fails without it; nvcc (CUDA 12 or newer) is
 looked for on PATH, in CUDA_HOME, in /usr/local/cuda and among the packages of pip, a PyTorch's
@@ -14,6 +15,7 @@ included; MDMT_CUDA_ARCHS="90 120" names the GPUs to compile for.
 """
 
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -21,6 +23,7 @@ import subprocess
 import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -99,9 +102,9 @@ def said_by(*command):
     return done.stdout if done.returncode == 0 else ""
 
 
-def knows_flag(compiler, flag):
-    """Whether the compiler (a list) takes this flag without complaint."""
-    tried = [*compiler, "-Werror", flag, "-E", "-x", "c", os.devnull, "-o", os.devnull]
+def knows_flag(compiler, *flag):
+    """Whether the compiler (a list) takes this flag (of one or more words) without complaint."""
+    tried = [*compiler, "-Werror", *flag, "-fsyntax-only", "-x", "c", os.devnull]
     try:
         return subprocess.run(tried, capture_output=True).returncode == 0
     except OSError:
@@ -179,6 +182,26 @@ def c_compiler():
     raise CompileError("no C compiler was found: install gcc or clang, or set CC to one")
 
 
+def mac_flags(compiler):
+    """What a Mac's compiler is told besides: the architectures in ARCHFLAGS, else those that Python
+    itself was built for (two in python.org's, and the wheel's name says so), else its processor's;
+    and the oldest macOS that Python runs on. Elsewhere nothing."""
+    if sys.platform != "darwin":
+        return []
+    archs = [platform.machine()]
+    for text in (os.environ.get("ARCHFLAGS"), sysconfig.get_config_var("CFLAGS")):
+        found = re.findall(r"-arch\s+(\S+)", text or "")
+        if found:
+            archs = list(dict.fromkeys(found))
+            break
+    if len(archs) > 1 and "clang" not in said_by(*compiler, "--version"):
+        archs = [platform.machine()]  # gcc makes one at a time
+    oldest = os.environ.get("MACOSX_DEPLOYMENT_TARGET")
+    oldest = oldest or sysconfig.get_config_var("MACOSX_DEPLOYMENT_TARGET")
+    flags = [word for arch in archs for word in ("-arch", arch)]
+    return flags + ([f"-mmacosx-version-min={oldest}"] if oldest else [])
+
+
 def jobs():
     """How many files are compiled at once."""
     asked = os.environ.get("MDMT_BUILD_JOBS", "")
@@ -230,6 +253,7 @@ class BuildEngine(build_ext):
             self.build_cuda(ext)
             return
         compiler = c_compiler()
+        compiler += mac_flags(compiler)
         sanitize = os.environ.get("MDMT_SANITIZE", "")
         flavour = f"sanitize-{sanitize}" if sanitize else "plain"
         objects = Path(self.build_temp).resolve() / flavour
@@ -315,13 +339,15 @@ class BuildEngine(build_ext):
         return units
 
     def units(self, objects, compiler, instrument):
-        machine = subprocess.run([*compiler, "-dumpmachine"], capture_output=True, text=True)
-        x86 = machine.stdout.startswith("x86_64")
+        archs = [arch for flag, arch in pairwise(compiler) if flag == "-arch"]
+        archs = archs or [said_by(*compiler, "-dumpmachine").split("-")[0]]
+        x86 = "x86_64" in archs
+        only = ["-Xarch_x86_64"] if len(archs) > 1 else []
         flags = [*FLAGS, *instrument]
         if os.environ.get("MDMT_WERROR") == "1":
             flags.append("-Werror")
         user = [f for v in ("CPPFLAGS", "CFLAGS") for f in shlex.split(os.environ.get(v, ""))]
-        if not (x86 and knows_flag(compiler, "-mavx512bf16")):
+        if not (x86 and knows_flag(compiler, *only, "-mavx512bf16")):
             flags.append("-DMDMT_NO_BF16")
         neon = [] if x86 or not knows_flag(compiler, GCC_NEON_FLAG) else [GCC_NEON_FLAG]
         units = []
@@ -329,6 +355,7 @@ class BuildEngine(build_ext):
             extra = [f for s, fs in ISA_FLAGS.items() if x86 and source.endswith(s) for f in fs]
             if "-DMDMT_NO_BF16" in flags:
                 extra = [f for f in extra if f != "-mavx512bf16"]
+            extra = [word for f in extra for word in (*only, f)]
             extra += neon if source.endswith("_neon.c") else []
             if source.startswith("csrc/py/"):
                 extra += self.binding_flags()

@@ -1,7 +1,6 @@
 """What a timing stands on: the processor, the number of cores, a process's peak memory."""
 
 import csv
-import os
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
@@ -15,20 +14,23 @@ def cpu_name():
                 return line.split(":", 1)[1].strip()
     except OSError:
         pass
-    return "unknown processor"
+    from mdmt import _core
+
+    return _core.cpu_info()["name"]
 
 
 def cores():
     """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    from mdmt import _core
+
+    return _core.cpu_info()["cores"]
 
 
 def peak_memory():
-    """Largest resident size so far in bytes (VmHWM)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) * 1024
-    raise OSError("/proc/self/status has no line VmHWM: peak memory is measured on Linux only")
+    """Largest resident size so far in bytes."""
+    from mdmt.system import peak_memory
+
+    return peak_memory()
 
 
 def append_csv(path, rows):

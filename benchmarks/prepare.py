@@ -179,7 +179,7 @@ def main():
         by_time = statistics.median(b / a for a, b, _, _ in rows)
         by_work = statistics.median(c / d for _, _, c, d in rows)
         own, child = (
-            resource.getrusage(who).ru_maxrss / 1024
+            resource.getrusage(who).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
             for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
         )
         print(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import kinds
+from . import _core, kinds
 from .errors import BadInput, Interrupted, write_failure
 from .loss import masked_loss
 from .paths import write_csv
@@ -135,25 +135,9 @@ def predict(model, dataset: int, rows, batch_size: int = 64, stop=None) -> dict:
 
 
 def available_memory() -> int | None:
-    """Bytes this process could still use: the system's free ones, or its control group's."""
-    found = []
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                found.append(int(line.split()[1]) * 1024)
-    except (OSError, ValueError):
-        pass
-    group = Path("/sys/fs/cgroup")
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        try:
-            most = int((group / limit).read_text())
-            found.append(most - int((group / used).read_text()))
-        except (OSError, ValueError):
-            continue
-    return min(found) if found else None
+    """Bytes this process could still use: the system's free ones, or its control group's; None
+    where the system does not say."""
+    return _core.available_memory()
 
 
 def check_memory(model, batch_size: int) -> int:

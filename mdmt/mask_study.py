@@ -99,7 +99,8 @@ class Data:
         """Names of all pictures in the image folder, sorted."""
         kinds = (".jpg", ".jpeg", ".png")
         folder = self.root / self.where["images"]
-        return sorted(p.stem for p in folder.iterdir() if p.suffix.lower() in kinds)
+        return sorted(p.stem for p in folder.iterdir()
+                      if p.suffix.lower() in kinds and not p.name.startswith("."))  # fmt: skip
 
 
 def _bar(items, text: str, progress: bool):

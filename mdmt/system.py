@@ -7,6 +7,8 @@ import platform
 import re
 import sys
 import sysconfig
+import threading
+import time
 import warnings
 
 from mdmt import _core
@@ -22,6 +24,42 @@ def set_num_threads(n):
 def get_num_threads():
     """Threads in use: set_num_threads, else MDMT_NUM_THREADS, else the cores of this process."""
     return _core.get_num_threads()
+
+
+def peak_memory():
+    """Largest resident size of this process so far in bytes."""
+    try:
+        with open("/proc/self/status") as stream:
+            for line in stream:
+                if line.startswith("VmHWM"):  # ru_maxrss may be what this process ran before it
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024  # bytes there, KiB elsewhere
+
+
+def limit_memory(most):
+    """Lets this process have no more than `most` bytes and leave no core dump: the limit is the
+    address space, where the system can limit that. macOS cannot (it refuses any limit below the
+    hundreds of GB that every process maps); there a thread ends the process once it was larger."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform != "darwin":
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        return
+
+    def watch():
+        while peak_memory() <= most:
+            time.sleep(0.05)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 GPU_ALONE = ("tf32",)  # precisions that no CPU has

@@ -42,7 +42,9 @@ if SANITIZE:
 
 
 def compilers():
-    """Commands of the C++ and the C compiler, or None."""
+    """Commands of the C++ and the C compiler, or None; none on a Mac, where no CUDA is."""
+    if sys.platform == "darwin":
+        return None
     found = []
     for variable, names in (("CXX", ("c++", "g++", "clang++")), ("CC", ("cc", "gcc", "clang"))):
         wish = shlex.split(os.environ.get(variable, ""))
@@ -98,7 +100,7 @@ def said_by(folder, source, *more, watched=False):
     """What a C++ program prints that includes csrc/cuda: its source and, as they are, `more`.
     watched: with the calls that races.cpp takes in the source."""
     if compilers() is None:
-        pytest.skip("no C++ compiler is here: the CUDA backend's code cannot be run")
+        pytest.skip("no C++ compiler for Linux is here: the CUDA backend's code cannot be run")
     how = [*compilers()[0], *PROGRAM_FLAGS.split()]
     how += [f"-I{TOP}", f"-I{RUNTIME}"]
     watch = ["-fsanitize=thread"] if watched else []
@@ -118,7 +120,7 @@ def said_by(folder, source, *more, watched=False):
 def module():
     """The module `_cuda` that runs on the processor; built once for these sources."""
     if compilers() is None:
-        pytest.skip("no C++ compiler is here: the CUDA kernels cannot be run on the processor")
+        pytest.skip("no C++ compiler for Linux is here: no CUDA kernel can be run")
     place = Path(tempfile.gettempdir()) / f"mdmt-cuda-on-cpu-{os.getuid()}-{fingerprint()}"
     name = f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
     if not (place / name).exists():

@@ -317,7 +317,7 @@ def test_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch):
 
     write(tmp_path, HEAD + "a,p,MILD,A\nb,q,SEVERE,B\n")
     cases = table.read_cases(spec(), TASK, tmp_path)
-    monkeypatch.setattr(store.os, "fsync", full)
+    monkeypatch.setattr(store, "flush_to_disk", full)
     with pytest.raises(NoSpace, match="disk is full") as caught:
         building.build(cases, values(tmp_path), progress=False)
     assert caught.value.exit_code == 2

@@ -105,8 +105,8 @@ def test_only_the_module_is_exported():
     nm = shutil.which("nm")
     if nm is None:
         pytest.skip("nm is not installed")
-    done = subprocess.run([nm, "-D", "--defined-only", _core.__file__], capture_output=True,
-                          text=True, check=True)  # fmt: skip
+    how = ["-gU"] if sys.platform == "darwin" else ["-D", "--defined-only"]
+    done = subprocess.run([nm, *how, _core.__file__], capture_output=True, text=True, check=True)
     symbols = [line.split()[-1].lstrip("_") for line in done.stdout.splitlines()]
     if any(s.startswith(("asan", "ubsan")) for s in symbols):
         pytest.skip("a build with sanitizers exports their hooks")

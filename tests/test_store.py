@@ -384,15 +384,13 @@ def test_a_large_store_takes_little_memory(tmp_path):
     code = f"""
 import sys
 sys.path[:0] = [{ROOT!r}]
-import resource
 from pathlib import Path
 import numpy as np
 from mdmt.data import store
+from mdmt.system import peak_memory
 root = Path({str(tmp_path)!r})
 noise = np.random.default_rng(0).integers(0, 256, (64, 256, 256), np.uint8)
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-before = peak()
+before = peak_memory()
 with store.Builder(root / "a-1", {{"size": 256}}, 1536) as builder:
     for start in range(0, 1536, 64):
         builder.add([({{"source": str(start + i)}}, noise[i], None) for i in range(64)])
@@ -402,10 +400,10 @@ with store.Builder(root / "a-2", {{"size": 256}}, 1536) as builder:
     for i in range(1536):
         builder.add([known.find({{"source": str(i)}})])
     builder.finish()
-made = peak()
+made = peak_memory()
 opened = store.Store(root / "a-2")
 assert opened.images.shape == (1536, 256, 256)
-print(int(made - before), opened.images[::100].mean() > 100)
+print((made - before) >> 20, opened.images[::100].mean() > 100)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     grown, right = done.stdout.split()

@@ -7,6 +7,9 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
+#if defined(__APPLE__)
+#include <mach/mach.h>
+#endif
 
 #define HUGE_PAGE ((size_t)2 << 20)
 
@@ -55,6 +58,28 @@ void mdmt_release(void *block)
     free(block);
 }
 
+#if defined(__APPLE__)
+/* What is neither wired nor holds compressed pages: macOS compresses and swaps
+ * other programs' pages to make room and ends no process for want of it, so
+ * that only what is larger than this cannot be worked with. */
+long long mdmt_available_bytes(void)
+{
+    mach_port_t host = mach_host_self();
+    vm_statistics64_data_t pages;
+    mach_msg_type_number_t count = HOST_VM_INFO64_COUNT;
+    vm_size_t page = 0;
+    int known = host_page_size(host, &page) == KERN_SUCCESS &&
+                host_statistics64(host, HOST_VM_INFO64, (host_info64_t)&pages, &count) ==
+                    KERN_SUCCESS;
+    mach_port_deallocate(mach_task_self(), host);
+    if (!known) {
+        return -1;
+    }
+    /* speculative pages are among the free ones */
+    long long usable = (long long)pages.free_count + pages.active_count + pages.inactive_count;
+    return usable * (long long)page;
+}
+#else
 /* A number from a small text file of the system, or -1. */
 static long long read_number(const char *path, const char *format)
 {
@@ -72,26 +97,34 @@ static long long read_number(const char *path, const char *format)
     return number;
 }
 
-/* Bytes that can still be taken on this host or in this cgroup; -1 unknown. */
-static long long available_bytes(void)
+/* The smaller of what was known (-1: nothing) and what a cgroup leaves. */
+static long long within_group(long long known, const char *limit_path, const char *used_path)
 {
-    long long host = read_number("/proc/meminfo", "MemAvailable: %lld kB");
-    long long limit = read_number("/sys/fs/cgroup/memory.max", "%lld");
-    long long used = read_number("/sys/fs/cgroup/memory.current", "%lld");
-    long long free_bytes = host < 0 ? -1 : host * 1024;
-    if (limit >= 0 && used >= 0 && (free_bytes < 0 || limit - used < free_bytes)) {
-        free_bytes = limit > used ? limit - used : 0;
+    long long limit = read_number(limit_path, "%lld");
+    long long used = read_number(used_path, "%lld");
+    if (limit < 0 || used < 0 || (known >= 0 && limit - used >= known)) {
+        return known;
     }
-    return free_bytes;
+    return limit > used ? limit - used : 0;
 }
 
-/* The kernel promises more than it has and kills later: ask first. */
+long long mdmt_available_bytes(void)
+{
+    long long kib = read_number("/proc/meminfo", "MemAvailable: %lld kB");
+    long long bytes = kib < 0 ? -1 : kib * 1024;
+    bytes = within_group(bytes, "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current");
+    return within_group(bytes, "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+                        "/sys/fs/cgroup/memory/memory.usage_in_bytes");
+}
+#endif
+
+/* The system promises more than it has, and kills or crawls later: ask first. */
 static mdmt_status check_available(size_t bytes, const char *what)
 {
     if (bytes < (size_t)64 << 20) {
         return MDMT_OK;
     }
-    long long available = available_bytes();
+    long long available = mdmt_available_bytes();
     if (available >= 0 && (long long)bytes > available) {
         return mdmt_fail(MDMT_NO_MEMORY,
                          "out of memory: the %s needs %.2f GiB, but only %.2f GiB are available; "

@@ -31,6 +31,9 @@ mdmt_status mdmt_slab_open(mdmt_slab *slab, size_t bytes, const char *what);
 mdmt_status mdmt_slab_open_touched(mdmt_slab *slab, size_t bytes, const char *what);
 void mdmt_slab_close(mdmt_slab *slab);
 
+/* Bytes that this process can still take: of the host, or of its cgroup (v2, v1)
+ * where that is less; -1 where the system does not say. */
+long long mdmt_available_bytes(void);
 /* Number of allocations (blocks and slabs) since the process started. */
 uint64_t mdmt_allocation_count(void);
 /* Bytes now held in slabs. */

@@ -7,6 +7,9 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <unistd.h>
+#if defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
 
 #include "memory.h"
 
@@ -247,13 +250,35 @@ static int cgroup_cores(void)
     return quota > 0 && period > 0 ? (int)((quota + period - 1) / period) : 0;
 }
 
-int mdmt_usable_cores(void)
+/* Cores that the system lets this process run on, or 0 when it does not say. */
+#if defined(__linux__)
+static int allowed_cores(void)
+{
+    cpu_set_t set;
+    return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 0;
+}
+#elif defined(__APPLE__)
+/* Apple Silicon: the performance cores alone (level 0; an Intel Mac has no
+ * levels). Tasks go to whichever thread is free, but their cut is fixed and
+ * many operations have only a few for each core: such an operation ends with
+ * its last task, and one that an efficiency core took late, at a third of the
+ * speed or less, is waited for by all. */
+static int allowed_cores(void)
 {
     int cores = 0;
-    cpu_set_t set;
-    if (sched_getaffinity(0, sizeof set, &set) == 0) {
-        cores = CPU_COUNT(&set);
-    }
+    size_t bytes = sizeof cores;
+    return sysctlbyname("hw.perflevel0.physicalcpu", &cores, &bytes, NULL, 0) == 0 ? cores : 0;
+}
+#else
+static int allowed_cores(void)
+{
+    return 0;
+}
+#endif
+
+int mdmt_usable_cores(void)
+{
+    int cores = allowed_cores();
     if (cores < 1) {
         cores = (int)sysconf(_SC_NPROCESSORS_ONLN);
     }

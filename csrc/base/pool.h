@@ -22,7 +22,8 @@ int mdmt_pool_threads(const mdmt_pool *pool);
  * using at the moment, or whose threads a fork has left behind. */
 void mdmt_parallel(mdmt_pool *pool, int tasks, mdmt_task_fn fn, void *context);
 
-/* Cores that this process may use (affinity and cgroup quota), at least 1. */
+/* Cores that this process may use (affinity and cgroup quota; of Apple Silicon
+ * the performance cores), at least 1. */
 int mdmt_usable_cores(void);
 
 /* What a thread does in a loop that waits for another's store: leaves the core to its sibling. */

@@ -164,6 +164,16 @@ static PyObject *cpu_info(PyObject *self, PyObject *unused)
                          mdmt_cpu_has_bf16() ? Py_True : Py_False);
 }
 
+static PyObject *available_memory(PyObject *self, PyObject *unused)
+{
+    (void)self, (void)unused;
+    long long bytes = mdmt_available_bytes();
+    if (bytes < 0) {
+        Py_RETURN_NONE;
+    }
+    return PyLong_FromLongLong(bytes);
+}
+
 static PyObject *allocation_count(PyObject *self, PyObject *unused)
 {
     (void)self, (void)unused;
@@ -191,6 +201,7 @@ static PyMethodDef functions[] = {
     {"set_num_threads", set_num_threads, METH_O, "Threads that all networks share."},
     {"get_num_threads", get_num_threads, METH_NOARGS, "Threads that networks run on."},
     {"cpu_info", cpu_info, METH_NOARGS, "Name, instruction set and cores of the processor."},
+    {"available_memory", available_memory, METH_NOARGS, "Bytes that can still be taken, or None."},
     {"allocation_count", allocation_count, METH_NOARGS, "Allocations of the engine so far."},
     {"slab_bytes", slab_bytes, METH_NOARGS, "Bytes the engine holds in slabs."},
     {"fail_allocation_after", fail_allocation_after, METH_O,

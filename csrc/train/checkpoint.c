@@ -179,9 +179,25 @@ static mdmt_status io_failure(const char *what, const char *path)
 {
     int code = errno;
     char reason[128];
-    /* the GNU one: returns the text */
-    return mdmt_fail(MDMT_IO, "%s %s failed: %s", what, path,
-                     strerror_r(code, reason, sizeof reason));
+#if defined(__GLIBC__) /* returns the text; that of POSIX a code */
+    const char *text = strerror_r(code, reason, sizeof reason);
+#else
+    const char *text = strerror_r(code, reason, sizeof reason) == 0 ? reason : "unknown reason";
+#endif
+    return mdmt_fail(MDMT_IO, "%s %s failed: %s", what, path, text);
+}
+
+/* 0 when all of the file is on the disk. macOS' fsync leaves it in the disk's
+ * own cache, out of order; its F_FULLFSYNC, which not every file system has,
+ * empties that, too. */
+static int flush_to_disk(int file)
+{
+#if defined(F_FULLFSYNC)
+    if (fcntl(file, F_FULLFSYNC) == 0) {
+        return 0;
+    }
+#endif
+    return fsync(file);
 }
 
 static mdmt_status write_all(int file, const char *data, size_t bytes, const char *path)
@@ -235,7 +251,7 @@ static mdmt_status write_content(int file, const char *path, const text_buffer *
     for (int i = 0; i < count; i++) {
         MDMT_TRY(write_all(file, sorted[i]->data, array_bytes(sorted[i]), path));
     }
-    if (hook_refuses() || fsync(file) != 0) {
+    if (hook_refuses() || flush_to_disk(file) != 0) {
         return io_failure("flushing to disk", path);
     }
     return MDMT_OK;
@@ -254,7 +270,7 @@ static mdmt_status flush_folder(const char *path, char *room)
     }
     /* EINVAL: a file system that knows no flushing of folders */
     mdmt_status status = MDMT_OK;
-    if (hook_refuses() || (fsync(folder) != 0 && errno != EINVAL)) {
+    if (hook_refuses() || (flush_to_disk(folder) != 0 && errno != EINVAL)) {
         status = io_failure("flushing to disk the folder", room);
     }
     close(folder);

@@ -19,10 +19,11 @@ import time
 
 import numpy as np
 
+from ..system import limit_memory
 from .levels import Levels
 
 SECONDS = 120.0  # for one file
-MEMORY = 4 * 2**30  # address space of a helper
+MEMORY = 4 * 2**30  # of a helper
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from mdmt.data.isolated import serve; serve()"
@@ -133,14 +134,11 @@ def close() -> None:
 
 def serve() -> None:
     """Answer requests from standard input until it closes (in the helper)."""
-    import resource
-
     from . import dicom
 
     answers = os.dup(1)
     os.dup2(2, 1)  # whatever a decoder prints is no answer
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    limit_memory(MEMORY)
     with os.fdopen(answers, "wb") as out:
         for line in sys.stdin.buffer:
             request = json.loads(line)

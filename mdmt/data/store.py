@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import NoSpace, write_failure
-from ..paths import cache_folder, digest, make_folder, sync_folder
+from ..paths import cache_folder, digest, flush_to_disk, make_folder, sync_folder
 
 FORMAT = 2
 IMAGES, LOOKS, INDEX, JOURNAL = "images.u8", "looks.bin", "index.json", "entries.jsonl"
@@ -207,12 +207,12 @@ class Builder:
         """Write the index and give the store its name."""
         for stream in self._streams[:2]:
             stream.flush()
-            os.fsync(stream.fileno())
+            flush_to_disk(stream.fileno())
         index = {"key": self.folder.name, "settings": self.settings, "entries": self.entries}
         with open(self.building / INDEX, "w", encoding="utf-8") as stream:
             json.dump(index, stream)
             stream.flush()
-            os.fsync(stream.fileno())
+            flush_to_disk(stream.fileno())
         os.unlink(self.building / JOURNAL)
         os.rename(self.building, self.folder)
         sync_folder(self.folder.parent)

@@ -459,6 +459,13 @@ def _fixed(table: Path, rows: list[dict], columns: dict) -> np.ndarray | None:
     return marked
 
 
+def _one_form(name: str) -> str:
+    """The name with its extension in small letters and its accents composed: a Mac's tools write an
+    é of a file name as two characters, a table holds it as one."""
+    stem = _stem(name)
+    return unicodedata.normalize("NFC", stem + name[len(stem) :].lower())
+
+
 class _Files:
     """The files of an image folder by name, with and without extension, in subfolders too."""
 
@@ -469,8 +476,8 @@ class _Files:
             self._add(entry.name, entry.name)
 
     def _add(self, name: str, relative: str) -> None:
-        stem = _stem(name)
-        for key in {stem, stem + name[len(stem) :].lower()}:
+        name = _one_form(name)
+        for key in {_stem(name), name}:
             self.known.setdefault(key, []).append(relative)
 
     def _walk(self) -> None:
@@ -497,9 +504,7 @@ class _Files:
             return [self.folder / name]
         if os.path.isabs(name):
             name = os.path.relpath(Path(name).resolve(), self.inside)
-        name = os.path.normpath(name)
-        stem = _stem(name)
-        key = stem + name[len(stem) :].lower()
+        key = _one_form(os.path.normpath(name))
         if key not in self.known and not self.deep:
             self._walk()
         found = [self.folder / f for f in sorted(set(self.known.get(key, [])))]

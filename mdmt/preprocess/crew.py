@@ -20,10 +20,11 @@ import sys
 import time
 from collections import deque
 
+from ..system import limit_memory
 from .picture import BATCH, Prepared, Task, prepare
 
 SECONDS = 120.0  # for one file, and for the lungs of one batch
-MEMORY = 6 * 2**30  # address space of a worker
+MEMORY = 6 * 2**30  # of a worker
 AHEAD = 6  # chunks per worker that may wait for an earlier one
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
@@ -182,13 +183,11 @@ def _blame(worker: _Worker, reason: str, results: dict, waiting: deque) -> None:
 
 def serve() -> None:
     """Prepare the chunks that come on standard input until it closes (in the worker)."""
-    import resource
     import traceback
 
     answers = os.dup(1)
     os.dup2(2, 1)  # whatever a decoder prints is no answer
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    limit_memory(MEMORY)
     source = sys.stdin.buffer
 
     def received():

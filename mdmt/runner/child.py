@@ -12,7 +12,7 @@ import sysconfig
 import threading
 from pathlib import Path
 
-from .. import __version__
+from .. import __version__, _core
 from ..experiments import Job
 from ..paths import write_json
 
@@ -22,8 +22,7 @@ def default_threads(workers: int) -> int:
     given = os.environ.get("MDMT_NUM_THREADS")
     if given and given.isdigit() and int(given) > 0:
         return int(given)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, (cores or 1) // workers)
+    return max(1, _core.cpu_info()["cores"] // workers)
 
 
 def prepare_folder(runs: Path, job: Job, inputs: dict) -> Path:

@@ -3,7 +3,6 @@ from one measured step of every backbone."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import numpy as np
 
 from .. import kinds
 from ..errors import BadConfig
+from ..paths import flush_to_disk
 from .child import default_threads, search_path
 from .display import clock, expected_images
 from .kept import done_and_usable
@@ -123,7 +123,7 @@ def _saving(model, place) -> float:
         for value in state.values():
             stream.write(np.ascontiguousarray(value))
         stream.flush()
-        os.fsync(stream.fileno())
+        flush_to_disk(stream.fileno())
     return time.perf_counter() - begin
 
 

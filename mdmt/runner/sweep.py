@@ -27,6 +27,7 @@ from .. import __version__
 from ..errors import BadInput, Interrupted
 from ..experiments import Job
 from ..paths import read_json, write_json
+from ..system import peak_memory
 from .child import how_it_ended, prepare_folder
 from .display import Display, expected_images
 from .kept import RESULT, Kept, done_and_usable, finished
@@ -272,7 +273,7 @@ class Clock:
             "busy_seconds": round(self.busy, 3),
             "training_cpu_seconds": round(_of_children() - self.children, 3),
             "coordinator_seconds": round(time.process_time() - self.own, 3),
-            "coordinator_bytes": _peak(),
+            "coordinator_bytes": peak_memory(),
         }
         with contextlib.suppress(OSError), open(sweep.runs.parent / SWEEPS, "a") as stream:
             stream.write(json.dumps(record) + "\n")
@@ -282,15 +283,6 @@ def _of_children() -> float:
     """Processor time of the child processes that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
-
-
-def _peak() -> int | None:
-    """Largest resident size of this process in bytes, where the system tells."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), None)
 
 
 def run(jobs, runs, inputs_of, executor, quiet=False, retries=RETRIES, keep=True) -> Outcome:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from .. import __version__
 from ..errors import BadInput, NoSpace, write_failure
-from ..paths import digest_file, make_folder, sync_folder
+from ..paths import digest_file, flush_to_disk, make_folder, sync_folder
 from . import catalogue
 
 TIMEOUT = 30.0  # seconds without a byte until a connection counts as broken
@@ -168,7 +168,7 @@ def _fill(file, url: str, path: Path, digits: str) -> None:
     while True:
         try:
             _download(file, url, path)
-            os.fsync(file.fileno())
+            flush_to_disk(file.fileno())
         except urllib.error.HTTPError as error:
             raise FetchFailed(_refusal(url, path, error.code, error.reason)) from error
         except OSError as error:
