@@ -3,6 +3,10 @@
 
 #include <string.h>
 #include <unistd.h>
+#if defined(__APPLE__)
+#include <stdint.h>
+#include <sys/sysctl.h>
+#endif
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -24,8 +28,14 @@ mdmt_isa mdmt_detect_isa(void)
     if ((saved & 0x6) != 0x6 || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(b & bit_AVX2)) {
         return MDMT_ISA_REF;
     }
+#if defined(__APPLE__)
+    /* macOS gives a thread the registers of AVX-512 when it first uses one, and
+     * xgetbv says so only then: the answer would depend on what ran before. */
+    return MDMT_ISA_AVX2;
+#else
     unsigned wanted = bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL;
     return (saved & 0xE6) == 0xE6 && (b & wanted) == wanted ? MDMT_ISA_AVX512 : MDMT_ISA_AVX2;
+#endif
 }
 
 int mdmt_has_avx512_bf16(void)
@@ -108,12 +118,35 @@ const char *mdmt_cpu_name(void)
     snprintf(name, sizeof name, "aarch64 (implementer 0x%02x, part 0x%03x)", implementer, part);
     return name;
 }
+#elif defined(__APPLE__)
+const char *mdmt_cpu_name(void)
+{
+    static _Thread_local char name[64];
+    size_t bytes = sizeof name - 1; /* it stays 0-terminated */
+    return sysctlbyname("machdep.cpu.brand_string", name, &bytes, NULL, 0) == 0
+               ? name : "unknown processor";
+}
 #else
 const char *mdmt_cpu_name(void)
 {
     return "unknown processor";
 }
 #endif
+#endif
+
+#if defined(__APPLE__)
+long long mdmt_system_number(const char *name)
+{
+    union {
+        int32_t four;
+        int64_t eight;
+    } number = {.eight = 0};
+    size_t bytes = sizeof number;
+    if (sysctlbyname(name, &number, &bytes, NULL, 0) != 0) {
+        return -1;
+    }
+    return bytes == sizeof number.four ? number.four : number.eight;
+}
 #endif
 
 const char *mdmt_isa_name(mdmt_isa isa)
@@ -139,11 +172,15 @@ int mdmt_isa_includes(mdmt_isa best, mdmt_isa isa)
 
 long mdmt_l2_bytes(void)
 {
-#ifdef _SC_LEVEL2_CACHE_SIZE
-    long bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
-    if (bytes >= 256 * 1024) {
-        return bytes;
-    }
+    long bytes = 0;
+#if defined(__APPLE__)
+    /* a cluster of performance cores has one; an Intel Mac's core has its own */
+    long long shared = mdmt_system_number("hw.perflevel0.l2cachesize");
+    long long sharers = mdmt_system_number("hw.perflevel0.cpusperl2");
+    bytes = (long)(shared > 0 && sharers > 0 ? shared / sharers
+                                             : mdmt_system_number("hw.l2cachesize"));
+#elif defined(_SC_LEVEL2_CACHE_SIZE)
+    bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
 #endif
-    return 1024 * 1024;
+    return bytes >= 256 * 1024 ? bytes : 1024 * 1024;
 }

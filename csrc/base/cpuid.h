@@ -26,5 +26,9 @@ int mdmt_has_avx512_bf16(void);
 /* L2 bytes of one core; 1 MiB where unknown. Only for tile sizes that do not
  * change results. */
 long mdmt_l2_bytes(void);
+#if defined(__APPLE__)
+/* A number that sysctl knows by this name, or -1. */
+long long mdmt_system_number(const char *name);
+#endif
 
 #endif

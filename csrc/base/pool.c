@@ -7,10 +7,8 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <unistd.h>
-#if defined(__APPLE__)
-#include <sys/sysctl.h>
-#endif
 
+#include "cpuid.h"
 #include "memory.h"
 
 #define SPINS 2000 /* about 20 us: the gap between two operations of a step */
@@ -250,7 +248,7 @@ static int cgroup_cores(void)
     return quota > 0 && period > 0 ? (int)((quota + period - 1) / period) : 0;
 }
 
-/* Cores that the system lets this process run on, or 0 when it does not say. */
+/* Cores that the system lets this process run on; below 1 when it does not say. */
 #if defined(__linux__)
 static int allowed_cores(void)
 {
@@ -265,9 +263,7 @@ static int allowed_cores(void)
  * speed or less, is waited for by all. */
 static int allowed_cores(void)
 {
-    int cores = 0;
-    size_t bytes = sizeof cores;
-    return sysctlbyname("hw.perflevel0.physicalcpu", &cores, &bytes, NULL, 0) == 0 ? cores : 0;
+    return (int)mdmt_system_number("hw.perflevel0.physicalcpu");
 }
 #else
 static int allowed_cores(void)
