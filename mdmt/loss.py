@@ -14,7 +14,8 @@ def masked_loss(logits, task, target, reduction="mean", weights=None, losses=Non
     logits: list of K arrays (N, C_k), float32, one per task: every head sees every sample.
     task (N): the task that each sample is labelled for, -1 for none.
     target (N,) or (N, k): class index (ce, ordinal), k values in 0 to 1 (bce), k values (mse); a
-    task reads the first columns. NaN is a missing label: of one output for bce, else of the sample.
+    task reads the first columns, and those that only tasks without a sample read may be left out.
+    NaN is a missing label: of one output for bce, else of the sample.
     reduction: "mean", the sum over the samples divided by the number of labelled samples of the
     batch; "per_task_mean", the sum over tasks of the mean over their own samples; "sum".
     weights (K): factors of the tasks' losses, default 1. losses (K): "ce" (default), "bce" (mean
@@ -29,6 +30,8 @@ def masked_loss(logits, task, target, reduction="mean", weights=None, losses=Non
     the unweighted sum of each task's losses and the number of its samples. Raises ValueError for
     shapes that do not fit and for a label out of range, naming sample and value.
     """
+    if isinstance(logits, np.ndarray):
+        raise ValueError(f"logits must be a list of one array per task, not one of {logits.shape}")
     logits = [np.ascontiguousarray(z, np.float32) for z in logits]
     weights = [1.0] * len(logits) if weights is None else [float(w) for w in weights]
     losses = ["ce"] * len(logits) if losses is None else list(losses)
@@ -42,22 +45,46 @@ def masked_loss(logits, task, target, reduction="mean", weights=None, losses=Non
             raise ValueError(f"unknown loss {kind!r}: choose one of {', '.join(KINDS)}")
     if reduction not in REDUCTIONS:
         raise ValueError(f"unknown reduction {reduction!r}: choose one of {', '.join(REDUCTIONS)}")
-    task = np.asarray(task)
-    if task.dtype.kind not in "iu":
-        raise ValueError(f"task must hold integers, not {task.dtype}")
-    target = np.ascontiguousarray(target, np.float32)
-    target = target[:, None] if target.ndim == 1 else target
-    n = len(logits[0]) if logits and logits[0].ndim else 0
-    if logits and (task.shape != (n,) or target.shape[:1] != (n,)):
-        raise ValueError(
-            f"the logits are of {n} samples, task has the shape {task.shape} and target "
-            f"{target.shape}; give one of each per sample"
-        )
+    if not 1 <= len(logits) <= 16:
+        raise ValueError(f"masked_loss takes 1 to 16 tasks, not {len(logits)}")
+    task, target = _labels(logits, task, target, losses)
     tasks = [(KINDS.index(kind), weight) for kind, weight in zip(losses, weights)]
     return _core.masked_loss(
         logits,
-        np.ascontiguousarray(task, np.int32),
+        task,
         target,
         tasks,
         REDUCTIONS.index(reduction),
     )
+
+
+def _labels(logits, task, target, losses):
+    """task (N) int32 and target (N, as many columns as any loss reads) float32, NaN where a column
+    was not given."""
+    task = np.asarray(task)
+    if task.dtype.kind not in "iu" and task.size:
+        raise ValueError(f"task must hold integers, not {task.dtype}")
+    n = len(logits[0]) if logits[0].ndim else 0
+    for k, z in enumerate(logits):
+        if z.ndim != 2 or len(z) != n:
+            raise ValueError(f"logits[{k}] must be ({n}, classes), not {z.shape}")
+    target = np.asarray(target, np.float32)
+    target = target[:, None] if target.ndim == 1 else target
+    if task.shape != (n,) or target.ndim != 2 or len(target) != n:
+        raise ValueError(
+            f"the logits are of {n} samples, task has the shape {task.shape} and target "
+            f"{target.shape}; give one of each per sample"
+        )
+    for i in np.flatnonzero((task < -1) | (task >= len(logits)))[:1]:
+        raise ValueError(
+            f"sample {i} has the task {task[i]}, outside 0 to {len(logits) - 1} (-1: no label)"
+        )
+    reads = [z.shape[1] if kind in ("bce", "mse") else 1 for z, kind in zip(logits, losses)]
+    columns, width = target.shape[1], max(reads, default=1)
+    for k, needed in enumerate(reads):
+        if needed > columns and (task == k).any():
+            raise ValueError(
+                f"task {k} has {needed} outputs, but the targets have {columns} columns"
+            )
+    missing = np.full((n, max(width - columns, 0)), np.nan, np.float32)
+    return task.astype(np.int32), np.ascontiguousarray(np.hstack([target, missing]))

@@ -10,15 +10,16 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from mdmt import _core, nets, system
+from mdmt import _core, inputs, nets, system
+from mdmt.alone import Lock, alone
 from mdmt.augmentation import complete
+from mdmt.checked import whole
 from mdmt.nets import heads as heads_
 from mdmt.nets.builder import Builder
 from mdmt.nets.init import initial_value
-from mdmt.weights import foreign, load_weights, names, read_description
+from mdmt.weights import given, load_weights, names, read_description
 from mdmt.weights.catalogue import default_size, normalisation
 
-MAX_SIDE = 1 << 14  # pixels
 # Largest Winograd tile (F(4x4), none), and whether maps are stored in bfloat16.
 PRECISIONS = {
     "fp32": {"winograd": 2},
@@ -26,36 +27,6 @@ PRECISIONS = {
     "bf16": {"winograd": 2, "bf16": True},
 }
 GPU_PRECISIONS = {"fp32": "fp32", "fp32-direct": "fp32", "tf32": "tf32", "bf16": "bf16"}
-
-
-def _whole(name, value, low, high):
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
-        raise ValueError(f"{name} must be an integer from {low} to {high}, not {str(value)[:40]!r}")
-    if not low <= value <= high:
-        raise ValueError(f"{name} must be {low} to {high}, not {value}")
-    return int(value)
-
-
-def _sides(size):
-    """(height, width) of an image size, which may be one number."""
-    sides = size if isinstance(size, list | tuple) else (size, size)
-    if len(sides) != 2:
-        raise ValueError(
-            f"image_size must be one side or (height, width), not {len(sides)} numbers"
-        )
-    return tuple(_whole("image_size", side, 1, MAX_SIDE) for side in sides)
-
-
-def _check_values(arrays):
-    for key, value in arrays.items():
-        if value.dtype.kind not in "fiub":
-            raise ValueError(f"{key} holds {value.dtype} in the weights, which are no numbers here")
-        with np.errstate(over="ignore"):
-            value = value.astype(np.float32, copy=False)
-        if not np.isfinite(value).all():
-            raise ValueError(f"{key} holds NaN or infinity in the weights")
-        if key.endswith(("running_var", "num_batches_tracked")) and value.size and value.min() < 0:
-            raise ValueError(f"{key} is negative in the weights")
 
 
 class Model:
@@ -94,6 +65,7 @@ class Model:
     ):
         if heads is None:
             heads = {"prognosis": 2, "severity": 4}
+        self._lock = Lock()  # one thread at a time
         self._on = system.open_device(device)
         allowed = PRECISIONS if self._on is None else GPU_PRECISIONS
         if precision not in allowed:
@@ -103,10 +75,10 @@ class Model:
             )
         self.backbone = backbone
         self.heads = heads_.normalise(heads)
-        self.image_size = _sides(default_size(backbone) if image_size is None else image_size)
-        self.channels = _whole("channels", channels, 1, 4)
+        self.image_size = inputs.sides(default_size(backbone) if image_size is None else image_size)
+        self.channels = whole("channels", channels, 1, 4)
         self.device, self.precision = device, precision
-        self.seed = _whole("seed", seed, 0, (1 << 63) - 1)
+        self.seed = whole("seed", seed, 0, (1 << 63) - 1)
         #: Training steps done: keys the dropout and counts for Adam's bias correction.
         self.training_step = 0
         #: Steps that fit_steps should be given at once: a GPU waits between calls, and between two
@@ -142,20 +114,22 @@ class Model:
         self._graph = b.graph
         self._entries = b.entries
         self._rows = b.rows
+        self._shapes = {key: tuple(shape) for key, _, _, shape in b.entries}
+        self._learnt = {k: tuple(s) for k, role, _, s in b.entries if role == "param"}
         self._counters = {key: 0 for key, role, _, _ in b.entries if role == "counter"}
         return b
 
-    def _build(self, b, given):
-        """The network in the engine; given: arrays to start from, the others are drawn."""
+    def _build(self, b, initial):
+        """The network in the engine; initial: arrays to start from, the others are drawn."""
         how = PRECISIONS.get(self.precision, {}) | {"seed": self.seed}
         if self._on is not None:
             how["device"] = (*self._on, GPU_PRECISIONS[self.precision])
         self._network = _core.Network(b.graph, **how)
         for key, role, init, shape in b.entries:
             if role == "counter":
-                self._counters[key] = int(given.get(key, 0))
-            elif key in given:
-                self._set(key, given[key])
+                self._counters[key] = int(initial.get(key, 0))
+            elif key in initial:
+                self._set(key, initial[key])
             else:
                 self._set(key, initial_value(key, init, shape, self.seed))
 
@@ -176,118 +150,21 @@ class Model:
         if gradients:
             mode["gradients"] = 1
             mode["target_width"] = width or heads_.target_width(self.heads)
-            weights = {task: self.task_weights.get(task, 1.0) for task in self.heads}
+            weights = inputs.task_weights(self.task_weights, self.heads)
             mode["tasks"] = [(t, head["loss"], weights[t]) for t, head in self.heads.items()]
             mode["reduction"] = "mean"
         if store is not None:
             mode |= {"from_store": 1, "augment": int(store), "mean": self.mean, "std": self.std}
         return mode
 
-    def _images(self, x):
-        try:
-            x = np.asarray(x)
-        except ValueError:
-            raise ValueError("x must be one array; its images differ in shape") from None
-        if x.dtype == np.uint8 or x.dtype.kind not in "fiub":
-            raise ValueError(
-                f"x holds {x.dtype}; a network takes normalised float32, of values v in 0..1 "
-                "(v - model.mean) / model.std"
-            )
-        if x.ndim == 3:
-            x = np.broadcast_to(x[:, None], (x.shape[0], self.channels, *x.shape[1:]))
-        if x.ndim != 4 or x.shape[1] != self.channels or 0 in x.shape:
-            raise ValueError(
-                f"x must be (N, {self.channels}, H, W), or (N, H, W) grey, not {x.shape}"
-            )
-        step = nets.multiple(self.backbone)
-        if x.shape[2] % step or x.shape[3] % step:
-            raise ValueError(
-                f"{self.backbone} takes images whose sides are multiples of {step}, not "
-                f"{x.shape[2]} x {x.shape[3]}"
-            )
-        x = np.ascontiguousarray(x, np.float32)
-        if not np.isfinite(x.sum(dtype=np.float64)):
-            bad = np.flatnonzero(~np.isfinite(x).all(axis=(1, 2, 3)))
-            raise FloatingPointError(
-                f"the input holds NaN or infinity in image {bad[0]} of the batch"
-            )
-        return x
-
-    def _masked(self, task, mask, shape):
-        """Checked masks (N, 1, H, W) float32 of a batch, zeros where a sample needs none."""
-        needs = np.isin(task, self._masks)
-        if mask is None:
-            if needs.any():
-                name = list(self.heads)[task[needs][0]]
-                raise ValueError(f"task {name} needs a mask per sample: target (N, H, W)")
-            return np.zeros((shape[0], 1, *shape[1:]), np.float32)
-        mask = np.asarray(mask, np.float32)
-        if mask.shape not in (shape, (shape[0], 1, *shape[1:])):
-            raise ValueError(f"the masks must be {shape}, like the images, not {mask.shape}")
-        mask = mask.reshape(shape[0], 1, *shape[1:])
-        wrong = needs & ~((mask >= 0) & (mask <= 1)).all((1, 2, 3))
-        if wrong.any():
-            raise ValueError(
-                f"the mask of sample {np.flatnonzero(wrong)[0]} must lie within 0 to 1 (1: inside)"
-            )
-        return np.where(needs[:, None, None, None], mask, np.float32(0))
-
-    def _targets(self, task, target, n):
-        """Checked task (N) int32 and target (N, k) float32."""
-        task = np.ascontiguousarray(task)
-        if task.shape != (n,) or not np.issubdtype(task.dtype, np.integer):
-            raise ValueError(
-                f"task must be {n} integers, one per sample, not {task.dtype} {task.shape}"
-            )
-        if target is None:  # of a batch of masks
-            if not self._masks:
-                raise ValueError("target is None; give the label of each sample, NaN for none")
-            target = np.where(np.isin(task, self._masks), 0, np.nan)
-        try:
-            target = np.asarray(target, np.float32)
-        except (TypeError, ValueError):
-            raise ValueError(
-                "target must hold numbers, a class as its position in the list of classes"
-            ) from None
-        target = target[:, None] if target.ndim == 1 else target
-        if target.ndim != 2 or len(target) != n:
-            raise ValueError(f"target must be ({n},) or ({n}, k), not {target.shape}")
-        if task.size and not -1 <= task.min() <= task.max() < len(self.heads):
-            raise ValueError(
-                f"task must be 0 to {len(self.heads) - 1} (or -1: no label), not "
-                f"{task.min()} to {task.max()}"
-            )
-        for k, (name, head) in enumerate(self.heads.items()):
-            if k in self._masks:
-                target = np.where((task == k)[:, None], np.float32(0), target)
-                continue
-            self._check_labels(name, head, target[task == k])
-        return task.astype(np.int32), np.ascontiguousarray(target)
-
-    @staticmethod
-    def _check_labels(name, head, labels):
-        if head["loss"] in ("bce", "mse"):
-            if labels.size and labels.shape[1] < head["classes"]:
-                raise ValueError(
-                    f"task {name} needs {head['classes']} targets per sample, not {labels.shape[1]}"
-                )
-            return
-        classes = labels[:, :1]
-        classes = classes[~np.isnan(classes)]
-        wrong = (classes != np.floor(classes)) | (classes < 0) | (classes >= head["classes"])
-        if wrong.any():
-            raise ValueError(
-                f"task {name} has the classes 0 to {head['classes'] - 1}; {classes[wrong][0]:g} is "
-                "none of them"
-            )
-
+    @alone
     def forward(self, x, training=False):
         """x (N, channels, H, W) float32, normalised, or (N, H, W) grey.
 
         Returns {"features": (N, C), task: logits (N, classes), or (N, 1, H, W) of a mask}.
         training=True uses batch statistics and dropout, and updates the running statistics.
         """
-        x = self._images(x)
+        x = inputs.images(x, self.channels, self.backbone)
         mode = self._mode(len(x), x.shape[2:], training)
         names = ("features", *self.heads)
         out = self._network.run(mode, {"image": x}, names, seed=self.seed, step=self.training_step)
@@ -296,19 +173,22 @@ class Model:
         return out
 
     def _pass(self, x, task, target, training, names, adam=None, mask=None):
-        x = self._images(x)
+        x = inputs.images(x, self.channels, self.backbone)
         if mask is None and target is not None and np.ndim(target) > 2:
             target, mask = None, target
-        task, target = self._targets(task, target, len(x))
+        task, target = inputs.targets(task, target, len(x), self.heads)
         mode = self._mode(len(x), x.shape[2:], training, True, target.shape[1])
+        if adam and self._frozen:
+            mode["learns"] = "heads."
         feeds = {"image": x, "task": task, "target": target}
         if self._masks:
-            feeds["mask"] = self._masked(task, mask, (len(x), *x.shape[2:]))
+            feeds["mask"] = inputs.masks(task, mask, (len(x), *x.shape[2:]), self.heads)
         out = self._network.run(mode, feeds, names, adam, seed=self.seed, step=self.training_step)
         self._keep_tuning()
         self._batches += bool(training)
         return out
 
+    @alone
     def loss_and_gradients(self, x, task, target, training=True, mask=None):
         """task (N) int: which head each sample belongs to; target (N) or (N, k), NaN for no label:
         of loss bce for one output, else for the sample.
@@ -333,6 +213,7 @@ class Model:
         step = self.training_step + 1
         return (lr, betas[0], betas[1], eps, weight_decay, bool(decoupled), step)
 
+    @alone
     def train_step(
         self,
         x,
@@ -349,7 +230,7 @@ class Model:
         """One whole step: forward, masked loss, backward, Adam with L2 in the gradient (or
         decoupled). Returns the loss before the step."""
         adam = self._adam(lr, betas, eps, weight_decay, decoupled)
-        loss = self._pass(x, task, target, True, ("loss",), adam, mask)["loss"]
+        loss = self._pass(x, task, target, not self._frozen, ("loss",), adam, mask)["loss"]
         self.training_step += 1
         return float(loss[0])
 
@@ -360,6 +241,7 @@ class Model:
 
     # Resident data sets ------------------------------------------------------------------------
 
+    @alone
     def attach(self, datasets):
         """Makes data sets resident for fit_step and predict.
 
@@ -368,48 +250,12 @@ class Model:
         (M, H, W) uint8 like images, 255 inside. On a GPU images and masks are copied when they are
         first used, and later changes of the arrays are not seen.
         """
-        sources, labels, masks = [], [], []
-        if isinstance(datasets, dict):
-            raise ValueError("attach takes a list of data sets; put brackets around a single one")
-        for i, entry in enumerate(datasets):
-            get = entry.get if isinstance(entry, dict) else lambda key, e=entry: getattr(e, key)
-            images, target = np.asarray(get("images")), np.asarray(get("target"))
-            if images.dtype != np.uint8 or images.ndim != 3 or not images.flags.c_contiguous:
-                raise ValueError(
-                    f"the images of data set {i} must be C-ordered uint8 (M, H, W), not "
-                    f"{images.dtype} {images.shape}"
-                )
-            n, k = len(images), _whole(f"task of data set {i}", get("task"), 0, len(self.heads) - 1)
-            masks.append(None)
-            if k in self._masks:
-                if target.dtype != np.uint8 or target.shape != images.shape:
-                    raise ValueError(
-                        f"the masks of data set {i} must be uint8 {images.shape}, like its images, "
-                        f"not {target.dtype} {target.shape}"
-                    )
-                masks[i], target = np.ascontiguousarray(target), None
-            tasks, target = self._targets(np.full(n, k), target, n)
-            sources.append(images)
-            labels.append((k, target))
-        self._sources, self._labels, self._resident = sources, labels, masks
+        self._sources, self._labels, self._resident = inputs.datasets(datasets, self.heads)
         self._network.forget_images()
 
     def _samples(self, dataset, index):
-        for name, array in (("dataset", dataset), ("index", index)):
-            if np.asarray(array).dtype.kind not in "iu":
-                raise ValueError(f"{name} must hold integers, not {np.asarray(array).dtype}")
-        dataset = np.ascontiguousarray(dataset, np.int32)
-        index = np.ascontiguousarray(index, np.int64)
-        if not self._sources:
-            raise ValueError("no data set is attached: call attach first")
-        known = (dataset >= 0) & (dataset < len(self._sources))
-        counts = np.array([len(source) for source in self._sources])[np.where(known, dataset, 0)]
-        wrong = np.flatnonzero(~(known & (index >= 0) & (index < counts)))
-        if len(wrong):
-            raise IndexError(
-                f"sample {wrong[0]} of the batch is image {index.flat[wrong[0]]} of data set "
-                f"{dataset.flat[wrong[0]]}, which does not exist"
-            )
+        counts = [len(source) for source in self._sources]
+        dataset, index = inputs.samples(dataset, index, counts)
         return {"sources": self._sources, "dataset": dataset, "index": index, "seed": self.seed}
 
     def fit_step(
@@ -446,6 +292,7 @@ class Model:
         )
         return float(losses[0]), per_task[0]
 
+    @alone
     def fit_steps(
         self,
         dataset,
@@ -506,11 +353,13 @@ class Model:
         return out["loss"][:, 0], out["per_task"].reshape(len(index), -1, 2)
 
     def freeze_backbone(self, frozen=True):
-        """Lets fit_step train the heads alone, on features in evaluation mode (running statistics,
-        no dropout); weights, running statistics and Adam's moments of the backbone stay as they
-        are. A step computes no gradient of the backbone: about a third of the time."""
+        """Lets fit_step and train_step train the heads alone, on features in evaluation mode
+        (running statistics, no dropout); weights, running statistics and Adam's moments of the
+        backbone stay as they are. A step computes no gradient of the backbone: about a third of
+        the time. loss_and_gradients gives all gradients, as before."""
         self._frozen = bool(frozen)
 
+    @alone
     def rescale_head(self, task, scale, shift):
         """Changes the last layer of a head so that it gives scale * output + shift."""
         key = f"heads.{task}.{len(self.heads[task]['hidden'])}"
@@ -524,10 +373,11 @@ class Model:
         masks = 4 * batch_size * len(self._masks) * math.prod(self.image_size)
         return max(min(self.steps_at_once, (1 << 26) // max(masks, 1)), 1)
 
+    @alone
     def predict(self, dataset, index, batch_size=32):
         """As forward, of resident images: dataset, index (N) as for fit_step."""
         dataset, index = np.asarray(dataset), np.asarray(index)
-        batch_size = _whole("batch_size", batch_size, 1, (1 << 31) - 1)
+        batch_size = whole("batch_size", batch_size, 1, (1 << 31) - 1)
         if index.ndim != 1 or dataset.shape != index.shape:
             raise ValueError(
                 f"dataset and index must both be (N,), not {dataset.shape} and {index.shape}"
@@ -554,6 +404,7 @@ class Model:
     def _collect(self, what):
         return {key: self._get(key, what) for key, role, _, _ in self._entries if role == "param"}
 
+    @alone
     def state_dict(self):
         """{key: array}: float32 in the layout of PyTorch (O, I, kh, kw), counters int64."""
         state = {}
@@ -564,34 +415,19 @@ class Model:
                 state[key] = self._get(key)
         return state
 
+    @alone
     def load_state_dict(self, state, strict=True, classifier=None):
-        """Takes over the weights. Returns the ignored keys: of an original classifier, and of
-        GoogLeNet's auxiliary ones.
+        """Takes over the weights. Returns the keys that were ignored, those of an original
+        classifier among them: a list, with `missing_keys` and `unexpected_keys` for strict=False.
 
+        state: {key: array}, of this model or of a torchvision or timm module (tensors will do).
         classifier: name of the head, of one linear layer (hidden: []), that takes the original
         classifier over. ValueError, and nothing changed, when keys are missing or unknown (strict),
         a shape does not fit or a value is not finite.
         """
-        shapes = {key: tuple(shape) for key, _, _, shape in self._entries}
-        if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
-            raise ValueError("the weights must be a dictionary of arrays whose keys are text")
-        state = names.translate(state, shapes)
-        if classifier is not None:
-            state = self._with_classifier(state, classifier)
-        ignored = [k for k in state if k not in shapes and k.startswith(names.IGNORED)]
-        unknown = [k for k in state if k not in shapes and k not in ignored]
-        missing = [k for k in shapes if k not in state]
-        if strict and (unknown or missing):
-            which = f"unknown key {unknown[0]}" if unknown else f"missing key {missing[0]}"
-            raise ValueError(
-                f"the weights do not belong to {self.backbone} with the heads "
-                f"{', '.join(self.heads)}: {which} ({len(unknown)} unknown, {len(missing)} missing)"
-            )
-        values = {k: np.asarray(v) for k, v in state.items() if k in shapes}
-        if state and not values:
-            raise ValueError(f"none of the weights belongs to {self.backbone}: not even one key")
-        self._check_shapes({key: value.shape for key, value in values.items()}, shapes)
-        _check_values(values)
+        values, loaded = given.state_of(
+            state, self._shapes, self.backbone, self.heads, strict, classifier
+        )
         counters = {k: n + self._batches for k, n in self._counters.items()}
         for key, value in values.items():
             if key in counters:
@@ -599,86 +435,33 @@ class Model:
             else:
                 self._set(key, value)
         self._counters, self._batches = counters, 0
-        return ignored
-
-    def _with_classifier(self, state, head):
-        """The state with the original classifier under the name of a head."""
-        if head not in self.heads:
-            raise ValueError(f"there is no head {head!r}: choose among {', '.join(self.heads)}")
-        if self.heads[head]["hidden"]:
-            raise ValueError(f"the head {head} has hidden layers; a classifier is one linear layer")
-        weight, bias = names.classifier(state)
-        own = {f"heads.{head}.0.weight": weight, f"heads.{head}.0.bias": bias}
-        return {k: v for k, v in state.items() if not k.startswith(names.CLASSIFIERS)} | own
-
-    def _check_shapes(self, found, shapes):
-        for key, shape in found.items():
-            if shape != shapes[key]:
-                raise ValueError(
-                    f"{key} has the shape {shape} in the weights and {shapes[key]} in "
-                    f"{self.backbone}"
-                )
+        return loaded
 
     def _initial(self, weights):
-        """The backbone's arrays in a weight file, which is refused before any of them is read."""
+        """The arrays to start from; what a file has besides goes to `unused`."""
         if isinstance(weights, Mapping):
-            return self._given(weights)
+            return given.from_dictionary(weights, self._shapes, self.backbone)
         if isinstance(weights, str) and weights == "imagenet":
             from mdmt.weights.fetch import obtain
 
             weights = obtain(self.backbone)
         if not isinstance(weights, str | os.PathLike):
+            named = "; give its state_dict()" if hasattr(weights, "state_dict") else ""
             raise ValueError(
-                f"weights must be None, 'imagenet', a file or a dictionary, not {weights!r:.40}"
+                "weights must be None, 'imagenet', a file or a dictionary, not "
+                f"{type(weights).__name__}{named}"
             )
-        path = os.fspath(weights)
-        shapes = {k: tuple(s) for k, _, _, s in self._entries if not k.startswith("heads.")}
-
-        def check(found):
-            found = names.translate(found, shapes)
-            # Files that PyTorch wrote before 0.4.1 count no batches.
-            lost = [k for k in shapes if k not in found and k not in self._counters]
-            extra = foreign(found, shapes)
-            if lost or extra:
-                what = f"has no {lost[0]}" if lost else f"has {extra[0]}"
-                raise ValueError(
-                    f"{path} {what}: not weights of {self.backbone}; mdmt weights check tells whose"
-                )
-            try:
-                self._check_shapes({k: s for k, s in found.items() if k in shapes}, shapes)
-            except ValueError as error:
-                raise ValueError(f"{path}: {error}") from None
-
-        state = names.translate(load_weights(path, check), shapes)
-        given = {k: v for k, v in state.items() if k in shapes}
-        try:
-            _check_values(given)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
-        self.unused = [k for k in state if k not in shapes]
+        arrays, self.unused = given.from_file(weights, self._shapes, self.backbone, self._counters)
         left = sorted({k.partition(".")[0] for k in self.unused if k.startswith(names.AUXILIARY)})
         if left:
             warnings.warn(
-                f"{path}: {' and '.join(left)} are ignored: {self.backbone} has no auxiliary "
-                "classifiers here",
+                f"{os.fspath(weights)}: {' and '.join(left)} are ignored: {self.backbone} has no "
+                "auxiliary classifiers here",
                 stacklevel=3,
             )
-        return given
+        return arrays
 
-    def _given(self, state):
-        """The arrays of a dictionary: the whole backbone, and what it has of the heads."""
-        shapes = {k: tuple(s) for k, _, _, s in self._entries}
-        state = {k: np.asarray(v) for k, v in names.translate(state, shapes).items()}
-        lost = [k for k in shapes if not k.startswith("heads.") and k not in state]
-        unknown = [k for k in state if k not in shapes and not k.startswith(names.IGNORED)]
-        if lost or unknown:
-            what = f"missing key {lost[0]}" if lost else f"unknown key {unknown[0]}"
-            raise ValueError(f"the weights do not belong to {self.backbone}: {what}")
-        given = {k: v for k, v in state.items() if k in shapes}
-        self._check_shapes({k: v.shape for k, v in given.items()}, shapes)
-        _check_values(given)
-        return given
-
+    @alone
     def optimizer_state(self):
         """({"<key>.m": first moment, "<key>.v": second moment}, training steps done)."""
         arrays = {}
@@ -686,12 +469,15 @@ class Model:
             arrays |= {f"{key}.{what}": value for key, value in self._collect(what).items()}
         return arrays, self.training_step
 
+    @alone
     def load_optimizer_state(self, arrays, step):
-        """Takes over what optimizer_state gave."""
-        for name, value in arrays.items():
-            key, _, what = name.rpartition(".")
+        """Takes over what optimizer_state gave. ValueError, and nothing changed, where it is not of
+        this model."""
+        moments = given.moments(arrays, self._learnt)
+        step = whole("step", step, 0, (1 << 63) - 1)
+        for (key, what), value in moments.items():
             self._set(key, value, what)
-        self.training_step = int(step)
+        self.training_step = step
 
     def description(self):
         """What is needed to build this model again, as plain data."""
@@ -706,11 +492,13 @@ class Model:
             "std": list(self.std),
         }
 
+    @alone
     def save(self, path):
         """Writes weights and description as safetensors, atomically."""
         metadata = {"format": "np", "mdmt": json.dumps(self.description())}
         _core.write_safetensors(os.fspath(path), self.state_dict(), metadata)
 
+    @alone
     def export_onnx(self, path):
         """Writes the network in evaluation mode as ONNX, atomically (mdmt/onnx.py).
 
@@ -740,12 +528,14 @@ class Model:
 
     # What it costs -----------------------------------------------------------------------------
 
+    @alone
     def memory(self, batch_size=1, training=True):
         """Planned bytes for a batch: parameters, gradients, optimizer, activations, workspace."""
-        batch_size = _whole("batch_size", batch_size, 1, (1 << 31) - 1)
+        batch_size = whole("batch_size", batch_size, 1, (1 << 31) - 1)
         mode = self._mode(batch_size, self.image_size, training, gradients=training)
         return self._network.memory(mode)
 
+    @alone
     def cost(self):
         """Per image: multiply-adds of one forward pass; operations and bytes of a training step."""
         forward = self._network.describe(self._mode(1, self.image_size, False))

@@ -5,6 +5,7 @@ import numbers
 import numpy as np
 
 from mdmt import _core
+from mdmt.checked import integer, whole
 
 MODES = ("union", "balanced", "ratio")
 EPOCHS = ("union", "longest", "shortest")
@@ -50,11 +51,15 @@ class MixedBatchSampler:
                 if ratio is None
                 else f"a ratio goes with the sampler mode 'ratio', not with {mode!r}"
             )
-        if not 0 <= seed < 2**64:
-            raise ValueError(f"the seed must be a number from 0 to 2**64 - 1, not {seed}")
+        try:
+            sizes = list(sizes)
+        except TypeError:
+            raise ValueError(f"sizes must be a list of numbers of samples, not {sizes!r}") from None
+        if not isinstance(seed, numbers.Integral) or not 0 <= seed < 2**64:
+            raise ValueError(f"the seed must be a number from 0 to 2**64 - 1, not {seed!r}")
         self._settings = {
-            "sizes": [int(n) for n in sizes],
-            "batch_size": int(batch_size),
+            "sizes": [integer(f"the size of data set {i}", n) for i, n in enumerate(sizes)],
+            "batch_size": integer("batch_size", batch_size),
             "mode": mode,
             "ratio": None if ratio is None else [float(r) for r in ratio],
             "epoch_rule": epoch if isinstance(epoch, str) else int(epoch),
@@ -94,10 +99,9 @@ class MixedBatchSampler:
     def set_epoch(self, epoch):
         """Chooses the epoch. Where it is the one that load_state_dict restored, the position stays:
         a loop that was interrupted sets its epoch again and goes on in its middle."""
-        if epoch < 0:
-            raise ValueError(f"epochs count from 0, not {epoch}")
+        epoch = whole("epoch", epoch, 0, (1 << 63) - 1)
         if epoch != self.epoch:
-            self.epoch = int(epoch)
+            self.epoch = epoch
             self._position = self._start = 0
 
     def state_dict(self):

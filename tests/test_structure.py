@@ -23,9 +23,10 @@ MAX_LINES, MAX_FUNCTION = 800, 80
 # stages of a line are level with each other.
 STAGES = [
     ["__init__", "_core", "errors", "kinds", "schema", "config", "paths", "shown", "system",
-     "apart", "py"],
+     "apart", "alone", "checked",
+     "py"],
     ["ops", "sampler", "loss", "augmentation", "schedule", "metrics", "measures"],
-    ["nets", "weights", "onnx", "summary"],
+    ["nets", "weights", "onnx", "summary", "inputs"],
     ["model"],
     ["engine"],
     ["data"],

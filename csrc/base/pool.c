@@ -160,7 +160,7 @@ void mdmt_pool_close(mdmt_pool *pool)
     if (!pool) {
         return;
     }
-    if (pool->forks != atomic_load(&fork_count)) {
+    if (!mdmt_pool_runs(pool)) {
         return; /* its threads and locks belong to the parent */
     }
     if (pool->threads > 1) {
@@ -183,6 +183,11 @@ int mdmt_pool_threads(const mdmt_pool *pool)
     return pool ? pool->threads : 1;
 }
 
+int mdmt_pool_runs(const mdmt_pool *pool)
+{
+    return pool && pool->forks == atomic_load(&fork_count);
+}
+
 /* Waits until all tasks have ended. */
 static void wait_for_tasks(mdmt_pool *pool, int tasks)
 {
@@ -202,8 +207,7 @@ static void wait_for_tasks(mdmt_pool *pool, int tasks)
 
 void mdmt_parallel(mdmt_pool *pool, int tasks, mdmt_task_fn fn, void *context)
 {
-    int alone = !pool || pool->threads == 1 || tasks <= 1 ||
-                pool->forks != atomic_load(&fork_count) ||
+    int alone = !mdmt_pool_runs(pool) || pool->threads == 1 || tasks <= 1 ||
                 pthread_mutex_trylock(&pool->caller) != 0;
     if (alone) {
         for (int task = 0; task < tasks; task++) {

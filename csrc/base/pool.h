@@ -17,6 +17,8 @@ typedef void (*mdmt_task_fn)(void *context, int task, int thread);
 mdmt_status mdmt_pool_open(mdmt_pool **pool, int threads);
 void mdmt_pool_close(mdmt_pool *pool);
 int mdmt_pool_threads(const mdmt_pool *pool);
+/* Whether it has its threads: not when it is NULL, nor when a fork has left them behind. */
+int mdmt_pool_runs(const mdmt_pool *pool);
 /* Runs all tasks and returns when the last has ended. The caller works too. A
  * NULL pool runs them one after the other; so does one that another thread is
  * using at the moment, or whose threads a fork has left behind. */

@@ -17,7 +17,8 @@ typedef enum {
     MDMT_IO,           /* open, write, fsync, rename                    -> OSError         */
     MDMT_UNSUPPORTED,  /* a backend refuses; another may do it          -> NotImplementedError */
     MDMT_NOT_FINITE,   /* NaN or infinity in input, loss or gradient    -> FloatingPointError  */
-    MDMT_INTERNAL      /* a broken invariant of ours                    -> RuntimeError    */
+    MDMT_INTERNAL,     /* a broken invariant of ours                    -> RuntimeError    */
+    MDMT_INTERRUPTED   /* the caller's `stop` asked for it              -> what it raised  */
 } mdmt_status;
 
 /* Records the sentence for this thread and returns `code`. */

@@ -121,14 +121,24 @@ static mdmt_status run_step(mdmt_program *p, const mdmt_series *s)
     return p->recording ? p->backend->record_run(p->backend, p->recording) : start_step(p, s);
 }
 
-static mdmt_status run_beside(mdmt_program *p, const mdmt_series *s, int *done)
+static mdmt_status interrupted(const mdmt_series_call *call)
+{
+    int stop = call->stop && call->stop(call->context);
+    return stop ? mdmt_fail(MDMT_INTERRUPTED, "the steps were interrupted") : MDMT_OK;
+}
+
+static mdmt_status run_beside(mdmt_program *p, const mdmt_series_call *call, const mdmt_series *s,
+                              int *done)
 {
     mdmt_backend *b = p->backend;
-    mdmt_status status = b->series_open(b, s);
-    for (int i = 0; i < s->count && status == MDMT_OK; i++) {
-        status = b->series_stage(b, s, i);
-        if (status == MDMT_OK) {
+    mdmt_status stopped = MDMT_OK, status = b->series_open(b, s);
+    int started = 0;
+    while (started < s->count && status == MDMT_OK && stopped == MDMT_OK) {
+        stopped = started ? interrupted(call) : MDMT_OK;
+        status = stopped == MDMT_OK ? b->series_stage(b, s, started) : MDMT_OK;
+        if (status == MDMT_OK && stopped == MDMT_OK) {
             status = run_step(p, s);
+            started += status == MDMT_OK;
         }
     }
     if (status != MDMT_OK) {
@@ -141,7 +151,9 @@ static mdmt_status run_beside(mdmt_program *p, const mdmt_series *s, int *done)
         b->series_close(b, s, &ignored);
         return mdmt_fail(status, "%s", why);
     }
-    return b->series_close(b, s, done);
+    status = b->series_close(b, s, done);
+    *done = *done < started ? *done : started;
+    return status == MDMT_OK ? stopped : status;
 }
 
 /* ---- step by step ---- */
@@ -165,10 +177,12 @@ static mdmt_status host_step(mdmt_program *p, const mdmt_series *s, int i)
     return MDMT_OK;
 }
 
-static mdmt_status run_here(mdmt_program *p, const mdmt_series *s, int *done)
+static mdmt_status run_here(mdmt_program *p, const mdmt_series_call *call, const mdmt_series *s,
+                            int *done)
 {
     mdmt_backend *b = p->backend;
     for (*done = 0; *done < s->count; ++*done) {
+        MDMT_TRY(*done ? interrupted(call) : MDMT_OK);
         MDMT_TRY(host_step(p, s, *done));
         if (s->watch && !isfinite(((const float *)s->log[0].host)[*done])) {
             return MDMT_OK;
@@ -195,7 +209,7 @@ mdmt_status mdmt_network_series(mdmt_network *n, const mdmt_mode *mode,
     }
     MDMT_TRY(mdmt_network_program(n, mode, &p));
     MDMT_TRY(describe(n, p, mode, call, &s));
-    MDMT_TRY(p->backend->series_open ? run_beside(p, &s, done) : run_here(p, &s, done));
+    MDMT_TRY(p->backend->series_open ? run_beside(p, call, &s, done) : run_here(p, call, &s, done));
     if (*done < s.count) {
         return mdmt_loss_not_finite(
             mode, (const float *)call->to[1] + (size_t)*done * 2 * (size_t)mode->loss.tasks,

@@ -17,10 +17,12 @@ typedef struct {
     int outputs;             /* tensors to keep of every step            */
     const char *const *name; /* (outputs)                                */
     void *const *to;         /* (outputs): arrays (count, ...)           */
+    int (*stop)(void *context); /* asked between steps; not 0: MDMT_INTERRUPTED. May be NULL */
+    void *context;
 } mdmt_series_call;
 
-/* Runs the steps. *done: how many took effect, also on failure: a step whose loss is
- * not finite updates no weights, and no step after it does. The mode must be
+/* Runs the steps. *done: how many took effect, also on failure and when stopped: a step whose
+ * loss is not finite updates no weights, and no step after it does. The mode must be
  * from_store. With want_gradients, output 0 must be the loss and output 1 the
  * losses per task. */
 mdmt_status mdmt_network_series(mdmt_network *network, const mdmt_mode *mode,

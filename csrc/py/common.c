@@ -1,5 +1,6 @@
 #include "common.h"
 
+#include <limits.h>
 #include <string.h>
 
 PyObject *mdmt_py_raise(mdmt_status status)
@@ -7,7 +8,10 @@ PyObject *mdmt_py_raise(mdmt_status status)
     PyObject *kinds[] = {PyExc_RuntimeError,        PyExc_ValueError,         PyExc_MemoryError,
                          PyExc_OSError,             PyExc_NotImplementedError, PyExc_FloatingPointError,
                          PyExc_RuntimeError};
-    PyErr_SetString(kinds[status], mdmt_last_error());
+    if (status != MDMT_INTERRUPTED || !PyErr_Occurred()) {
+        PyErr_SetString(status == MDMT_INTERRUPTED ? PyExc_KeyboardInterrupt : kinds[status],
+                        mdmt_last_error());
+    }
     return NULL;
 }
 
@@ -69,12 +73,22 @@ static const struct {
              {"reduction", "per_task_mean", MDMT_REDUCE_PER_TASK_MEAN},
              {"reduction", "sum", MDMT_REDUCE_SUM}};
 
+int mdmt_py_int(PyObject *value, const char *what)
+{
+    int overflow;
+    long number = PyLong_AsLongAndOverflow(value, &overflow);
+    if (overflow || number > INT_MAX || number < INT_MIN) {
+        PyErr_Format(PyExc_ValueError, "%s cannot be %S: it must lie within 2^31", what, value);
+        return -1;
+    }
+    return (int)number;
+}
+
 int mdmt_py_word(const char *field, PyObject *value, int *out)
 {
     if (!PyUnicode_Check(value)) {
-        long number = PyLong_AsLong(value);
-        *out = (int)number;
-        return number == -1 && PyErr_Occurred() ? -1 : 0;
+        *out = mdmt_py_int(value, field);
+        return *out == -1 && PyErr_Occurred() ? -1 : 0;
     }
     const char *word = PyUnicode_AsUTF8(value);
     for (size_t i = 0; word && i < sizeof words / sizeof *words; i++) {

@@ -52,6 +52,8 @@ PyArrayObject *mdmt_py_empty(const mdmt_tensor *tensor);
 PyArrayObject *mdmt_py_like(PyObject *object, const mdmt_tensor *tensor);
 /* The attributes of an op by name from a dictionary (or NULL) into `attrs`. */
 int mdmt_py_attrs(const mdmt_op_record *record, PyObject *keywords, unsigned char *attrs);
+/* A whole number that an int holds; else -1 with an exception that names `what`. */
+int mdmt_py_int(PyObject *value, const char *what);
 /* An int that may be given as a word ("relu", "ce"); -1 with an exception. */
 int mdmt_py_word(const char *field, PyObject *value, int *out);
 

@@ -5,9 +5,13 @@
 
 #include "../cpu/cpu.h"
 
-/* The threads that all networks share; made when they are first needed. Former
- * pools stay open: a network may still be inside one of them. */
+enum { MAX_THREADS = 1024 };
+
+/* The threads that all networks share; made when they are first needed. A former
+ * pool stays open, for a network may still be inside it, and is used again when
+ * its number is wanted again. */
 static mdmt_pool *shared_pool;
+static mdmt_pool *pool_of[MAX_THREADS + 1]; /* by the number of threads */
 static int shared_threads; /* wanted; 0: as many as there are cores */
 static unsigned shared_generation;
 
@@ -36,7 +40,11 @@ static mdmt_status process_pool(mdmt_pool **pool)
     if (!shared_pool) {
         int threads;
         MDMT_TRY(wanted_threads(&threads));
-        MDMT_TRY(mdmt_pool_open(&shared_pool, threads));
+        if (threads < 1 || threads > MAX_THREADS || !mdmt_pool_runs(pool_of[threads])) {
+            MDMT_TRY(mdmt_pool_open(&shared_pool, threads));
+            pool_of[threads] = shared_pool;
+        }
+        shared_pool = pool_of[threads];
     }
     *pool = shared_pool;
     return MDMT_OK;
@@ -118,7 +126,7 @@ static PyObject *set_num_threads(PyObject *self, PyObject *argument)
         return PyErr_Format(PyExc_ValueError, "the number of threads must be 1 to 1024, not %ld",
                             threads);
     }
-    if (!shared_pool || mdmt_pool_threads(shared_pool) != (int)threads) {
+    if (!mdmt_pool_runs(shared_pool) || mdmt_pool_threads(shared_pool) != (int)threads) {
         shared_threads = (int)threads;
         shared_pool = NULL;
         shared_generation++;

@@ -53,7 +53,7 @@ static PyObject *new_tensor(PyObject *object, PyObject *args, mdmt_role role)
     }
     int dims = (int)PyTuple_GET_SIZE(shape), dim[4] = {0}, index;
     for (int i = 0; i < dims && i < 4; i++) {
-        dim[i] = (int)PyLong_AsLong(PyTuple_GET_ITEM(shape, i));
+        dim[i] = mdmt_py_int(PyTuple_GET_ITEM(shape, i), "a dimension");
     }
     if (PyErr_Occurred()) {
         return NULL;
@@ -100,7 +100,7 @@ static int parse_inputs(PyObject *sequence, int *in)
     }
     for (Py_ssize_t i = 0; !PyErr_Occurred() && i < count; i++) {
         PyObject *item = PySequence_Fast_GET_ITEM(list, i);
-        in[i] = item == Py_None ? -1 : (int)PyLong_AsLong(item);
+        in[i] = item == Py_None ? -1 : mdmt_py_int(item, "a tensor");
     }
     Py_DECREF(list);
     return PyErr_Occurred() ? -1 : (int)count;
@@ -196,7 +196,7 @@ static PyObject *graph_numbers(PyObject *object, PyObject *sequence)
     mdmt_status status = MDMT_OK;
     for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(list) && status == MDMT_OK; i++) {
         int where;
-        int32_t number = (int32_t)PyLong_AsLong(PySequence_Fast_GET_ITEM(list, i));
+        int32_t number = mdmt_py_int(PySequence_Fast_GET_ITEM(list, i), "a number");
         status =
             PyErr_Occurred() ? MDMT_BAD_ARGUMENT : mdmt_graph_numbers(graph, &number, 1, &where);
     }
@@ -228,7 +228,7 @@ static PyObject *graph_output(PyObject *object, PyObject *args)
 static PyObject *graph_shape(PyObject *object, PyObject *argument)
 {
     mdmt_graph *graph = ((mdmt_py_graph *)object)->graph;
-    int index = (int)PyLong_AsLong(argument);
+    int index = mdmt_py_int(argument, "a tensor");
     if (PyErr_Occurred() || !valid_tensor(graph, index)) {
         return NULL;
     }

@@ -152,7 +152,7 @@ static PyObject *network_names(PyObject *object, PyObject *unused)
 static int flag(PyObject *mode, const char *key)
 {
     PyObject *value = PyDict_GetItemString(mode, key);
-    return value ? (int)PyLong_AsLong(value) : 0;
+    return value ? mdmt_py_int(value, key) : 0;
 }
 
 static int parse_floats(PyObject *mode, const char *key, float *out)

@@ -58,7 +58,7 @@ static PyObject *program_new(PyTypeObject *type, PyObject *args, PyObject *keywo
         return NULL;
     }
     if (threads != Py_None) {
-        choice.threads = (int)PyLong_AsLong(threads);
+        choice.threads = mdmt_py_int(threads, "the number of threads");
     }
     py_program *self = PyErr_Occurred() ? NULL : (py_program *)type->tp_alloc(type, 0);
     if (!self) {

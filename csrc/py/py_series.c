@@ -1,5 +1,7 @@
 #include "py_series.h"
 
+#include <time.h>
+
 enum { MAX_OUTPUTS = MDMT_MAX_LOGS };
 
 /* feeds[key] as a C-ordered array of `count` elements. */
@@ -62,18 +64,46 @@ static PyObject *make_outputs(mdmt_network *network, const mdmt_mode *mode, PyOb
     return dict;
 }
 
+/* The thread that waits for a series, without Python's lock. */
+typedef struct {
+    PyThreadState *thread;
+    struct timespec asked; /* when it last looked for signals */
+} waiting;
+
+/* Ctrl-C and other signals: their handlers run here, and what one raises ends the series. Looked
+ * for 20 times a second, since Python's lock has to be waited for. */
+static int signalled(void *context)
+{
+    waiting *w = context;
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    double seconds = difftime(now.tv_sec, w->asked.tv_sec) +
+                     1e-9 * (double)(now.tv_nsec - w->asked.tv_nsec);
+    if (seconds < 0.05) {
+        return 0;
+    }
+    w->asked = now;
+    PyEval_RestoreThread(w->thread);
+    int raised = PyErr_CheckSignals() < 0;
+    w->thread = PyEval_SaveThread();
+    return raised;
+}
+
 PyObject *mdmt_py_series(mdmt_network *network, const mdmt_mode *mode, PyObject *feeds,
                          PyObject *names, const mdmt_adam *adam, const mdmt_py_step *s, int *done)
 {
     PyArrayObject *task = NULL, *target = NULL;
     outputs o;
+    waiting w;
     npy_intp samples = (npy_intp)s->steps * mode->batch;
     mdmt_series_call call = {.count = s->steps,
                              .first = s->step,
                              .adam = adam,
                              .outputs = (int)PyTuple_GET_SIZE(names),
                              .name = o.name,
-                             .to = o.to};
+                             .to = o.to,
+                             .stop = signalled,
+                             .context = &w};
     if (s->steps < 1 || s->samples != mode->batch || call.outputs > MAX_OUTPUTS) {
         return PyErr_Format(PyExc_ValueError,
                             "a series needs a data set and an index per step and sample, and at "
@@ -90,9 +120,11 @@ PyObject *mdmt_py_series(mdmt_network *network, const mdmt_mode *mode, PyObject 
         mdmt_status status;
         call.task = task ? PyArray_DATA(task) : NULL;
         call.target = target ? PyArray_DATA(target) : NULL;
-        Py_BEGIN_ALLOW_THREADS status = mdmt_network_series(network, mode, &call, done);
-        Py_END_ALLOW_THREADS if (status != MDMT_OK)
-        {
+        clock_gettime(CLOCK_MONOTONIC, &w.asked);
+        w.thread = PyEval_SaveThread();
+        status = mdmt_network_series(network, mode, &call, done);
+        PyEval_RestoreThread(w.thread);
+        if (status != MDMT_OK) {
             Py_CLEAR(dict);
             mdmt_py_raise(status);
         }

@@ -1,0 +1,257 @@
+"""What users hand to a Model, checked: images, tasks, targets, masks, resident data sets."""
+
+from __future__ import annotations
+
+import numbers
+import reprlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from . import nets
+from .checked import whole
+from .nets import heads as heads_
+
+MAX_SIDE = 1 << 14  # pixels
+
+
+def sides(size) -> tuple[int, int]:
+    """(height, width) of an image size, which may be one number."""
+    size = size.tolist() if isinstance(size, np.ndarray) else size
+    both = size if isinstance(size, list | tuple) else (size, size)
+    if len(both) != 2:
+        raise ValueError(f"image_size must be one side or (height, width), not {len(both)} numbers")
+    return tuple(whole("image_size", side, 1, MAX_SIDE) for side in both)
+
+
+# Batches from outside ------------------------------------------------------------------------
+
+
+def images(x, channels: int, backbone: str) -> np.ndarray:
+    """x (N, channels, H, W), or (N, H, W) grey, as C-ordered float32 (N, channels, H, W)."""
+    try:
+        x = np.asarray(x)
+    except ValueError:
+        raise ValueError("x must be one array; its images differ in shape") from None
+    if x.dtype.kind != "f":
+        what = type(x.item()).__name__ if x.ndim == 0 and x.dtype == object else x.dtype
+        raise ValueError(
+            f"x holds {what}; a network takes normalised float32, of values v in 0..1 "
+            "(v - model.mean) / model.std"
+        )
+    if x.ndim == 3:
+        x = np.broadcast_to(x[:, None], (x.shape[0], channels, *x.shape[1:]))
+    if x.ndim != 4 or x.shape[1] != channels or 0 in x.shape:
+        raise ValueError(
+            f"x must be (N, {channels}, H, W), or (N, H, W) grey, not {x.shape}"
+            f"{_shape_hint(x, channels)}"
+        )
+    step = nets.multiple(backbone)
+    if x.shape[2] % step or x.shape[3] % step:
+        raise ValueError(
+            f"{backbone} takes images whose sides are multiples of {step}, not "
+            f"{x.shape[2]} x {x.shape[3]}"
+        )
+    with np.errstate(over="ignore", invalid="ignore"):
+        x = np.ascontiguousarray(x, np.float32)
+        finite = np.isfinite(x.sum(dtype=np.float64))
+    if not finite:
+        bad = np.flatnonzero(~np.isfinite(x).all(axis=(1, 2, 3)))
+        raise FloatingPointError(f"the input holds NaN or infinity in image {bad[0]} of the batch")
+    return x
+
+
+def _shape_hint(x, channels):
+    """What the caller probably meant, as the end of a sentence."""
+    if x.ndim == 4 and len(x) == 0:
+        return ": the batch is empty"
+    if x.ndim == 4 and x.shape[1] == 1:
+        return "; of grey images in one channel give x[:, 0]"
+    if x.ndim == 4 and x.shape[3] == channels:
+        return "; bring the channels to the front: x.transpose(0, 3, 1, 2)"
+    if x.ndim == 2:
+        return "; give one image as a batch of one: x[None]"
+    return ""
+
+
+def masks(task, mask, shape, heads: dict) -> np.ndarray:
+    """Masks (N, 1, H, W) float32 of images of shape (N, H, W), zeros where a sample needs none."""
+    numbered = [k for k, head in enumerate(heads.values()) if heads_.is_mask(head)]
+    needs = np.isin(task, numbered)
+    if mask is None:
+        if needs.any():
+            name = list(heads)[task[needs][0]]
+            raise ValueError(f"task {name} needs a mask per sample: target (N, H, W)")
+        return np.zeros((shape[0], 1, *shape[1:]), np.float32)
+    mask = np.asarray(mask, np.float32)
+    if mask.shape not in (shape, (shape[0], 1, *shape[1:])):
+        raise ValueError(f"the masks must be {shape}, like the images, not {mask.shape}")
+    mask = mask.reshape(shape[0], 1, *shape[1:])
+    wrong = needs & ~((mask >= 0) & (mask <= 1)).all((1, 2, 3))
+    if wrong.any():
+        raise ValueError(
+            f"the mask of sample {np.flatnonzero(wrong)[0]} must lie within 0 to 1 (1: inside)"
+        )
+    return np.where(needs[:, None, None, None], mask, np.float32(0))
+
+
+def _numbers(target, n):
+    """target (n,) or (n, k) as float32 (n, k)."""
+    try:
+        with np.errstate(over="ignore"):
+            target = np.asarray(target, np.float32)
+    except (TypeError, ValueError):
+        raise ValueError(
+            "target must hold numbers, a class as its position in the list of classes"
+        ) from None
+    shape = target.shape
+    target = target[:, None] if target.ndim == 1 else target
+    if target.ndim != 2 or len(target) != n:
+        raise ValueError(f"target must be ({n},) or ({n}, k), not {shape}")
+    return target
+
+
+def targets(task, target, n: int, heads: dict) -> tuple[np.ndarray, np.ndarray]:
+    """task (N) int32 and target (N, width) float32, NaN in columns that were not given; width is
+    that of the head which reads most."""
+    numbered = [k for k, head in enumerate(heads.values()) if heads_.is_mask(head)]
+    task = np.asarray(task)
+    if task.shape != (n,) or task.dtype.kind not in "iu":
+        raise ValueError(
+            f"task must be {n} integers, one per sample, not {task.dtype} {task.shape}"
+        )
+    if target is None:  # of a batch of masks
+        if not numbered:
+            raise ValueError("target is None; give the label of each sample, NaN for none")
+        target = np.where(np.isin(task, numbered), 0, np.nan)
+    target = _numbers(target, n)
+    if task.size and not -1 <= task.min() <= task.max() < len(heads):
+        raise ValueError(
+            f"task must be 0 to {len(heads) - 1} (or -1: no label), not "
+            f"{task.min()} to {task.max()}"
+        )
+    width = heads_.target_width(heads)
+    if target.shape[1] > width:
+        raise ValueError(
+            f"target has {target.shape[1]} columns, but these heads read at most {width}: each "
+            "task reads the first ones, a class is one number (not one-hot)"
+        )
+    for k, (name, head) in enumerate(heads.items()):
+        if k in numbered:
+            target = np.where((task == k)[:, None], np.float32(0), target)
+            continue
+        _check_labels(name, head, target[task == k])
+    missing = np.full((n, width - target.shape[1]), np.nan, np.float32)
+    return task.astype(np.int32), np.hstack([target, missing])
+
+
+def _check_labels(name, head, labels):
+    if head["loss"] in ("bce", "mse"):
+        if labels.size and labels.shape[1] < head["classes"]:
+            raise ValueError(
+                f"task {name} needs {head['classes']} targets per sample, not {labels.shape[1]}"
+            )
+        return
+    classes = labels[:, :1]
+    classes = classes[~np.isnan(classes)]
+    wrong = (classes != np.floor(classes)) | (classes < 0) | (classes >= head["classes"])
+    if wrong.any():
+        raise ValueError(
+            f"task {name} has the classes 0 to {head['classes'] - 1}; {classes[wrong][0]:g} is "
+            "none of them (NaN: no label)"
+        )
+
+
+def task_weights(given, heads: dict) -> dict[str, float]:
+    """{task: factor of its loss} for every head, 1 where none is given."""
+    if not isinstance(given, Mapping) or not set(given) <= set(heads):
+        odd = sorted(map(str, set(given) - set(heads)))[:1] if isinstance(given, Mapping) else []
+        raise ValueError(
+            f"task_weights must be a dictionary of the heads {', '.join(heads)}, not "
+            f"{odd[0] if odd else reprlib.repr(given)}"
+        )
+    weights = {task: given.get(task, 1.0) for task in heads}
+    for task, weight in weights.items():
+        if not isinstance(weight, numbers.Real) or not np.isfinite(weight):
+            raise ValueError(f"the task weight of {task} must be a number, not {weight!r}")
+    return {task: float(weight) for task, weight in weights.items()}
+
+
+# Resident data sets --------------------------------------------------------------------------
+
+FIELDS = ("images", "task", "target")
+
+
+def _fields(i, entry):
+    """images, task and target of data set i."""
+    if isinstance(entry, Mapping):
+        missing = [key for key in FIELDS if key not in entry]
+        odd = [key for key in entry if key not in FIELDS]
+    else:
+        missing, odd = [key for key in FIELDS if not hasattr(entry, key)], []
+    if missing:
+        given = f"; it has {', '.join(map(str, odd))}" if odd else ""
+        raise ValueError(f"data set {i} has no {missing[0]}: give images, task and target{given}")
+    values = [entry[k] if isinstance(entry, Mapping) else getattr(entry, k) for k in FIELDS]
+    try:
+        return np.asarray(values[0]), values[1], np.asarray(values[2])
+    except ValueError:
+        raise ValueError(
+            f"the images or targets of data set {i} differ in shape; give one array of each"
+        ) from None
+
+
+def datasets(entries, heads: dict) -> tuple[list, list, list]:
+    """Of data sets as Model.attach takes them: images (M, H, W) uint8; (task, target (M, k)
+    float32); masks (M, H, W) uint8 or None."""
+    if isinstance(entries, Mapping):
+        raise ValueError("attach takes a list of data sets; put brackets around a single one")
+    sources, labels, resident = [], [], []
+    for i, entry in enumerate(entries):
+        pictures, task, target = _fields(i, entry)
+        if pictures.dtype != np.uint8 or pictures.ndim != 3:
+            raise ValueError(
+                f"the images of data set {i} must be C-ordered uint8 (M, H, W), not "
+                f"{pictures.dtype} {pictures.shape}"
+            )
+        if not pictures.flags.c_contiguous:
+            raise ValueError(
+                f"the images of data set {i} must be C-ordered uint8 (M, H, W): they are in "
+                "another order; use np.ascontiguousarray"
+            )
+        if pictures.size == 0:
+            raise ValueError(f"data set {i} has no images: {pictures.shape}; leave it out")
+        n, k = len(pictures), whole(f"task of data set {i}", task, 0, len(heads) - 1)
+        resident.append(None)
+        if heads_.is_mask(list(heads.values())[k]):
+            if target.dtype != np.uint8 or target.shape != pictures.shape:
+                raise ValueError(
+                    f"the masks of data set {i} must be uint8 {pictures.shape}, like its images, "
+                    f"not {target.dtype} {target.shape}"
+                )
+            resident[i], target = np.ascontiguousarray(target), None
+        try:
+            _, target = targets(np.full(n, k), target, n, heads)
+        except ValueError as error:
+            raise ValueError(f"data set {i}: {error}") from None
+        sources.append(pictures)
+        labels.append((k, target))
+    return sources, labels, resident
+
+
+def samples(dataset, index, counts: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """dataset as int32 and index as int64, each of them an image that is attached."""
+    for name, array in (("dataset", dataset), ("index", index)):
+        if array.dtype.kind not in "iu":
+            raise ValueError(f"{name} must hold integers, not {array.dtype}")
+    if not counts:
+        raise ValueError("no data set is attached: call attach first")
+    known = (dataset >= 0) & (dataset < len(counts))
+    there = np.array(counts)[np.where(known, dataset, 0).astype(np.intp)]
+    wrong = np.flatnonzero(~(known & (index >= 0) & (index < there)))
+    if len(wrong):
+        raise IndexError(
+            f"sample {wrong[0]} of the batch is image {index.flat[wrong[0]]} of data set "
+            f"{dataset.flat[wrong[0]]}, which does not exist"
+        )
+    return np.ascontiguousarray(dataset, np.int32), np.ascontiguousarray(index, np.int64)
