@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from . import nets
+from . import _core, nets
 from .checked import whole
 from .nets import heads as heads_
 
@@ -54,8 +54,7 @@ def images(x, channels: int, backbone: str) -> np.ndarray:
         )
     with np.errstate(over="ignore", invalid="ignore"):
         x = np.ascontiguousarray(x, np.float32)
-        finite = np.isfinite(x.sum(dtype=np.float64))
-    if not finite:
+    if not _core.all_finite(x):
         bad = np.flatnonzero(~np.isfinite(x).all(axis=(1, 2, 3)))
         raise FloatingPointError(f"the input holds NaN or infinity in image {bad[0]} of the batch")
     return x

@@ -138,3 +138,17 @@ def test_number_of_threads_from_the_environment():
     code = "from mdmt import _core; print(_core.get_num_threads())"
     assert python(code, MDMT_NUM_THREADS="1")[1] == "1"
     assert python(code, MDMT_NUM_THREADS="3")[1] == "3"
+
+
+@pytest.mark.parametrize("count", [1, 3, 4096, 131072, 131073, 300001])
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
+def test_all_finite_sees_every_element(count, bad):
+    values = np.full(count, np.finfo(np.float32).max, np.float32)
+    values[::2] = np.float32(-1e-45)
+    assert _core.all_finite(values)
+    for at in {0, count // 2, count - 1, min(4096, count - 1), min(131072, count - 1)}:
+        values[at], kept = bad, values[at]
+        assert not _core.all_finite(values)
+        values[at] = kept
+    with pytest.raises(TypeError, match="float32"):
+        _core.all_finite(values.astype(np.float64))

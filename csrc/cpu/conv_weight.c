@@ -15,7 +15,13 @@
 
 #include <string.h>
 
-enum { STRIP_PIXELS = 112, STAGE_BYTES = 256 * 1024, SLICE_PIXELS = 1500, TASKS = 32 };
+enum {
+    STRIP_PIXELS = 112,
+    STAGE_BYTES = 256 * 1024,
+    TASKS = 32,          /* aimed at                                             */
+    SLICE_PIXELS = 1500, /* at least; a slice costs as much as about eight pixels */
+    SHORT_SLICE = 392    /* the same where there are too few tasks otherwise      */
+};
 
 typedef struct {
     mdmt_geometry g;
@@ -110,7 +116,8 @@ static void cut_blocks(plan *p)
             break;
         }
     }
-    p->slices = mdmt_min(p->slices, mdmt_ceil_div(TASKS, p->ins * p->outs));
+    const int most_slices = mdmt_max(p->slices, (int)(pixels / SHORT_SLICE));
+    p->slices = mdmt_min(most_slices, mdmt_ceil_div(TASKS, p->ins * p->outs));
 }
 
 static void plan_weight(const mdmt_site *site, const mdmt_conv_micro *micro, plan *p)
@@ -469,7 +476,7 @@ static void run_task(void *context, int task, int thread)
     }
 }
 
-enum { MERGE_FLOATS = 16384 };
+enum { MERGE_FLOATS = 4096 };
 
 typedef struct {
     const mdmt_conv_micro *micro;

@@ -7,7 +7,9 @@ enum {
     RANGE_BYTES = 1200 << 10, /* by output: transformed weights: stay in the L2 */
     PAST_BYTES = 4 << 20,     /* an output of so much, as floats, goes past the caches */
     SPAN_TILES = 64,          /* tiles of one round of small GEMMs                    */
-    TASKS = 32,               /* aimed at by bwd_weight                               */
+    TASKS = 32,               /* aimed at                                             */
+    LEAST_TILES = 14,         /* of a chunk: as many as the widest tile of the GEMMs  */
+    MOST_TILES = 64,
     SUM_BYTES = 640 << 10,    /* bwd_weight by rows: sums of a thread: stay in the L2 */
     PART_BYTES = 10 << 20,    /* or of all parts, where they are larger               */
     PART_TILES = 49,          /* tiles that a part is worth                           */
@@ -55,7 +57,12 @@ static void plan_rows(mdmt_wino_plan *p)
     int pp = p->points * p->points, rows = p->n * p->rows;
     int blocks = p->pass == MDMT_WINO_WEIGHT ? p->cb + p->kb : p->cb;
     int tiles = CHUNK_BYTES / (pp * blocks * 64);
-    tiles = tiles < 14 ? 14 : tiles > 64 ? 64 : tiles;
+    tiles = tiles > MOST_TILES ? MOST_TILES : tiles;
+    if (p->pass != MDMT_WINO_WEIGHT) { /* enough chunks for many threads */
+        int share = tiles_of_rows(p, rows) / TASKS;
+        tiles = tiles > share ? share : tiles;
+    }
+    tiles = tiles < LEAST_TILES ? LEAST_TILES : tiles;
     int step = at_least_one(tiles / p->row_tiles);
     if (p->pass == MDMT_WINO_WEIGHT) {
         size_t sum = (size_t)pp * p->cb * p->kb * 1024;

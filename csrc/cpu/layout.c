@@ -119,10 +119,16 @@ static run_of_elements run_at(const mdmt_tensor *tensor, size_t index)
     }
 }
 
+int mdmt_layout_is_plain(const mdmt_tensor *tensor)
+{
+    return (size_t)mdmt_tensor_elements(tensor) == mdmt_storage_elements(tensor) &&
+           run_count(tensor) == 1;
+}
+
 void mdmt_layout_pack(const mdmt_tensor *tensor, void *packed, const void *plain)
 {
     size_t bytes = element_bytes(tensor), runs = run_count(tensor);
-    if ((size_t)mdmt_tensor_elements(tensor) == mdmt_storage_elements(tensor) && runs == 1) {
+    if (mdmt_layout_is_plain(tensor)) {
         memcpy(packed, plain, mdmt_storage_bytes(tensor));
         return;
     }

@@ -11,6 +11,8 @@ size_t mdmt_storage_bytes(const mdmt_tensor *tensor);
 /* The same where MAPs of floats are stored in bfloat16. */
 size_t mdmt_storage_bytes_bf16(const mdmt_tensor *tensor);
 
+/* Whether a tensor is stored as the plain array, so that packing is a copy. */
+int mdmt_layout_is_plain(const mdmt_tensor *tensor);
 /* `plain` is C-ordered in the tensor's dims; `packed` has mdmt_storage_bytes.
  * Packing writes every padding lane as zero. The two must not overlap. */
 void mdmt_layout_pack(const mdmt_tensor *tensor, void *packed, const void *plain);

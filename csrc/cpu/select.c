@@ -489,10 +489,32 @@ static size_t cpu_view_bytes(const mdmt_backend *backend, const mdmt_tensor *vie
     return (size_t)view->view_from * pixels * (narrow ? sizeof(uint16_t) : sizeof(float));
 }
 
+enum { COPY_BYTES = 512 << 10 }; /* of a task */
+
+typedef struct {
+    char *to;
+    const char *from;
+    size_t bytes;
+} copy_job;
+
+static void copy_task(void *context, int task, int thread)
+{
+    const copy_job *job = context;
+    const size_t at = (size_t)task * COPY_BYTES, left = job->bytes - at;
+    (void)thread;
+    memcpy(job->to + at, job->from + at, left < COPY_BYTES ? left : COPY_BYTES);
+}
+
 static mdmt_status cpu_upload(mdmt_backend *backend, const mdmt_tensor *tensor, void *data,
                               const void *host)
 {
-    if (cpu_of(backend)->options.bf16 && mdmt_is_float_map(tensor)) {
+    const cpu_backend *cpu = cpu_of(backend);
+    if (tensor->kind == MDMT_IMAGE && mdmt_layout_is_plain(tensor)) {
+        copy_job job = {data, host, mdmt_storage_bytes(tensor)};
+        mdmt_parallel(cpu->pool, (int)((job.bytes + COPY_BYTES - 1) / COPY_BYTES), copy_task, &job);
+        return MDMT_OK;
+    }
+    if (cpu->options.bf16 && mdmt_is_float_map(tensor)) {
         mdmt_layout_pack_bf16(tensor, data, host);
     } else {
         mdmt_layout_pack(tensor, data, host);

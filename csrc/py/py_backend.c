@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "../cpu/cpu.h"
+#include "../cpu/finite.h"
 
 enum { MAX_THREADS = 1024 };
 
@@ -205,11 +206,39 @@ static PyObject *fail_allocation_after(PyObject *self, PyObject *argument)
     Py_RETURN_NONE;
 }
 
+static PyObject *all_finite(PyObject *self, PyObject *array)
+{
+    (void)self;
+    Py_buffer view;
+    mdmt_pool *pool = NULL;
+    if (PyObject_GetBuffer(array, &view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) < 0) {
+        return NULL;
+    }
+    PyObject *result = NULL;
+    mdmt_status status = process_pool(&pool);
+    if (!view.format || strcmp(view.format, "f") != 0) {
+        PyErr_Format(PyExc_TypeError, "all_finite takes float32, not '%s'",
+                     view.format ? view.format : "B");
+    } else if (status != MDMT_OK) {
+        mdmt_py_raise(status);
+    } else {
+        int finite;
+        Py_BEGIN_ALLOW_THREADS
+        finite = mdmt_all_finite(pool, view.buf, (size_t)view.len / sizeof(float));
+        Py_END_ALLOW_THREADS
+        result = PyBool_FromLong(finite);
+    }
+    PyBuffer_Release(&view);
+    return result;
+}
+
 static PyMethodDef functions[] = {
     {"set_num_threads", set_num_threads, METH_O, "Threads that all networks share."},
     {"get_num_threads", get_num_threads, METH_NOARGS, "Threads that networks run on."},
     {"cpu_info", cpu_info, METH_NOARGS, "Name, instruction set and cores of the processor."},
     {"available_memory", available_memory, METH_NOARGS, "Bytes that can still be taken, or None."},
+    {"all_finite", all_finite, METH_O,
+     "Whether no element of a C-ordered float32 array is a NaN or an infinity."},
     {"allocation_count", allocation_count, METH_NOARGS, "Allocations of the engine so far."},
     {"slab_bytes", slab_bytes, METH_NOARGS, "Bytes the engine holds in slabs."},
     {"fail_allocation_after", fail_allocation_after, METH_O,
