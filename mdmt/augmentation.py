@@ -1,5 +1,7 @@
 """Training augmentation on arrays; the arithmetic is in csrc/cpu/images.c."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from mdmt import _core
@@ -25,11 +27,25 @@ TONE = ("gamma", "contrast", "brightness", "invert", "noise")
 
 def complete(ranges):
     """RANGES with those of the mapping `ranges` in their place; ValueError for an unknown name."""
+    if not isinstance(ranges, Mapping):
+        raise ValueError(
+            "augment must be None (off) or a dictionary of ranges ({} for those of the paper), not "
+            f"{ranges!r}"
+        )
     unknown = sorted(set(ranges) - set(RANGES))
     if unknown:
         raise ValueError(
             f"unknown range {unknown[0]!r} of the augmentation: choose among {', '.join(RANGES)}"
         )
+    for name, value in ranges.items():
+        wanted = np.shape(RANGES[name])
+        try:
+            found = np.asarray(value)
+        except ValueError:
+            found = np.asarray(None)
+        if found.shape != wanted or found.dtype.kind not in "fiub":
+            what = "two numbers, low and high" if wanted else "a number"
+            raise ValueError(f"{name} of the augmentation must be {what}, not {value!r}")
     return {**RANGES, **ranges}
 
 
@@ -50,8 +66,8 @@ def augment(
 
     images (N, h, w) or (h, w) uint8. dataset, index: integers or arrays (N); together with epoch
     and seed they are all that the random numbers depend on, so that image i is augmented as sample
-    index[i] of data set dataset[i] is in that epoch. size: (H, W) of the result, default (h, w).
-    ranges: those of RANGES that differ from it.
+    index[i] of data set dataset[i] is in that epoch. size: (H, W) of the result, or its side;
+    default (h, w). ranges: those of RANGES that differ from it.
 
     Shift, zoom, flip, rotation and elastic deformation (Simard et al. 2003) form one map with one
     bilinear sampling; beyond its border an image is mirrored. Then come gamma, contrast,
@@ -71,7 +87,7 @@ def augment(
     low, high = r["elastic_alpha"]
     packed = (r["probability"], r["shift"], r["zoom"], r["flip"], r["rotation"], low, high)
     packed = (*map(float, packed), float(r["elastic_sigma"]), *(float(r[k]) for k in TONE))
-    height, width = size or stack.shape[1:]
+    height, width = stack.shape[1:] if size is None else size if np.ndim(size) else (size, size)
     out = _core.augment(
         stack, *keys, int(seed), int(epoch), packed, (int(height), int(width)), int(threads), masks
     )

@@ -161,6 +161,16 @@ def _check_labels(name, head, labels):
         )
 
 
+def scaling(mean, std, channels: int) -> tuple[list[float], list[float]]:
+    """mean and std of the resident images, one number per channel."""
+    for name, values in (("mean", mean), ("std", std)):
+        if np.shape(values) != (channels,) or not np.isfinite(np.asarray(values, float)).all():
+            raise ValueError(
+                f"model.{name} must be {channels} numbers, one per channel, not {values!r}"
+            )
+    return [float(v) for v in mean], [float(v) for v in std]
+
+
 def task_weights(given, heads: dict) -> dict[str, float]:
     """{task: factor of its loss} for every head, 1 where none is given."""
     if not isinstance(given, Mapping) or not set(given) <= set(heads):

@@ -1,5 +1,6 @@
 """The public model: a shared backbone with one head per task, on the C engine."""
 
+import copy
 import json
 import math
 import numbers
@@ -17,7 +18,14 @@ from mdmt.checked import whole
 from mdmt.nets import heads as heads_
 from mdmt.nets.builder import Builder
 from mdmt.nets.init import initial_value
-from mdmt.weights import given, load_weights, names, read_description
+from mdmt.weights import (
+    OPTIMIZER,
+    given,
+    load_weights,
+    names,
+    read_description,
+    read_moments,
+)
 from mdmt.weights.catalogue import default_size, normalisation
 
 # Largest Winograd tile (F(4x4), none), and whether maps are stored in bfloat16.
@@ -26,6 +34,8 @@ PRECISIONS = {
     "fp32-direct": {"winograd": 0},
     "bf16": {"winograd": 2, "bf16": True},
 }
+# What a copy takes over besides weights and description.
+COPIED = ("mean", "std", "training_step", "steps_at_once", "task_weights", "unused", "_frozen")
 GPU_PRECISIONS = {"fp32": "fp32", "fp32-direct": "fp32", "tf32": "tf32", "bf16": "bf16"}
 
 
@@ -154,7 +164,8 @@ class Model:
             mode["tasks"] = [(t, head["loss"], weights[t]) for t, head in self.heads.items()]
             mode["reduction"] = "mean"
         if store is not None:
-            mode |= {"from_store": 1, "augment": int(store), "mean": self.mean, "std": self.std}
+            mean, std = inputs.scaling(self.mean, self.std, self.channels)
+            mode |= {"from_store": 1, "augment": int(store), "mean": mean, "std": std}
         return mode
 
     @alone
@@ -318,6 +329,8 @@ class Model:
                 f"dataset and index must both be (S, N), not {dataset.shape} and {index.shape}"
             )
         adam = self._adam(lr, betas, eps, weight_decay, decoupled)
+        epoch = whole("epoch", epoch, 0, (1 << 63) - 1)
+        ranges = None if augment is None else complete(augment)
         samples = self._samples(dataset, index)
         dataset, index = samples["dataset"], samples["index"]
         width = max(target.shape[1] for _, target in self._labels)
@@ -341,7 +354,7 @@ class Model:
                 adam,
                 step=self.training_step,
                 epoch=epoch,
-                augmentation=None if augment is None else complete(augment),
+                augmentation=ranges,
                 **({"masks": self._resident} if self._masks else {}),
                 **samples,
             )
@@ -488,15 +501,31 @@ class Model:
             "channels": self.channels,
             "precision": self.precision,
             "seed": self.seed,
-            "mean": list(self.mean),
-            "std": list(self.std),
+            "mean": [float(v) for v in self.mean],
+            "std": [float(v) for v in self.std],
         }
 
     @alone
-    def save(self, path):
-        """Writes weights and description as safetensors, atomically."""
-        metadata = {"format": "np", "mdmt": json.dumps(self.description())}
-        _core.write_safetensors(os.fspath(path), self.state_dict(), metadata)
+    def save(self, path, optimizer=False):
+        """Writes weights and description as safetensors, atomically, whatever the name.
+
+        optimizer: writes Adam's moments and the number of training steps, too, so that a loaded
+        model goes on to the same bits (three times as large). ValueError, and nothing written,
+        where a weight is not finite: load would refuse it.
+        """
+        path, arrays, description = os.fspath(path), self.state_dict(), self.description()
+        try:
+            given.check_values(arrays)
+        except ValueError as error:
+            raise ValueError(
+                f"{path} was not written: {error}; the training has diverged, so go back to the "
+                "best weights and lower the learning rate"
+            ) from None
+        if optimizer:
+            moments, description["training_step"] = self.optimizer_state()
+            arrays |= {OPTIMIZER + key: value for key, value in moments.items()}
+        metadata = {"format": "np", "mdmt": json.dumps(description)}
+        _core.write_safetensors(path, arrays, metadata)
 
     @alone
     def export_onnx(self, path):
@@ -516,15 +545,57 @@ class Model:
 
     @classmethod
     def load(cls, path, device="cpu"):
-        """The model that save wrote."""
+        """The model that save wrote, with the state of the optimiser if that was saved.
+
+        Raises FileNotFoundError or ValueError with a sentence that names the file.
+        """
         description, state = read_description(path), load_weights(path)
         scaling = {k: tuple(description.pop(k)) for k in ("mean", "std") if k in description}
+        step = description.pop("training_step", None)
         if device == "cpu" and not system.cpu_has(description["precision"]):
             description["precision"] = "fp32"  # trained on a GPU or another processor
-        model = cls(**description, device=device)
+        try:
+            model = cls(**description, device=device)
+            model.load_state_dict(state)
+            if step is not None:
+                model.load_optimizer_state(read_moments(path), step)
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)}: {error}") from None
         model.mean, model.std = scaling.get("mean", model.mean), scaling.get("std", model.std)
-        model.load_state_dict(state)
         return model
+
+    # Copies ------------------------------------------------------------------------------------
+
+    @alone
+    def __getstate__(self):
+        """All but the data sets, which may be large: attach them to what was unpickled."""
+        trained = self.training_step > 0
+        return {
+            "description": self.description(),
+            "device": self.device,
+            "weights": self.state_dict(),
+            "moments": self.optimizer_state()[0] if trained else {},
+            "attributes": {name: copy.copy(getattr(self, name)) for name in COPIED},
+        }
+
+    def __setstate__(self, state):
+        settings = {k: v for k, v in state["description"].items() if k not in ("mean", "std")}
+        self.__init__(**settings, device=state["device"], weights=state["weights"])
+        self.load_optimizer_state(state["moments"], state["attributes"]["training_step"])
+        for name, value in state["attributes"].items():
+            setattr(self, name, value)
+
+    @alone
+    def __copy__(self):
+        """A model of its own with equal weights and optimiser; only the data sets are shared."""
+        twin = type(self).__new__(type(self))
+        twin.__setstate__(self.__getstate__())
+        twin._sources, twin._labels = self._sources, self._labels
+        twin._resident = self._resident
+        return twin
+
+    def __deepcopy__(self, memo):
+        return self.__copy__()
 
     # What it costs -----------------------------------------------------------------------------
 

@@ -80,6 +80,23 @@ class MixedBatchSampler:
         self._position = 0  # batches of this epoch that were handed out
         self._start = 0  # where the next iteration starts
 
+    def __repr__(self):
+        s = self._settings
+        ratio = f", ratio {s['ratio']}" if s["ratio"] else ""
+        return (
+            f"MixedBatchSampler({s['mode']}{ratio} of {s['sizes']} samples, batches of "
+            f"{s['batch_size']}, {len(self)} an epoch ({s['epoch_rule']}), seed {s['seed']}; "
+            f"epoch {self.epoch})"
+        )
+
+    def __getstate__(self):
+        return self.state_dict()
+
+    def __setstate__(self, state):
+        settings = {k: v for k, v in state.items() if k not in ("epoch", "position", "epoch_rule")}
+        self.__init__(**settings, epoch=state["epoch_rule"])
+        self.load_state_dict(state)
+
     def __len__(self):
         """Batches of an epoch."""
         return self._sampler.steps

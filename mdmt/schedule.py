@@ -73,6 +73,11 @@ class TrainingSchedule:
         """Its validation loss, infinity where there is none yet."""
         return float(self._state[STATE.index("best_loss")])
 
+    def __repr__(self):
+        done = int(self._state[STATE.index("epochs")])
+        best = f"best {self.best_epoch} (loss {self.best_loss:.6g})" if self.best_epoch >= 0 else ""
+        return f"TrainingSchedule(lr {self.lr:g}, {done} epochs done{', ' * bool(best)}{best})"
+
     def update(self, epoch, val_loss):
         """Takes the validation loss of `epoch`, which counts from 0. Returns (lr, is_best, stop):
         the learning rate of the next epoch, whether to keep this epoch's weights, and whether the

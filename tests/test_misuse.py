@@ -1,11 +1,14 @@
 """Model from Python as people use it who know other libraries: several threads, forks, Ctrl-C,
 arrays that are nearly right."""
 
+import copy
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 import time
+import types
 
 import numpy as np
 import pytest
@@ -310,3 +313,196 @@ def test_task_weights_are_of_heads(x, weights, words):
 def test_data_sets_that_cannot_be_attached(model, entry, words):
     with pytest.raises(ValueError, match=words):
         model.attach([entry])
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"augment": True}, "augment must be None"),
+        ({"augment": {"rotation": "3"}}, "rotation of the augmentation must be a number"),
+        ({"augment": {"elastic_alpha": 3}}, "elastic_alpha of the augmentation must be two"),
+        ({"epoch": -1}, "epoch must be 0 to"),
+        ({"epoch": 1.5}, "epoch must be an integer"),
+    ],
+)
+def test_settings_of_a_step_that_make_no_sense(pictures, settings, words):
+    model = make()
+    model.attach([{"images": pictures, "task": 0, "target": np.zeros(12)}])
+    with pytest.raises(ValueError, match=words):
+        model.fit_step([0] * 4, np.arange(4), **settings)
+
+
+def test_scaling_has_a_number_per_channel(pictures):
+    model = make()
+    model.attach([{"images": pictures, "task": 0, "target": np.zeros(12)}])
+    model.mean = (0.5, 0.5)
+    with pytest.raises(ValueError, match=r"model.mean must be 3 numbers"):
+        model.predict([0], [0])
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\nb", "\ud800", "a.b", "", "features", 3])
+def test_names_that_no_head_can_have(name):
+    with pytest.raises(ValueError, match="cannot be named"):
+        make({name: 2})
+
+
+def test_heads_as_other_mappings_and_numbers(tmp_path, x):
+    """Mappings that are no dict, NumPy's integers, names of any script and of a backbone's keys."""
+    heads = types.MappingProxyType({"重症度": np.int64(3), "conv1": np.int32(2), "Schwere ä": 2})
+    model = make(heads)
+    model.save(tmp_path / "m.safetensors")
+    loaded = mdmt.Model.load(tmp_path / "m.safetensors")
+    assert list(loaded.heads) == list(heads)
+    expected = model.forward(x)
+    assert all(np.array_equal(v, expected[k]) for k, v in loaded.forward(x).items())
+    with pytest.raises(ValueError, match="head a: classes must be 1 to"):
+        make({"a": 2**32 + 2})
+
+
+# Copies and files ----------------------------------------------------------------------------
+
+
+def trained(pictures, steps=3):
+    model = make(seed=5)
+    model.task_weights = {"outcome": 0.5}
+    model.attach([{"images": pictures, "task": 0, "target": np.arange(12) % 2}])
+    advance(model, range(steps))
+    return model
+
+
+def advance(model, steps):
+    return [model.fit_step([0] * 8, (np.arange(8) + s) % 12, augment={}, epoch=s)[0] for s in steps]
+
+
+@pytest.mark.parametrize(
+    "duplicate",
+    [copy.copy, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))],
+    ids=["copy", "deepcopy", "pickle"],
+)
+def test_copies_go_on_alike_and_apart(pictures, duplicate):
+    model = trained(pictures)
+    twin = duplicate(model)
+    if not twin._sources:  # a pickle leaves the data sets behind
+        twin.attach([{"images": pictures, "task": 0, "target": np.arange(12) % 2}])
+    before = model.state_dict()
+    losses = advance(twin, range(3, 6))
+    after = model.state_dict()
+    assert all(np.array_equal(v, after[k]) for k, v in before.items())
+    assert losses == advance(model, range(3, 6))
+    mine, theirs = model.state_dict(), twin.state_dict()
+    assert all(np.array_equal(v, theirs[k]) for k, v in mine.items())
+
+
+def test_saved_with_its_optimizer_a_model_goes_on_to_the_same_bits(tmp_path, pictures):
+    model = trained(pictures)
+    model.save(tmp_path / "m.pt", optimizer=True)
+    model.save(tmp_path / "plain")
+    loaded = mdmt.Model.load(tmp_path / "m.pt")
+    loaded.task_weights = {"outcome": 0.5}
+    loaded.attach([{"images": pictures, "task": 0, "target": np.arange(12) % 2}])
+    assert loaded.training_step == 3
+    assert advance(loaded, range(3, 6)) == advance(model, range(3, 6))
+    weights = mdmt.load_weights(tmp_path / "m.pt")
+    assert set(weights) == set(model.state_dict()) == set(mdmt.load_weights(tmp_path / "plain"))
+    assert not [k for k in make(weights=tmp_path / "m.pt").unused if not k.startswith("heads.")]
+
+
+def test_what_load_would_refuse_is_not_saved(tmp_path):
+    model = make()
+    model._network.set("conv1.1.running_var", np.full(24, np.inf, np.float32))
+    with pytest.raises(ValueError, match=r"was not written: conv1.1.running_var holds NaN"):
+        model.save(tmp_path / "m.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_that_load_refuses_are_named(tmp_path):
+    model, path = make(), tmp_path / "m.safetensors"
+    model.save(path)
+    whole = bytearray(path.read_bytes())
+    whole[-4:] = b"\xff" * 4
+    path.write_bytes(whole)
+    with pytest.raises(ValueError, match=r"m\.safetensors: .* holds NaN"):
+        mdmt.Model.load(path)
+    pth = tmp_path / "resnet.pth"
+    pth.write_bytes(b"PK\3\4" + bytes(40))
+    with pytest.raises(ValueError, match=r"resnet\.pth was not written by Model\.save"):
+        mdmt.Model.load(pth)
+
+
+def test_partial_loads_say_what_was_missing_and_ignored():
+    model = make()
+    backbone = {k: v for k, v in model.state_dict().items() if not k.startswith("heads.")}
+    with pytest.raises(ValueError, match="strict=False keeps the heads"):
+        model.load_state_dict(backbone)
+    state = {**backbone, "fc.weight": np.zeros((9, 1024)), "conv1.typo": np.zeros(3)}
+    loaded = model.load_state_dict(state, strict=False)
+    assert loaded == ["fc.weight", "conv1.typo"]
+    assert loaded.unexpected_keys == ["conv1.typo"]
+    assert loaded.missing_keys == [k for k in model.state_dict() if k.startswith("heads.")]
+
+
+@pytest.mark.parametrize(
+    "change, step, words",
+    [
+        (lambda a: {"x.m": 0}, 1, "x.m is no moment"),
+        (lambda a: {"conv1.0.weight.m": a["conv1.0.weight.m"][:1]}, 1, "must be floats"),
+        (lambda a: {"conv1.0.weight.m": a["conv1.0.weight.m"] + np.nan}, 1, "holds NaN"),
+        (lambda a: {"conv1.0.weight.v": a["conv1.0.weight.v"] - 1}, 1, "negative second"),
+        (lambda a: a, -5, "step must be 0 to"),
+    ],
+)
+def test_optimizer_states_of_other_models(change, step, words):
+    model = make()
+    arrays, _ = model.optimizer_state()
+    with pytest.raises(ValueError, match=words):
+        model.load_optimizer_state(change(arrays), step)
+    assert model.training_step == 0
+    assert not any(v.any() for v in model.optimizer_state()[0].values())
+
+
+def test_modules_in_the_place_of_their_weights():
+    class Module:
+        def state_dict(self):
+            return {}
+
+    for call in (
+        lambda: make(weights=Module()),
+        lambda: make().load_state_dict(Module()),
+        lambda: mdmt.average_weights(Module(), Module()),
+    ):
+        with pytest.raises(ValueError, match=r"Module; give its state_dict\(\)"):
+            call()
+
+
+def test_sampler_and_schedule_can_be_copied_and_show_themselves():
+    sampler = mdmt.MixedBatchSampler([5, 6], 3, mode="ratio", ratio=[1, 2], seed=4)
+    sampler.set_epoch(2)
+    batches = iter(sampler)
+    next(batches)
+    for twin in (copy.deepcopy(sampler), pickle.loads(pickle.dumps(sampler))):
+        ours = [np.stack(b).tolist() for b in copy.copy(sampler)]
+        assert [np.stack(b).tolist() for b in twin] == ours and len(ours) == len(sampler) - 1
+    text = repr(sampler)
+    assert "ratio [1.0, 2.0]" in text and "[5, 6] samples" in text and "epoch 2" in text
+    schedule = mdmt.schedule.TrainingSchedule(lr=0.01, warmup=0)
+    schedule.update(0, 0.5)
+    assert repr(schedule) == "TrainingSchedule(lr 0.01, 1 epochs done, best 0 (loss 0.5))"
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (([5.5], 2), "size of data set 0 must be an integer, not 5.5"),
+        (("56", 2), "must be an integer, not '5'"),
+        ((5, 2), "sizes must be a list"),
+        (([5], 2.7), "batch_size must be an integer, not 2.7"),
+        (([2**70], 2), "size of data set 0 must be"),
+    ],
+)
+def test_sampler_takes_whole_numbers(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        mdmt.MixedBatchSampler(*arguments)
+    with pytest.raises(ValueError, match="seed must be a number"):
+        mdmt.MixedBatchSampler([5], 2, seed=1.5)
+    with pytest.raises(ValueError, match="epoch must be an integer"):
+        mdmt.MixedBatchSampler([5], 2).set_epoch(1.5)

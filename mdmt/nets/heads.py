@@ -2,9 +2,13 @@
 masks, one 1 x 1 convolution of the network's feature map, up-sampled to the size of the image."""
 
 import math
+from collections.abc import Mapping
+
+from ..checked import whole
 
 LOSSES = ("ce", "bce", "mse", "ordinal", "dice_ce")
 MASK = "dice_ce"  # the loss of a mask: soft Dice and binary cross-entropy
+MOST = 1 << 20  # classes, and neurons of a hidden layer
 DEFAULT = {"hidden": [128, 32], "dropout": 0.5, "loss": "ce"}
 # Names that the engine gives to tensors of its own.
 RESERVED = ("input", "image", "features", "task", "target", "mask", "loss", "per_task")
@@ -12,7 +16,7 @@ RESERVED = ("input", "image", "features", "task", "target", "mask", "loss", "per
 
 def normalise(heads):
     """{task: class count or description} -> {task: full description}; ValueError otherwise."""
-    if not isinstance(heads, dict) or not 1 <= len(heads) <= 16:
+    if not isinstance(heads, Mapping) or not 1 <= len(heads) <= 16:
         raise ValueError("heads must be a dictionary of 1 to 16 tasks, e.g. {'prognosis': 2}")
     return {task: _normalise(task, head) for task, head in heads.items()}
 
@@ -28,12 +32,13 @@ def target_width(heads):
 
 
 def _normalise(task, head):
-    if not isinstance(task, str) or not task or task in RESERVED or "." in task:
+    word = isinstance(task, str) and task.isprintable() and "." not in task
+    if not word or not task or task in RESERVED:
         raise ValueError(
-            f"a head cannot be named {task!r}: use a word without dots other than "
+            f"a head cannot be named {task!r}: use a printable word without dots other than "
             f"{', '.join(RESERVED)}"
         )
-    head = dict(head) if isinstance(head, dict) else {"classes": head}
+    head = dict(head) if isinstance(head, Mapping) else {"classes": head}
     unknown = sorted(set(head) - {"classes", *DEFAULT})
     if unknown:
         raise ValueError(
@@ -53,10 +58,11 @@ def _normalise(task, head):
             f"head {task}: hidden must be a list of widths, such as [128, 32], not "
             f"{full['hidden']!r}"
         )
-    full["hidden"] = list(full["hidden"])
-    counts = [full["classes"], *full["hidden"]]
-    if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in counts):
-        raise ValueError(f"head {task}: classes and hidden must be positive integers, got {counts}")
+    try:
+        full["classes"] = whole("classes", full["classes"], 1, MOST)
+        full["hidden"] = [whole("hidden", n, 1, MOST) for n in full["hidden"]]
+    except ValueError as error:
+        raise ValueError(f"head {task}: {error}") from None
     if full["loss"] not in LOSSES:
         raise ValueError(f"head {task}: the loss {full['loss']!r} is none of {', '.join(LOSSES)}")
     if full["loss"] in ("ce", "ordinal") and full["classes"] < 2:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -9,6 +10,9 @@ from mdmt.weights import names
 
 # Entries of a saved model's description.
 DESCRIBED = {"backbone", "heads", "image_size", "channels", "precision", "seed", "mean", "std"}
+# What may be missing: of older files, and where no optimiser was kept.
+OPTIONAL = {"mean", "std", "training_step"}
+OPTIMIZER = "optimizer."  # before the keys of Adam's moments in a saved model
 # What safetensors files may hold: the numbers of networks.
 DTYPES = {"F32", "F64", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
 
@@ -25,11 +29,22 @@ def load_weights(path, check=None):
     path = os.fspath(path)
     if not os.path.isfile(path):
         raise FileNotFoundError(f"there is no weight file {path}")
-    if path.endswith(".safetensors"):
-        return _read_safetensors(path, check)
-    if path.endswith((".pth", ".pt", ".bin", ".ckpt", ".tar")):
-        return _read_pth(path, check)
-    raise ValueError(f"{path} is neither .safetensors nor .pth")
+    kind = _kind(path)
+    if kind is None:
+        raise ValueError(f"{path} is neither .safetensors nor .pth")
+    return _read_safetensors(path, check) if kind == "safetensors" else _read_pth(path, check)
+
+
+def _kind(path):
+    """ "safetensors", "pth" or None: by the name, and where that leaves it open or the content is
+    clearly the other, by the content."""
+    with open(path, "rb") as file:
+        start = file.read(9)
+    header = int.from_bytes(start[:8], "little")
+    if path.endswith(".safetensors") or (start[8:] == b"{" and header <= os.path.getsize(path) - 8):
+        return "safetensors"
+    known = path.endswith((".pth", ".pt", ".bin", ".ckpt", ".tar"))
+    return "pth" if known or start.startswith((b"PK\x03\x04", b"\x80")) else None
 
 
 def _read_pth(path, check):
@@ -52,7 +67,8 @@ def _read_safetensors(path, check):
     _check_header(path)
     try:
         with safe_open(path, "np") as file:
-            parts = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+            keys = [key for key in file.keys() if not key.startswith(OPTIMIZER)]  # noqa: SIM118
+            parts = {key: file.get_slice(key) for key in keys}
             kinds = {key: part.get_dtype() for key, part in parts.items()}
             shapes = {key: tuple(part.get_shape()) for key, part in parts.items()}
             other = [key for key, kind in kinds.items() if kind not in DTYPES]
@@ -69,6 +85,15 @@ def _read_safetensors(path, check):
     return names.bare(wide)
 
 
+def read_moments(path):
+    """What Model.save(optimizer=True) kept of Adam: {"<key>.m" or "<key>.v": array}."""
+    from safetensors import safe_open
+
+    with safe_open(os.fspath(path), "np") as file:
+        keys = [key for key in file.keys() if key.startswith(OPTIMIZER)]  # noqa: SIM118
+        return {key.removeprefix(OPTIMIZER): file.get_tensor(key) for key in keys}
+
+
 def read_description(path):
     """What Model.save wrote beside the weights: a dictionary of plain data, in full.
 
@@ -77,6 +102,10 @@ def read_description(path):
     from safetensors import SafetensorError, safe_open
 
     path = os.fspath(path)
+    if os.path.isfile(path) and _kind(path) == "pth":
+        raise ValueError(
+            f"{path} was not written by Model.save: build the model and give it the file as weights"
+        )
     _check_header(path)
     try:
         with safe_open(path, "np") as file:
@@ -95,9 +124,10 @@ def read_description(path):
         for key, low in (("mean", -1e6), ("std", 1e-6)):
             values = found.get(key, [1.0] * found["channels"])
             whole &= len(values) == found["channels"] and all(low <= v <= 1e6 for v in values)
+        whole &= isinstance(found.get("training_step", 0), int)
     except (ValueError, KeyError, TypeError, RecursionError):
         whole = False
-    if not whole or set(found) - DESCRIBED or not DESCRIBED - {"mean", "std"} <= set(found):
+    if not whole or set(found) - DESCRIBED - OPTIONAL or DESCRIBED - OPTIONAL - set(found):
         raise ValueError(f"{path}: its description of a model is damaged; save the model again")
     return found
 
@@ -143,6 +173,13 @@ def average_weights(a, b, beta=0.5):
     """
     if not 0 <= beta <= 1:
         raise ValueError(f"beta must be in [0, 1], not {beta}")
+    for state in (a, b):
+        if not isinstance(state, Mapping):
+            named = "; give its state_dict()" if hasattr(state, "state_dict") else ""
+            raise ValueError(
+                "average_weights takes two dictionaries of arrays, not "
+                f"{type(state).__name__}{named}"
+            )
     if set(a) != set(b):
         key = sorted(set(a) ^ set(b))[0]
         raise ValueError(f"weights of different networks cannot be averaged: only one has {key}")
