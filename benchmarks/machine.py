@@ -8,12 +8,6 @@ RESULTS = Path(__file__).parent / "results"
 
 def cpu_name():
     """The processor's own name, or "unknown processor"."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.lower().startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
     from mdmt import _core
 
     return _core.cpu_info()["name"]

@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "cpuid.h"
 
+#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 #if defined(__APPLE__)
@@ -80,7 +81,6 @@ int mdmt_has_avx512_bf16(void)
 #if defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
 #include <stdint.h>
-#include <stdio.h>
 #include <sys/auxv.h>
 
 typedef struct {
@@ -181,6 +181,13 @@ long mdmt_l2_bytes(void)
                                              : mdmt_system_number("hw.l2cachesize"));
 #elif defined(_SC_LEVEL2_CACHE_SIZE)
     bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+    if (bytes <= 0) { /* the C library does not know it on every processor; the kernel does */
+        FILE *file = fopen("/sys/devices/system/cpu/cpu0/cache/index2/size", "r");
+        if (file) {
+            bytes = fscanf(file, "%ldK", &bytes) == 1 ? bytes * 1024 : 0;
+            fclose(file);
+        }
+    }
 #endif
     return bytes >= 256 * 1024 ? bytes : 1024 * 1024;
 }
