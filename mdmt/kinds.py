@@ -108,7 +108,7 @@ def positive_of(task: dict) -> int:
 def counted(names, counts) -> str:
     """Cases of each class, range or finding, as text."""
     return ", ".join(
-        f"{name}: {n}" if " to " in name else f"{name} {n}"
+        f"{name}: {n}" if " to " in name or name[-1:].isdigit() else f"{name} {n}"
         for name, n in zip(names, counts, strict=True)
     )
 

@@ -19,6 +19,7 @@ from .. import kinds, metrics, stats
 from ..measures import CUT, MEASURES, compared
 from ..results import undefined
 from .folder import Outcome
+from .scheme import in_words, without_centers
 
 METHOD = "MDMT"
 # Measures of the classes that thresholds make of a number; the others are of the number itself.
@@ -69,7 +70,8 @@ class Matrix:
 
     spec: the task as the configuration has it; y, p as of `folder.Part`: y (cases,) or (cases, K),
     p {(backbone, seed, configuration): (cases, K)}; fold, patient, image, center (cases,);
-    several: the study has more than one release.
+    several: the study has more than one release; scheme: the validation in words, with the number
+    of folds; centerless: folds by center of the study, of which this task's data have none.
     """
 
     release: str
@@ -86,6 +88,8 @@ class Matrix:
     p: dict
     notes: list = field(default_factory=list)
     several: bool = False
+    scheme: str = ""
+    centerless: bool = False
 
     @property
     def named(self) -> str:
@@ -247,6 +251,8 @@ def matrix(outcome: Outcome, release: str, validation: str, task: str) -> Matrix
         p,
         notes,
         several,
+        in_words(outcome, release, validation, task, len(folds)),
+        without_centers(outcome, release, validation, task),
     )
 
 

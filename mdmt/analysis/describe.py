@@ -18,7 +18,7 @@ PATIENTS = 5  # and patients: resampling fewer says next to nothing of the sprea
 
 class Calibration(NamedTuple):
     """Means over the networks of a configuration, all cases (and findings) pooled. slope and
-    intercept are NaN for more than two classes."""
+    intercept, with 95 % intervals by patient, are NaN for more than two classes."""
 
     configuration: str
     brier: float
@@ -26,6 +26,8 @@ class Calibration(NamedTuple):
     ece_width: float
     slope: float
     intercept: float
+    slope_interval: tuple[float, float]
+    intercept_interval: tuple[float, float]
 
 
 class Subgroup(NamedTuple):
@@ -60,20 +62,19 @@ def operating(m: Matrix, configuration: str) -> dict:
 
 def calibration(m: Matrix, configuration: str) -> Calibration:
     """How far the probabilities of a configuration can be taken at their word."""
-    found = []
-    for net in m.nets:
-        y, p = m.pooled(m.p[(*net, configuration)])
-        two = p.ndim == 1 and len(set(y.tolist())) == 2
-        found.append(
-            (
-                stats.brier(y, p),
-                stats.ece(y, p),
-                stats.ece(y, p, binning="width"),
-                stats.calibration_slope(y, p) if two else np.nan,
-                stats.calibration_intercept(y, p) if two else np.nan,
-            )
-        )
-    return Calibration(configuration, *np.mean(found, 0).tolist())
+    pairs = [m.pooled(m.p[(*net, configuration)]) for net in m.nets]
+    y = pairs[0][0]
+    errors = [
+        (stats.brier(y, p), stats.ece(y, p), stats.ece(y, p, binning="width")) for _, p in pairs
+    ]
+    r = (np.nan,) * 6
+    if pairs[0][1].ndim == 1 and len(set(y.tolist())) == 2:
+        people = m.patient if m.y.ndim == 1 else np.repeat(m.patient, m.y.shape[1])
+        known = np.ones(len(people), bool) if m.y.ndim == 1 else ~np.isnan(m.y).reshape(-1)
+        r = stats.grouped_recalibration(y, [p for _, p in pairs], people[known])
+    return Calibration(
+        configuration, *np.mean(errors, 0).tolist(), r[3], r[0], tuple(r[4:]), tuple(r[1:3])
+    )
 
 
 def confusion(m: Matrix, configuration: str) -> np.ndarray:

@@ -217,7 +217,7 @@ def _over_folds(outcome: Outcome, m: Matrix, other: str, metric: str) -> Sensiti
         if t is not None:
             numbers = (t.difference, t.low, t.high, t.statistic, t.pvalue)
             return _row("Nadeau-Bengio", other, metric, "folds", t.df + 1, numbers)
-        reason = f"needs two folds that differ in {metric}"
+        reason = "needs two folds whose differences are defined and not the same"
     return _without("Nadeau-Bengio", other, metric, "folds", reason)
 
 
@@ -241,7 +241,7 @@ def _signed_ranks(m: Matrix, tables: dict, other: str, metric: str) -> Sensitivi
         reason = (
             f"needs {LEAST_PAIRS} backbones or folds that differ to give a p below {ALPHA}; "
             f"here {'is' if one else 'are'} {len(m.backbones)} backbone{'' if one else 's'} and "
-            f"{len(m.folds)} folds"
+            f"{len(m.folds)} fold{'s' * (len(m.folds) > 1)}"
         )
         return _without("Wilcoxon", other, metric, unit, reason)
     walsh = (d[:, None] + d)[np.triu_indices(len(d))] / 2

@@ -22,7 +22,8 @@ class Looks:
 
     cases, stores: per data set; alike: near-duplicates (`similar.Alike`); odd: {kind: [(number of
     the data set, row)]} with the kinds constant, tiny and inverted; together: whether
-    near-duplicates count as one patient.
+    near-duplicates count as one patient; side: of the pictures, in pixels, where that is too little
+    to look for near-duplicates, else 0.
     """
 
     cases: list
@@ -30,6 +31,7 @@ class Looks:
     alike: list = field(default_factory=list)
     odd: dict = field(default_factory=dict)
     together: bool = True
+    side: int = 0
 
     def kind(self, pair) -> str:
         """What the cases of a pair have in common: copies, same patient, patients, data sets."""
@@ -48,7 +50,16 @@ class Looks:
 
     def findings(self) -> list[tuple[str, str, str]]:
         """(grade, topic, sentence) of what was seen."""
-        return [*self._alike_findings(), *self._odd_findings()]
+        return [*self._too_small(), *self._alike_findings(), *self._odd_findings()]
+
+    def _too_small(self):
+        if self.side:
+            yield (
+                "warning", "pictures",
+                f"image_size {self.side} is too small to look for near-duplicates (from "
+                f"{similar.SMALLEST} on): but for equal pictures, one person under two patient ids "
+                "would be trained on and tested; `mdmt check` with a larger image_size finds them",
+            )  # fmt: skip
 
     def _alike_findings(self):
         groups: dict[tuple, list] = {}
@@ -139,6 +150,7 @@ def look(values: dict, gathered: list[tuple], alike: list[list]) -> Looks:
     looks.together = values["data"]["near_duplicates"] == "together"
     if values["data"]["synthetic"] is None:
         looks.odd = _odd(looks.stores)
+        looks.side = values["image_size"] if values["image_size"] < similar.SMALLEST else 0
     return looks
 
 

@@ -12,7 +12,7 @@ from .. import kinds
 from ..experiments import weights_text
 from ..kfold import PARTS
 from ..runner.display import clock
-from ..runner.estimate import size_text
+from ..runner.estimate import SURE, size_text
 from .found import Report
 
 COLOURS = {"error": "31;1", "warning": "33;1", "note": "2"}
@@ -140,8 +140,7 @@ def cost_facts(report: Report) -> list[tuple[str, str]]:
         *found,
         (
             "time",
-            f"at most {clock(costs['seconds'])} one after the other on this machine{guessed}; "
-            "early stopping ends sooner",
+            f"about {clock(costs['seconds'])} one after the other on this machine{guessed}, {SURE}",
         ),
         (
             "memory",

@@ -30,12 +30,6 @@ SHEETS = {
     kinds.NUMBER: "number was predicted with the least and the largest error",
     kinds.FINDINGS: "findings (and their absence) got the highest and the lowest mean probability",
 }
-SCHEMES = {
-    "cv": "cross-validation",
-    "nested": "nested cross-validation",
-    "loco": "leave one center out",
-    "loco-all": "leave one center out, all pairs of centers",
-}
 
 
 class Figure(NamedTuple):
@@ -65,8 +59,7 @@ def describe(m: Matrix) -> str:
     """The cases and networks of a place, in words."""
     nets = len(m.nets)
     return (
-        f"{m.task}, {SCHEMES.get(m.validation, m.validation)}: n = {len(set(m.image))} images of "
-        f"{len(set(m.patient))} patients, {len(m.folds)} fold{'s' if len(m.folds) > 1 else ''}, "
+        f"{m.task}, {m.scheme}: n = {len(set(m.image))} images of {len(set(m.patient))} patients, "
         f"{nets} network{'s' if nets > 1 else ''} per fold and configuration"
     )
 
@@ -96,7 +89,7 @@ class _Saver:
             name = "_".join([kind, *("".join(c if c.isalnum() else "-" for c in x) for x in shown)])
         heading = [title]
         if m is not None:
-            heading.append(describe(m) if not across else f"{m.task}, {SCHEMES[m.validation]}")
+            heading.append(describe(m) if not across else f"{m.task}, {m.scheme}")
         if self.outcome.synthetic:
             heading.append("SYNTHETIC data")
         elif self.releases > 1 and m is not None and not across:
@@ -125,7 +118,7 @@ def draw(outcome: Outcome, analyses: list[Analysis], groups: dict, samples: bool
                 "Learning curves by stage",
                 "Training and validation loss over epochs, a panel per stage and task.",
                 "Thin lines are single trainings, thick ones their mean. The weights of the epoch "
-                "with the lowest validation loss are the ones that are tested.",
+                "with the lowest validation loss of the first task are the ones that are tested.",
             )
         for kind in dict.fromkeys(a.matrix.place[1:] for a in analyses):
             some = [a for a in analyses if a.matrix.place[1:] == kind]
@@ -237,7 +230,8 @@ def _probabilities(save: _Saver, a: Analysis) -> None:
     save(curves.reliability(m), "reliability", "Reliability",
          f"Observed share against predicted probability. Brier score: {_words(a, 'brier')}.",
          "On the diagonal probabilities can be taken at their word. Bins of equal count with 95 % "
-         f"Wilson intervals; grey: how often each probability occurs.{pooled}", m)  # fmt: skip
+         "Wilson intervals, which take images as independent; grey: how often each probability "
+         f"occurs.{pooled}", m)  # fmt: skip
 
 
 def _numbers(save: _Saver, a: Analysis) -> None:

@@ -200,7 +200,7 @@ def reliability(m: Matrix):
         ax.bar(edges[:-1], 0.18 * counts / counts.max(), 0.05, align="edge", color="#bbbbbb")
         found = calibration(m, c)
         text = f"ECE {found.ece:.2f}, Brier {found.brier:.2f}"
-        if two and np.isfinite(found.slope):
+        if two and np.isfinite(found.slope) and abs(found.slope) < 100:
             text += f"\nslope {found.slope:.2f}, intercept {found.intercept:+.2f}"
         ax.set_title(f"{c}\n{text}", fontsize=8)
         ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")

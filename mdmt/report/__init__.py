@@ -21,6 +21,7 @@ from . import checklists, sections, sensitivity, words
 from .page import escape, listing, page, paragraph, picture, text_table
 
 RESAMPLES = 10000
+NONE_HERE = "No comparison of MDMT with another configuration here."
 NO_CURVES = "No learning curves: no histories are here, or no figures were drawn."
 LIMIT = 14 * 2**20  # bytes of report.html; figures beyond are left in figures/
 MEANING = {
@@ -243,7 +244,7 @@ def _page(outcome: Outcome, made, found, figures, notes, drawn) -> str:
 
 def _title(a) -> str:
     m = a.matrix
-    return f"{m.task}, {words.scheme(m.validation, len(m.folds))}{m.named}"
+    return f"{m.task}, {m.scheme}{m.named}"
 
 
 def _releases(by_release: list, show) -> str:
@@ -274,8 +275,7 @@ def _results(made, by_release, show) -> str:
         out.append(f"<h4>{escape(_title(a))}</h4>")
         out.append(listing(words.others(a)))
         table = sections.differences(a)
-        if table.rows:
-            out.append(tables.to_html(table))
+        out.append(tables.to_html(table) if table.rows else paragraph(NONE_HERE))
         ranks = sections.ranking(a)
         if ranks is not None:
             out.append(tables.to_html(ranks))

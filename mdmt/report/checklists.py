@@ -7,7 +7,10 @@ gives, or "" for what only the authors can say.
 
 from __future__ import annotations
 
+import numpy as np
+
 from .. import kinds
+from ..analysis.scheme import SCHEMES
 from ..experiments import weights_text
 from . import words
 
@@ -133,6 +136,7 @@ def _parts(outcome) -> str:
         each = " in each release" if len(releases) > 1 else ""
         said.append(f"{validation}: {len({f['fold'] for f in folds})} folds{each}")
     share = outcome.values["cv"]["validation"]
+    published = any(d.get("published") for d in outcome.values["data"]["datasets"])
     how = {kinds.CLASSES: "class", kinds.NUMBER: "quarters of the number",
            kinds.FINDINGS: "the rarest finding"}  # fmt: skip
     tasks = outcome.values["tasks"].values()
@@ -140,9 +144,46 @@ def _parts(outcome) -> str:
         dict.fromkeys("class" if t["thresholds"] else how[kinds.kind_of(t)] for t in tasks)
     )
     return (
-        f"{', '.join(said)}; stratified by {strata}, by patient; {100 * share:.0f} % of each "
-        "training part is kept for validation. Who is where: splits.json."
+        f"{', '.join(said)}; "
+        + (
+            "published folds"
+            if published
+            else f"stratified by {strata}, by patient; "
+            f"{100 * share:.0f} % of each training part is kept for validation"
+        )
+        + ". Who is where: splits.json."
     )
+
+
+STARTS = {
+    "FT": "the network of the second task",
+    "MDMT": "the mean of the two single-task networks",
+}
+CHANGES = ("shift", "zoom", "flip", "rotation", "elastic_alpha", "gamma", "contrast", "brightness",
+           "invert", "noise")  # fmt: skip
+
+
+def _augmented(train: dict) -> str:
+    """The changes of the training images that are on."""
+    given = train["augment"] or {}
+    some = [k.removesuffix("_alpha") for k in CHANGES if np.any(given.get(k))]
+    return ", ".join(some) or "none"
+
+
+def _internal(values: dict) -> str:
+    """The schemes of validation that were run."""
+    known = {v: SCHEMES[v][0].upper() + SCHEMES[v][1:] for v in values["validation"]}
+    return "; ".join(known.values()) + ", inside the data sets"
+
+
+def _events(m) -> str:
+    """How many of the tested images have each class or finding."""
+    _, first = np.unique(m.image.astype(str), return_index=True)
+    y = m.y[first]
+    if m.kind == kinds.NUMBER:
+        return ""
+    each = (y[:, k] == 1 if y.ndim == 2 else y == k for k in range(len(m.classes)))
+    return f" ({kinds.counted(m.classes, [int(e.sum()) for e in each])})"
 
 
 def _data(outcome, known: dict) -> None:
@@ -288,18 +329,27 @@ def answers(outcome, analyses: list, people: dict | None = None) -> dict:
     names, nets = ", ".join(values["configurations"]), ", ".join(values["backbones"])
     resamples = analyses[0].n if analyses else 0
     loco = any(a.matrix.validation.startswith("loco") for a in analyses)
-    augment = "none" if train["augment"] is None else "shift, zoom, flip, rotation, elastic"
+    starts = [f"{c} from {s}" for c, s in STARTS.items() if c in values["configurations"]]
+    several = [w for w, n in (("folds", max([len(a.matrix.folds) for a in analyses], default=1)),
+                              ("backbones", len(values["backbones"])),
+                              ("seeds", len(values["seeds"]))) if n > 1]  # fmt: skip
     known = {
         "readers": _readers(people or {}, values["tasks"]),
         "title": "Convolutional networks, multi-data-set multi-task learning on chest radiographs.",
-        "question": "Does joint training on a second data set and task improve the first? "
-        "Comparison of " + names + ".",
+        "question": (
+            "Does joint training on a second data set and task improve the first? "
+            if any(a.comparisons for a in analyses)
+            else ""
+        )
+        + f"Comparison of {names}."
+        if len(values["configurations"]) > 1
+        else f"Evaluation of {names}.",
         "retrospective": "Retrospective use of existing images."
         if not outcome.synthetic
         else "Neither: the images were drawn by software.",
         "selection": _selection(values["data"]),
         "splits": _parts(outcome),
-        "disjoint": "Patient: no patient is in two parts of a fold (checked).",
+        "disjoint": "Patient. What the check of the parts found: Audit.",
         "size": "Not computed in advance; all labelled cases were used.",
         "model": f"Backbones {nets}; one head per task; input {values['image_size']} pixels. "
         f"Configurations: {names}.",
@@ -308,21 +358,27 @@ def answers(outcome, analyses: list, people: dict | None = None) -> dict:
         + ", Python "
         + str(outcome.environment.get("python", "?"))
         + "; see Reproduction.",
-        "initial": f"Weights: {weights_text(values)}; FT and MDMT start from the single-task "
-        "networks of the same fold.",
+        "initial": f"Weights: {weights_text(values)}"
+        + (f"; {', '.join(starts)}, of the same fold" if starts else "")
+        + ".",
         "training": f"Adam, learning rate {train['lr']}, batch {train['batch_size']}, at most "
-        f"{train['epochs']} epochs, weight decay {train['weight_decay']}, augmentation: {augment}; "
-        f"seeds {', '.join(map(str, values['seeds']))}. All of it: config.yaml.",
-        "selected": "Epoch with the lowest validation loss of the first task, after "
-        f"{train['warmup_epochs']} epochs; patience {train['patience']}.",
+        f"{train['epochs']} epochs, weight decay {train['weight_decay']}, augmentation: "
+        f"{_augmented(train)}; seeds {', '.join(map(str, values['seeds']))}. All of it: "
+        "config.yaml.",
+        "selected": "Epoch with the lowest validation loss of the first task"
+        + (f", after {train['warmup_epochs']} epochs" if train["warmup_epochs"] else "")
+        + f"; patience {train['patience']}.",
         "ensemble": "None: every network is tested by itself.",
         "metrics": _of_kinds(values, METRICS),
         "statistics": f"Paired bootstrap by patient, {resamples:,} resamples, 95 % intervals, "
-        "Holm's correction; see Results. Other tests beside: Sensitivity analyses.",
-        "robustness": "Subgroups, spread over folds and backbones"
+        "Holm's correction; see Results. Other tests beside: Sensitivity analyses."
+        if any(a.comparisons for a in analyses)
+        else f"Bootstrap by patient, {resamples:,} resamples, 95 % intervals.",
+        "robustness": "Subgroups"
+        + (f", spread over {words.joined(several)}" if several else "")
         + (", leave one center out." if loco else "."),
         "explain": "Not part of this report.",
-        "internal": "Cross-validation inside the data sets; test cases come from the same sources.",
+        "internal": f"{_internal(values)}; test cases come from the same sources.",
         "external": "Leave one center out; no data set of another origin."
         if loco
         else "None in this run.",
@@ -345,10 +401,12 @@ def answers(outcome, analyses: list, people: dict | None = None) -> dict:
         "output": _of_kinds(values, OUTPUT),
         "events": "; ".join(
             f"{words.place(a.matrix)}: {len(set(a.matrix.image))} images of "
-            f"{len(set(a.matrix.patient))} patients"
+            f"{len(set(a.matrix.patient))} patients{_events(a.matrix)}"
             for a in analyses
         ),
-        "weights": "runs/<job>/model.safetensors, one per training.",
+        "weights": "runs/<job>/model.safetensors, one per training."
+        if values["keep_weights"]
+        else "Not kept (keep_weights: false); config.yaml trains them again.",
         "clusters": "By center: Subgroups." if loco else "Subgroups by center, pooled folds.",
     }
     _data(outcome, known)

@@ -12,7 +12,7 @@ from ..analysis import calibration, operating
 from ..analysis.compare import METHOD, Analysis, fewer_folds
 from ..analysis.describe import Subgroup, by_finding
 from ..analysis.folder import Outcome, is_control
-from ..experiments import CONTROLS
+from ..experiments import CONTROLS, stages_of
 from ..measures import MEASURES, compared, drawn, grouped, leading
 from ..tables.grid import Cell, Row, Table, measured, number, percent, pvalue, to_html
 from ..tables.paper import label
@@ -30,14 +30,18 @@ MEANING = {
 
 def question(outcome: Outcome) -> str:
     """What was asked and what was compared."""
-    tasks = list(outcome.values["tasks"].items())
-    named = "; ".join(f"{n} ({_kind(t)})" for n, t in tasks)
-    first, rest = tasks[0][0], words.joined([n for n, _ in tasks[1:]]) if len(tasks) > 1 else ""
+    values = outcome.values
+    named = "; ".join(f"{n} ({_kind(t)})" for n, t in values["tasks"].items())
+    first, *others = values["tasks"]
+    together = [s["tasks"] for c in values["configurations"] for s in stages_of(values, c)[-1:]]
+    rest = [t for t in others if any(first in some and t in some for some in together)]
     text = paragraph(
         f"Does a network that learns {first} from chest radiographs become better when it learns "
-        f"{rest} from another data set at the same time?"
+        f"{words.joined(rest)} from {'another data set' if len(rest) == 1 else 'other data sets'} "
+        "at the same time?"
         if rest
-        else f"How well do networks predict {first} from chest radiographs?"
+        else f"How well do networks predict {words.joined(words.tested(outcome))} from chest "
+        "radiographs?"
     )
     rows = []
     for name in outcome.values["configurations"]:
@@ -192,7 +196,7 @@ def differences(a: Analysis) -> Table:
                             k == compared(m.spec)[0] and bool(rows)))  # fmt: skip
     return Table(
         "differences",
-        f"{m.task}, {words.scheme(m.validation, len(m.folds))}: {METHOD} minus the others "
+        f"{m.task}, {m.scheme}: {METHOD} minus the others "
         f"({_units(m)}), "
         f"n = {len(set(m.image))} images of {len(set(m.patient))} patients",
         ["Against", "Metric"],
@@ -271,14 +275,18 @@ def all_metrics(a: Analysis) -> Table:
     if m.kind != kinds.NUMBER:
         note = (
             "Percent, except MCC, Brier, kappa, MAE, correlation, slope, intercept; means over "
-            "folds and networks. Calibration: all folds pooled, mean over networks."
+            "folds and networks. Calibration: all folds pooled, mean over networks; an ECE is "
+            "above 0 by chance alone, the more so the fewer cases."
         )
+        if m.two or m.kind == kinds.FINDINGS:
+            note += " Slope and intercept with 95 % intervals by patient; '–': the probabilities "
+            note += "hardly differ."
     elif m.classes:
         note += " Accuracy to weighted kappa: of the classes that the thresholds make; percent "
         note += "but for MCC and kappa."
     return Table(
         "metrics",
-        f"{m.task}, {words.scheme(m.validation, len(m.folds))}: all metrics",
+        f"{m.task}, {m.scheme}: all metrics",
         ["Metric"],
         [],
         [label(c) for c in m.configurations],
@@ -316,11 +324,25 @@ def _calibrated(m) -> list[Row]:
     ]  # fmt: skip
     if m.two or m.kind == kinds.FINDINGS:
         rows.append(Row(["calibration slope (1 is perfect)"],
-                        [Cell(number(cal[c].slope, 2)) for c in m.configurations]))  # fmt: skip
+                        [Cell(_slope(cal[c])) for c in m.configurations]))  # fmt: skip
         rows.append(Row(["calibration intercept (0 is perfect)"],
-                        [Cell(number(cal[c].intercept, 2, True))
+                        [Cell(_ends(cal[c].intercept, *cal[c].intercept_interval, True))
                          for c in m.configurations]))  # fmt: skip
     return rows
+
+
+def _ends(value: float, low: float, high: float, signed: bool = False) -> str:
+    text = number(value, 2, signed)
+    if low != low:
+        return text
+    return f"{text} ({number(low, 2, signed)} to {number(high, 2, signed)})"
+
+
+def _slope(c) -> str:
+    """A slope with its interval; "–" where the probabilities hardly differ."""
+    if np.isfinite(c.slope) and max(np.abs([c.slope, *c.slope_interval])) >= 100:
+        return "–"
+    return _ends(c.slope, *c.slope_interval)
 
 
 def _baseline(m) -> str:
@@ -356,7 +378,7 @@ def finding_table(a: Analysis) -> Table:
     names = [label(c) for c in m.configurations]
     return Table(
         "findings",
-        f"{m.task}, {words.scheme(m.validation, len(m.folds))}: each finding, percent",
+        f"{m.task}, {m.scheme}: each finding, percent",
         ["Finding"],
         [("", 1), ("AUC", len(names)), ("F1", len(names))],
         ["cases", *names, *names],
@@ -390,7 +412,7 @@ def reader_table(a: Analysis, found) -> Table:
         rows.append(Row([name], [Cell(c) for c in cells], "mean" if people else "", len(rows) == 1))
     return Table(
         "readers",
-        f"{m.task}, {words.scheme(m.validation, len(m.folds))}: agreement with the first reader, "
+        f"{m.task}, {m.scheme}: agreement with the first reader, "
         f"n = {found.n} images of {found.patients} patients that both scored",
         ["Who"],
         [],
@@ -452,7 +474,7 @@ def release_table(analyses: list[Analysis]) -> Table:
                             bool(rows) and c == a.matrix.configurations[0]))  # fmt: skip
     return Table(
         "releases",
-        f"{m.task}, {words.scheme(m.validation, len(m.folds))}: the releases side by side"
+        f"{m.task}, {m.scheme}: the releases side by side"
         f"{', percent' if m.kind != kinds.NUMBER else ''} (95 % interval)",
         ["Release", "Configuration"],
         [("", len(shown)),
@@ -486,7 +508,7 @@ def subgroup_table(a: Analysis, groups: list[Subgroup]) -> Table:
     columns = ["images", "patients"] + ([m.classes[m.positive]] if m.two else [])
     return Table(
         "subgroups",
-        f"{m.task}, {words.scheme(m.validation, len(m.folds))}: subgroups"
+        f"{m.task}, {m.scheme}: subgroups"
         f"{', percent' if m.kind != kinds.NUMBER else ''} (95 % interval)",
         ["Variable", "Level"],
         [("", len(columns)), *((MEASURES[k].title, len(names)) for k in shown)],

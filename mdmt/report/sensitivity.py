@@ -64,7 +64,7 @@ def section(analyses: list[Analysis], found: dict) -> str:
         if not rows:
             continue
         m = a.matrix
-        title = f"{m.task}, {words.scheme(m.validation, len(m.folds))}{m.named}"
+        title = f"{m.task}, {m.scheme}{m.named}"
         out.append(f"<h3>{escape(title)}</h3>")
         done = [s for s in rows if not s.left_out]
         if done:
@@ -84,9 +84,11 @@ def conclusion(done: list[Sensitivity]) -> str:
     other = [s for s in known if not s.agrees]
     if not known:
         return "None of these tests can be held against the primary analysis."
-    tests = f"{len(known)} tests" if len(known) > 1 else "1 test"
+    same = len(known) - len(other)
+    if not other and len(known) == 1:
+        return "The one test that could be done comes to the conclusion of the primary analysis."
     if not other:
-        return f"All of {tests} come to the conclusion of the primary analysis."
+        return f"All of {len(known)} tests come to the conclusion of the primary analysis."
     groups: dict = {}
     for s in other:
         ours, primary = s.holm < words.ALPHA, s.primary.holm < words.ALPHA
@@ -99,7 +101,8 @@ def conclusion(done: list[Sensitivity]) -> str:
         )
         names = groups.setdefault(f"{s.test} {how}", {}).setdefault(s.against, [])
         names.append(MEASURES[s.metric].title)
-    said = [f"{len(known) - len(other)} of {tests} come to the conclusion of the primary analysis"]
+    said = [f"{same or 'None'} of {len(known)} test{'s' * (len(known) > 1)} "
+            f"come{'s' * (same == 1)} to the conclusion of the primary analysis"]  # fmt: skip
     for how, against in groups.items():
         named = ", ".join(f"{name} ({', '.join(kinds)})" for name, kinds in against.items())
         said.append(f"{how}: {named}")
@@ -155,7 +158,7 @@ def table(a: Analysis, done: list[Sensitivity]) -> Table:
     used += [f"{words.joined(dict.fromkeys(tests))} here: {note}." for note, tests in said.items()]
     return Table(
         "sensitivity",
-        f"{m.task}, {words.scheme(m.validation, len(m.folds))}: {METHOD} minus the others by other "
+        f"{m.task}, {m.scheme}: {METHOD} minus the others by other "
         f"tests{'' if m.kind == kinds.NUMBER else ' (points)'}",
         ["Against", "Test", "Metric"],
         [("", 4), ("primary analysis", 2), ("", 1)],

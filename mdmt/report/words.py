@@ -9,32 +9,29 @@ from ..analysis.compare import METHOD, Analysis
 from ..analysis.folder import Outcome
 from ..experiments import weights_of
 from ..measures import MEASURES, f1_name, grouped, leading
-from ..tables.grid import measured, number, percent
+from ..tables.grid import measured, number
 
 ALPHA = 0.05
-SCHEMES = {
-    "cv": "cross-validation",
-    "nested": "nested cross-validation",
-    "loco": "leave one center out",
-    "loco-all": "leave one center out, all pairs of centers",
-}
-
-
 AGAIN = {
+    "cv": "Every fold tests the same cases, or several do, with networks that learnt from other "
+    "parts: the deviation over folds is not one between patients.",
     "nested": "Each test part belongs to several networks, which differ in their validation part: "
     "the deviation over folds mixes both.",
     "loco-all": "A center is tested once for every center of the other data set that was left out: "
     "folds are not independent.",
-    "loco": "This data set has no (or fewer) centers, so that its folds are gone through again. "
-    "These figures are not leave-one-center-out.",
+    "loco": "This data set has fewer folds than the other, so that they are gone through again: "
+    "folds are not independent.",
 }
+CENTERLESS = (
+    "This data set records no centers: its folds are of patients, and these figures are not "
+    "leave-one-center-out."
+)
 
 
-def scheme(validation: str, folds: int) -> str:
-    """5-fold cross-validation, leave one center out (6 centers)."""
-    if validation == "cv":
-        return f"{folds}-fold cross-validation"
-    return f"{SCHEMES.get(validation, validation)} ({folds} folds)"
+def tested(outcome: Outcome) -> list[str]:
+    """Names of the tasks of which there are predictions, in the configuration's order."""
+    here = {p.task for p in outcome.parts}
+    return [t for t in outcome.values["tasks"] if t in here]
 
 
 def place(m) -> str:
@@ -79,7 +76,7 @@ def headline(a: Analysis) -> str | None:
         return None
     n = len(set(m.patient))
     return (
-        f"For {m.task}{m.named} in {scheme(m.validation, len(m.folds))} on {n} patients, {METHOD} "
+        f"For {m.task}{m.named} in {m.scheme} on {n} patients, {METHOD} "
         f"differed from {against} in {' and in '.join(parts)}: {verdict(a, against)}."
     )
 
@@ -154,24 +151,42 @@ def method(a: Analysis) -> str:
 
 
 def calibration(found: list) -> str | None:
-    """What the calibration of the configurations is, of two classes or findings only."""
-    known = [c for c in found if np.isfinite(c.slope)]
+    """What the calibration of the configurations is, of two classes or findings only; a fault is
+    named where the 95 % interval leaves what is perfect out."""
+    known = [c for c in found if np.isfinite([*c.slope_interval, *c.intercept_interval]).all()]
     if not known:
         return None
     said = []
     for c in known:
-        if c.slope < 0.8:
-            what = "too extreme"
-        elif c.slope > 1.25:
-            what = "too timid"
-        else:
-            what = "about right in spread"
-        bias = ""
-        if abs(c.intercept) > 0.25:
-            bias = ", risk underestimated" if c.intercept > 0 else ", risk overestimated"
-        said.append(f"{c.configuration}: {what}{bias} (slope {number(c.slope, 2)}, intercept "
-                    f"{number(c.intercept, 2, True)}, ECE {percent(c.ece)} %)")  # fmt: skip
-    return "Probabilities: " + "; ".join(said) + "."
+        (low, high), (least, most) = c.slope_interval, c.intercept_interval
+        faults = []
+        if high < 0:
+            faults.append("lower where they should be higher")
+        elif high < 1:
+            faults.append("too extreme")
+        elif low > 1:
+            faults.append("too timid")
+        if least > 0 or most < 0:
+            faults.append("too low on average" if least > 0 else "too high on average")
+        said.append(
+            f"{c.configuration} {joined(faults) if faults else 'no fault established'} (slope "
+            f"{sloped(c.slope, *c.slope_interval)}, intercept {number(c.intercept, 2, True)}, "
+            f"{number(least, 2, True)} to {number(most, 2, True)})"
+        )
+    return (
+        "Probabilities (95 % intervals by patient; slope 1 and intercept 0 are perfect): "
+        + "; ".join(said) + "."
+    )  # fmt: skip
+
+
+def sloped(slope: float, low: float, high: float) -> str:
+    """A calibration slope with its interval; one that has no size, since the probabilities hardly
+    differ, says so."""
+    if max(abs(slope), abs(low), abs(high)) >= 100:
+        return "not determined: the probabilities hardly differ"
+    if low != low:
+        return number(slope, 2)
+    return f"{number(slope, 2)}, {number(low, 2)} to {number(high, 2)}"
 
 
 def agreement(m) -> str:
@@ -247,20 +262,26 @@ def limits(outcome: Outcome, analyses: list[Analysis]) -> list[str]:
             f"Networks{some} started from random weights; published studies start from ImageNet, "
             "so that figures are not comparable with theirs."
         )
-    if len(values["seeds"]) < 3:
+    seeds = len(values["seeds"])
+    if seeds < 3:
         found.append(
-            f"{len(values['seeds'])} seed{'s' if len(values['seeds']) > 1 else ''} per training: "
-            "the spread between repeated trainings is not measured (at least three are advised)."
+            f"{seeds} seed{'s' if seeds > 1 else ''} per training: the spread between repeated "
+            f"trainings is {'hardly' if seeds > 1 else 'not'} measured (at least three are "
+            "advised)."
         )
     if len(values["backbones"]) < 5:
         n = len(values["backbones"])
         found.append(f"{n} backbone{'s' if n > 1 else ''}: others may behave differently.")
-    found.append(
-        "FT and MDMT start from networks that are trained already: part of their gain may be "
-        "longer training. Only a control with as many steps tells them apart"
-        + ("; see the rows marked (control)." if "STL-tau1-long" in values["configurations"]
-           else ", such as STL-tau1-long, which was not trained here.")
-    )  # fmt: skip
+    longer = [c for c in ("FT", METHOD) if c in values["configurations"]]
+    if longer:
+        one = len(longer) == 1
+        found.append(
+            f"{joined(longer)} start{'s' * one} from networks that are trained already: part of "
+            f"{'its' if one else 'their'} gain may be longer training. Only a control with as many "
+            "steps tells them apart"
+            + ("; see the rows marked (control)." if "STL-tau1-long" in values["configurations"]
+               else ", such as STL-tau1-long, which was not trained here.")
+        )  # fmt: skip
     if not any(a.matrix.validation.startswith("loco") for a in analyses):
         found.append(
             "No leave-one-center-out validation was run: how the networks do in a hospital that "
@@ -276,8 +297,10 @@ def limits(outcome: Outcome, analyses: list[Analysis]) -> list[str]:
         if len(m.y) > len(set(m.image)):
             found.append(
                 f"{place(m)}: its {len(set(m.image))} images are tested "
-                f"{len(m.y)} times. {AGAIN.get(m.validation, AGAIN['loco'])}"
+                f"{len(m.y)} times. {AGAIN[m.validation]}"
             )
+        if m.centerless:
+            found.append(f"{place(m)}: {CENTERLESS}")
     found.append(
         "The bootstrap resamples tested patients, not trainings: that other training sets would "
         "give other networks is only in the spread over folds. All data come from the same sources "

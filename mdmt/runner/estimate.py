@@ -21,6 +21,9 @@ from .display import clock, expected_images
 from .kept import done_and_usable
 
 LISTED = 200  # jobs beyond which they are counted, not listed
+SURE = (  # what an estimated time presumes
+    "where nothing else runs and every training takes all its epochs; early stopping ends sooner"
+)
 SAMPLES = 8  # images of a measured step, and a quarter of them in another one
 
 
@@ -206,11 +209,12 @@ def estimate(
     if found["todo"]:
         where = "on each worker" if dask else "on this machine"
         seconds = found["seconds"]
+        threads = f"{found['threads']} thread{'s' if found['threads'] > 1 else ''}"
         lines += [
-            f"time    at most {clock(seconds / workers)}, {workers} at a time with "
-            f"{found['threads']} threads {where} ({clock(seconds)} one after the other); early "
-            "stopping ends sooner",
-            f"memory  at most {size_text(found['memory'] * workers)} for {workers} at a time",
+            f"time    about {clock(seconds / workers)}, {workers} at a time with "
+            f"{threads} {where} ({clock(seconds)} one after the other), {SURE}",
+            f"memory  {size_text(found['memory'] * workers)} for the steps of {workers} at a time, "
+            "and what Python needs for each (about 100 MiB)",
             f"disk    about {size_text(found['disk'])} in {out}, where {size_text(free(out))} "
             "are free",
         ]

@@ -44,6 +44,7 @@ from .calibration import (
     calibration_intercept,
     calibration_slope,
     ece,
+    grouped_recalibration,
     recalibration,
     reliability_curve,
 )
@@ -76,6 +77,7 @@ __all__ = [
     "false_positive_rate_of_paper_test",
     "friedman",
     "gmean",
+    "grouped_recalibration",
     "hierarchical_bootstrap",
     "holm",
     "icc",

@@ -199,3 +199,39 @@ def recalibration(y, p, positive=1, confidence_level: float = 0.95, clip: float 
             width = half * float(np.sqrt(_fit(design, happened, offset)[1][-1, -1]))
         values += [value, value - width, value + width]
     return Recalibration(*values)
+
+
+def grouped_recalibration(y, networks, groups, positive=1, confidence_level=0.95, clip=1e-6):
+    """Mean over networks of `calibration_intercept` and `calibration_slope`, with intervals that
+    take the groups (patients), not the cases, as independent: a `Recalibration`.
+
+    y (n,); networks: a p of each, (n,) or (n, 2), for the same cases; groups (n,). The variance of
+    a coefficient is the sum over groups of the squares of what their cases move it by (row of the
+    inverse information times the score, mean over the networks), times G / (G - 1) (Liang & Zeger,
+    Biometrika 73, 1986). Intervals are NaN where a value is not finite or there is one group.
+    """
+    from scipy.special import ndtri
+
+    half = float(ndtri(0.5 + _check.level_of(confidence_level) / 2))
+    codes = np.unique(np.asarray(groups).astype(str), return_inverse=True)[1].reshape(-1)
+    values = []
+    for function, sloped in ((calibration_intercept, False), (calibration_slope, True)):
+        value = float(np.mean([function(y, p, positive, clip) for p in networks]))
+        width = float("nan")
+        if np.isfinite(value) and codes.max() > 0:
+            moved = np.mean([_moved(y, p, positive, clip, sloped) for p in networks], 0)
+            by_group = np.bincount(codes, moved)
+            width = half * float(np.sqrt(np.sum(by_group**2) * len(by_group) / codes.max()))
+        values += [value, value - width, value + width]
+    return Recalibration(*values)
+
+
+def _moved(y, p, positive, clip: float, sloped: bool) -> np.ndarray:
+    """By how much each case (n,) moves the slope, or the intercept with the slope held at 1."""
+    happened, z = _two_classes(y, p, positive, clip)
+    ones = np.ones_like(z)
+    design = np.column_stack([ones, z]) if sloped else ones[:, None]
+    offset = np.zeros_like(z) if sloped else z
+    b, covariance = _fit(design, happened, offset)
+    mean = 1 / (1 + np.exp(-np.clip(design @ b + offset, -500, 500)))
+    return (design * (happened - mean)[:, None]) @ covariance[:, -1]

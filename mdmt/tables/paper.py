@@ -11,6 +11,7 @@ import numpy as np
 
 from .. import kinds, stats
 from ..analysis.folder import Outcome, is_control
+from ..analysis.scheme import PATIENTS, without_centers
 from ..data import paper_values
 from ..experiments import CONTROLS
 from ..measures import MEASURES, tabled
@@ -97,9 +98,11 @@ def _note(outcome: Outcome, task: str) -> str:
 
 
 def _few_notes(outcome, results, release: str, task: str, schemes) -> list[str]:
-    """Which means are not over all folds, by validation scheme."""
+    """Which means are not over all folds, or not over centers, by validation scheme."""
     found = []
     for v in schemes:
+        if without_centers(outcome, release, v, task):
+            found.append(f"{SCHEMES.get(v, v)}: {PATIENTS}; {task} records none.")
         place = (release, task, v)
         rows = [r for r in results if (r["release"], r["task"], r["validation"]) == place]
         few = fewer_folds(rows, tabled(outcome.task(task)))

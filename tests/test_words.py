@@ -1,0 +1,169 @@
+"""What the report says in words where a study is small, one-sided or incomplete."""
+
+import numpy as np
+import pytest
+
+from mdmt import analysis, config, kinds, report
+from mdmt.analysis import describe
+from mdmt.analysis.compare import Comparison
+from mdmt.analysis.compare import matrix as matrix_of
+from mdmt.analysis.sensitivity import Sensitivity
+from mdmt.report import checklists, sections, sensitivity, words
+from mdmt.tables import table1
+from tests import outfolder
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """A study with cv and loco, of which severity has no centers."""
+    out = outfolder.make(tmp_path_factory.mktemp("words") / "out", validation=["cv", "loco"])
+    return analysis.read(out)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """One fold of three, no MDMT."""
+    out = outfolder.make(tmp_path_factory.mktemp("words") / "small",
+                         configurations=["STL-tau1", "STL-tau2", "FT"], folds=[1])  # fmt: skip
+    path = out / "predictions.csv"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([lines[0], *(x for x in lines[1:] if x.split(",")[2] == "1")]))
+    return analysis.read(out, verify=False)
+
+
+def matrix(outcome, validation, task):
+    return matrix_of(outcome, outcome.values["data"]["release"], validation, task)
+
+
+def test_folds_of_a_data_set_without_centers_are_never_called_leave_one_center_out(both):
+    m = matrix(both, "loco", "prognosis")
+    assert m.scheme == "leave one center out (3 folds)" and not m.centerless
+    m = matrix(both, "loco", "severity")
+    assert m.scheme == "folds of patients beside another data set's centers (3 folds)"
+    assert m.centerless
+    assert matrix(both, "cv", "severity").scheme == "3-fold cross-validation"
+    analyses = analysis.compare(both, 200)
+    said = " ".join(words.limits(both, analyses))
+    assert "severity, loco: This data set records no centers" in said
+    assert "prognosis, loco: This data set records no centers" not in said
+    tables = {t.title: " ".join(t.notes) for t in table1(both, analysis.results(both))}
+    noted = {
+        title.split()[2].rstrip(","): "severity records none" in n for title, n in tables.items()
+    }
+    assert noted == {"prognosis": False, "severity": True}
+
+
+def test_some_folds_are_not_all_folds(small):
+    m = matrix(small, "cv", "prognosis")
+    assert m.scheme == "1 of 3 folds of a cross-validation"
+
+
+def test_a_run_without_joint_training_asks_no_question_about_it(small, both):
+    assert "How well do networks predict prognosis and severity" in sections.question(small)
+    assert "become better when it learns severity" in sections.question(both)
+    analyses = analysis.compare(small, 200)
+    known = checklists.answers(small, analyses)
+    assert "joint" not in known["question"].lower() and "Holm" not in known["statistics"]
+    assert "MDMT" not in known["initial"] and "FT from the network" in known["initial"]
+    assert known["robustness"] == "Subgroups."
+    said = " ".join(words.limits(small, analyses))
+    assert "FT starts from networks" in said and "MDMT" not in said
+    written = report.make(small.out, resamples=100, figures=False, verify=False)
+    page = written["written"][-1].read_text()
+    assert page.count("No comparison of MDMT with another configuration here.") == 2
+
+
+def test_events_are_counted_once_per_image(both):
+    analyses = analysis.compare(both, 200)
+    first = next(a.matrix for a in analyses)
+    events = checklists.answers(both, analyses)["events"]
+    image = dict(zip(first.image.tolist(), first.y.tolist(), strict=True))
+    severe = sum(v == 1 for v in image.values())
+    assert f"(MILD {len(image) - severe}, SEVERE {severe})" in events
+
+
+def test_the_checklist_names_the_augmentation_that_is_on():
+    values = config.load("covid_cxr", [])
+    assert checklists._augmented(values["train"]) == "shift, zoom, flip, rotation, elastic"
+    off = ["train.augment.shift=0", "train.augment.flip=false", "train.augment.noise=0.1"]
+    values = config.load("covid_cxr", off)
+    assert checklists._augmented(values["train"]) == "zoom, rotation, elastic, noise"
+    assert checklists._augmented({"augment": None}) == "none"
+
+
+def test_class_names_that_are_numbers_are_told_from_their_counts():
+    assert kinds.counted(["0", "1"], [58, 7]) == "0: 58, 1: 7"
+    assert kinds.counted(["MILD", "SEVERE"], [58, 7]) == "MILD 58, SEVERE 7"
+
+
+def calibrated(name, slope, intercept):
+    """A `Calibration` from (value, low, high) of slope and intercept."""
+    return describe.Calibration(name, 0.2, 0.1, 0.1, slope[0], intercept[0], slope[1:],
+                                intercept[1:])  # fmt: skip
+
+
+def test_a_fault_of_calibration_is_named_only_where_its_interval_shows_it():
+    found = [
+        calibrated("A", (0.5, 0.2, 0.8), (-0.5, -0.9, -0.1)),
+        calibrated("B", (0.5, 0.2, 1.1), (-0.5, -1.1, 0.1)),
+        calibrated("C", (-2.0, -3.0, -1.0), (0.4, 0.1, 0.7)),
+        calibrated("D", (2.0, 1.5, 2.5), (0.0, -0.1, 0.1)),
+        calibrated("E", (609773.4, -1e6, 2e6), (0.0, -0.1, 0.1)),
+    ]
+    said = words.calibration(found)
+    assert "A too extreme and too high on average (slope 0.50, 0.20 to 0.80" in said
+    assert "B no fault established (slope 0.50, 0.20 to 1.10" in said
+    assert "C lower where they should be higher and too low on average" in said
+    assert "D too timid (slope" in said
+    assert "E no fault established (slope not determined: the probabilities hardly differ" in said
+
+
+def beside(agrees, test="DeLong", against="FT"):
+    primary = Comparison("", against, "auc", 0.1, 0, 0.2, 0.5, 0.5, 0.5)
+    return Sensitivity(test, against, "auc", "patients", 9, 0.1, 0, 0.2, 1.0, 0.01, 0.01, primary,
+                       agrees, "", "")  # fmt: skip
+
+
+def test_one_test_is_not_all_of_one_test():
+    one = sensitivity.conclusion([beside(True)])
+    assert one == "The one test that could be done comes to the conclusion of the primary analysis."
+    assert sensitivity.conclusion([beside(True)] * 2).startswith("All of 2 tests come to")
+    assert sensitivity.conclusion([beside(True), beside(False)]).startswith("1 of 2 tests comes to")
+    assert sensitivity.conclusion([beside(False)]).startswith("None of 1 test come to")
+
+
+def test_tests_that_are_left_out_say_it_once_and_in_words(tmp_path):
+    out = outfolder.make(tmp_path / "out", folds=[0])
+    path = out / "predictions.csv"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([lines[0], *(x for x in lines[1:] if x.split(",")[2] == "0")]))
+    outcome = analysis.read(out, verify=False)
+    a = analysis.compare(outcome, 200)[0]
+    said = sensitivity.left_out(analysis.sensitivity(outcome, a))
+    assert [s for s in said if s.startswith("Nadeau")] == [
+        "Nadeau-Bengio: needs two folds whose differences are defined and not the same."
+    ]
+    assert any(s.endswith("here is 1 backbone and 1 fold.") for s in said)
+
+
+def test_intervals_of_the_calibration_take_patients_as_independent():
+    sm = pytest.importorskip("statsmodels.api")
+    rng = np.random.default_rng(0)
+    patient = rng.integers(0, 40, 150)
+    z = rng.normal(size=40)[patient] + 0.5 * rng.normal(size=150)
+    y = (rng.random(150) < 1 / (1 + np.exp(-0.6 * z - 0.3))).astype(int)
+    p = 1 / (1 + np.exp(-z))
+    found = describe.stats.grouped_recalibration(y, [p], patient)
+    groups = len(set(patient.tolist()))
+    more = {"groups": patient, "use_correction": False}
+    slope = sm.GLM(y, sm.add_constant(z), sm.families.Binomial()).fit(
+        cov_type="cluster", cov_kwds=more)  # fmt: skip
+    shift = sm.GLM(y, np.ones(150), sm.families.Binomial(), offset=z).fit(
+        cov_type="cluster", cov_kwds=more)  # fmt: skip
+    for value, low, high, fit in ((*found[3:], slope), (*found[:3], shift)):
+        half = 1.959964 * fit.bse[-1] * np.sqrt(groups / (groups - 1))
+        assert [value, low, high] == pytest.approx(
+            [fit.params[-1], fit.params[-1] - half, fit.params[-1] + half], rel=1e-5)  # fmt: skip
+    # two equal networks say what one says; of patients of one image each it is Huber's
+    twice = describe.stats.grouped_recalibration(y, [p, p], patient)
+    assert twice == pytest.approx(found)
