@@ -203,6 +203,33 @@ def test_pvalue_inverts_the_interval():
     assert agreed > 50
 
 
+def test_no_pvalue_contradicts_an_interval_that_ends_at_zero():
+    """Accuracies of few cases: many resamples have no difference at all."""
+    ended = 0
+    for seed in range(120):
+        rng = np.random.default_rng(seed)
+        y = rng.integers(0, 2, 24)
+        a, b = (np.where(rng.random(24) < share, y, 1 - y) for share in (0.85, 0.6))
+        found = stats.paired_bootstrap(y, a, b, n=500)
+        both = stats.hierarchical_bootstrap(y, a[None], b[None], n=500, backbones="fixed")
+        for one in (found, both):
+            covers = one.low <= 1e-12 and one.high >= -1e-12
+            ended += covers and abs(one.low) < 1e-12
+            if covers:
+                assert one.pvalue >= 0.05 - 1 / 500
+            elif one.pvalue >= 0.05:
+                assert one.pvalue < 0.07  # quantiles lie between two resamples
+    assert ended > 5
+
+
+def test_no_difference_in_the_cases_themselves_is_none():
+    """Neither finds the rare class: its G-mean is 0, but in resamples without that class."""
+    y = np.array([0] * 20 + [1] * 20 + [2] * 2)
+    a, b = np.where(y == 2, 0, y), np.where(y == 2, 1, 1 - y)
+    found = stats.paired_bootstrap(y, a, b, "gmean", n=400)
+    assert found.difference == 0 and found.pvalue == 1
+
+
 def test_bootstrap_of_predictions_that_do_not_differ():
     y = [0, 1] * 10
     assert stats.paired_bootstrap(y, y, y, n=50) == (0, 0, 0, 1)

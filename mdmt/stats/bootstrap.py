@@ -10,6 +10,8 @@ import numpy as np
 from . import _check, _resample
 from ._weighted import by_fold
 
+EQUAL = 1e-12  # differences smaller than this are 0, but for rounding
+
 
 class PairedBootstrap(NamedTuple):
     """metric(a) - metric(b), its interval and p-value."""
@@ -85,33 +87,37 @@ def bca_interval(
     return low, high
 
 
-def _sided(below: float, alternative: str, n: int) -> float:
-    """p-value from the probability that the difference is below 0, at least 1 / (n + 1)."""
+def _sided(below: float, upto: float, alternative: str, n: int) -> float:
+    """p-value from the probabilities that the difference is below 0 and that it is at most 0, at
+    least 1 / (n + 1). Resamples without a difference count against one, as in an interval that
+    ends at 0."""
     p = {
-        "two-sided": 2 * min(below, 1 - below),
-        "greater": below,
+        "two-sided": 2 * min(upto, 1 - below),
+        "greater": upto,
         "less": 1 - below,
     }[alternative]
     return float(np.clip(p, 1 / (n + 1), 1))
 
 
-def _share_below_zero(distribution: np.ndarray) -> float:
-    """Share of resamples below 0, ties half, kept off 0 and 1 by half a resample."""
-    below = np.sum(distribution < 0) + 0.5 * np.sum(distribution == 0)
-    return float((below + 0.5) / (len(distribution) + 1))
+def _shares(distribution: np.ndarray) -> list[float]:
+    """Shares of resamples below 0 and at most 0 (but for rounding), kept off 0 and 1 by half a
+    resample."""
+    counts = int(np.sum(distribution < -EQUAL)), int(np.sum(distribution <= EQUAL))
+    return [(count + 0.5) / (len(distribution) + 1) for count in counts]
 
 
 def _bca_pvalue(distribution, jackknife, estimate: float, alternative: str) -> float:
     """The level at which the end of the BCa interval reaches 0 (the interval's inverse)."""
     from scipy.special import ndtr, ndtri
 
-    if np.all(distribution == 0):
-        return 1.0
     a, z0 = _acceleration(jackknife), _bias(distribution, estimate)
-    z = float(ndtri(_share_below_zero(distribution))) - z0
-    scale = 1 + a * z
-    z = z / scale - z0 if scale > 0 else np.sign(z) * np.inf
-    return _sided(float(ndtr(z)), alternative, len(distribution))
+
+    def level(share: float) -> float:
+        z = float(ndtri(share)) - z0
+        scale = 1 + a * z
+        return float(ndtr(z / scale - z0 if scale > 0 else np.sign(z) * np.inf))
+
+    return _sided(*map(level, _shares(distribution)), alternative, len(distribution))
 
 
 def _run(functions, case, n: int, seed: int):
@@ -211,8 +217,8 @@ def paired_bootstrap(
 
     low, high: the BCa interval (`bca_interval`; jackknife over the same groups). pvalue: the level
     at which that interval's end reaches 0, at least 1 / (n + 1); so p < 0.05 says that the 95 %
-    interval leaves 0 out. alternative "greater": metric(a) is larger; the interval is then
-    one-sided.
+    interval leaves 0 out (resamples without a difference count against one). alternative
+    "greater": metric(a) is larger; the interval is then one-sided.
 
     The same arguments give the same answer on every machine, whatever the order of the cases;
     exchanging a and b changes nothing but the sign. Resamples in which the metric is not defined
@@ -321,7 +327,7 @@ def hierarchical_bootstrap(
     means = _defined(means, difference, metric)
     tail = (1 - level) / 2 if alternative == "two-sided" else 1 - level
     low, high = np.quantile(means, [tail, 1 - tail])
-    pvalue = 1.0 if np.all(means == 0) else _sided(_share_below_zero(means), alternative, n)
+    pvalue = _sided(*_shares(means), alternative, n)
     return PairedBootstrap(
         difference,
         float("-inf") if alternative == "less" else float(low),

@@ -20,7 +20,7 @@ from .bootstrap import (
     _bca_pvalue,
     _defined,
     _run,
-    _share_below_zero,
+    _shares,
     _sided,
     bca_interval,
 )
@@ -89,7 +89,7 @@ class Resampled(NamedTuple):
         )
         tail = (1 - _check.level_of(confidence_level)) / 2
         low, high = np.quantile(kept, [tail, 1 - tail])
-        pvalue = 1.0 if np.all(kept == 0) else _sided(_share_below_zero(kept), "two-sided", n)
+        pvalue = _sided(*_shares(kept), "two-sided", n)
         return PairedBootstrap(value, float(low), float(high), pvalue)
 
 
