@@ -326,4 +326,4 @@ def test_agreement_is_told(study):
         one = done[0]._replace(pvalue=p, estimate=difference)
         told = section.conclusion(_finished([one, done[1]._replace(pvalue=0.8)], b))
         assert told.startswith("1 of 2 tests") and want in told
-    assert section.conclusion([done[0]._replace(agrees=True)]).startswith("All of 1 test ")
+    assert section.conclusion([done[0]._replace(agrees=True)]).startswith("The one test ")

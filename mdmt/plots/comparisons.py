@@ -200,7 +200,8 @@ def _dots(m: Matrix, found: list, title: str | None):
                     scored += 1
                 y += 1
             if not scored:
-                ax.text(0.5, middle, "too few cases", ha="center", va="center", fontsize=7.5,
+                why = "one class only" if s.found else "too few cases"
+                ax.text(0.5, middle, why, ha="center", va="center", fontsize=7.5,
                         color="#666666", transform=ax.get_yaxis_transform())  # fmt: skip
             y += 0.8
         ax.set(xlabel="percent" if one.share else "", title=one.title)

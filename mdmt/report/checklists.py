@@ -320,22 +320,16 @@ def _of_kinds(values: dict, texts: dict) -> str:
     return " ".join(f"{', '.join(names)}: {texts[kind]}" for kind, names in found.items())
 
 
-def answers(outcome, analyses: list, people: dict | None = None) -> dict:
-    """{name: what the run knows}, for the entries of CLAIM and TRIPOD.
-
-    people: {place: analysis.Readers or None}.
-    """
-    values, train = outcome.values, outcome.values["train"]
-    names, nets = ", ".join(values["configurations"]), ", ".join(values["backbones"])
+def _compared(outcome, analyses: list) -> dict:
+    """Answers about what was compared, from which start, and how."""
+    values, names = outcome.values, ", ".join(outcome.values["configurations"])
     resamples = analyses[0].n if analyses else 0
     loco = any(a.matrix.validation.startswith("loco") for a in analyses)
     starts = [f"{c} from {s}" for c, s in STARTS.items() if c in values["configurations"]]
     several = [w for w, n in (("folds", max([len(a.matrix.folds) for a in analyses], default=1)),
                               ("backbones", len(values["backbones"])),
                               ("seeds", len(values["seeds"]))) if n > 1]  # fmt: skip
-    known = {
-        "readers": _readers(people or {}, values["tasks"]),
-        "title": "Convolutional networks, multi-data-set multi-task learning on chest radiographs.",
+    return {
         "question": (
             "Does joint training on a second data set and task improve the first? "
             if any(a.comparisons for a in analyses)
@@ -344,6 +338,30 @@ def answers(outcome, analyses: list, people: dict | None = None) -> dict:
         + f"Comparison of {names}."
         if len(values["configurations"]) > 1
         else f"Evaluation of {names}.",
+        "initial": f"Weights: {weights_text(values)}"
+        + (f"; {', '.join(starts)}, of the same fold" if starts else "")
+        + ".",
+        "statistics": f"Paired bootstrap by patient, {resamples:,} resamples, 95 % intervals, "
+        "Holm's correction; see Results. Other tests beside: Sensitivity analyses."
+        if any(a.comparisons for a in analyses)
+        else f"Bootstrap by patient, {resamples:,} resamples, 95 % intervals.",
+        "robustness": "Subgroups"
+        + (f", spread over {words.joined(several)}" if several else "")
+        + (", leave one center out." if loco else "."),
+    }
+
+
+def answers(outcome, analyses: list, people: dict | None = None) -> dict:
+    """{name: what the run knows}, for the entries of CLAIM and TRIPOD.
+
+    people: {place: analysis.Readers or None}.
+    """
+    values, train = outcome.values, outcome.values["train"]
+    names, nets = ", ".join(values["configurations"]), ", ".join(values["backbones"])
+    loco = any(a.matrix.validation.startswith("loco") for a in analyses)
+    known = {
+        "readers": _readers(people or {}, values["tasks"]),
+        "title": "Convolutional networks, multi-data-set multi-task learning on chest radiographs.",
         "retrospective": "Retrospective use of existing images."
         if not outcome.synthetic
         else "Neither: the images were drawn by software.",
@@ -358,9 +376,6 @@ def answers(outcome, analyses: list, people: dict | None = None) -> dict:
         + ", Python "
         + str(outcome.environment.get("python", "?"))
         + "; see Reproduction.",
-        "initial": f"Weights: {weights_text(values)}"
-        + (f"; {', '.join(starts)}, of the same fold" if starts else "")
-        + ".",
         "training": f"Adam, learning rate {train['lr']}, batch {train['batch_size']}, at most "
         f"{train['epochs']} epochs, weight decay {train['weight_decay']}, augmentation: "
         f"{_augmented(train)}; seeds {', '.join(map(str, values['seeds']))}. All of it: "
@@ -370,13 +385,6 @@ def answers(outcome, analyses: list, people: dict | None = None) -> dict:
         + f"; patience {train['patience']}.",
         "ensemble": "None: every network is tested by itself.",
         "metrics": _of_kinds(values, METRICS),
-        "statistics": f"Paired bootstrap by patient, {resamples:,} resamples, 95 % intervals, "
-        "Holm's correction; see Results. Other tests beside: Sensitivity analyses."
-        if any(a.comparisons for a in analyses)
-        else f"Bootstrap by patient, {resamples:,} resamples, 95 % intervals.",
-        "robustness": "Subgroups"
-        + (f", spread over {words.joined(several)}" if several else "")
-        + (", leave one center out." if loco else "."),
         "explain": "Not part of this report.",
         "internal": f"{_internal(values)}; test cases come from the same sources.",
         "external": "Leave one center out; no data set of another origin."
@@ -410,7 +418,7 @@ def answers(outcome, analyses: list, people: dict | None = None) -> dict:
         "clusters": "By center: Subgroups." if loco else "Subgroups by center, pooled folds.",
     }
     _data(outcome, known)
-    return known
+    return known | _compared(outcome, analyses)
 
 
 def filled(items: list, known: dict) -> list[list[str]]:

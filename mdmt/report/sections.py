@@ -421,9 +421,9 @@ def reader_table(a: Analysis, found) -> Table:
         ["equal, %", "weighted kappa", "minus the second's", "MAE, classes", "Spearman",
          "kappa with second"],
         rows,
-        ["95 % intervals by patient; networks: means, each image by the network that did not train "
-         "on it. The labels are the first reader's, so that agreement beyond the second reader's "
-         "may be no more than learning the first one's habits."],
+        ["All images pooled; 95 % intervals by patient; networks: means, each image by the network "
+         "that did not train on it. The labels are the first reader's, so that agreement beyond "
+         "the second reader's may be no more than learning the first one's habits."],
     )  # fmt: skip
 
 

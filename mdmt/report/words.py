@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .. import kinds
+from ..analysis.cohort import UNKNOWN
 from ..analysis.compare import METHOD, Analysis
 from ..analysis.folder import Outcome
 from ..experiments import weights_of
@@ -88,7 +89,7 @@ def verdict(a: Analysis, against: str) -> str:
     up = [_name(c.metric, spec) for c in tested if c.holm < ALPHA and c.better > 0]
     down = [_name(c.metric, spec) for c in tested if c.holm < ALPHA and c.better < 0]
     m = len([c for c in a.comparisons if c.backbone == "" and c.holm == c.holm])
-    after = f"after correction for {m} comparisons"
+    after = f"after correction for {m} comparison{'s' * (m != 1)}"
     if not up and not down:
         return f"no difference is established {after}"
     said = []
@@ -96,7 +97,8 @@ def verdict(a: Analysis, against: str) -> str:
         said.append(f"better {joined(up)}")
     if down:
         said.append(f"worse {joined(down)}")
-    return f"{' but '.join(said)} {'are' if len(up + down) > 1 else 'is'} established {after}"
+    nets = "" if a.random_backbones else "for these networks "
+    return f"{' but '.join(said)} {'are' if len(up + down) > 1 else 'is'} established {nets}{after}"
 
 
 def _name(metric: str, spec: dict) -> str:
@@ -160,7 +162,9 @@ def calibration(found: list) -> str | None:
     for c in known:
         (low, high), (least, most) = c.slope_interval, c.intercept_interval
         faults = []
-        if high < 0:
+        if low <= 0 <= high < 1:
+            faults.append("not related to the outcome as far as can be told")
+        elif high < 0:
             faults.append("lower where they should be higher")
         elif high < 1:
             faults.append("too extreme")
@@ -224,7 +228,9 @@ def subgroup(groups: list, name: str, spec: dict) -> str | None:
     metric = grouped(spec)[0]
     one = MEASURES[metric]
     scored = [
-        (g, g.found[name][metric]) for g in groups if g.found.get(name, {}).get(metric) is not None
+        (g, g.found[name][metric])
+        for g in groups
+        if g.found.get(name, {}).get(metric) is not None and g.level != UNKNOWN
     ]
     if len(scored) < 2:
         return None
@@ -235,10 +241,11 @@ def subgroup(groups: list, name: str, spec: dict) -> str | None:
         unit = " %" if one.share else ""
         return (
             f"{g.variable} {g.level}: {measured(metric, i.estimate)}{unit} "
-            f"({measured(metric, i.low)} to {measured(metric, i.high)}{unit}; n = {g.n})"
+            f"({measured(metric, i.low)} to {measured(metric, i.high)}{unit}; n = {g.n} images)"
         )
 
-    extremes = "These are the extremes of many small groups and would differ by chance alone."
+    extremes = "The extremes of several groups differ by chance, too"
+    extremes += ", and accuracy follows how frequent the classes are." if one.share else "."
     if metric == "accuracy":
         said = f"{name} is least accurate in {told(*low)} and most in {told(*high)}."
     else:
