@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -154,8 +155,8 @@ def find_alike(values: dict, gathered: list[tuple]) -> list[list]:
 def check_across(cases: list, stores: list, made: dict) -> None:
     """A picture in two data sets must not be tested in one and trained on in the other.
 
-    Patient ids that occur in two data sets are noted: only the user knows whether they are the
-    same people.
+    Patient ids that occur in two data sets are noted where the folds would leak, were they the
+    same people: only the user knows whether they are.
     """
     for a in range(len(cases)):
         for b in range(a + 1, len(cases)):
@@ -164,7 +165,7 @@ def check_across(cases: list, stores: list, made: dict) -> None:
             note = (
                 f"{len(shared)} patient ids ('{shared[0]}', ...) are in data set '{two.name}' "
                 "too; if they are the same people, test cases of one are trained on in the other"
-                if shared
+                if _trained_on(one, two, made, set(shared))
                 else None
             )
             if note and note not in one.warnings:
@@ -180,6 +181,17 @@ def check_across(cases: list, stores: list, made: dict) -> None:
                                 f"would be tested in data set '{one.name}' or '{two.name}' and "
                                 "trained on in the other; keep one"
                             )
+
+
+def _trained_on(one, two, made: dict, shared: set) -> bool:
+    """Whether a patient id of `shared` is tested in one data set and learnt from in the other."""
+    for fold in itertools.chain.from_iterable(made.values() if shared else ()):
+        for a, b in ((one, two), (two, one)):
+            tested = {a.patients[i] for i in fold[a.name]["test"]} & shared
+            learnt = (i for part in ("train", "val") for i in fold[b.name][part])
+            if any(b.patients[i] in tested for i in learnt):
+                return True
+    return False
 
 
 def refuse_masks(values: dict) -> None:

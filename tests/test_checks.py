@@ -7,13 +7,16 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from mdmt import checks, config
+from mdmt import checks, config, study
 from mdmt.checks import page, plan, terminal
+from mdmt.checks.pictures import Looks
+from mdmt.data import similar
 from mdmt.runner import estimate
 from tests.realdata import COVID_CXR, needs_covid_cxr
 from tests.test_similar import drawn
@@ -279,3 +282,39 @@ def test_public_radiographs(tmp_path):
     assert any("prognosis: 3 pictures" in s and "fewer than 200 pixels" in s for s in found)
     assert any("fewer than 10 patients of class 3 (7)" in s for s in found)
     assert len(found) == 4
+
+
+def _two_sets(paths=("/data/a.png", "/data/b.png")):
+    """Two data sets of two pictures, the second one's patients P1 and P3."""
+    one, two = (
+        SimpleNamespace(name=name, images=["a", "b"], patients=list(people), warnings=[],
+                        paths=list(map(Path, paths)))
+        for name, people in (("one", ("P1", "P2")), ("two", ("P1", "P3")))
+    )  # fmt: skip
+    return [one, two]
+
+
+def test_one_file_in_two_data_sets_is_no_near_duplicate_of_another_patient():
+    pairs = [similar.Alike((0, i), (1, i), 1.0, False, True) for i in (0, 1)]
+    looks = Looks(_two_sets(), [])
+    assert [looks.kind(p) for p in pairs] == ["same file", "data sets"]
+    looks.shared, looks.alike = pairs[:1], pairs[1:]
+    (grade, topic, sentence), other = looks.findings()
+    assert (grade, topic) == ("note", "one and two") and sentence.startswith("1 picture in both")
+    assert other[0] == "warning" and "b of patient P2 = b of patient P3" in other[2]
+
+
+def test_equal_patient_ids_are_noted_where_the_folds_would_leak_them():
+    stores = [SimpleNamespace(sources=[f"{k}0", f"{k}1"]) for k in "xy"]
+    fold = {"train": [1], "val": [], "test": [0]}
+    for other, noted in ((fold, False), ({"train": [0], "val": [], "test": [1]}, True)):
+        cases = _two_sets()
+        study.check_across(cases, stores, {"cv": [{"one": fold, "two": other}]})
+        assert any("1 patient ids ('P1', ...)" in w for w in cases[0].warnings) == noted
+
+
+def test_pictures_too_small_to_look_for_near_duplicates_are_said_to_be():
+    looks = Looks(_two_sets(), [], side=48)
+    ((grade, topic, sentence),) = looks.findings()
+    assert (grade, topic) == ("warning", "pictures")
+    assert "image_size 48 is too small to look for near-duplicates (from 64 on)" in sentence

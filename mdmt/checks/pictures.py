@@ -23,7 +23,8 @@ class Looks:
     cases, stores: per data set; alike: near-duplicates (`similar.Alike`); odd: {kind: [(number of
     the data set, row)]} with the kinds constant, tiny and inverted; together: whether
     near-duplicates count as one patient; side: of the pictures, in pixels, where that is too little
-    to look for near-duplicates, else 0.
+    to look for near-duplicates, else 0;
+    shared: pairs that are one file in two data sets, under one patient id.
     """
 
     cases: list
@@ -32,13 +33,17 @@ class Looks:
     odd: dict = field(default_factory=dict)
     together: bool = True
     side: int = 0
+    shared: list = field(default_factory=list)
 
     def kind(self, pair) -> str:
-        """What the cases of a pair have in common: copies, same patient, patients, data sets."""
+        """What the cases of a pair have in common: same file, same patient, patients, data sets."""
         (n, i), (m, j) = pair.one, pair.two
+        same = self.cases[n].patients[i] == self.cases[m].patients[j]
         if n != m:
-            return "data sets"
-        if self.cases[n].patients[i] == self.cases[n].patients[j]:
+            path = self.cases[n].paths[i]
+            one_file = same and path is not None and str(path) == str(self.cases[m].paths[j])
+            return "same file" if one_file else "data sets"
+        if same:
             return "same patient"
         return "patients"
 
@@ -50,7 +55,21 @@ class Looks:
 
     def findings(self) -> list[tuple[str, str, str]]:
         """(grade, topic, sentence) of what was seen."""
-        return [*self._too_small(), *self._alike_findings(), *self._odd_findings()]
+        return [
+            *self._too_small(),
+            *self._shared_files(),
+            *self._alike_findings(),
+            *self._odd_findings(),
+        ]
+
+    def _shared_files(self):
+        for n, m in sorted({(p.one[0], p.two[0]) for p in self.shared}):
+            some = [p for p in self.shared if (p.one[0], p.two[0]) == (n, m)]
+            yield (
+                "note", f"{self.cases[n].name} and {self.cases[m].name}",
+                f"{_counted(some, 'picture')} in both, under the same patient ids: no patient is "
+                "tested in one and learnt from in the other",
+            )  # fmt: skip
 
     def _too_small(self):
         if self.side:
@@ -146,6 +165,8 @@ def look(values: dict, gathered: list[tuple], alike: list[list]) -> Looks:
                 found[(number[n], p.one[1]), (number[m], p.two[1])] = p
     looks = Looks([cases[k] for k in keep], [stores[k] for k in keep])
     every = [p._replace(one=a, two=b) for (a, b), p in sorted(found.items())]
+    looks.shared = [p for p in every if looks.kind(p) == "same file"]
+    every = [p for p in every if looks.kind(p) != "same file"]
     looks.alike = [p for p in every if p.correlation >= SAME or looks.kind(p) != "same patient"]
     looks.together = values["data"]["near_duplicates"] == "together"
     if values["data"]["synthetic"] is None:

@@ -79,7 +79,7 @@ def _control(outcome: Outcome, name: str) -> str:
         if start == "weights":
             start = "initial weights"
         elif isinstance(start, list):
-            start = f"mean of stages {' and '.join(str(k + 1) for k in start)}"
+            start = f"mean of stages {words.joined(str(k + 1) for k in start)}"
         else:
             start = f"stage {start + 1}"
         said.append(f"stage {k + 1}: {' + '.join(s['tasks'])} from {start}")
