@@ -232,6 +232,14 @@ def _waves(members) -> list[str] | None:
     return [w for c in members for w in (getattr(c, "waves", None) or [""] * len(c))]
 
 
+def people(cases, pairs) -> list[str]:
+    """Whom each case shows: its patient id, or the one that stands for all ids of this person.
+
+    pairs: near-duplicates within the data set, as from `alone`, whose patients count as one.
+    """
+    return _patients([cases], [pairs], _waves([cases]))
+
+
 def _patients(members, pairs, waves) -> list[str]:
     """Patient of each case; those that near-duplicates or shared files join have one name."""
     patients = [p for c in members for p in c.patients]

@@ -1,14 +1,20 @@
 """What the report says in words where a study is small, one-sided or incomplete."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from mdmt import analysis, config, kinds, report
-from mdmt.analysis import describe
+from mdmt.analysis import cohort, describe
 from mdmt.analysis.compare import Comparison
 from mdmt.analysis.compare import matrix as matrix_of
 from mdmt.analysis.sensitivity import Sensitivity
+from mdmt.data import similar
+from mdmt.paths import read_json, write_json
 from mdmt.report import checklists, sections, sensitivity, words
+from mdmt.study import Release
 from mdmt.tables import table1
 from tests import outfolder
 
@@ -94,6 +100,45 @@ def test_the_checklist_names_the_augmentation_that_is_on():
 def test_class_names_that_are_numbers_are_told_from_their_counts():
     assert kinds.counted(["0", "1"], [58, 7]) == "0: 58, 1: 7"
     assert kinds.counted(["MILD", "SEVERE"], [58, 7]) == "MILD 58, SEVERE 7"
+
+
+def test_patients_of_one_radiograph_are_one_in_all_that_is_by_patient(tmp_path):
+    out = outfolder.make(tmp_path / "out")
+    record = read_json(out / "cohort.json")
+    cases = record["datasets"][0]["cases"]
+    one, two = cases["patient"][0], next(p for p in cases["patient"] if p != cases["patient"][0])
+    before = analysis.read(out)
+    cases["person"] = [one if p == two else p for p in cases["patient"]]
+    write_json(out / "cohort.json", record)
+    joined = analysis.read(out)
+    m = matrix(joined, "cv", "prognosis")
+    assert two not in m.patient and two in matrix(before, "cv", "prognosis").patient
+    n = len(set(m.patient.tolist()))
+    assert m.notes == [
+        f"prognosis, cv: {n + 1} patient ids are {n} patients, since some show the same "
+        "radiograph; these count as one."
+    ]
+    assert f"<td>{n}</td>" in sections._tested(joined)
+    path = out / "predictions.csv"  # what it would be, had the table one id for both
+    path.write_text(path.read_text().replace(f",{two},", f",{one},"))
+    (out / "cohort.json").unlink()
+    again = analysis.compare(analysis.read(out), 200)
+    assert analysis.compare(joined, 200)[0].comparisons == again[0].comparisons
+
+
+def test_a_run_records_who_has_several_ids():
+    cases = outfolder.draw_cases("one", "prognosis", ["MILD", "SEVERE"], 40, 0)
+    other = next(i for i, p in enumerate(cases.patients) if p != cases.patients[0])
+    alike = [similar.Alike((0, 0), (0, other), 0.97, False, False)]
+    store = SimpleNamespace(folder=Path("store"))
+    release = Release("1", [cases], [store], {}, alike)
+    found = cohort.record([release])["datasets"][0]["cases"]
+    ids = {cases.patients[0], cases.patients[other]}
+    assert len(set(found["person"])) == len(set(cases.patients)) - 1
+    assert len({x for x, p in zip(found["person"], cases.patients, strict=True) if p in ids}) == 1
+    alone = Release("1", [cases], [store], {}, [])
+    for apart in (cohort.record([release], (), False), cohort.record([alone])):
+        assert "person" not in apart["datasets"][0]["cases"]
 
 
 def calibrated(name, slope, intercept):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import kinds
+from .. import kinds, splits
 from ..errors import BadInput
 from ..paths import read_json
 
@@ -49,17 +49,21 @@ def read(path) -> dict | None:
     return found
 
 
-def record(releases, found=()) -> dict:
+def record(releases, found=(), together: bool = True) -> dict:
     """The content of cohort.json: what each data set was in each release (`study.Release`).
 
     A data set that several releases share has one entry that names them all. found: sentences on
-    the pictures and patients of the study, such as near-duplicates.
+    the pictures and patients of the study, such as near-duplicates; together: patients of whom
+    there is the same radiograph count as one.
     """
     entries: dict = {}
     for release in releases:
-        for cases, store in zip(release.cases, release.stores, strict=True):
+        for k, (cases, store) in enumerate(zip(release.cases, release.stores, strict=True)):
             entry = entries.setdefault(id(cases), {"releases": [], **_described(cases, store)})
             entry["releases"].append(release.name)
+            people = splits.people(cases, splits.alone(release.alike, k) if together else [])
+            if people != list(cases.patients):
+                entry["cases"]["person"] = people
     return {"format": FORMAT, "datasets": list(entries.values()), "found": list(found)}
 
 
@@ -122,8 +126,6 @@ def _second(cases) -> dict:
 def findings(cohort: dict | None, record: dict | None) -> list[str]:
     """What was found before training, and what `mdmt.splits.audit` finds in splits.json, as
     sentences; needs both files."""
-    from .. import splits
-
     found = [str(f) for f in (cohort or {}).get("found", [])]
     for source in (cohort or {}).get("datasets", []):
         row = {image: i for i, image in enumerate(source["cases"]["image"])}
@@ -144,6 +146,16 @@ def findings(cohort: dict | None, record: dict | None) -> list[str]:
                     f"({', '.join(f.examples)})"
                 )
     return found
+
+
+def people(cohort: dict | None, release: str, task: str, image, patient) -> np.ndarray:
+    """Whom each case (n,) shows: its patient id, or that of the person who has several."""
+    known: dict = {}
+    for source in (cohort or {}).get("datasets", []):
+        if source["task"] == task and release in source["releases"]:
+            cases = source["cases"]
+            known.update(zip(cases["image"], cases.get("person", ()), strict=False))
+    return np.array([known.get(i, p) for i, p in zip(image, patient, strict=True)], dtype=object)
 
 
 def age_band(text: str) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 from .. import kinds, metrics, stats
 from ..measures import CUT, MEASURES, compared
 from ..results import undefined
+from .cohort import people
 from .folder import Outcome
 from .scheme import in_words, without_centers
 
@@ -69,7 +70,8 @@ class Matrix:
     """The predictions of all networks at a place for the same cases.
 
     spec: the task as the configuration has it; y, p as of `folder.Part`: y (cases,) or (cases, K),
-    p {(backbone, seed, configuration): (cases, K)}; fold, patient, image, center (cases,);
+    p {(backbone, seed, configuration): (cases, K)}; fold, patient, image, center (cases,), patients
+    of whom there is the same radiograph being one;
     several: the study has more than one release; scheme: the validation in words, with the number
     of folds; centerless: folds by center of the study, of which this task's data have none.
     """
@@ -236,6 +238,15 @@ def matrix(outcome: Outcome, release: str, validation: str, task: str) -> Matrix
                 part = cells[(*net, name)][f]
                 rows.append(part.p[_aligned(reference.image, part.image)])
             p[(*net, name)] = np.concatenate(rows)
+    image = np.concatenate([q.image for q in first])
+    patient = np.concatenate([q.patient for q in first])
+    person = people(outcome.cohort, release, task, image, patient)
+    joined = len(set(patient.tolist())) - len(set(person.tolist()))
+    if joined:
+        notes.append(
+            f"{where}: {len(set(patient.tolist()))} patient ids are {len(set(person.tolist()))} "
+            "patients, since some show the same radiograph; these count as one."
+        )
     return Matrix(
         release,
         validation,
@@ -245,8 +256,8 @@ def matrix(outcome: Outcome, release: str, validation: str, task: str) -> Matrix
         nets,
         np.concatenate([q.y for q in first]),
         np.concatenate([np.full(len(q.y), q.fold) for q in first]),
-        np.concatenate([q.patient for q in first]),
-        np.concatenate([q.image for q in first]),
+        person,
+        image,
         np.concatenate([q.center for q in first]),
         p,
         notes,

@@ -9,6 +9,7 @@ import numpy as np
 
 from .. import kinds, stats
 from ..analysis import calibration, operating
+from ..analysis.cohort import people
 from ..analysis.compare import METHOD, Analysis, fewer_folds
 from ..analysis.describe import Subgroup, by_finding
 from ..analysis.folder import Outcome, is_control
@@ -162,7 +163,8 @@ def _tested(outcome: Outcome) -> str:
     for release, validation, task in outcome.places:
         parts = outcome.select(release=release, validation=validation, task=task)
         images = {i for p in parts for i in p.image.tolist()}
-        patients = {i for p in parts for i in p.patient.tolist()}
+        patients = {i for p in parts
+                    for i in people(outcome.cohort, release, task, p.image, p.patient)}  # fmt: skip
         nets = len({(p.backbone, p.seed, p.configuration, p.fold) for p in parts})
         cells = [release, task, validation, str(len(images)), str(len(patients)), str(nets)]
         rows.append(Row(cells[:3], [Cell(c) for c in cells[3:]]))
