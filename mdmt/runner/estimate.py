@@ -82,7 +82,8 @@ def measure(
     count = min(SAMPLES, batch)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (count, size, size), dtype=np.uint8)
-    target = np.zeros((count, max(map(kinds.outputs, tasks))), np.float32)
+    columns = [kinds.outputs(t) if kinds.kind_of(t) == kinds.FINDINGS else 1 for t in tasks]
+    target = np.zeros((count, max(columns)), np.float32)
     model.attach([{"images": images, "task": 0, "target": target}])
 
     def timed(action, n: int, repeats: int = 2) -> tuple[float, float]:
