@@ -1,10 +1,16 @@
 """Training augmentation on arrays; the arithmetic is in csrc/cpu/images.c."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mdmt import _core
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, DTypeLike
 
 #: The ranges of the paper's code; each transform is applied with `probability`.
 RANGES = {
@@ -50,18 +56,18 @@ def complete(ranges):
 
 
 def augment(
-    images,
-    dataset,
-    index,
+    images: ArrayLike,
+    dataset: ArrayLike,
+    index: ArrayLike,
     *,
-    epoch,
-    seed,
-    size=None,
-    dtype=np.uint8,
-    threads=1,
-    masks=False,
-    **ranges,
-):
+    epoch: int,
+    seed: int,
+    size: int | tuple[int, int] | None = None,
+    dtype: DTypeLike = np.uint8,
+    threads: int = 1,
+    masks: bool = False,
+    **ranges: Any,
+) -> np.ndarray:
     """Images as a training step sees them, for study and contact sheets.
 
     images (N, h, w) or (h, w) uint8. dataset, index: integers or arrays (N); together with epoch

@@ -130,7 +130,8 @@ def targets(task, target, n: int, heads: dict) -> tuple[np.ndarray, np.ndarray]:
             f"{task.min()} to {task.max()}"
         )
     width = heads_.target_width(heads)
-    if target.shape[1] > width:
+    surplus = target[:, width:]
+    if ((surplus != 0) & ~np.isnan(surplus)).any():
         raise ValueError(
             f"target has {target.shape[1]} columns, but these heads read at most {width}: each "
             "task reads the first ones, a class is one number (not one-hot)"
@@ -140,8 +141,8 @@ def targets(task, target, n: int, heads: dict) -> tuple[np.ndarray, np.ndarray]:
             target = np.where((task == k)[:, None], np.float32(0), target)
             continue
         _check_labels(name, head, target[task == k])
-    missing = np.full((n, width - target.shape[1]), np.nan, np.float32)
-    return task.astype(np.int32), np.hstack([target, missing])
+    missing = np.full((n, max(width - target.shape[1], 0)), np.nan, np.float32)
+    return task.astype(np.int32), np.hstack([target[:, :width], missing])
 
 
 def _check_labels(name, head, labels):

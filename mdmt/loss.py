@@ -1,14 +1,29 @@
 """The masked multi-task loss on arrays; the arithmetic is in csrc/cpu/loss.c."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from mdmt import _core
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 KINDS = ("ce", "bce", "mse", "ordinal")
 REDUCTIONS = ("mean", "per_task_mean", "sum")
 
 
-def masked_loss(logits, task, target, reduction="mean", weights=None, losses=None):
+def masked_loss(
+    logits: Sequence[ArrayLike],
+    task: ArrayLike,
+    target: ArrayLike,
+    reduction: str = "mean",
+    weights: Sequence[float] | None = None,
+    losses: Sequence[str] | None = None,
+) -> tuple[float, list[np.ndarray], np.ndarray]:
     """Loss of a mixed batch, equations (1) to (3) of the paper, and its gradients.
 
     logits: list of K arrays (N, C_k), float32, one per task: every head sees every sample.

@@ -1,5 +1,7 @@
 """The public model: a shared backbone with one head per task, on the C engine."""
 
+from __future__ import annotations
+
 import copy
 import json
 import math
@@ -7,7 +9,8 @@ import numbers
 import os
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +30,9 @@ from mdmt.weights import (
     read_moments,
 )
 from mdmt.weights.catalogue import default_size, normalisation
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 # Largest Winograd tile (F(4x4), none), and whether maps are stored in bfloat16.
 PRECISIONS = {
@@ -59,20 +65,38 @@ class Model:
         state_dict(); what of a file has no place in the backbone, as the classifier, is listed in
         `unused`. A dictionary may hold heads, too; what is not given is drawn
 
+    Attributes
+    ----------
+    heads : {task: its full description}, in the order of the tasks' numbers
+    mean, std : of resident images, per channel, in values of 0..1; those of the backbone's ImageNet
+        weights. forward and train_step take images to which they were applied
+    training_step : steps done; keys the dropout and counts for Adam's bias correction
+    task_weights : {task: factor of its loss in training}, 1 where a task is not named
+    steps_at_once : how many steps fit_steps had best be given at once on this device
+    unused : keys of the file of weights that the model does not use
+
+    A model may be used from several threads, one call after the other, and in a forked child
+    (there on one thread). copy.deepcopy and pickle give a model of its own that goes on to the same
+    bits; a pickle leaves the data sets out.
+
     Raises ValueError, NotImplementedError or OSError with one sentence.
+
+    >>> model = Model("resnet18", {"outcome": 2, "findings": {"classes": 3, "loss": "bce"}})
+    >>> loss = model.train_step(x, task=[0, 1], target=[[1, 0, 0], [0, 1, 1]])
+    >>> probability = softmax(model.forward(x)["outcome"], axis=1)
     """
 
     def __init__(
         self,
-        backbone,
-        heads=None,
-        image_size=None,
-        channels=3,
-        device="cpu",
-        precision="fp32",
-        seed=0,
-        weights=None,
-    ):
+        backbone: str,
+        heads: Mapping[str, int | Mapping[str, Any]] | None = None,
+        image_size: int | Sequence[int] | None = None,
+        channels: int = 3,
+        device: str = "cpu",
+        precision: str = "fp32",
+        seed: int = 0,
+        weights: str | os.PathLike | Mapping[str, ArrayLike] | None = None,
+    ) -> None:
         if heads is None:
             heads = {"prognosis": 2, "severity": 4}
         self._lock = Lock()  # one thread at a time
@@ -169,11 +193,13 @@ class Model:
         return mode
 
     @alone
-    def forward(self, x, training=False):
+    def forward(self, x: ArrayLike, training: bool = False) -> dict[str, np.ndarray]:
         """x (N, channels, H, W) float32, normalised, or (N, H, W) grey.
 
         Returns {"features": (N, C), task: logits (N, classes), or (N, 1, H, W) of a mask}.
         training=True uses batch statistics and dropout, and updates the running statistics.
+        Raises ValueError for another shape or type, FloatingPointError for NaN or infinity in x,
+        MemoryError where the batch does not fit.
         """
         x = inputs.images(x, self.channels, self.backbone)
         mode = self._mode(len(x), x.shape[2:], training)
@@ -200,9 +226,18 @@ class Model:
         return out
 
     @alone
-    def loss_and_gradients(self, x, task, target, training=True, mask=None):
-        """task (N) int: which head each sample belongs to; target (N) or (N, k), NaN for no label:
-        of loss bce for one output, else for the sample.
+    def loss_and_gradients(
+        self,
+        x: ArrayLike,
+        task: ArrayLike,
+        target: ArrayLike | None,
+        training: bool = True,
+        mask: ArrayLike | None = None,
+    ) -> tuple[float, dict[str, np.ndarray]]:
+        """x as for forward; task (N) int: the number of the head that each sample has a label for,
+        -1 for none; target (N) or (N, k): the class (ce, ordinal), a number (mse), or k values in 0
+        to 1 (bce). A task reads the first columns; those that only other tasks read may be left
+        out. NaN is no label: of loss bce for one output, else for the sample.
 
         Of a task with a mask (loss dice_ce) target is (N, H, W) in 0 to 1, 1 inside; in a batch
         that mixes masks with classes, the masks come as `mask`. Their loss is the mean over the
@@ -227,19 +262,24 @@ class Model:
     @alone
     def train_step(
         self,
-        x,
-        task,
-        target,
+        x: ArrayLike,
+        task: ArrayLike,
+        target: ArrayLike | None,
         *,
-        lr=1e-3,
-        betas=(0.9, 0.999),
-        eps=1e-8,
-        weight_decay=1e-4,
-        decoupled=False,
-        mask=None,
-    ):
-        """One whole step: forward, masked loss, backward, Adam with L2 in the gradient (or
-        decoupled). Returns the loss before the step."""
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-4,
+        decoupled: bool = False,
+        mask: ArrayLike | None = None,
+    ) -> float:
+        """One whole step: forward, masked loss, backward, Adam with L2 in the gradient (Adam of
+        PyTorch) or decoupled (its AdamW). x, task, target, mask as for loss_and_gradients.
+
+        Returns the loss before the step: the mean over the labelled samples, with dropout. Raises
+        as forward does, and FloatingPointError where the loss is not finite: then no weight has
+        changed.
+        """
         adam = self._adam(lr, betas, eps, weight_decay, decoupled)
         loss = self._pass(x, task, target, not self._frozen, ("loss",), adam, mask)["loss"]
         self.training_step += 1
@@ -253,7 +293,7 @@ class Model:
     # Resident data sets ------------------------------------------------------------------------
 
     @alone
-    def attach(self, datasets):
+    def attach(self, datasets: Iterable[Any]) -> None:
         """Makes data sets resident for fit_step and predict.
 
         datasets: mappings or objects with images (M, H, W) uint8 C-ordered (a memory map will do),
@@ -271,22 +311,24 @@ class Model:
 
     def fit_step(
         self,
-        dataset,
-        index,
+        dataset: ArrayLike,
+        index: ArrayLike,
         *,
-        lr=1e-3,
-        betas=(0.9, 0.999),
-        eps=1e-8,
-        weight_decay=1e-4,
-        decoupled=False,
-        augment=None,
-        epoch=0,
-    ):
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-4,
+        decoupled: bool = False,
+        augment: Mapping[str, Any] | None = None,
+        epoch: int = 0,
+    ) -> tuple[float, np.ndarray]:
         """One training step on resident images: gather, augment, normalise, forward, masked loss,
         backward and Adam in one call of the engine.
 
-        dataset, index (N): which data set, and which of its images. augment: None (off) or the
-        ranges that differ from mdmt.augmentation.RANGES.
+        dataset, index (N): which data set (its place in what attach was given), and which of its
+        images; as MixedBatchSampler gives them. augment: None (off) or the ranges that differ from
+        mdmt.augmentation.RANGES, {} for none; its random numbers depend on seed, epoch and image.
+        lr, ..., decoupled: as for train_step.
 
         Returns (loss, per_task): per_task (K, 2) has each task's sum of losses and its samples.
         """
@@ -306,21 +348,22 @@ class Model:
     @alone
     def fit_steps(
         self,
-        dataset,
-        index,
+        dataset: ArrayLike,
+        index: ArrayLike,
         *,
-        lr=1e-3,
-        betas=(0.9, 0.999),
-        eps=1e-8,
-        weight_decay=1e-4,
-        decoupled=False,
-        augment=None,
-        epoch=0,
-    ):
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-4,
+        decoupled: bool = False,
+        augment: Mapping[str, Any] | None = None,
+        epoch: int = 0,
+    ) -> tuple[np.ndarray, np.ndarray]:
         """As fit_step, one step for each row of dataset and index (S, N), with the same result. On
         a GPU the host only starts them: batches, labels and losses stay there until the last one.
 
-        Returns (losses (S,), per_task (S, K, 2)). FloatingPointError when a loss is not finite;
+        Ctrl-C (KeyboardInterrupt) ends it between two steps. Returns (losses (S,), per_task
+        (S, K, 2)). FloatingPointError when a loss is not finite;
         `training_step` then counts the steps that took effect, those before it.
         """
         dataset, index = np.asarray(dataset), np.asarray(index)
@@ -365,7 +408,7 @@ class Model:
             self._keep_tuning()
         return out["loss"][:, 0], out["per_task"].reshape(len(index), -1, 2)
 
-    def freeze_backbone(self, frozen=True):
+    def freeze_backbone(self, frozen: bool = True) -> None:
         """Lets fit_step and train_step train the heads alone, on features in evaluation mode
         (running statistics, no dropout); weights, running statistics and Adam's moments of the
         backbone stay as they are. A step computes no gradient of the backbone: about a third of
@@ -373,7 +416,7 @@ class Model:
         self._frozen = bool(frozen)
 
     @alone
-    def rescale_head(self, task, scale, shift):
+    def rescale_head(self, task: str, scale: float, shift: float) -> None:
         """Changes the last layer of a head so that it gives scale * output + shift."""
         key = f"heads.{task}.{len(self.heads[task]['hidden'])}"
         weight = scale * self._get(f"{key}.weight").astype(np.float64)
@@ -387,8 +430,14 @@ class Model:
         return max(min(self.steps_at_once, (1 << 26) // max(masks, 1)), 1)
 
     @alone
-    def predict(self, dataset, index, batch_size=32):
-        """As forward, of resident images: dataset, index (N) as for fit_step."""
+    def predict(
+        self, dataset: ArrayLike, index: ArrayLike, batch_size: int = 32
+    ) -> dict[str, np.ndarray]:
+        """As forward in evaluation mode, of resident images: dataset, index (N) as for fit_step.
+
+        The batch size changes time and memory, not the result. IndexError for an image that is not
+        attached.
+        """
         dataset, index = np.asarray(dataset), np.asarray(index)
         batch_size = whole("batch_size", batch_size, 1, (1 << 31) - 1)
         if index.ndim != 1 or dataset.shape != index.shape:
@@ -418,7 +467,7 @@ class Model:
         return {key: self._get(key, what) for key, role, _, _ in self._entries if role == "param"}
 
     @alone
-    def state_dict(self):
+    def state_dict(self) -> dict[str, np.ndarray]:
         """{key: array}: float32 in the layout of PyTorch (O, I, kh, kw), counters int64."""
         state = {}
         for key, role, _, _ in self._entries:
@@ -429,7 +478,9 @@ class Model:
         return state
 
     @alone
-    def load_state_dict(self, state, strict=True, classifier=None):
+    def load_state_dict(
+        self, state: Mapping[str, ArrayLike], strict: bool = True, classifier: str | None = None
+    ) -> given.Loaded:
         """Takes over the weights. Returns the keys that were ignored, those of an original
         classifier among them: a list, with `missing_keys` and `unexpected_keys` for strict=False.
 
@@ -475,7 +526,7 @@ class Model:
         return arrays
 
     @alone
-    def optimizer_state(self):
+    def optimizer_state(self) -> tuple[dict[str, np.ndarray], int]:
         """({"<key>.m": first moment, "<key>.v": second moment}, training steps done)."""
         arrays = {}
         for what in ("m", "v"):
@@ -483,7 +534,7 @@ class Model:
         return arrays, self.training_step
 
     @alone
-    def load_optimizer_state(self, arrays, step):
+    def load_optimizer_state(self, arrays: Mapping[str, ArrayLike], step: int) -> None:
         """Takes over what optimizer_state gave. ValueError, and nothing changed, where it is not of
         this model."""
         moments = given.moments(arrays, self._learnt)
@@ -492,7 +543,7 @@ class Model:
             self._set(key, value, what)
         self.training_step = step
 
-    def description(self):
+    def description(self) -> dict[str, Any]:
         """What is needed to build this model again, as plain data."""
         return {
             "backbone": self.backbone,
@@ -506,7 +557,7 @@ class Model:
         }
 
     @alone
-    def save(self, path, optimizer=False):
+    def save(self, path: str | os.PathLike, optimizer: bool = False) -> None:
         """Writes weights and description as safetensors, atomically, whatever the name.
 
         optimizer: writes Adam's moments and the number of training steps, too, so that a loaded
@@ -528,7 +579,7 @@ class Model:
         _core.write_safetensors(path, arrays, metadata)
 
     @alone
-    def export_onnx(self, path):
+    def export_onnx(self, path: str | os.PathLike) -> None:
         """Writes the network in evaluation mode as ONNX, atomically (mdmt/onnx.py).
 
         Input: `image` (batch, channels, H, W) float32, normalised as for forward; the batch may
@@ -544,7 +595,7 @@ class Model:
         write(path, self._graph, shape, outputs, self.state_dict(), self.description())
 
     @classmethod
-    def load(cls, path, device="cpu"):
+    def load(cls, path: str | os.PathLike, device: str = "cpu") -> Model:
         """The model that save wrote, with the state of the optimiser if that was saved.
 
         Raises FileNotFoundError or ValueError with a sentence that names the file.
@@ -600,14 +651,14 @@ class Model:
     # What it costs -----------------------------------------------------------------------------
 
     @alone
-    def memory(self, batch_size=1, training=True):
+    def memory(self, batch_size: int = 1, training: bool = True) -> dict[str, int]:
         """Planned bytes for a batch: parameters, gradients, optimizer, activations, workspace."""
         batch_size = whole("batch_size", batch_size, 1, (1 << 31) - 1)
         mode = self._mode(batch_size, self.image_size, training, gradients=training)
         return self._network.memory(mode)
 
     @alone
-    def cost(self):
+    def cost(self) -> dict[str, int]:
         """Per image: multiply-adds of one forward pass; operations and bytes of a training step."""
         forward = self._network.describe(self._mode(1, self.image_size, False))
         step = self._network.describe(self._mode(2, self.image_size, True, gradients=True))

@@ -1,6 +1,10 @@
 """Mixed batches over several data sets; the drawing is in csrc/train/sampler.c."""
 
+from __future__ import annotations
+
 import numbers
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -36,8 +40,15 @@ class MixedBatchSampler:
     """
 
     def __init__(
-        self, sizes, batch_size, mode="union", ratio=None, epoch="union", drop_last=False, seed=0
-    ):
+        self,
+        sizes: Sequence[int],
+        batch_size: int,
+        mode: str = "union",
+        ratio: Sequence[float] | None = None,
+        epoch: str | int = "union",
+        drop_last: bool = False,
+        seed: int = 0,
+    ) -> None:
         if mode not in MODES:
             raise ValueError(f"unknown sampler mode {mode!r}: choose one of {', '.join(MODES)}")
         steps = epoch if isinstance(epoch, numbers.Integral) else 0
@@ -97,11 +108,11 @@ class MixedBatchSampler:
         self.__init__(**settings, epoch=state["epoch_rule"])
         self.load_state_dict(state)
 
-    def __len__(self):
+    def __len__(self) -> int:
         """Batches of an epoch."""
         return self._sampler.steps
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         self._position, self._start = self._start, 0
         epoch = self.epoch
         for step in range(self._position, len(self)):
@@ -109,11 +120,11 @@ class MixedBatchSampler:
             self._position = step + 1
             yield batch
 
-    def batch(self, epoch, step):
+    def batch(self, epoch: int, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Batch `step` of `epoch`, at once: (dataset, index)."""
         return self._sampler.batch(epoch, step)
 
-    def set_epoch(self, epoch):
+    def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch. Where it is the one that load_state_dict restored, the position stays:
         a loop that was interrupted sets its epoch again and goes on in its middle."""
         epoch = whole("epoch", epoch, 0, (1 << 63) - 1)
@@ -121,12 +132,12 @@ class MixedBatchSampler:
             self.epoch = epoch
             self._position = self._start = 0
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         """Epoch, position (batches handed out) and the settings; plain values, fit for JSON."""
         position = self._position or self._start
         return {"epoch": self.epoch, "position": position, **self._settings}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on where that state stood. Raises ValueError where its settings differ from ours:
         it would be another sequence of batches."""
         for key, ours in self._settings.items():

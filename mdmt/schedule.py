@@ -1,5 +1,9 @@
 """Learning rate, best epoch and early stopping; the rules are in csrc/train/schedule.c."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import numpy as np
 
 from mdmt import _core
@@ -43,33 +47,33 @@ class TrainingSchedule:
 
     def __init__(
         self,
-        lr=1e-3,
-        factor=0.65,
-        patience=15,
-        threshold=1e-4,
-        min_lr=1e-8,
-        cooldown=0,
-        warmup=40,
-        stop_patience=40,
-        max_epochs=300,
-    ):
+        lr: float = 1e-3,
+        factor: float = 0.65,
+        patience: int = 15,
+        threshold: float = 1e-4,
+        min_lr: float = 1e-8,
+        cooldown: int = 0,
+        warmup: int = 40,
+        stop_patience: int = 40,
+        max_epochs: int = 300,
+    ) -> None:
         values = locals()
         self._config = np.array([values[name] for name in CONFIG], np.float64)
         self._state = np.zeros(len(STATE))
         _core.schedule_start(self._config, self._state)
 
     @property
-    def lr(self):
+    def lr(self) -> float:
         """Learning rate of the next epoch."""
         return float(self._state[STATE.index("lr")])
 
     @property
-    def best_epoch(self):
+    def best_epoch(self) -> int:
         """The selected epoch, -1 where there is none yet."""
         return int(self._state[STATE.index("best_epoch")])
 
     @property
-    def best_loss(self):
+    def best_loss(self) -> float:
         """Its validation loss, infinity where there is none yet."""
         return float(self._state[STATE.index("best_loss")])
 
@@ -78,21 +82,21 @@ class TrainingSchedule:
         best = f"best {self.best_epoch} (loss {self.best_loss:.6g})" if self.best_epoch >= 0 else ""
         return f"TrainingSchedule(lr {self.lr:g}, {done} epochs done{', ' * bool(best)}{best})"
 
-    def update(self, epoch, val_loss):
+    def update(self, epoch: int, val_loss: float) -> tuple[float, bool, bool]:
         """Takes the validation loss of `epoch`, which counts from 0. Returns (lr, is_best, stop):
         the learning rate of the next epoch, whether to keep this epoch's weights, and whether the
         training has ended. Raises ValueError where `epoch` is not the next one."""
         is_best, stop = _core.schedule_update(self._config, self._state, epoch, val_loss)
         return self.lr, is_best, stop
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         """Settings and state: plain floats (JSON needs allow_nan for the infinities)."""
         return {
             "config": dict(zip(CONFIG, self._config.tolist())),
             "state": dict(zip(STATE, self._state.tolist())),
         }
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from that state, with its settings."""
         config = np.array([state["config"][name] for name in CONFIG], np.float64)
         values = np.array([state["state"][name] for name in STATE], np.float64)

@@ -16,7 +16,7 @@ from mdmt.errors import NoSpace
 from mdmt.paths import cache_folder, digest, write_atomic
 
 
-def set_num_threads(n):
+def set_num_threads(n: int) -> None:
     """Uses n threads (1 to 1024) in all networks from now on; the results do not depend on it."""
     _core.set_num_threads(n)
 
@@ -285,7 +285,7 @@ def device_text(name, device, precision="fp32"):
     return "on the CPU"
 
 
-def show_config():
+def show_config() -> dict:
     """Prints version, build, processor, CPU path and what is known of CUDA; returns it too."""
     import numpy
 

@@ -252,6 +252,9 @@ def test_masked_loss_needs_columns_only_for_tasks_in_the_batch():
 def test_one_hot_classes_are_refused(x):
     with pytest.raises(ValueError, match="not one-hot"):
         make({"outcome": 4}).train_step(x, [0] * 4, np.eye(4))
+    a, b = make(), make()  # padding is none
+    padded = np.array([[0, 0, np.nan], [1, 0, 0], [1, np.nan, 0], [0, 0, 0]])
+    assert a.train_step(x, [0] * 4, padded) == b.train_step(x, [0] * 4, padded[:, 0])
 
 
 def test_frozen_backbone_stays_in_train_step(x):

@@ -233,15 +233,29 @@ static PyObject *all_finite(PyObject *self, PyObject *array)
 }
 
 static PyMethodDef functions[] = {
-    {"set_num_threads", set_num_threads, METH_O, "Threads that all networks share."},
-    {"get_num_threads", get_num_threads, METH_NOARGS, "Threads that networks run on."},
-    {"cpu_info", cpu_info, METH_NOARGS, "Name, instruction set and cores of the processor."},
-    {"available_memory", available_memory, METH_NOARGS, "Bytes that can still be taken, or None."},
+    {"set_num_threads", set_num_threads, METH_O,
+     "set_num_threads($module, threads, /)\n--\n\n"
+     "Threads that all networks share."},
+    {"get_num_threads", get_num_threads, METH_NOARGS,
+     "get_num_threads($module)\n--\n\n"
+     "Threads that networks run on."},
+    {"cpu_info", cpu_info, METH_NOARGS,
+     "cpu_info($module)\n--\n\n"
+     "Name, instruction set and cores of the processor."},
+    {"available_memory", available_memory, METH_NOARGS,
+     "available_memory($module)\n--\n\n"
+     "Bytes that can still be taken, or None."},
     {"all_finite", all_finite, METH_O,
+     "all_finite($module, array, /)\n--\n\n"
      "Whether no element of a C-ordered float32 array is a NaN or an infinity."},
-    {"allocation_count", allocation_count, METH_NOARGS, "Allocations of the engine so far."},
-    {"slab_bytes", slab_bytes, METH_NOARGS, "Bytes the engine holds in slabs."},
+    {"allocation_count", allocation_count, METH_NOARGS,
+     "allocation_count($module)\n--\n\n"
+     "Allocations of the engine so far."},
+    {"slab_bytes", slab_bytes, METH_NOARGS,
+     "slab_bytes($module)\n--\n\n"
+     "Bytes the engine holds in slabs."},
     {"fail_allocation_after", fail_allocation_after, METH_O,
+     "fail_allocation_after($module, n, /)\n--\n\n"
      "For tests: lets n more allocations succeed and the next one fail; negative: off."},
     {NULL, NULL, 0, NULL}};
 

@@ -6,7 +6,7 @@
 #include "../cpu/kernels.h"
 #include "py_bench.h"
 
-PyDoc_STRVAR(fma_rate_doc, "fma_rate(seconds, threads, isa=None, /) -> float\n\n"
+PyDoc_STRVAR(fma_rate_doc, "fma_rate($module, seconds, threads, isa=None, /)\n--\n\n"
                            "Float32 operations per second of multiply-adds in registers on that "
                            "many threads, measured\nfor that long. isa: \"ref\", \"avx2\", "
                            "\"avx512\" or None for the best one.");
@@ -35,7 +35,7 @@ static PyObject *fma_rate(PyObject *self, PyObject *args)
     return PyFloat_FromDouble(rate);
 }
 
-PyDoc_STRVAR(op_kernels_doc, "op_kernels(op, /) -> [(name, isa)]\n\n"
+PyDoc_STRVAR(op_kernels_doc, "op_kernels($module, op, /)\n--\n\nReturns [(name, isa)]. "
                              "The CPU kernels of an op in this build, best first, each with the "
                              "instruction set it needs;\nempty for an op that has none.");
 

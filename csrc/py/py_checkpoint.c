@@ -92,8 +92,9 @@ static int take_dictionaries(write_job *job, PyObject *arrays, PyObject *metadat
 }
 
 PyDoc_STRVAR(write_doc,
-             "write_safetensors(path, arrays, metadata={}, /)\n\nWrites {name: array} and {key: "
-             "text} as one safetensors file, atomically: whatever happens, the\nfile of that "
+             "write_safetensors($module, path, arrays, metadata={}, /)\n--\n\n"
+             "Writes {name: array} and {key: text} as one safetensors file, atomically: "
+             "whatever happens, the\nfile of that "
              "name is the whole old or the whole new one. Raises OSError with path and cause.");
 
 static void release_job(write_job *job)
@@ -131,7 +132,8 @@ static PyObject *write_safetensors(PyObject *self, PyObject *args)
     return result;
 }
 
-PyDoc_STRVAR(fail_doc, "_fail_io_after(n, /)\n\nTest hook: n further system calls of the "
+PyDoc_STRVAR(fail_doc, "_fail_io_after($module, n, /)\n--\n\n"
+                       "Test hook: n further system calls of the "
                        "checkpoint writer succeed, the next one fails.");
 
 static PyObject *fail_io_after(PyObject *self, PyObject *number)

@@ -247,22 +247,33 @@ static PyObject *graph_describe(PyObject *object, PyObject *unused)
 }
 
 static PyMethodDef graph_methods[] = {
-    {"input", graph_input, METH_VARARGS, "input(name, kind, shape, dtype='f32') -> tensor"},
-    {"param", graph_param, METH_VARARGS, "param(name, kind, shape) -> tensor"},
-    {"buffer", graph_buffer, METH_VARARGS, "buffer(name, kind, shape) -> tensor"},
+    {"input", graph_input, METH_VARARGS, "input($self, name, kind, shape, dtype='f32', /)\n--\n\n"
+     "Returns tensor"},
+    {"param", graph_param, METH_VARARGS, "param($self, name, kind, shape, /)\n--\n\n"
+     "Returns tensor"},
+    {"buffer", graph_buffer, METH_VARARGS, "buffer($self, name, kind, shape, /)\n--\n\n"
+     "Returns tensor"},
     {"add", (PyCFunction)(void (*)(void))graph_add, METH_VARARGS | METH_KEYWORDS,
-     "add(op, inputs, **attributes) -> list of output tensors"},
+     "add($self, op, inputs, /, **attributes)\n--\n\n"
+     "Returns list of output tensors"},
     {"value", graph_value, METH_VARARGS,
-     "value(name, kind, shape) -> tensor that ops fill through views of it"},
+     "value($self, name, kind, shape, /)\n--\n\n"
+     "Returns tensor that ops fill through views of it"},
     {"lazy", (PyCFunction)(void (*)(void))graph_lazy, METH_VARARGS | METH_KEYWORDS,
-     "lazy(source, scale, shift, act, gate=-1) -> tensor"},
-    {"view", graph_view, METH_VARARGS, "view(root, from, channels) -> tensor"},
+     "lazy($self, source, scale, shift, act, gate=-1)\n--\n\n"
+     "Returns tensor"},
+    {"view", graph_view, METH_VARARGS, "view($self, root, start, channels, /)\n--\n\n"
+     "Returns tensor"},
     {"place", graph_place, METH_VARARGS,
-     "place(tensor, root, from): makes a tensor, an op's output, a view of root"},
-    {"numbers", graph_numbers, METH_O, "numbers(integers) -> where they are kept"},
-    {"output", graph_output, METH_VARARGS, "output(tensor, name)"},
-    {"shape", graph_shape, METH_O, "shape(tensor) -> tuple"},
-    {"describe", graph_describe, METH_NOARGS, "describe() -> list of dicts, one per op"},
+     "place($self, tensor, root, start, /)\n--\n\n"
+     "Makes a tensor, an op's output, a view of root"},
+    {"numbers", graph_numbers, METH_O, "numbers($self, integers, /)\n--\n\n"
+     "Returns where they are kept"},
+    {"output", graph_output, METH_VARARGS, "output($self, tensor, name, /)\n--\n\n"},
+    {"shape", graph_shape, METH_O, "shape($self, tensor, /)\n--\n\n"
+     "Returns tuple"},
+    {"describe", graph_describe, METH_NOARGS, "describe($self)\n--\n\n"
+     "Returns list of dicts, one per op"},
     {NULL, NULL, 0, NULL}};
 
 static PyType_Slot graph_slots[] = {{Py_tp_new, graph_new},

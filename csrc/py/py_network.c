@@ -412,23 +412,32 @@ static PyObject *network_forget_images(PyObject *object, PyObject *unused)
 }
 
 static PyMethodDef network_methods[] = {
-    {"get", network_get, METH_VARARGS, "get(name, what='weight') -> array"},
-    {"set", network_set, METH_VARARGS, "set(name, array, what='weight')"},
-    {"names", network_names, METH_NOARGS, "names() -> [(name, is_parameter)]"},
+    {"get", network_get, METH_VARARGS, "get($self, name, what='weight', /)\n--\n\n"
+     "Returns array"},
+    {"set", network_set, METH_VARARGS, "set($self, name, array, what='weight', /)\n--\n\n"},
+    {"names", network_names, METH_NOARGS, "names($self)\n--\n\n"
+     "Returns [(name, is_parameter)]"},
     {"run", (PyCFunction)(void (*)(void))network_run, METH_VARARGS | METH_KEYWORDS,
-     "run(mode, feeds, outputs, adam=None, **step) -> {output: array}"},
+     "run($self, mode, feeds, outputs, adam=None, /, **step)\n--\n\n"
+     "Returns {output: array}"},
     {"series", (PyCFunction)(void (*)(void))network_series, METH_VARARGS | METH_KEYWORDS,
-     "series(mode, feeds, outputs, adam=None, **step) -> {output: array (steps, ...)}: as run "
+     "series($self, mode, feeds, outputs, adam=None, /, **step)\n--\n\n"
+     "Returns {output: array (steps, ...)}: as run "
      "with\n"
      "from_store, for the rows of dataset and index (steps, batch)."},
     {"steps_done", network_steps_done, METH_NOARGS,
-     "steps_done() -> steps of the last series that took effect, also where it failed"},
+     "steps_done($self)\n--\n\n"
+     "Returns steps of the last series that took effect, also where it failed"},
     {"profile", (PyCFunction)(void (*)(void))network_profile, METH_VARARGS | METH_KEYWORDS,
-     "profile(mode, feeds, **step) -> [(op, kernel, seconds)]"},
-    {"describe", network_describe, METH_O, "describe(mode) -> list of dicts, one per op"},
+     "profile($self, mode, feeds, /, **step)\n--\n\n"
+     "Returns [(op, kernel, seconds)]"},
+    {"describe", network_describe, METH_O, "describe($self, mode, /)\n--\n\n"
+     "Returns list of dicts, one per op"},
     {"forget_images", network_forget_images, METH_NOARGS,
-     "forget_images(): frees the backend's copies of the attached images"},
-    {"memory", network_memory, METH_O, "memory(mode) -> planned bytes"},
+     "forget_images($self)\n--\n\n"
+     "Frees the backend's copies of the attached images"},
+    {"memory", network_memory, METH_O, "memory($self, mode, /)\n--\n\n"
+     "Returns planned bytes"},
     {NULL, NULL, 0, NULL}};
 
 static PyType_Slot network_slots[] = {{Py_tp_new, network_new},

@@ -177,13 +177,19 @@ static PyObject *program_memory(PyObject *object, PyObject *unused)
 
 static PyMethodDef program_methods[] = {
     {"run", (PyCFunction)(void (*)(void))program_run, METH_VARARGS | METH_KEYWORDS,
-     "run({name: array}, **step) -> {output: array}"},
-    {"read", program_read, METH_O, "read(name) -> array"},
-    {"kernels", program_kernels, METH_NOARGS, "kernels() -> [(op, kernel)]"},
+     "run($self, feeds, /, **step)\n--\n\n"
+     "Returns {output: array}"},
+    {"read", program_read, METH_O, "read($self, name, /)\n--\n\n"
+     "Returns array"},
+    {"kernels", program_kernels, METH_NOARGS, "kernels($self)\n--\n\n"
+     "Returns [(op, kernel)]"},
     {"profile", (PyCFunction)(void (*)(void))program_profile, METH_VARARGS | METH_KEYWORDS,
-     "profile({name: array}, repeats=1, **step) -> [(op, kernel, seconds)]"},
-    {"describe", program_describe, METH_NOARGS, "describe() -> list of dicts, one per op"},
-    {"memory", program_memory, METH_NOARGS, "memory() -> planned bytes"},
+     "profile($self, feeds, repeats=1, /, **step)\n--\n\n"
+     "Returns [(op, kernel, seconds)]"},
+    {"describe", program_describe, METH_NOARGS, "describe($self)\n--\n\n"
+     "Returns list of dicts, one per op"},
+    {"memory", program_memory, METH_NOARGS, "memory($self)\n--\n\n"
+     "Returns planned bytes"},
     {NULL, NULL, 0, NULL}};
 
 static PyType_Slot program_slots[] = {{Py_tp_new, program_new},

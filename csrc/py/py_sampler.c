@@ -95,7 +95,8 @@ static PyObject *sampler_steps(PyObject *object, void *unused)
     return PyLong_FromLongLong(mdmt_sampler_steps(((sampler_object *)object)->sampler));
 }
 
-PyDoc_STRVAR(batch_doc, "batch(epoch, step, /) -> (dataset, index)\n\nTwo int64 arrays.");
+PyDoc_STRVAR(batch_doc, "batch($self, epoch, step, /)\n--\n\n"
+                        "Returns (dataset, index), two int64 arrays.");
 
 static PyObject *sampler_batch(PyObject *object, PyObject *args)
 {
@@ -128,7 +129,7 @@ static PyGetSetDef getters[] = {{"steps", sampler_steps, NULL, "Batches of an ep
                                 {NULL, NULL, NULL, NULL, NULL}};
 
 PyDoc_STRVAR(sampler_doc,
-             "Sampler(sizes, batch, mode, ratio, epoch, steps, drop_last, seed, /)\n\nmode 0 "
+             "Sampler(sizes, batch, mode, ratio, epoch, steps, drop_last, seed, /)\n--\n\nmode 0 "
              "union, 1 balanced, 2 ratio; epoch 0 union, 1 longest, 2 shortest, 3 steps.");
 
 static PyType_Slot slots[] = {{Py_tp_new, sampler_new},         {Py_tp_dealloc, sampler_dealloc},

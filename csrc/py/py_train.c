@@ -75,7 +75,8 @@ static int take_tasks(PyObject *list, mdmt_loss_attrs *attrs)
 }
 
 PyDoc_STRVAR(masked_loss_doc,
-             "masked_loss(logits, task, target, tasks, reduction, /) -> (loss, dlogits, per_task)\n"
+             "masked_loss($module, logits, task, target, tasks, reduction, /)\n--\n\n"
+             "Returns (loss, dlogits, per_task).\n"
              "\nlogits: list of (N, C_k) float32; task (N) int32; target (N, k) float32; tasks: "
              "list of (kind, weight)\nwith kind 0 ce, 1 bce, 2 mse, 3 ordinal; reduction 0 mean, "
              "1 per_task_mean, 2 sum. per_task (K, 2)\nfloat64: [sum of losses, samples].");
@@ -128,7 +129,7 @@ static PyObject *masked_loss(PyObject *self, PyObject *args)
 
 PyDoc_STRVAR(
     augment_doc,
-    "augment(images, dataset, index, seed, epoch, ranges, size, threads, masks, /) -> grey\n\n"
+    "augment($module, images, dataset, index, seed, epoch, ranges, size, threads, masks, /)\n--\n\n"
     "images (N, h, w) uint8; dataset, index (N) int64: what the random numbers are keyed "
     "by; ranges:\n(probability, shift, zoom, flip, rotation, alpha low, alpha high, "
     "sigma, gamma, contrast, brightness,\ninvert, noise); size (H, W); masks: move "
@@ -235,7 +236,8 @@ static double *doubles(PyObject *object, int count)
     return PyArray_DATA(array);
 }
 
-PyDoc_STRVAR(schedule_start_doc, "schedule_start(config, state, /)\n\nChecks config (9) and sets "
+PyDoc_STRVAR(schedule_start_doc, "schedule_start($module, config, state, /)\n--\n\n"
+                                 "Checks config (9) and sets "
                                  "state (8), float64, in the order of csrc/train/schedule.h.");
 
 static PyObject *schedule_start(PyObject *self, PyObject *args)
@@ -257,7 +259,8 @@ static PyObject *schedule_start(PyObject *self, PyObject *args)
 }
 
 PyDoc_STRVAR(schedule_update_doc,
-             "schedule_update(config, state, epoch, loss, /) -> (is_best, stop)\n\nTakes the "
+             "schedule_update($module, config, state, epoch, loss, /)\n--\n\n"
+             "Returns (is_best, stop). Takes the "
              "validation loss of an epoch; state (8) is changed in place.");
 
 static PyObject *schedule_update(PyObject *self, PyObject *args)

@@ -30,12 +30,12 @@ FAMILIES = {
 SEGMENTERS = {"unet": "unet", "unet_tiny": "unet"}
 
 
-def backbones():
+def backbones() -> list[str]:
     """Names of the backbones, sorted."""
     return sorted(FAMILIES)
 
 
-def segmenters():
+def segmenters() -> list[str]:
     """Names of the backbones that a mask head fits on, sorted."""
     return sorted(SEGMENTERS)
 

@@ -11,13 +11,17 @@ picture turned by 180 degrees as well, of which it is surer if that is the right
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from ..errors import BadData
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 SIZE = 256  # side of what the network sees, pixels
 CUT = 0.5  # probability from which a pixel belongs to the lungs
@@ -366,7 +370,9 @@ def _full_size(probability: np.ndarray, mask: np.ndarray, shape) -> np.ndarray:
     return np.asarray(Image.fromarray(held).resize(size, Image.Resampling.BILINEAR)) > CUT
 
 
-def lung_masks(images, network: Segmenter | None = None):
+def lung_masks(
+    images: Iterable[ArrayLike], network: Segmenter | None = None
+) -> Iterator[tuple[np.ndarray, LungVerdict]]:
     """For each of `images`, an iterable of grey arrays (H, W): (mask (H, W) bool, LungVerdict).
 
     A generator that holds at most eight pictures. network: another one than the shipped. Raises
@@ -393,7 +399,7 @@ def lung_masks(images, network: Segmenter | None = None):
         yield from flush()
 
 
-def lung_mask(image) -> tuple[np.ndarray, LungVerdict]:
+def lung_mask(image: ArrayLike) -> tuple[np.ndarray, LungVerdict]:
     """The lungs in a chest radiograph.
 
     image : grey array (H, W) of any size and type of number, dark or bright lungs.

@@ -1,12 +1,18 @@
 """State dictionaries: from files, and their average."""
 
+from __future__ import annotations
+
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mdmt.weights import names
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 # Entries of a saved model's description.
 DESCRIBED = {"backbone", "heads", "image_size", "channels", "precision", "seed", "mean", "std"}
@@ -17,7 +23,9 @@ OPTIMIZER = "optimizer."  # before the keys of Adam's moments in a saved model
 DTYPES = {"F32", "F64", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
 
 
-def load_weights(path, check=None):
+def load_weights(
+    path: str | os.PathLike, check: Callable[[dict], None] | None = None
+) -> dict[str, np.ndarray]:
     """Reads .safetensors or .pth (zip and legacy) into {key: array}, executing nothing.
 
     A checkpoint's container (`state_dict`, `model`, ...) is opened, prefixes that wrappers put
@@ -165,7 +173,9 @@ def foreign(state, known):
     return [key for key in state if key not in known and key.partition(".")[0] in modules]
 
 
-def average_weights(a, b, beta=0.5):
+def average_weights(
+    a: Mapping[str, ArrayLike], b: Mapping[str, ArrayLike], beta: float = 0.5
+) -> dict[str, np.ndarray]:
     """beta * a + (1 - beta) * b, key by key (paper, section 3.2: the start of MDMT, beta = 0.5).
 
     a, b: state dictionaries of one network. Running statistics are averaged as the weights are;
