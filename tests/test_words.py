@@ -15,7 +15,7 @@ from mdmt.data import similar
 from mdmt.paths import read_json, write_json
 from mdmt.report import checklists, sections, sensitivity, words
 from mdmt.study import Release
-from mdmt.tables import table1
+from mdmt.tables import table1, table_s1
 from tests import outfolder
 
 
@@ -161,6 +161,27 @@ def test_a_fault_of_calibration_is_named_only_where_its_interval_shows_it():
     assert "C lower where they should be higher and too low on average" in said
     assert "D too timid (slope" in said
     assert "E no fault established (slope not determined: the probabilities hardly differ" in said
+
+
+def test_networks_that_call_one_class_are_said_to(tmp_path):
+    out = outfolder.make(tmp_path / "out")
+    outcome = analysis.read(out)
+    for part in outcome.parts:
+        if part.task == "prognosis" and part.configuration in ("STL-tau1", "MDMT"):
+            part.p[:] = [0.2, 0.8]
+            part.p[:, 1] += 1e-3 * np.arange(len(part.p)) / len(part.p)
+            part.p[:, 0] = 1 - part.p[:, 1]
+    a = analysis.compare(outcome, 200)[0]
+    assert words.one_class(a.matrix) == "STL-tau1 and MDMT call every case SEVERE."
+    assert "call every case SEVERE" in " ".join(sections.all_metrics(a).notes)
+    same = "in accuracy by 0.0 points (the same in every resample, which says nothing of other"
+    assert same in words.headline(a) and "0.0 to 0.0" not in words.others(a)[0]
+
+
+def test_one_fold_has_no_deviation(small, both):
+    notes = {t.title: t.notes[0] for t in table_s1(small, analysis.results(small))}
+    assert set(notes.values()) == {"Percent; mean over one test fold, which has no deviation."}
+    assert "± standard deviation" in table_s1(both, analysis.results(both))[0].notes[0]
 
 
 def beside(agrees, test="DeLong", against="FT"):

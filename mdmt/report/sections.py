@@ -293,7 +293,7 @@ def all_metrics(a: Analysis) -> Table:
         [],
         [label(c) for c in m.configurations],
         rows,
-        [note, _baseline(m), *filter(None, [fewer_folds(m)])],
+        [note, _baseline(m), *filter(None, [words.one_class(m), fewer_folds(m)])],
     )
 
 
@@ -536,7 +536,8 @@ def false_positives(outcome: Outcome, a: Analysis, n_simulations: int = 400) -> 
         n_simulations, shared=0.3, accuracy=round(accuracy, 2), cases=cases, backbones=backbones,
         folds=folds,
     )  # fmt: skip
-    size = f"{cases} cases, {folds} folds and {backbones} backbones"
+    size = f"{cases} cases, {folds} folds{' (this run has one)' * (len(m.folds) < 2)} and "
+    size += f"{backbones} backbones"
     if len(m.backbones) < 2:
         size += " (the paper's; this run has one)"
     return (

@@ -13,6 +13,7 @@ from ..measures import MEASURES, f1_name, grouped, leading
 from ..tables.grid import measured, number
 
 ALPHA = 0.05
+SAME = "the same in every resample, which says nothing of other patients"
 AGAIN = {
     "cv": "Every fold tests the same cases, or several do, with networks that learnt from other "
     "parts: the deviation over folds is not one between patients.",
@@ -69,9 +70,10 @@ def headline(a: Analysis) -> str | None:
     for k, what in leading(m.spec):
         c = a.find(against, k)
         if c is not None and c.low == c.low:
+            ends = interval(c.low, c.high, k)
             parts.append(
-                f"{what} by {measured(k, c.difference, True)}{' points' * MEASURES[k].share} (95 % "
-                f"interval {interval(c.low, c.high, k)})"
+                f"{what} by {measured(k, c.difference, True)}{' points' * MEASURES[k].share} "
+                f"({SAME if c.low == c.high else f'95 % interval {ends}'})"
             )
     if not parts:
         return None
@@ -117,7 +119,7 @@ def others(a: Analysis) -> list[str]:
         if tested:
             shown = [
                 f"{titled(c.metric, m.spec)} {measured(c.metric, c.difference, True)} "
-                f"({interval(c.low, c.high, c.metric)})"
+                f"({SAME if c.low == c.high else interval(c.low, c.high, c.metric)})"
                 for c in tested
                 if c.metric != "brier" and c.low == c.low
             ]
@@ -150,6 +152,20 @@ def method(a: Analysis) -> str:
         "Nadeau & Bengio's corrected t-test over folds stands "
         "beside for cross-validation."
     )
+
+
+def one_class(m) -> str:
+    """Which configurations call every case the same class, as a sentence; "" for none."""
+    found: dict = {}
+    for c in m.configurations if m.kind == kinds.CLASSES else []:
+        called = {k for net in m.nets for k in kinds.called(m.kind, m.p[(*net, c)]).tolist()}
+        if len(called) == 1:
+            found.setdefault(m.classes[called.pop()], []).append(c)
+    said = [
+        f"{joined(names)} call{'s' * (len(names) == 1)} every case {name}."
+        for name, names in found.items()
+    ]
+    return " ".join(said)
 
 
 def calibration(found: list) -> str | None:

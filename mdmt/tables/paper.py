@@ -392,7 +392,9 @@ def table_s1(outcome: Outcome, results: list[dict]) -> list[Table]:
                 [MEASURES[k].short for _ in schemes for k in columns],
                 rows,
                 [
-                    f"{_unit(outcome, task)} ± standard deviation over test folds ({over}).",
+                    f"{_unit(outcome, task)} ± standard deviation over test folds ({over})."
+                    if max(folds.values()) > 1
+                    else f"{_unit(outcome, task)} over one test fold, which has no deviation.",
                     _note(outcome, task),
                     "Within each backbone: best in bold, second best underlined.",
                     *_few_notes(outcome, results, release, task, schemes),
