@@ -194,7 +194,7 @@ def test_every_broken_file_and_table_is_reported(data):
     assert len(found) == 2
     assert "2 of 60 images are refused" in found[0] and "one03.png" in found[0]
     assert "(and 1 more); replace the file" in found[0]
-    assert "1 of 60 images are refused" in found[1]
+    assert "1 of 60 images is refused" in found[1]
     report = examine(data, "data.on_bad_image=exclude")
     assert not report.errors and len(sentences(report, "warning")) == 2
     tables["one"][2][2] = "MIDL"

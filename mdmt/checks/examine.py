@@ -144,7 +144,8 @@ def _refused(report: Report, survey) -> None:
             remedy += ", or set data.on_bad_image to exclude"
         report.add(
             "error" if error else "warning", survey.cases.name,
-            f"{len(texts)} of {len(survey.cases)} images are refused: {texts[0]}{more}; {remedy}",
+            f"{len(texts)} of {len(survey.cases)} images {'is' if len(texts) == 1 else 'are'} "
+            f"refused: {texts[0]}{more}; {remedy}",
         )  # fmt: skip
     if not len(survey.usable):
         report.add("error", survey.cases.name, "no image of it can be used; correct the files")

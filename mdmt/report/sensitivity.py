@@ -18,7 +18,8 @@ ASSUMES = {
     "that it is of patients (the mean score of a patient's images), within folds; its estimate is "
     "not the image-wise one of the primary analysis.",
     "McNemar": "McNemar's test takes the calls as independent, so that each patient has one (of "
-    f"the probabilities averaged over images and networks), whatever the fold; in brackets the "
+    f"the probabilities averaged over images and networks), whatever the fold, and its estimate "
+    "is of patients, not the mean over folds of the primary analysis; in brackets the "
     f"patients that {METHOD} alone : the other alone has right, by the exact binomial test where "
     f"they are fewer than {EXACT_BELOW}, else χ² with continuity correction.",
     "Nadeau-Bengio": "Nadeau and Bengio's corrected resampled t-test takes the folds' differences "
