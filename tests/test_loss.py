@@ -47,7 +47,7 @@ def statement(logits, task, target, reduction, weights, kinds):
         for j in range(len(logits)):
             columns = logits[j].shape[1] if kinds[j] in ("bce", "mse") else 1
             if k == j and has_label(kinds[j], target[i, :columns]):
-                y = np.float64(target[i, :columns])
+                y = np.asarray(target[i, :columns], np.float64)
                 sums[j] += statement_of_sample(kinds[j], logits[j][i], y)
                 counts[j] += 1
     if reduction == "per_task_mean":
@@ -88,7 +88,7 @@ def batches(draw):
 @given(batches())
 def test_value_equals_the_statement(batch):
     loss, _, per_task = mdmt.masked_loss(*batch)
-    expected, expected_per_task = statement([np.float64(z) for z in batch[0]], *batch[1:])
+    expected, expected_per_task = statement([np.asarray(z, np.float64) for z in batch[0]], *batch[1:])
     assert loss == pytest.approx(expected, rel=1e-6, abs=1e-9)  # weights are float32
     np.testing.assert_allclose(per_task, expected_per_task, rtol=1e-11, atol=1e-12)
 
@@ -96,7 +96,7 @@ def test_value_equals_the_statement(batch):
 @quick
 @given(batches(), st.randoms(use_true_random=False))
 def test_gradient_equals_differences_of_the_statement(batch, random):
-    logits, rest = [np.float64(z) for z in batch[0]], batch[1:]
+    logits, rest = [np.asarray(z, np.float64) for z in batch[0]], batch[1:]
     _, dlogits, _ = mdmt.masked_loss(*batch)
     for k, z in enumerate(logits):
         assert dlogits[k].shape == z.shape and dlogits[k].dtype == np.float32
