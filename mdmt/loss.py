@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -48,13 +49,16 @@ def masked_loss(
     if isinstance(logits, np.ndarray):
         raise ValueError(f"logits must be a list of one array per task, not one of {logits.shape}")
     logits = [np.ascontiguousarray(z, np.float32) for z in logits]
-    weights = [1.0] * len(logits) if weights is None else [float(w) for w in weights]
+    weights = [1.0] * len(logits) if weights is None else list(weights)
     losses = ["ce"] * len(logits) if losses is None else list(losses)
     if len(weights) != len(logits) or len(losses) != len(logits):
         raise ValueError(
             f"{len(logits)} tasks need as many weights and losses, not {len(weights)} and "
             f"{len(losses)}"
         )
+    for weight in weights:
+        if not isinstance(weight, numbers.Real) or not np.isfinite(weight):
+            raise ValueError(f"the weight of a task must be a number, not {weight!r}")
     for kind in losses:
         if kind not in KINDS:
             raise ValueError(f"unknown loss {kind!r}: choose one of {', '.join(KINDS)}")
@@ -63,7 +67,7 @@ def masked_loss(
     if not 1 <= len(logits) <= 16:
         raise ValueError(f"masked_loss takes 1 to 16 tasks, not {len(logits)}")
     task, target = _labels(logits, task, target, losses)
-    tasks = [(KINDS.index(kind), weight) for kind, weight in zip(losses, weights)]
+    tasks = [(KINDS.index(kind), float(weight)) for kind, weight in zip(losses, weights)]
     return _core.masked_loss(
         logits,
         task,

@@ -107,11 +107,11 @@ class Model:
             raise ValueError(
                 f"precision on {where} must be one of {', '.join(allowed)}, not {precision!r}"
             )
-        self.backbone = backbone
-        self.heads = heads_.normalise(heads)
-        self.image_size = inputs.sides(default_size(backbone) if image_size is None else image_size)
-        self.channels = whole("channels", channels, 1, 4)
-        self.device, self.precision = device, precision
+        self._backbone = backbone
+        self._heads = heads_.normalise(heads)
+        self.image_size = default_size(backbone) if image_size is None else image_size
+        self._channels = whole("channels", channels, 1, 4)
+        self._device, self._precision = device, precision
         self.seed = whole("seed", seed, 0, (1 << 63) - 1)
         #: Training steps done: keys the dropout and counts for Adam's bias correction.
         self.training_step = 0
@@ -130,6 +130,42 @@ class Model:
         #: Keys of `weights` that the model does not use.
         self.unused = []
         self._build(b, {} if weights is None else self._initial(weights))
+
+    # What the network was built with: a change needs another model.
+
+    @property
+    def backbone(self) -> str:
+        """Name of the backbone."""
+        return self._backbone
+
+    @property
+    def heads(self) -> dict[str, dict[str, Any]]:
+        """{task: full description} in the order of the tasks' numbers."""
+        return self._heads
+
+    @property
+    def channels(self) -> int:
+        """Channels of the input."""
+        return self._channels
+
+    @property
+    def device(self) -> str:
+        """Where the network is: "cpu", "cuda" or "cuda:i"."""
+        return self._device
+
+    @property
+    def precision(self) -> str:
+        """In which precision the network computes."""
+        return self._precision
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of resident images in the network; may be changed at any time."""
+        return self._image_size
+
+    @image_size.setter
+    def image_size(self, size: int | Sequence[int]) -> None:
+        self._image_size = inputs.sides(size)
 
     def _describe(self):
         """The network as ops on tensors, with its heads."""
@@ -208,6 +244,10 @@ class Model:
         self._keep_tuning()
         self._batches += bool(training)
         return out
+
+    def __call__(self, x: ArrayLike, training: bool = False) -> dict[str, np.ndarray]:
+        """As forward."""
+        return self.forward(x, training)
 
     def _pass(self, x, task, target, training, names, adam=None, mask=None):
         x = inputs.images(x, self.channels, self.backbone)
@@ -435,8 +475,8 @@ class Model:
     ) -> dict[str, np.ndarray]:
         """As forward in evaluation mode, of resident images: dataset, index (N) as for fit_step.
 
-        The batch size changes time and memory, not the result. IndexError for an image that is not
-        attached.
+        The batch size changes time and memory, and the result by rounding at most. IndexError for
+        an image that is not attached.
         """
         dataset, index = np.asarray(dataset), np.asarray(index)
         batch_size = whole("batch_size", batch_size, 1, (1 << 31) - 1)
@@ -572,6 +612,10 @@ class Model:
                 f"{path} was not written: {error}; the training has diverged, so go back to the "
                 "best weights and lower the learning rate"
             ) from None
+        folder = os.path.dirname(path) or "."
+        if not os.path.isdir(folder) or os.path.isdir(path):
+            what = f"{path} is a folder" if os.path.isdir(path) else f"there is no folder {folder}"
+            raise FileNotFoundError(f"{path} cannot be written: {what}; choose a file in a folder")
         if optimizer:
             moments, description["training_step"] = self.optimizer_state()
             arrays |= {OPTIMIZER + key: value for key, value in moments.items()}

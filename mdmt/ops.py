@@ -44,6 +44,8 @@ def _pair(name, value, least):
 
 def _pad(value):
     """One number, (rows, columns) or (top, left, bottom, right), as the last of these."""
+    if isinstance(value, str):
+        raise ValueError(f"padding must be given in pixels, such as 1 or (1, 2), not as {value!r}")
     pads = (value,) * 4 if np.ndim(value) == 0 else tuple(value)
     pads = pads * 2 if len(pads) == 2 else pads
     if len(pads) != 4 or any(int(v) != v or v < 0 for v in pads):

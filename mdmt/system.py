@@ -12,13 +12,16 @@ import time
 import warnings
 
 from mdmt import _core
+from mdmt.checked import integer
 from mdmt.errors import NoSpace
 from mdmt.paths import cache_folder, digest, write_atomic
 
 
 def set_num_threads(n: int) -> None:
-    """Uses n threads (1 to 1024) in all networks from now on; the results do not depend on it."""
-    _core.set_num_threads(n)
+    """Uses n threads (1 to 1024) in all networks from now on; the results do not depend on it.
+
+    ValueError otherwise. MDMT_NUM_THREADS says it for the whole process."""
+    _core.set_num_threads(integer("the number of threads", n))
 
 
 def get_num_threads():

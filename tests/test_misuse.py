@@ -509,3 +509,46 @@ def test_sampler_takes_whole_numbers(arguments, words):
         mdmt.MixedBatchSampler([5], 2, seed=1.5)
     with pytest.raises(ValueError, match="epoch must be an integer"):
         mdmt.MixedBatchSampler([5], 2).set_epoch(1.5)
+
+
+def test_what_a_model_was_built_with_cannot_be_changed_afterwards(pictures):
+    model = make()
+    for name in ("backbone", "heads", "channels", "device", "precision"):
+        with pytest.raises(AttributeError):
+            setattr(model, name, getattr(model, name))
+    model.attach([{"images": pictures, "task": 0, "target": np.zeros(12)}])
+    model.image_size = 48
+    twin = make()
+    twin.image_size = (48, 48)
+    twin.attach([{"images": pictures, "task": 0, "target": np.zeros(12)}])
+    assert model.image_size == (48, 48)
+    assert np.array_equal(model.predict([0], [3])["outcome"], twin.predict([0], [3])["outcome"])
+    with pytest.raises(ValueError, match="image_size must be an integer"):
+        model.image_size = "48"
+
+
+def test_a_call_is_a_forward_pass(model, x):
+    expected = model.forward(x)
+    assert all(np.array_equal(v, expected[k]) for k, v in model(x).items())
+
+
+def test_places_where_no_model_can_be_saved(tmp_path):
+    for path, words in ((tmp_path, "is a folder"), (tmp_path / "a" / "m.st", "there is no folder")):
+        with pytest.raises(FileNotFoundError, match=words):
+            make().save(path)
+
+
+def test_other_settings_that_are_refused_in_a_sentence():
+    logits, w = [np.zeros((2, 3), np.float32)], np.ones((1, 1, 3, 3), np.float32)
+    for call, words in (
+        (lambda: mdmt.masked_loss(logits[0], [0, 0], [0, 1]), "must be a list"),
+        (lambda: mdmt.masked_loss([logits[0], logits[0][:1]], [0, 0], [0, 1]), r"logits\[1\]"),
+        (lambda: mdmt.masked_loss(logits, [0, 0], [0, 1], weights=[np.nan]), "not nan"),
+        (lambda: mdmt.masked_loss(logits, [0, 0], [0, 1], weights={"a": 1}), "not 'a'"),
+        (lambda: mdmt.set_num_threads(1.5), "must be an integer, not 1.5"),
+        (lambda: mdmt.ops.conv2d(w, w, padding="same"), "in pixels"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            call()
+    loss, gradients, _ = mdmt.masked_loss([np.zeros((0, 3), np.float32)], [], [])
+    assert loss == 0 and gradients[0].shape == (0, 3)

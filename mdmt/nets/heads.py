@@ -8,7 +8,7 @@ from ..checked import whole
 
 LOSSES = ("ce", "bce", "mse", "ordinal", "dice_ce")
 MASK = "dice_ce"  # the loss of a mask: soft Dice and binary cross-entropy
-MOST = 1 << 20  # classes, and neurons of a hidden layer
+MOST = (1 << 31) - 1  # classes, and neurons of a hidden layer
 DEFAULT = {"hidden": [128, 32], "dropout": 0.5, "loss": "ce"}
 # Names that the engine gives to tensors of its own.
 RESERVED = ("input", "image", "features", "task", "target", "mask", "loss", "per_task")
