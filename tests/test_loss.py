@@ -88,7 +88,8 @@ def batches(draw):
 @given(batches())
 def test_value_equals_the_statement(batch):
     loss, _, per_task = mdmt.masked_loss(*batch)
-    expected, expected_per_task = statement([np.asarray(z, np.float64) for z in batch[0]], *batch[1:])
+    logits = [np.asarray(z, np.float64) for z in batch[0]]
+    expected, expected_per_task = statement(logits, *batch[1:])
     assert loss == pytest.approx(expected, rel=1e-6, abs=1e-9)  # weights are float32
     np.testing.assert_allclose(per_task, expected_per_task, rtol=1e-11, atol=1e-12)
 
