@@ -233,3 +233,16 @@ def test_intervals_of_the_calibration_take_patients_as_independent():
     # two equal networks say what one says; of patients of one image each it is Huber's
     twice = describe.stats.grouped_recalibration(y, [p, p], patient)
     assert twice == pytest.approx(found)
+
+
+def test_what_means_are_over_is_said_of_backbones_and_of_seeds(tmp_path):
+    more = {"backbones": ["resnet18", "resnet34"], "seeds": [0, 1], "validation": ["cv", "loco"]}
+    outcome = analysis.read(outfolder.make(tmp_path / "out", one_class=True, **more))
+    analyses = analysis.compare(outcome, 200)
+    assert "Means over 2 backbones and 2 seeds, which are taken as given" in words.method(
+        analyses[0]
+    )
+    known = checklists.answers(outcome, analyses)
+    assert known["internal"].startswith("Cross-validation and leave one center out, inside")
+    found = cohort.findings(outcome.cohort, outcome.splits)
+    assert any(f.startswith("loco, one: classes without a case in a part: 1 (") for f in found)

@@ -142,7 +142,7 @@ def findings(cohort: dict | None, record: dict | None) -> list[str]:
             cases["kind"] = source.get("kind")
             for f in splits.audit(list(folds.values()), cases):
                 found.append(
-                    f"{validation}, {source['name']}: {f.count} {f.message} "
+                    f"{validation}, {source['name']}: {f.message}: {f.count} "
                     f"({', '.join(f.examples)})"
                 )
     return found

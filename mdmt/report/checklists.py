@@ -172,8 +172,8 @@ def _augmented(train: dict) -> str:
 
 def _internal(values: dict) -> str:
     """The schemes of validation that were run."""
-    known = {v: SCHEMES[v][0].upper() + SCHEMES[v][1:] for v in values["validation"]}
-    return "; ".join(known.values()) + ", inside the data sets"
+    named = words.joined(SCHEMES[v] for v in values["validation"])
+    return f"{named[0].upper()}{named[1:]}, inside the data sets"
 
 
 def _events(m) -> str:

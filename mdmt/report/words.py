@@ -136,7 +136,8 @@ def method(a: Analysis) -> str:
     m = a.matrix
     over = ""
     if len(m.nets) > 1:
-        which = f"{len(m.backbones)} backbones" if len(m.backbones) > 1 else "the seeds"
+        counts = {"backbones": len(m.backbones), "seeds": len({s for _, s in m.nets})}
+        which = joined(f"{n} {what}" for what, n in counts.items() if n > 1)
         how = (
             "which are resampled too (percentile interval)"
             if a.random_backbones
