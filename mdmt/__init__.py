@@ -23,6 +23,7 @@ _EXPORTS = {
 }
 _SUBMODULES = (
     "analysis",
+    "augmentation",
     "config",
     "data",
     "engine",
@@ -38,6 +39,7 @@ _SUBMODULES = (
     "splits",
     "stats",
     "tables",
+    "weights",
 )
 
 __all__ = [
@@ -71,4 +73,5 @@ def __getattr__(name):
 
 
 def __dir__():
-    return sorted({*globals(), *_EXPORTS, *_SUBMODULES})
+    own = {name for name in globals() if name.startswith("__")}
+    return sorted({*own, *__all__, *_SUBMODULES})

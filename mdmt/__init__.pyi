@@ -1,6 +1,7 @@
 """What `mdmt` has, for editors and type checkers: the names themselves are loaded when used."""
 
 from . import analysis as analysis
+from . import augmentation as augmentation
 from . import config as config
 from . import data as data
 from . import engine as engine
@@ -16,6 +17,7 @@ from . import schedule as schedule
 from . import splits as splits
 from . import stats as stats
 from . import tables as tables
+from . import weights as weights
 from .augmentation import augment as augment
 from .loss import masked_loss as masked_loss
 from .model import Model as Model

@@ -51,7 +51,9 @@ class Model:
     Parameters
     ----------
     backbone : one of mdmt.backbones()
-    heads : {task: class count or {"classes", "hidden", "dropout", "loss"}}; task k is the k-th
+    heads : {task: class count or {"classes", "hidden", "dropout", "loss"}}, 1 to 16; task k is the
+        k-th. loss: "ce" (one class), "ordinal" (ordered classes), "bce" (any of the classes), "mse"
+        (a number), "dice_ce" (a mask, of a U-Net)
     image_size : side, or (height, width), of resident images; forward takes any size. By default
         that of the backbone's ImageNet weights, 224 (240 for efficientnet_b1_pruned)
     channels : of the input, 1 to 4
@@ -167,12 +169,12 @@ class Model:
     def image_size(self, size: int | Sequence[int]) -> None:
         self._image_size = inputs.sides(size)
 
-    def _describe(self):
-        """The network as ops on tensors, with its heads."""
-        family = nets.family(self.backbone)
+    def _draw(self):
+        """A Builder with the network as ops on tensors, with its heads, for images of
+        image_size."""
         b = Builder(*self.image_size, self.channels)
         try:
-            features = family.build(b, self.backbone)
+            features = nets.family(self.backbone).build(b, self.backbone)
         except ValueError as error:
             size = " x ".join(map(str, self.image_size))
             raise ValueError(f"{self.backbone} with images of {size} pixels: {error}") from None
@@ -180,8 +182,12 @@ class Model:
         self._features = b.shape(features)[1]
         for task, head in self.heads.items():
             b.graph.output(heads_.build(b, features, task, head), task)
+        return b
+
+    def _describe(self):
+        """The network, and what it holds."""
+        b = self._draw()
         self._masks = [k for k, head in enumerate(self.heads.values()) if heads_.is_mask(head)]
-        self._graph = b.graph
         self._entries = b.entries
         self._rows = b.rows
         self._shapes = {key: tuple(shape) for key, _, _, shape in b.entries}
@@ -627,8 +633,9 @@ class Model:
         """Writes the network in evaluation mode as ONNX, atomically (mdmt/onnx.py).
 
         Input: `image` (batch, channels, H, W) float32, normalised as for forward; the batch may
-        have any size. Outputs: `features` (batch, C) and each head's logits under its name. The
-        description is in the metadata entry `mdmt`. BadInput when the package onnx is missing.
+        have any size, H and W are those of `image_size`. Outputs: `features` (batch, C) and each
+        head's logits under its name. The description is in the metadata entry `mdmt`. BadInput
+        when the package onnx is missing.
         """
         from mdmt.onnx import write
 
@@ -636,7 +643,7 @@ class Model:
         outputs = {"features": [self._features]}
         for k, (task, head) in enumerate(self.heads.items()):
             outputs[task] = [1, *self.image_size] if k in self._masks else [head["classes"]]
-        write(path, self._graph, shape, outputs, self.state_dict(), self.description())
+        write(path, self._draw().graph, shape, outputs, self.state_dict(), self.description())
 
     @classmethod
     def load(cls, path: str | os.PathLike, device: str = "cpu") -> Model:

@@ -154,6 +154,30 @@ def test_forked_child_predicts_while_the_parent_holds_the_model(x):
         thread.join()
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are counted in /proc")
+def test_forked_child_gets_threads_when_it_asks_for_them(x):
+    """The parent's are not there; the same number is no reason to go without."""
+    model, before = make(), mdmt.system.get_num_threads()
+    pipe, end = multiprocessing.Pipe(False)
+
+    def work():
+        mdmt.set_num_threads(2)
+        out = model.forward(x)["outcome"]
+        end.send((out, len(os.listdir("/proc/self/task"))))
+
+    try:
+        mdmt.set_num_threads(2)
+        expected = model.forward(x)["outcome"]
+        child = multiprocessing.get_context("fork").Process(target=work)
+        child.start()
+        assert pipe.poll(60)
+        out, threads = pipe.recv()
+        child.join()
+    finally:
+        mdmt.set_num_threads(before)
+    assert np.array_equal(out, expected) and threads == 2
+
+
 def test_ctrl_c_ends_a_long_series(pictures):
     """What was done until then counts, as if it had been called for."""
     model, twin = make(), make()

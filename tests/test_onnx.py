@@ -178,3 +178,15 @@ def test_a_missing_package_is_one_sentence(tmp_path, monkeypatch):
     with pytest.raises(BadInput, match=r"pip install 'mdmt\[onnx\]'") as caught:
         model.export_onnx(tmp_path / "net.onnx")
     assert "\n" not in str(caught.value) and os.listdir(tmp_path) == []
+
+
+def test_the_size_of_the_images_may_change_before_the_export(tmp_path):
+    """ShuffleNet's channels are exchanged by a Reshape, whose numbers depend on the size."""
+    model = mdmt.Model("shufflenet_v2_x0_5", HEADS, image_size=SIZE)
+    model.image_size = (48, 80)
+    model.export_onnx(tmp_path / "m.onnx")
+    x = np.random.default_rng(0).normal(size=(2, 3, 48, 80)).astype(np.float32)
+    found, wanted = run(tmp_path / "m.onnx", x), model.forward(x)
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert np.abs(found[name] - value).max() <= 1e-5 * max(np.abs(value).max(), 0.1)

@@ -50,3 +50,9 @@ def test_c_functions_have_signatures():
         for name, call in vars(thing).items():
             if inspect.isbuiltin(call) or inspect.ismethoddescriptor(call):
                 assert call.__text_signature__, f"{name} of {thing.__name__}"
+
+
+def test_completion_shows_what_is_public():
+    names = {name for name in dir(mdmt) if not name.startswith("__")}
+    assert names == {*mdmt.__all__, *mdmt._SUBMODULES} - {"__version__"}
+    assert all(getattr(mdmt, name) is not None for name in sorted(names))
