@@ -176,6 +176,7 @@ def test_networks_that_call_one_class_are_said_to(tmp_path):
     assert "call every case SEVERE" in " ".join(sections.all_metrics(a).notes)
     same = "in accuracy by 0.0 points (the same in every resample, which says nothing of other"
     assert same in words.headline(a) and "0.0 to 0.0" not in words.others(a)[0]
+    assert "Accuracy, F1, G-mean and AUC the same in every resample" in words.others(a)[0]
 
 
 def test_one_fold_has_no_deviation(small, both):

@@ -117,12 +117,16 @@ def others(a: Analysis) -> list[str]:
     for against in m.configurations:
         tested = [c for c in a.comparisons if c.backbone == "" and c.against == against]
         if tested:
+            known = [c for c in tested if c.metric != "brier" and c.low == c.low]
             shown = [
                 f"{titled(c.metric, m.spec)} {measured(c.metric, c.difference, True)} "
-                f"({SAME if c.low == c.high else interval(c.low, c.high, c.metric)})"
-                for c in tested
-                if c.metric != "brier" and c.low == c.low
+                f"({interval(c.low, c.high, c.metric)})"
+                for c in known
+                if c.low < c.high
             ]
+            same = [titled(c.metric, m.spec) for c in known if c.low == c.high]
+            if same:
+                shown.append(f"{joined(same)} {SAME}")
             points = "" if m.kind == kinds.NUMBER else ", points"
             found.append(
                 f"{METHOD} against {against}{points} (95 % interval): {', '.join(shown)}; "
