@@ -1,6 +1,20 @@
 """mdmt: multi-data-set multi-task training of chest X-ray networks.
 
-Names are loaded when they are first used, so that `import mdmt` takes milliseconds.
+    Model              a backbone with one head per task: forward, train_step, fit_step, predict,
+                       state_dict, save, load, export_onnx
+    MixedBatchSampler  which samples of which data sets make each batch
+    masked_loss        the loss of a mixed batch and its gradients, on arrays
+    augment            images as a training step sees them
+    average_weights    where joint training starts; load_weights: .safetensors and .pth files
+    backbones          names of the networks; set_num_threads, show_config: this machine
+    lung_mask          the lungs in a radiograph; lung_masks: in many
+    schedule           learning rate, best epoch, early stopping
+    ops                the engine's ops as functions; metrics, stats, splits: on arrays
+    run                what `python -m mdmt.run` does
+
+Arrays are NumPy's, or whatever gives one (tensors of PyTorch on the CPU). Wrong input raises
+ValueError, or a class of mdmt.errors, with one sentence. Names are loaded when they are first used,
+so that `import mdmt` takes milliseconds.
 """
 
 import importlib

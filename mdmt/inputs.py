@@ -37,7 +37,7 @@ def images(x, channels: int, backbone: str) -> np.ndarray:
         what = type(x.item()).__name__ if x.ndim == 0 and x.dtype == object else x.dtype
         raise ValueError(
             f"x holds {what}; a network takes normalised float32, of values v in 0..1 "
-            "(v - model.mean) / model.std"
+            "(v - model.mean) / model.std, of uint8 pictures model.normalise(x)"
         )
     if x.ndim == 3:
         x = np.broadcast_to(x[:, None], (x.shape[0], channels, *x.shape[1:]))
@@ -71,6 +71,25 @@ def _shape_hint(x, channels):
     if x.ndim == 2:
         return "; give one image as a batch of one: x[None]"
     return ""
+
+
+def normalised(pictures, mean, std) -> np.ndarray:
+    """uint8 pictures (N, H, W) or (N, C, H, W) as float32 (N, C, H, W), scaled by mean, std (C)."""
+    pictures = np.asarray(pictures)
+    grey = pictures.ndim == 3
+    if pictures.dtype != np.uint8 or not (grey or pictures.ndim == 4):
+        raise ValueError(
+            f"pictures must be uint8 (N, H, W) or (N, {len(mean)}, H, W), not {pictures.dtype} "
+            f"{pictures.shape}"
+        )
+    if not grey and pictures.shape[1] != len(mean):
+        raise ValueError(
+            f"pictures must be (N, {len(mean)}, H, W), or (N, H, W) grey, not {pictures.shape}"
+            f"{_shape_hint(pictures, len(mean))}"
+        )
+    values = (pictures[:, None] if grey else pictures) / np.float32(255)
+    mean, std = (np.array(v, np.float32)[:, None, None] for v in (mean, std))
+    return (values - mean) / std
 
 
 def masks(task, mask, shape, heads: dict) -> np.ndarray:
@@ -110,6 +129,13 @@ def _numbers(target, n):
     return target
 
 
+def _numbered(task, heads):
+    """What to write instead of heads' names, as the end of a sentence."""
+    if np.asarray(task).dtype.kind != "U":
+        return ""
+    return f"; the numbers are {', '.join(f'{k} ({name})' for k, name in enumerate(heads))}"
+
+
 def targets(task, target, n: int, heads: dict) -> tuple[np.ndarray, np.ndarray]:
     """task (N) int32 and target (N, width) float32, NaN in columns that were not given; width is
     that of the head which reads most."""
@@ -118,6 +144,7 @@ def targets(task, target, n: int, heads: dict) -> tuple[np.ndarray, np.ndarray]:
     if task.shape != (n,) or task.dtype.kind not in "iu":
         raise ValueError(
             f"task must be {n} integers, one per sample, not {task.dtype} {task.shape}"
+            f"{_numbered(task, heads)}"
         )
     if target is None:  # of a batch of masks
         if not numbered:
@@ -231,6 +258,10 @@ def datasets(entries, heads: dict) -> tuple[list, list, list]:
             )
         if pictures.size == 0:
             raise ValueError(f"data set {i} has no images: {pictures.shape}; leave it out")
+        if isinstance(task, str):
+            raise ValueError(
+                f"task of data set {i} must be an integer, not {task!r}{_numbered(task, heads)}"
+            )
         n, k = len(pictures), whole(f"task of data set {i}", task, 0, len(heads) - 1)
         resident.append(None)
         if heads_.is_mask(list(heads.values())[k]):

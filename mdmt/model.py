@@ -65,7 +65,8 @@ class Model:
     weights : None, "imagenet" (the published file, fetched once into the user's cache), or a file
         or dictionary whose keys are those of torchvision, timm, the EfficientNet-PyTorch family or
         state_dict(); what of a file has no place in the backbone, as the classifier, is listed in
-        `unused`. A dictionary may hold heads, too; what is not given is drawn
+        `unused`. A dictionary may hold heads, too; of a file the backbone alone is taken (load
+        takes all of what save wrote). What is not given is drawn
 
     Attributes
     ----------
@@ -233,6 +234,11 @@ class Model:
             mean, std = inputs.scaling(self.mean, self.std, self.channels)
             mode |= {"from_store": 1, "augment": int(store), "mean": mean, "std": std}
         return mode
+
+    def normalise(self, pictures: ArrayLike) -> np.ndarray:
+        """What forward takes, of uint8 pictures (N, H, W) grey or (N, channels, H, W): float32
+        (N, channels, H, W), (pictures / 255 - mean) / std."""
+        return inputs.normalised(pictures, *inputs.scaling(self.mean, self.std, self.channels))
 
     @alone
     def forward(self, x: ArrayLike, training: bool = False) -> dict[str, np.ndarray]:

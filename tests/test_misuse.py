@@ -576,3 +576,29 @@ def test_other_settings_that_are_refused_in_a_sentence():
             call()
     loss, gradients, _ = mdmt.masked_loss([np.zeros((0, 3), np.float32)], [], [])
     assert loss == 0 and gradients[0].shape == (0, 3)
+
+
+def test_tasks_by_name_are_told_their_numbers(model, x, pictures):
+    for call in (
+        lambda: model.train_step(x, ["score"] * 4, [0] * 4),
+        lambda: model.attach([{"images": pictures, "task": "score", "target": np.zeros(12)}]),
+    ):
+        with pytest.raises(ValueError, match=r"0 \(outcome\), 1 \(score\), 2 \(findings\)"):
+            call()
+
+
+def test_normalised_pictures_are_what_resident_ones_become(pictures):
+    model = make()
+    model.attach([{"images": pictures, "task": 0, "target": np.zeros(12)}])
+    resident = model.predict([0] * 12, np.arange(12), batch_size=12)
+    colour = np.repeat(pictures[:, None], 3, axis=1)
+    for given in (pictures, colour):
+        outside = model.forward(model.normalise(given))
+        assert all(np.array_equal(v, resident[k]) for k, v in outside.items())
+    for given, words in (
+        (pictures / 255, "not float64"),
+        (colour.transpose(0, 2, 3, 1), r"x.transpose\(0, 3, 1, 2\)"),
+        (pictures[0], "must be uint8"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            model.normalise(given)
