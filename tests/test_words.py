@@ -247,3 +247,16 @@ def test_what_means_are_over_is_said_of_backbones_and_of_seeds(tmp_path):
     assert known["internal"].startswith("Cross-validation and leave one center out, inside")
     found = cohort.findings(outcome.cohort, outcome.splits)
     assert any(f.startswith("loco, one: classes without a case in a part: 1 (") for f in found)
+
+
+def test_mean_counts_of_a_confusion_matrix_add_up_to_the_cases(tmp_path):
+    pytest.importorskip("matplotlib")
+    from mdmt.plots import curves, style
+
+    outcome = analysis.read(outfolder.make(tmp_path / "out", seeds=[0, 1]))
+    m = matrix(outcome, "cv", "severity")
+    with style.drawing():
+        texts = [t.get_text().split("\n")[0] for t in curves.confusions(m).axes[0].texts]
+    counts = np.array(texts, float).reshape(4, 4)
+    assert counts.sum(1).tolist() == np.bincount(m.y, minlength=4).tolist()
+    assert any(t.endswith(".5") for t in texts) and not any(t.endswith(".0") for t in texts)

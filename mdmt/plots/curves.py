@@ -224,7 +224,7 @@ def confusions(m: Matrix):
         ax.imshow(share, cmap="cividis", vmin=0, vmax=1)
         for i in range(len(table)):
             for j in range(len(table)):
-                count = f"{table[i, j]:.0f}"
+                count = f"{table[i, j]:.{int(table[i, j] % 1 > 0)}f}"
                 ax.text(j, i, f"{count}\n{100 * share[i, j]:.0f} %", ha="center", va="center",
                         fontsize=small,
                         color="black" if share[i, j] > 0.55 else "white")  # fmt: skip
