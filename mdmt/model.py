@@ -79,8 +79,8 @@ class Model:
     unused : keys of the file of weights that the model does not use
 
     A model may be used from several threads, one call after the other, and in a forked child
-    (there on one thread). copy.deepcopy and pickle give a model of its own that goes on to the same
-    bits; a pickle leaves the data sets out.
+    (there on one thread, until it asks for more with set_num_threads). copy.deepcopy and pickle
+    give a model of its own that goes on to the same bits; a pickle leaves the data sets out.
 
     Raises ValueError, NotImplementedError or OSError with one sentence.
 
@@ -613,16 +613,16 @@ class Model:
         """Writes weights and description as safetensors, atomically, whatever the name.
 
         optimizer: writes Adam's moments and the number of training steps, too, so that a loaded
-        model goes on to the same bits (three times as large). ValueError, and nothing written,
-        where a weight is not finite: load would refuse it.
+        model goes on to the same bits (three times as large). FloatingPointError, and nothing
+        written, where a weight is not finite: load would refuse it. OSError where the file cannot
+        be written.
         """
         path, arrays, description = os.fspath(path), self.state_dict(), self.description()
         try:
             given.check_values(arrays)
         except ValueError as error:
-            raise ValueError(
-                f"{path} was not written: {error}; the training has diverged, so go back to the "
-                "best weights and lower the learning rate"
+            raise FloatingPointError(
+                f"{path} was not written: {error}; the training has diverged"
             ) from None
         folder = os.path.dirname(path) or "."
         if not os.path.isdir(folder) or os.path.isdir(path):
