@@ -4,6 +4,7 @@
                        state_dict, save, load, export_onnx
     MixedBatchSampler  which samples of which data sets make each batch
     masked_loss        the loss of a mixed batch and its gradients, on arrays
+    class_weights      weights that balance the classes of a training part
     augment            images as a training step sees them
     average_weights    where joint training starts; load_weights: .safetensors and .pth files
     backbones          names of the networks; set_num_threads, show_config: this machine
@@ -27,6 +28,7 @@ _EXPORTS = {
     "Model": "mdmt.model",
     "augment": "mdmt.augmentation",
     "backbones": "mdmt.nets",
+    "class_weights": "mdmt.weighting",
     "masked_loss": "mdmt.loss",
     "average_weights": "mdmt.weights",
     "load_weights": "mdmt.weights",
@@ -63,6 +65,7 @@ __all__ = [
     "augment",
     "average_weights",
     "backbones",
+    "class_weights",
     "load_weights",
     "lung_mask",
     "lung_masks",

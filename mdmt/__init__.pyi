@@ -27,6 +27,7 @@ from .preprocess.lungs import lung_masks as lung_masks
 from .sampler import MixedBatchSampler as MixedBatchSampler
 from .system import set_num_threads as set_num_threads
 from .system import show_config as show_config
+from .weighting import class_weights as class_weights
 from .weights import average_weights as average_weights
 from .weights import load_weights as load_weights
 

@@ -108,8 +108,9 @@ def masked_loss(
     logits: list[NDArray[np.float32]],
     task: ArrayLike,
     target: ArrayLike,
-    tasks: list[tuple[int, float]],
+    tasks: list[tuple[int, float, float]],
     reduction: int,
+    weighted: bool,
     /,
 ) -> tuple[float, list[NDArray[np.float32]], NDArray[np.float64]]: ...
 def augment(

@@ -10,6 +10,7 @@ import numpy as np
 
 from . import _core, nets
 from .checked import whole
+from .loss import sample_weights
 from .nets import heads as heads_
 
 MAX_SIDE = 1 << 14  # pixels
@@ -172,6 +173,11 @@ def targets(task, target, n: int, heads: dict) -> tuple[np.ndarray, np.ndarray]:
     return task.astype(np.int32), np.hstack([target[:, :width], missing])
 
 
+def weights(given, task, target, heads: dict) -> np.ndarray | None:
+    """sample_weight (N,) or (N, k) of what `targets` gave, as float32 (N, width); None of None."""
+    return None if given is None else sample_weights(given, task, target, heads_.reads(heads))
+
+
 def _check_labels(name, head, labels):
     if head["loss"] in ("bce", "mse"):
         if labels.size and labels.shape[1] < head["classes"]:
@@ -217,21 +223,23 @@ def task_weights(given, heads: dict) -> dict[str, float]:
 # Resident data sets --------------------------------------------------------------------------
 
 FIELDS = ("images", "task", "target")
+WEIGHTS = "sample_weight"  # which may be left out
 
 
 def _fields(i, entry):
-    """images, task and target of data set i."""
+    """images, task, target and weights (or None) of data set i."""
     if isinstance(entry, Mapping):
         missing = [key for key in FIELDS if key not in entry]
-        odd = [key for key in entry if key not in FIELDS]
+        odd = [key for key in entry if key not in (*FIELDS, WEIGHTS)]
     else:
         missing, odd = [key for key in FIELDS if not hasattr(entry, key)], []
     if missing:
         given = f"; it has {', '.join(map(str, odd))}" if odd else ""
         raise ValueError(f"data set {i} has no {missing[0]}: give images, task and target{given}")
     values = [entry[k] if isinstance(entry, Mapping) else getattr(entry, k) for k in FIELDS]
+    weight = entry.get(WEIGHTS) if isinstance(entry, Mapping) else getattr(entry, WEIGHTS, None)
     try:
-        return np.asarray(values[0]), values[1], np.asarray(values[2])
+        return np.asarray(values[0]), values[1], np.asarray(values[2]), weight
     except ValueError:
         raise ValueError(
             f"the images or targets of data set {i} differ in shape; give one array of each"
@@ -240,12 +248,12 @@ def _fields(i, entry):
 
 def datasets(entries, heads: dict) -> tuple[list, list, list]:
     """Of data sets as Model.attach takes them: images (M, H, W) uint8; (task, target (M, k)
-    float32); masks (M, H, W) uint8 or None."""
+    float32, weights (M, k) float32 or None); masks (M, H, W) uint8 or None."""
     if isinstance(entries, Mapping):
         raise ValueError("attach takes a list of data sets; put brackets around a single one")
     sources, labels, resident = [], [], []
     for i, entry in enumerate(entries):
-        pictures, task, target = _fields(i, entry)
+        pictures, task, target, weight = _fields(i, entry)
         if pictures.dtype != np.uint8 or pictures.ndim != 3:
             raise ValueError(
                 f"the images of data set {i} must be C-ordered uint8 (M, H, W), not "
@@ -272,11 +280,12 @@ def datasets(entries, heads: dict) -> tuple[list, list, list]:
                 )
             resident[i], target = np.ascontiguousarray(target), None
         try:
-            _, target = targets(np.full(n, k), target, n, heads)
+            numbered, target = targets(np.full(n, k), target, n, heads)
+            weight = weights(weight, numbered, target, heads)
         except ValueError as error:
             raise ValueError(f"data set {i}: {error}") from None
         sources.append(pictures)
-        labels.append((k, target))
+        labels.append((k, target, weight))
     return sources, labels, resident
 
 
@@ -296,3 +305,20 @@ def samples(dataset, index, counts: list[int]) -> tuple[np.ndarray, np.ndarray]:
             f"{dataset.flat[wrong[0]]}, which does not exist"
         )
     return np.ascontiguousarray(dataset, np.int32), np.ascontiguousarray(index, np.int64)
+
+
+def gathered(labels: list, dataset, index) -> tuple[np.ndarray, np.ndarray, bool]:
+    """task (S, N) int32 and target (S, N, width) float32 of attached samples (S, N), and whether
+    any data set has weights: they then follow the targets, as many columns again."""
+    weighted = any(weight is not None for _, _, weight in labels)
+    width = max(target.shape[1] for _, target, _ in labels)
+    task = np.empty(index.shape, np.int32)
+    target = np.full((*index.shape, width), np.nan, np.float32)
+    weights = np.ones_like(target) if weighted else None
+    for d, (k, own, weight) in enumerate(labels):
+        mine = dataset == d
+        task[mine] = k
+        target[mine, : own.shape[1]] = own[index[mine]]
+        if weight is not None:
+            weights[mine, : own.shape[1]] = weight[index[mine]]
+    return task, np.concatenate([target, weights], 2) if weighted else target, weighted

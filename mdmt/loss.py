@@ -24,6 +24,8 @@ def masked_loss(
     reduction: str = "mean",
     weights: Sequence[float] | None = None,
     losses: Sequence[str] | None = None,
+    sample_weight: ArrayLike | None = None,
+    smoothing: Sequence[float] | None = None,
 ) -> tuple[float, list[np.ndarray], np.ndarray]:
     """Loss of a mixed batch, equations (1) to (3) of the paper, and its gradients.
 
@@ -39,22 +41,33 @@ def masked_loss(
     logarithmic ranked score -sum_{j<C-1} [y <= j] log F_j + [y > j] log(1 - F_j) of the cumulative
     softmax probabilities F.
 
+    sample_weight (N,) or (N, k): the weight of each sample, or of each of its targets: bce and mse
+    are then means over the same outputs of weight times loss; other losses take the first column.
+    Means stay divided by the number of labelled samples, those of weight 0 among them, and not by
+    the sum of the weights (as PyTorch's `weight` is with reduction "mean"): the loss of a batch is
+    an unbiased estimate of that of all data, and a task of which a batch holds one sample counts it
+    with its weight, which would otherwise cancel.
+    smoothing (K): share e of the target of each ce task that is spread evenly over its classes,
+    (1 - e) onehot + e / C (label_smoothing of PyTorch's CrossEntropyLoss); 0 for other losses.
+
     A sample without a label has loss zero and gradient zero and is not counted; a task without a
     sample has loss zero and a gradient of zeros.
 
     Returns (loss, [d loss / d logits_k (N, C_k) float32], per_task), per_task (K, 2) float64 with
-    the unweighted sum of each task's losses and the number of its samples. Raises ValueError for
-    shapes that do not fit and for a label out of range, naming sample and value.
+    the sum of each task's losses, with the weights of the samples and without its factor, and the
+    number of its samples. Raises ValueError for shapes that do not fit and for a label or weight
+    out of range, naming sample and value.
     """
     if isinstance(logits, np.ndarray):
         raise ValueError(f"logits must be a list of one array per task, not one of {logits.shape}")
     logits = [np.ascontiguousarray(z, np.float32) for z in logits]
     weights = [1.0] * len(logits) if weights is None else list(weights)
     losses = ["ce"] * len(logits) if losses is None else list(losses)
-    if len(weights) != len(logits) or len(losses) != len(logits):
+    spread = [0.0] * len(logits) if smoothing is None else list(smoothing)
+    if not len(weights) == len(losses) == len(spread) == len(logits):
         raise ValueError(
-            f"{len(logits)} tasks need as many weights and losses, not {len(weights)} and "
-            f"{len(losses)}"
+            f"{len(logits)} tasks need as many weights, losses and smoothing, not {len(weights)}, "
+            f"{len(losses)} and {len(spread)}"
         )
     for weight in weights:
         if not isinstance(weight, numbers.Real) or not np.isfinite(weight):
@@ -62,19 +75,86 @@ def masked_loss(
     for kind in losses:
         if kind not in KINDS:
             raise ValueError(f"unknown loss {kind!r}: choose one of {', '.join(KINDS)}")
+    spread = [smoothing_of(kind, share, k) for k, (kind, share) in enumerate(zip(losses, spread))]
     if reduction not in REDUCTIONS:
         raise ValueError(f"unknown reduction {reduction!r}: choose one of {', '.join(REDUCTIONS)}")
     if not 1 <= len(logits) <= 16:
         raise ValueError(f"masked_loss takes 1 to 16 tasks, not {len(logits)}")
     task, target = _labels(logits, task, target, losses)
-    tasks = [(KINDS.index(kind), float(weight)) for kind, weight in zip(losses, weights)]
+    if sample_weight is not None:
+        named = {
+            str(k): columns_of(kind, z.shape[1]) for k, (kind, z) in enumerate(zip(losses, logits))
+        }
+        target = np.hstack([target, sample_weights(sample_weight, task, target, named)])
+    tasks = [(KINDS.index(k), float(w), share) for k, w, share in zip(losses, weights, spread)]
     return _core.masked_loss(
         logits,
         task,
-        target,
+        np.ascontiguousarray(target),
         tasks,
         REDUCTIONS.index(reduction),
+        sample_weight is not None,
     )
+
+
+def columns_of(loss: str, outputs: int) -> int:
+    """How many columns of the targets a loss of so many outputs reads."""
+    return outputs if loss in ("bce", "mse") else 1
+
+
+def smoothing_of(loss: str, share, task) -> float:
+    """A task's smoothing as a number. ValueError, naming the task, for one that it cannot have."""
+    good = isinstance(share, numbers.Real) and not isinstance(share, bool) and 0 <= share < 1
+    if not good:
+        raise ValueError(
+            f"task {task}: smoothing must be a number of at least 0 and below 1, not {share!r}"
+        )
+    if share and loss != "ce":
+        raise ValueError(
+            f"task {task}: smoothing spreads the target of the loss ce over its classes, and the "
+            f"loss {loss} has no such target; leave it out"
+        )
+    return float(share)
+
+
+def sample_weights(
+    given: ArrayLike, task: np.ndarray, target: np.ndarray, reads: dict[str, int]
+) -> np.ndarray:
+    """The weights of target (N, width) as float32 of that shape, of sample_weight (N,) or (N, k).
+
+    task (N) int32; reads: {name of a task: columns that it reads}, in order. ValueError for another
+    shape, and for a weight of a label that is not a finite number of 0 or more.
+    """
+    try:
+        with np.errstate(over="ignore"):
+            weight = np.asarray(given, np.float32)
+    except (TypeError, ValueError):
+        raise ValueError("sample_weight must hold numbers, one per sample or target") from None
+    (n, width), shape = target.shape, weight.shape
+    weight = weight[:, None] if weight.ndim == 1 else weight
+    if weight.ndim != 2 or len(weight) != n or weight.shape[1] > max(width, 1):
+        raise ValueError(
+            f"sample_weight must be ({n},), or ({n}, k) with a column per target (at most "
+            f"{width}), not {shape}"
+        )
+    columns = weight.shape[1]
+    full = np.ones((n, width), np.float32)
+    full[:, : width if columns == 1 else columns] = weight
+    for k, (name, needed) in enumerate(reads.items()):
+        mine = task == k
+        if 1 < columns < needed and mine.any():
+            raise ValueError(
+                f"task {name} reads {needed} targets, but sample_weight has {columns} columns; "
+                "give one per target, or one per sample"
+            )
+        some = full[:, :needed]
+        bad = mine[:, None] & ~np.isnan(target[:, :needed]) & ~((some >= 0) & np.isfinite(some))
+        for i, j in np.argwhere(bad)[:1]:
+            raise ValueError(
+                f"sample {i} has the weight {some[i, j]:g} for task {name}; a weight is a finite "
+                "number, 0 or more"
+            )
+    return full
 
 
 def _labels(logits, task, target, losses):

@@ -51,9 +51,10 @@ class Model:
     Parameters
     ----------
     backbone : one of mdmt.backbones()
-    heads : {task: class count or {"classes", "hidden", "dropout", "loss"}}, 1 to 16; task k is the
-        k-th. loss: "ce" (one class), "ordinal" (ordered classes), "bce" (any of the classes), "mse"
-        (a number), "dice_ce" (a mask, of a U-Net)
+    heads : {task: class count or {"classes", "hidden", "dropout", "loss", "smoothing"}}, 1 to 16;
+        task k is the k-th. loss: "ce" (one class), "ordinal" (ordered classes), "bce" (any of the
+        classes), "mse" (a number), "dice_ce" (a mask, of a U-Net). smoothing: of ce, the share of
+        the target that training spreads over all classes, 0 to below 1 (PyTorch's label_smoothing)
     image_size : side, or (height, width), of resident images; forward takes any size. By default
         that of the backbone's ImageNet weights, 224 (240 for efficientnet_b1_pruned)
     channels : of the input, 1 to 4
@@ -222,13 +223,17 @@ class Model:
 
     # Running -----------------------------------------------------------------------------------
 
-    def _mode(self, n, size, training, gradients=False, width=None, store=None):
+    def _mode(self, n, size, training, gradients=False, width=None, store=None, weighted=False):
         mode = {"batch": n, "height": size[0], "width": size[1], "training": int(training)}
         if gradients:
             mode["gradients"] = 1
-            mode["target_width"] = width or heads_.target_width(self.heads)
+            width = width or heads_.target_width(self.heads)
+            mode |= {"target_width": 2 * width if weighted else width, "weighted": int(weighted)}
             weights = inputs.task_weights(self.task_weights, self.heads)
-            mode["tasks"] = [(t, head["loss"], weights[t]) for t, head in self.heads.items()]
+            mode["tasks"] = [
+                (t, head["loss"], weights[t], head.get("smoothing", 0.0))
+                for t, head in self.heads.items()
+            ]
             mode["reduction"] = "mean"
         if store is not None:
             mean, std = inputs.scaling(self.mean, self.std, self.channels)
@@ -261,12 +266,15 @@ class Model:
         """As forward."""
         return self.forward(x, training)
 
-    def _pass(self, x, task, target, training, names, adam=None, mask=None):
+    def _pass(self, x, task, target, training, names, adam=None, mask=None, weight=None):
         x = inputs.images(x, self.channels, self.backbone)
         if mask is None and target is not None and np.ndim(target) > 2:
             target, mask = None, target
         task, target = inputs.targets(task, target, len(x), self.heads)
-        mode = self._mode(len(x), x.shape[2:], training, True, target.shape[1])
+        weight = inputs.weights(weight, task, target, self.heads)
+        weighted, width = weight is not None, target.shape[1]
+        mode = self._mode(len(x), x.shape[2:], training, True, width, weighted=weighted)
+        target = np.hstack([target, weight]) if weighted else target
         if adam and self._frozen:
             mode["learns"] = "heads."
         feeds = {"image": x, "task": task, "target": target}
@@ -285,6 +293,7 @@ class Model:
         target: ArrayLike | None,
         training: bool = True,
         mask: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
     ) -> tuple[float, dict[str, np.ndarray]]:
         """x as for forward; task (N) int: the number of the head that each sample has a label for,
         -1 for none; target (N) or (N, k): the class (ce, ordinal), a number (mse), or k values in 0
@@ -295,9 +304,14 @@ class Model:
         that mixes masks with classes, the masks come as `mask`. Their loss is the mean over the
         pixels of the binary cross-entropy plus 1 - (2 sum p t + 1) / (sum p + sum t + 1).
 
+        sample_weight (N,) or (N, k): the weight of each sample, or of each of its targets (bce,
+        mse), 0 or more; the mean is divided by the number of samples all the same, see
+        `mdmt.masked_loss`. `mdmt.class_weights` gives those that balance classes.
+
         Returns (loss, {key: gradient}); loss = mean over the samples of the batch (equation 2).
         """
-        loss = self._pass(x, task, target, training, ("loss",), mask=mask)["loss"]
+        out = self._pass(x, task, target, training, ("loss",), mask=mask, weight=sample_weight)
+        loss = out["loss"]
         return float(loss[0]), self._collect("gradient")
 
     def _adam(self, lr, betas, eps, weight_decay, decoupled):
@@ -324,16 +338,20 @@ class Model:
         weight_decay: float = 1e-4,
         decoupled: bool = False,
         mask: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
     ) -> float:
         """One whole step: forward, masked loss, backward, Adam with L2 in the gradient (Adam of
-        PyTorch) or decoupled (its AdamW). x, task, target, mask as for loss_and_gradients.
+        PyTorch) or decoupled (its AdamW). x, task, target, mask, sample_weight as for
+        loss_and_gradients.
 
         Returns the loss before the step: the mean over the labelled samples, with dropout. Raises
         as forward does, and FloatingPointError where the loss is not finite: then no weight has
         changed.
         """
         adam = self._adam(lr, betas, eps, weight_decay, decoupled)
-        loss = self._pass(x, task, target, not self._frozen, ("loss",), adam, mask)["loss"]
+        training = not self._frozen
+        out = self._pass(x, task, target, training, ("loss",), adam, mask, sample_weight)
+        loss = out["loss"]
         self.training_step += 1
         return float(loss[0])
 
@@ -350,8 +368,9 @@ class Model:
 
         datasets: mappings or objects with images (M, H, W) uint8 C-ordered (a memory map will do),
         task (int: the k-th head) and target (M) or (M, k) float32; of a task with a mask, target is
-        (M, H, W) uint8 like images, 255 inside. On a GPU images and masks are copied when they are
-        first used, and later changes of the arrays are not seen.
+        (M, H, W) uint8 like images, 255 inside. Optional: sample_weight (M,) or (M, k), as for
+        loss_and_gradients; 1 in data sets without. On a GPU images and masks are copied when they
+        are first used, and later changes of the arrays are not seen.
         """
         self._sources, self._labels, self._resident = inputs.datasets(datasets, self.heads)
         self._network.forget_images()
@@ -428,16 +447,15 @@ class Model:
         ranges = None if augment is None else complete(augment)
         samples = self._samples(dataset, index)
         dataset, index = samples["dataset"], samples["index"]
-        width = max(target.shape[1] for _, target in self._labels)
-        task = np.empty(index.shape, np.int32)
-        target = np.full((*index.shape, width), np.nan, np.float32)
-        for d, (k, labels) in enumerate(self._labels):
-            mine = dataset == d
-            task[mine] = k
-            target[mine, : labels.shape[1]] = labels[index[mine]]
-        n = index.shape[1]
+        task, target, weighted = inputs.gathered(self._labels, dataset, index)
         mode = self._mode(
-            n, self.image_size, not self._frozen, True, width, store=augment is not None
+            index.shape[1],
+            self.image_size,
+            not self._frozen,
+            True,
+            target.shape[2] // (2 if weighted else 1),
+            store=augment is not None,
+            weighted=weighted,
         )
         if self._frozen:
             mode["learns"] = "heads."

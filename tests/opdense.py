@@ -54,7 +54,7 @@ def mask_cases(n, h, w, scale=3.0):
     ]  # fmt: skip
 
 
-def dice_case(n, weight=1.0):
+def dice_case(n, weight=1.0, weighted=False):
     """masked_loss of a mask and a class task together; the mean over the labelled samples."""
 
     def make(rng):
@@ -64,9 +64,12 @@ def dice_case(n, weight=1.0):
         sums = np.stack([rng.random(n).astype(np.float32), both, guessed, true], 1)
         task = (np.arange(n) % 3 - 1).astype(np.int32)
         target = (np.arange(n) % 2).astype(np.float32)[:, None]
+        if weighted:
+            target = np.hstack([target, (0.5 * (np.arange(n) % 4)).astype(np.float32)[:, None]])
         return {"task": task, "target": target, "sums": sums, "z": normal(rng, n, 2)}
 
-    attrs = {"tasks": 2, "loss": (4, 0), "weight": (weight, 1.0), "want_gradient": 1}
+    attrs = {"tasks": 2, "loss": (4, 0), "weight": (weight, 1.0), "want_gradient": 1,
+             "weighted": int(weighted)}  # fmt: skip
 
     def wire(g, t):
         out = g.add("masked_loss", [t["task"], t["target"], t["sums"], t["z"]], **attrs)
@@ -74,11 +77,14 @@ def dice_case(n, weight=1.0):
 
     def expect(a):
         masks, classes = a["task"] == 0, a["task"] == 1
+        counts = [masks.sum(), classes.sum()]
+        own_weight = a["target"][:, 1] if weighted else np.ones(n)
         labelled = (a["task"] >= 0).sum()
         each, z = say.dice_and_entropy(a["sums"]), a["z"]
         own = z[np.arange(n), a["target"][:, 0].astype(int)]
         entropy = np.logaddexp(z[:, 0], z[:, 1]) - own
-        per_task = [each[masks].sum(), masks.sum(), entropy[classes].sum(), classes.sum()]
+        masks, classes = masks * own_weight, classes * own_weight
+        per_task = [(each * masks).sum(), counts[0], (entropy * classes).sum(), counts[1]]
         p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
         p[np.arange(n), a["target"][:, 0].astype(int)] -= 1
         _, both, guessed, true = a["sums"].T
@@ -93,7 +99,8 @@ def dice_case(n, weight=1.0):
         }  # fmt: skip
 
     feeds = {"task": "scalar", "target": "rows", "sums": "rows", "z": "rows"}
-    return Case("masked_loss", f"{n},loss=dice_ce+ce,weight={weight}", make, feeds, wire, expect,
+    name = f"{n},loss=dice_ce+ce,weight={weight}" + (",weighted" if weighted else "")
+    return Case("masked_loss", name, make, feeds, wire, expect,
                 lambda a: {"dz": np.abs(expect(a)["dz"]) + 1e-6}, n)  # fmt: skip
 
 
@@ -111,4 +118,4 @@ def dense_table():
             cases.append(viewed(case, (inputs,), outputs))
     for case in [(3, 20, 24), (2, 7, 9), (1, 1, 1), (2, 96, 100), (2, 16, 16, 40.0)]:
         cases += mask_cases(*case)
-    return [*cases, dice_case(7), dice_case(12, 0.5)]
+    return [*cases, dice_case(7), dice_case(12, 0.5), dice_case(9, 0.5, weighted=True)]

@@ -348,27 +348,33 @@ KINDS = ("ce", "bce", "mse", "ordinal")
 REDUCTIONS = ("mean", "per_task_mean", "sum")
 
 
-def sample_loss(kind, z, t):
-    """Loss of one sample with logits z (k) and target columns t; paper's equation (3) for ce."""
+def sample_loss(kind, z, t, w, e):
+    """Loss of one sample with logits z (k), target columns t, their weights w and smoothing e;
+    paper's equation (3) for ce."""
+    k = len(z)
     logp = z - z.max() - np.log(np.exp(z - z.max()).sum())
     if kind == "ce":
-        return -logp[int(t[0])]
+        share = (1 - e) * np.eye(k)[int(t[0])] + e / k
+        return -w[0] * (share * logp).sum()
     if kind == "bce":
-        return np.nanmean(np.logaddexp(0, z) - z * t[: len(z)])
+        return np.nanmean(w[:k] * (np.logaddexp(0, z) - z * t[:k]))
     if kind == "mse":
-        return np.mean((z - t[: len(z)]) ** 2)
+        return np.mean(w[:k] * (z - t[:k]) ** 2)
     low, high = np.cumsum(np.exp(logp)), np.cumsum(np.exp(logp)[::-1])[::-1]
-    terms = [np.log(low[j]) if t[0] <= j else np.log(high[j + 1]) for j in range(len(z) - 1)]
-    return -sum(terms)
+    terms = [np.log(low[j]) if t[0] <= j else np.log(high[j + 1]) for j in range(k - 1)]
+    return -w[0] * sum(terms)
 
 
-def masked_loss(logits, task, target, kinds, weights, reduction):
-    """Equations (1) and (2): the loss of the one task that each sample carries."""
+def masked_loss(logits, task, target, kinds, weights, reduction, weighted=False, smoothing=None):
+    """Equations (1) and (2): the loss of the one task that each sample carries. With weights the
+    target's second half of columns weighs the first; samples are counted, not weights."""
     sums, counts = np.zeros(len(kinds)), np.zeros(len(kinds))
+    target, weight = np.split(target, 2, 1) if weighted else (target, np.ones_like(target))
+    smoothing = smoothing or (0.0,) * len(kinds)
     for i, k in enumerate(task):
         unknown = np.isnan(target[i, : logits[k].shape[1]])
         if k >= 0 and not (unknown.all() if kinds[k] == "bce" else unknown[0]):
-            sums[k] += sample_loss(kinds[k], logits[k][i], target[i])
+            sums[k] += sample_loss(kinds[k], logits[k][i], target[i], weight[i], smoothing[k])
             counts[k] += 1
     over = {"mean": counts.sum(), "sum": 1.0, "per_task_mean": np.maximum(counts, 1)}[reduction]
     total = float((np.asarray(weights) * sums / np.maximum(over, 1)).sum())
@@ -392,17 +398,20 @@ def loss_gradients(logits, *rest):
     return found
 
 
-def loss_case(n, classes, kinds, reduction="mean", weights=None, tasks=None, missing=False):
+def loss_case(n, classes, kinds, reduction="mean", weights=None, tasks=None, missing=False,
+              weighted=False, smoothing=None):  # fmt: skip
     weights = weights or (1.0,) * len(kinds)
     names = [f"z{k}" for k in range(len(kinds))]
     shown = {"loss": "+".join(kinds), "reduction": reduction, "weights": weights}
-    shown |= {"tasks": tasks, "missing": missing}
+    shown |= {"tasks": tasks, "missing": missing, "weighted": weighted, "smoothing": smoothing}
     attrs = {
         "tasks": len(kinds),
         "loss": tuple(KINDS.index(k) for k in kinds),
         "weight": weights,
         "reduction": REDUCTIONS.index(reduction),
         "want_gradient": 1,
+        "weighted": int(weighted),
+        "smoothing": smoothing or (0.0,) * len(kinds),
     }
 
     def make(rng):
@@ -418,6 +427,9 @@ def loss_case(n, classes, kinds, reduction="mean", weights=None, tasks=None, mis
             for i, k in enumerate(task):  # and single outputs of a binary cross-entropy
                 if k >= 0 and kinds[k] == "bce":
                     target[i, i % 2 :: 2] = np.nan
+        if weighted:  # 0 is one of them; those of what has no label are not looked at
+            weight = rng.choice(np.float32([0, 0.5, 1, 3]), target.shape)
+            target = np.hstack([target, np.where(np.isnan(target), -1, weight)])
         logits = {z: normal(rng, n, c, scale=2.0) for z, c in zip(names, classes)}
         return {"task": task, "target": target, **logits}
 
@@ -426,7 +438,7 @@ def loss_case(n, classes, kinds, reduction="mean", weights=None, tasks=None, mis
         return {"loss": out[0], "per_task": out[1], **{f"d{z}": o for z, o in zip(names, out[2:])}}
 
     def expect(a):
-        rest = (a["task"], a["target"], kinds, weights, reduction)
+        rest = (a["task"], a["target"], kinds, weights, reduction, weighted, smoothing)
         logits = [a[z] for z in names]
         loss, per_task = masked_loss(logits, *rest)
         gradients = loss_gradients(logits, *rest)
@@ -434,7 +446,7 @@ def loss_case(n, classes, kinds, reduction="mean", weights=None, tasks=None, mis
         return found | {f"d{z}": d for z, d in zip(names, gradients)}
 
     def magnitude(a):
-        rest = (a["task"], a["target"], kinds, weights, reduction)
+        rest = (a["task"], a["target"], kinds, weights, reduction, weighted, smoothing)
         gradients = loss_gradients([a[z] for z in names], *rest)
         # differences carry an error of 1e-12 or so; exact zeros stay exact
         return {f"d{z}": np.abs(d) + 1e-5 * (d != 0) for z, d in zip(names, gradients)}
@@ -453,6 +465,10 @@ def loss_table():
     cases += [loss_case(5, (2, 4), ("ce", "ordinal"), tasks=(1,) * 5)]
     cases += [loss_case(1, (2,), ("ce",)), loss_case(12, (2, 4), ("ce", "bce"), missing=True)]
     cases += [loss_case(33, (14, 3), ("bce", "mse"), missing=True)]
+    recipe = {"weighted": True, "smoothing": (0.125, 0.0, 0.0, 0.0)}  # exact in float32
+    cases += [loss_case(13, (3, 4, 3, 6), KINDS, r, missing=True, **recipe) for r in REDUCTIONS]
+    cases += [loss_case(16, (2, 4), ("ce", "ce"), smoothing=(0.5, 0.0625))]
+    cases += [loss_case(21, (5, 3), ("bce", "ordinal"), missing=True, weighted=True)]
     return cases
 
 

@@ -248,6 +248,24 @@ def test_a_label_out_of_range_is_named(task, target, says):
     assert np.isfinite(net.run(MODE, feeds, ("loss",), None, **STEP, **how)["loss"]).all()
 
 
+@pytest.mark.parametrize("device", [None, "fp32"])
+@pytest.mark.parametrize("weight", [-1.0, np.inf, np.nan])
+def test_a_weight_out_of_range_is_named(device, weight):
+    """Of a label; that of a sample without one is not looked at."""
+    net, _ = network(device and cudahost.device(device))
+    feeds, how = batch()
+    weights = np.ones((12, 1), np.float32)
+    weights[4], weights[6] = -7, weight
+    feeds["target"] = np.hstack([feeds["target"], weights])
+    mode = MODE | {"target_width": 2, "weighted": 1}
+    with pytest.raises(
+        ValueError, match=f"sample 6 has the weight {weight:g} for task 0; a weight"
+    ):
+        net.run(mode, feeds, ("loss",), None, **STEP, **how)
+    feeds["target"][6, 1] = 0
+    assert np.isfinite(net.run(mode, feeds, ("loss",), None, **STEP, **how)["loss"]).all()
+
+
 def test_what_is_said_of_wrong_devices():
     graph = _core.Graph()
     graph.output(graph.add("act", [graph.input("x", "rows", (2, 3))], act=1)[0], "y")

@@ -373,6 +373,25 @@ def test_a_model_does_steps_in_a_row(gpu):
         there.fit_steps(dataset[0], index[0])
 
 
+def test_weights_and_smoothing_are_the_cpus(gpu):
+    """Recorded steps with weights of the samples and smoothing; those of single steps."""
+    from tests.test_weighting import BATCHES, attached
+
+    made = {}
+    for device in ("cpu", "cuda"):
+        model, _ = attached(device)
+        made[device] = *model.fit_steps(*BATCHES, lr=1e-3), model
+    (here, parts, _), (there, others, model) = made["cpu"], made["cuda"]
+    assert there[0] == pytest.approx(here[0], rel=1e-3)
+    assert others[0] == pytest.approx(parts[0], rel=2e-3, abs=1e-5)
+    single, _ = attached("cuda")
+    assert [single.fit_step(*b, lr=1e-3)[0] for b in zip(*BATCHES)] == there.tolist()
+    state = single.state_dict()
+    assert all(np.array_equal(v, state[k]) for k, v in model.state_dict().items())
+    plain, _ = attached("cuda", weighted=False)
+    assert not np.allclose(plain.fit_steps(*BATCHES, lr=1e-3)[0], there, rtol=1e-3)
+
+
 FREEZE = {"lr": 1e-2, "weight_decay": 1e-2, "augment": {}, "epoch": 1}
 
 

@@ -283,3 +283,174 @@ def test_bad_arguments_are_one_sentence(arguments, sentence):
     with pytest.raises(ValueError, match=sentence) as error:
         mdmt.masked_loss(*arguments)
     assert "\n" not in str(error.value)
+
+
+# ---- weights of the samples, smoothing, and weights that balance classes ----
+
+
+@st.composite
+def weighted_batches(draw):
+    """A batch with the weight of each target, and smoothing of its ce tasks."""
+    logits, task, target, *rest, kinds = draw(batches())
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    weight = np.float32(rng.choice([0, 0.25, 1, 4], target.shape))
+    smoothing = [float(rng.choice([0, 0.125, 0.5])) if k == "ce" else 0.0 for k in kinds]
+    return logits, task, target, *rest, kinds, weight, smoothing
+
+
+def pytorch(torch, logits, task, target, reduction, weights, kinds, weight, smoothing):
+    """The same with PyTorch's losses in float64: reduction "none", weighted, then summed over the
+    samples; the ranked score as the binary cross-entropies of its cumulative probabilities."""
+    f = torch.nn.functional
+    sums, counts = [], []
+    for k, kind in enumerate(kinds):
+        width = logits[k].shape[1] if kind in ("bce", "mse") else 1
+        mine = np.flatnonzero((task == k) & has_label(kind, target[:, :width]))
+        z, w = logits[k][mine], torch.tensor(weight[mine, :width]).double()
+        y = torch.tensor(target[mine, :width]).double()
+        if kind == "ce":
+            one = f.cross_entropy(z, y[:, 0].long(), reduction="none", label_smoothing=smoothing[k])
+            each = w[:, 0] * one
+        elif kind == "mse":
+            each = (w * f.mse_loss(z, y, reduction="none")).mean(1)
+        elif kind == "bce":
+            known = ~y.isnan()
+            one = f.binary_cross_entropy_with_logits(z, y.nan_to_num(), reduction="none")
+            each = (w * one * known).sum(1) / known.sum(1)
+        else:
+            below = torch.logcumsumexp(z, 1)[:, :-1] - z.logsumexp(1, keepdim=True)
+            above = z.flip(1).logcumsumexp(1).flip(1)[:, 1:] - z.logsumexp(1, keepdim=True)
+            later = y > torch.arange(z.shape[1] - 1)
+            each = -w[:, 0] * torch.where(later, above, below).sum(1)
+        sums.append(each.sum())
+        counts.append(len(mine))
+    over = {"mean": max(sum(counts), 1), "sum": 1}.get(reduction)
+    total = sum(w * s / (over or max(n, 1)) for w, s, n in zip(weights, sums, counts))
+    return total, sums, counts
+
+
+@pytest.mark.oracle
+@quick
+@given(weighted_batches())
+def test_weights_and_smoothing_equal_pytorch(batch):
+    """Divided by the number of samples: torch's reduction "none" with weights, summed / N."""
+    torch = pytest.importorskip("torch", reason="PyTorch is the oracle of this test")
+    logits = [torch.tensor(z, dtype=torch.float64, requires_grad=True) for z in batch[0]]
+    loss, dlogits, per_task = mdmt.masked_loss(*batch)
+    total, sums, counts = pytorch(torch, logits, *batch[1:])
+    assert loss == pytest.approx(
+        float(total.detach()), rel=1e-6, abs=1e-9
+    )  # task weights are float32
+    assert per_task[:, 0] == pytest.approx([float(s.detach()) for s in sums], rel=1e-10, abs=1e-11)
+    assert per_task[:, 1].tolist() == counts
+    if sum(counts):
+        expected = torch.autograd.grad(total, logits, allow_unused=True)
+        for dz, g in zip(dlogits, expected):
+            g = np.zeros(dz.shape) if g is None else g.numpy()
+            np.testing.assert_allclose(dz, g, rtol=2e-6, atol=1e-8)
+
+
+@quick
+@given(batches())
+def test_weights_of_one_and_no_smoothing_change_no_bit(batch):
+    loss, dlogits, per_task = mdmt.masked_loss(*batch)
+    kinds = batch[-1]
+    for weight in (np.ones(len(batch[1])), np.ones(np.shape(batch[2]))):
+        again = mdmt.masked_loss(*batch, weight, [0.0] * len(kinds))
+        assert again[0] == loss and again[2].tobytes() == per_task.tobytes()
+        assert [d.tobytes() for d in again[1]] == [d.tobytes() for d in dlogits]
+
+
+def test_a_weight_of_zero_is_counted():
+    z = np.array([[1, 2], [0, 3]], np.float32)
+    alone, (dz,), _ = mdmt.masked_loss([z[:1]], [0], [0])
+    loss, (both,), per_task = mdmt.masked_loss([z], [0, 0], [0, 1], sample_weight=[1, 0])
+    assert loss == alone / 2 and per_task[0].tolist() == [alone, 2]
+    np.testing.assert_array_equal(both, [dz[0] / 2, [0, 0]])
+
+
+def test_a_weight_per_sample_is_that_of_all_its_targets():
+    rng = np.random.default_rng(0)
+    z, y = np.float32(rng.standard_normal((4, 3))), rng.integers(0, 2, (4, 3))
+    weight = np.array([0.5, 2, 0, 3])
+    for kind in ("bce", "mse"):
+        one = mdmt.masked_loss([z], [0] * 4, y, losses=[kind], sample_weight=weight)
+        columns = np.repeat(weight[:, None], 3, 1)
+        two = mdmt.masked_loss([z], [0] * 4, y, losses=[kind], sample_weight=columns)
+        assert one[0] == two[0] and (one[1][0] == two[1][0]).all()
+
+
+@pytest.mark.parametrize(
+    ("weight", "smoothing", "kind", "sentence"),
+    [
+        ([1, -1, 1], None, "ce", "sample 1 has the weight -1 for task 0; a weight is a finite"),
+        ([1, 1, np.nan], None, "ce", "sample 2 has the weight nan for task 0"),
+        (np.full((3, 4), np.inf), None, "bce", "sample 0 has the weight inf for task 0"),
+        ([1, 1], None, "ce", r"must be \(3,\), or \(3, k\) with a column per target .* not \(2,\)"),
+        (np.ones((3, 2)), None, "bce", "task 0 reads 4 targets, but sample_weight has 2 columns"),
+        (["a", "b", "c"], None, "ce", "sample_weight must hold numbers"),
+        (None, [1.0], "ce", "task 0: smoothing must be a number of at least 0 and below 1, not 1"),
+        (None, [0.1], "bce", "loss bce has no such target; leave it out"),
+        (None, [0, 0], "ce", "1 tasks need as many weights, losses and smoothing, not 1, 1 and 2"),
+    ],
+)
+def test_bad_weights_are_one_sentence(weight, smoothing, kind, sentence):
+    target = np.zeros((3, 4)) if kind == "bce" else [0, 1, 2]
+    with pytest.raises(ValueError, match=sentence) as error:
+        mdmt.masked_loss([Z], [0, 0, 0], target, "mean", None, [kind], weight, smoothing)
+    assert "\n" not in str(error.value)
+
+
+def test_weights_of_what_has_no_label_are_not_looked_at():
+    loss, _, per_task = mdmt.masked_loss(
+        [Z], [0, -1, 0], [0, 1, np.nan], sample_weight=[2, -1, np.nan]
+    )
+    assert per_task[0, 1] == 1 and loss == pytest.approx(2 * np.log(4))
+
+
+def test_balanced_weights_are_those_of_scikit_learn():
+    compute = pytest.importorskip("sklearn.utils.class_weight").compute_class_weight
+    rng = np.random.default_rng(5)
+    for k in (2, 3, 7):
+        labels = np.concatenate([np.arange(k), rng.integers(0, k, 50) ** 2 // k])
+        expected = compute("balanced", classes=np.arange(k), y=labels)
+        for loss in ("ce", "ordinal"):
+            found = mdmt.class_weights(np.append(labels, np.nan), k, loss)
+            np.testing.assert_allclose(found, expected, rtol=1e-15)
+        assert found[labels].mean() == pytest.approx(1)
+    found = mdmt.class_weights([0, 0, 0, 2], 3)  # a class that does not occur
+    assert found == pytest.approx([4 / 6, 1, 2])
+
+
+def test_weights_of_findings_are_negatives_over_positives():
+    labels = np.zeros((1000, 5))
+    labels[:250, 0], labels[:800, 1], labels[:, 2], labels[:1, 4] = 1, 1, 1, 1
+    labels[900:, 0] = np.nan
+    assert mdmt.class_weights(labels, 5, "bce").tolist() == [650 / 250, 0.25, 1, 1, 100]
+
+
+@pytest.mark.oracle
+def test_weights_of_positives_are_pytorchs_pos_weight():
+    torch = pytest.importorskip("torch", reason="PyTorch is the oracle of this test")
+    rng = np.random.default_rng(2)
+    z, y = np.float32(rng.standard_normal((40, 3))), np.float32(rng.random((40, 3)) < 0.2)
+    weights = mdmt.class_weights(y, 3, "bce")
+    weight = np.where(y == 1, weights, 1)
+    loss = mdmt.masked_loss([z], [0] * 40, y, losses=["bce"], sample_weight=weight)[0]
+    own = torch.nn.BCEWithLogitsLoss(pos_weight=torch.tensor(weights))
+    assert loss == pytest.approx(float(own(torch.tensor(z).double(), torch.tensor(y).double())))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (([0, 3], 3), "labels must be 0 to 2, NaN for none, not 3"),
+        (([0, 0.5], 3), "not 0.5"),
+        (([0, 1], 2, "bce"), r"labels of the loss bce must be \(n, 2\), not \(2,\)"),
+        (([[0, 2]], 2, "bce"), "labels of findings must be 1, 0 or NaN, not 2"),
+        (([0, 1], 2, "mse"), "class weights are of the losses ce, ordinal and bce, not 'mse'"),
+    ],
+)
+def test_labels_that_cannot_be_balanced(arguments, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        mdmt.class_weights(*arguments)

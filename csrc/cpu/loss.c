@@ -24,7 +24,8 @@ static double log_sum_exp(const float *z, int k)
 }
 
 /* Each function below: the loss of one sample with k logits z and target t; if
- * dz is not NULL, dz (k) = scale * d loss / d z. */
+ * dz is not NULL, dz (k) = scale * d loss / d z. w: the weight of each output, or
+ * NULL for ones. */
 
 static double cross_entropy(const float *z, int k, const float *t, double scale, float *dz)
 {
@@ -36,8 +37,25 @@ static double cross_entropy(const float *z, int k, const float *t, double scale,
     return total - z[y];
 }
 
+/* Against the target (1 - spread) onehot + spread / k. */
+static double smoothed_entropy(const float *z, int k, const float *t, double spread, double scale,
+                               float *dz)
+{
+    int y = (int)t[0];
+    double total = log_sum_exp(z, k), sum = 0, each = spread / k;
+    for (int j = 0; j < k; j++) {
+        sum += total - z[j];
+        if (dz) {
+            double d = j == y ? expm1(z[j] - total) + spread : exp(z[j] - total);
+            dz[j] = (float)(scale * (d - each));
+        }
+    }
+    return (1 - spread) * (total - z[y]) + each * sum;
+}
+
 /* NaN among t: an output without a label, which has no part in the mean. */
-static double binary_cross_entropy(const float *z, int k, const float *t, double scale, float *dz)
+static double binary_cross_entropy(const float *z, int k, const float *t, const float *w,
+                                   double scale, float *dz)
 {
     double sum = 0;
     int known = 0;
@@ -49,24 +67,27 @@ static double binary_cross_entropy(const float *z, int k, const float *t, double
             continue; /* dz is 0 already */
         }
         double small = exp(-fabs((double)z[j])); /* of the less likely side */
-        sum += (z[j] > 0 ? z[j] : 0.0) - (double)z[j] * t[j] + log1p(small);
+        double one = (z[j] > 0 ? z[j] : 0.0) - (double)z[j] * t[j] + log1p(small);
+        double weight = w ? (double)w[j] : 1;
+        sum += weight * one;
         if (dz) {
             double likely = 1 / (1 + small);
             double probability = z[j] >= 0 ? likely : small * likely;
-            dz[j] = (float)(scale * (probability - t[j]) / known);
+            dz[j] = (float)(weight * scale * (probability - t[j]) / known);
         }
     }
     return sum / known;
 }
 
-static double squared_error(const float *z, int k, const float *t, double scale, float *dz)
+static double squared_error(const float *z, int k, const float *t, const float *w, double scale,
+                            float *dz)
 {
     double sum = 0;
     for (int j = 0; j < k; j++) {
-        double error = (double)z[j] - t[j];
-        sum += error * error;
+        double error = (double)z[j] - t[j], weight = w ? (double)w[j] : 1;
+        sum += weight * (error * error);
         if (dz) {
-            dz[j] = (float)(scale * 2 * error / k);
+            dz[j] = (float)(weight * scale * 2 * error / k);
         }
     }
     return sum / k;
@@ -122,6 +143,18 @@ static int columns(const mdmt_loss_problem *p, int k)
     return kind == MDMT_LOSS_BCE || kind == MDMT_LOSS_MSE ? p->width[k] : 1;
 }
 
+/* Columns of the target without their weights. */
+static int target_columns(const mdmt_loss_problem *p)
+{
+    return p->attrs->weighted ? p->target_width / 2 : p->target_width;
+}
+
+/* The weights of sample i, of its first column on, or NULL. */
+static const float *weights_of(const mdmt_loss_problem *p, int i)
+{
+    return p->attrs->weighted ? p->target + (int64_t)i * p->target_width + target_columns(p) : NULL;
+}
+
 /* Whether sample i has a label: all the columns of its task, of a binary cross-entropy one. */
 static int labelled(const mdmt_loss_problem *p, int i)
 {
@@ -134,6 +167,21 @@ static int labelled(const mdmt_loss_problem *p, int i)
         known += !isnan(target[j]);
     }
     return p->attrs->loss[p->task[i]] == MDMT_LOSS_BCE ? known > 0 : known == all;
+}
+
+/* Of the columns that have a label. */
+static mdmt_status check_weights(const mdmt_loss_problem *p, int i)
+{
+    const float *target = p->target + (int64_t)i * p->target_width, *weight = weights_of(p, i);
+    for (int j = 0; weight && j < columns(p, p->task[i]); j++) {
+        if (!isnan(target[j]) && !(weight[j] >= 0 && !isinf(weight[j]))) {
+            return mdmt_fail(MDMT_BAD_ARGUMENT,
+                             "sample %d has the weight %g for task %d; a weight is a finite "
+                             "number, 0 or more",
+                             i, (double)weight[j], p->task[i]);
+        }
+    }
+    return MDMT_OK;
 }
 
 static mdmt_status check_target(const mdmt_loss_problem *p, int i)
@@ -178,10 +226,10 @@ static mdmt_status count_labels(const mdmt_loss_problem *p, double *per_task)
                              "%d outputs",
                              k, MDMT_MASK_SUMS, p->width[k]);
         }
-        if (p->width[k] < 1 || columns(p, k) > p->target_width) {
+        if (p->width[k] < 1 || columns(p, k) > target_columns(p)) {
             return mdmt_fail(MDMT_BAD_ARGUMENT,
                              "task %d has %d outputs, but the targets have %d columns", k,
-                             p->width[k], p->target_width);
+                             p->width[k], target_columns(p));
         }
         per_task[2 * k] = per_task[2 * k + 1] = 0;
     }
@@ -194,6 +242,7 @@ static mdmt_status count_labels(const mdmt_loss_problem *p, double *per_task)
         }
         if (labelled(p, i)) {
             MDMT_TRY(check_target(p, i));
+            MDMT_TRY(check_weights(p, i));
             per_task[2 * k + 1] += 1;
         }
     }
@@ -215,19 +264,22 @@ static double sample_loss(const mdmt_loss_problem *p, int i, double scale, doubl
     int64_t row = (int64_t)i * width;
     const float *z = p->logits[k] + row, *t = p->target + (int64_t)i * p->target_width;
     float *dz = p->dlogits[k] ? p->dlogits[k] + row : NULL;
+    const float *w = weights_of(p, i);
+    double one = w ? (double)w[0] : 1, spread = p->attrs->smoothing[k];
     switch ((mdmt_loss_kind)p->attrs->loss[k]) {
     case MDMT_LOSS_BCE:
-        return binary_cross_entropy(z, width, t, scale, dz);
+        return binary_cross_entropy(z, width, t, w, scale, dz);
     case MDMT_LOSS_MSE:
-        return squared_error(z, width, t, scale, dz);
+        return squared_error(z, width, t, w, scale, dz);
     case MDMT_LOSS_ORDINAL:
-        return ranked_score(z, width, t, scale, dz, scratch, scratch + width);
+        return one * ranked_score(z, width, t, one * scale, dz, scratch, scratch + width);
     case MDMT_LOSS_DICE_CE:
-        return dice_and_entropy(z, scale, dz);
+        return one * dice_and_entropy(z, one * scale, dz);
     case MDMT_LOSS_CE:
         break;
     }
-    return cross_entropy(z, width, t, scale, dz);
+    return one * (spread > 0 ? smoothed_entropy(z, width, t, spread, one * scale, dz)
+                             : cross_entropy(z, width, t, one * scale, dz));
 }
 
 mdmt_status mdmt_masked_loss(const mdmt_loss_problem *p, double *scratch, double *loss,

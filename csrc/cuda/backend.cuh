@@ -57,7 +57,14 @@ struct mdmt_gpu_fault {
     int kind, sample, task, classes;
     float value;
 };
-enum { MDMT_FAULT_NONE, MDMT_FAULT_TASK, MDMT_FAULT_BCE, MDMT_FAULT_MSE, MDMT_FAULT_CLASS };
+enum {
+    MDMT_FAULT_NONE,
+    MDMT_FAULT_TASK,
+    MDMT_FAULT_BCE,
+    MDMT_FAULT_MSE,
+    MDMT_FAULT_CLASS,
+    MDMT_FAULT_WEIGHT
+};
 
 struct mdmt_conv_plan; /* cudnn.cu */
 struct mdmt_tuning;    /* tune.cu */

@@ -2,10 +2,12 @@
  * 2024), in one block: a batch has few samples and few logits. In double; a thread
  * takes every 128th sample, and the threads are summed in order. Conventions: ops/attrs.h, and a
  * sample without a label (task -1, or NaN among its targets, for bce in all of them) adds nothing
- * and is not counted. */
+ * and is not counted. Weights of the samples and smoothing (cpu/loss.h) are a kernel of their own,
+ * so that the one without them does nothing for their sake. */
 #include "backend.cuh"
 
-/* ---- one sample with k logits z and target t; dz = scale * d loss / d z, or NULL ---- */
+/* ---- one sample with k logits z and target t; dz = scale * d loss / d z, or NULL; with WEIGHTS,
+ * w: the weight of each output ---- */
 
 MDMT_HD double log_add(double a, double b)
 {
@@ -31,8 +33,33 @@ MDMT_HD double cross_entropy(const float *z, int k, const float *t, double scale
     return total - (double)z[y];
 }
 
+/* Against the target (1 - spread) onehot + spread / k. */
+MDMT_HD double smoothed_entropy(const float *z, int k, const float *t, double spread, double scale,
+                                float *dz)
+{
+    double high = z[0], sum = 0, all = 0, each = spread / k;
+    int y = (int)t[0];
+    for (int j = 1; j < k; j++) {
+        high = (double)z[j] > high ? (double)z[j] : high;
+    }
+    for (int j = 0; j < k; j++) {
+        sum += exp((double)z[j] - high);
+    }
+    double total = high + log(sum);
+    for (int j = 0; j < k; j++) {
+        double d = (double)z[j] - total;
+        all -= d;
+        if (dz) {
+            dz[j] = (float)(scale * ((j == y ? expm1(d) + spread : exp(d)) - each));
+        }
+    }
+    return (1 - spread) * (total - (double)z[y]) + each * all;
+}
+
 /* NaN among t: an output without a label, which has no part in the mean (dz is 0 already). */
-MDMT_HD double binary_cross_entropy(const float *z, int k, const float *t, double scale, float *dz)
+template <bool WEIGHTS>
+MDMT_HD double binary_cross_entropy(const float *z, int k, const float *t, const float *w,
+                                    double scale, float *dz)
 {
     double sum = 0;
     int known = 0;
@@ -45,23 +72,36 @@ MDMT_HD double binary_cross_entropy(const float *z, int k, const float *t, doubl
             continue;
         }
         double small = exp(-fabs(v)); /* of the less likely side */
-        sum += (v > 0 ? v : 0.0) - v * target + log1p(small);
+        double one = (v > 0 ? v : 0.0) - v * target + log1p(small);
+        double factor = scale;
+        if (WEIGHTS) {
+            one *= (double)w[j];
+            factor *= (double)w[j];
+        }
+        sum += one;
         if (dz) {
             double likely = 1 / (1 + small), probability = v >= 0 ? likely : small * likely;
-            dz[j] = (float)(scale * (probability - target) / known);
+            dz[j] = (float)(factor * (probability - target) / known);
         }
     }
     return sum / known;
 }
 
-MDMT_HD double squared_error(const float *z, int k, const float *t, double scale, float *dz)
+template <bool WEIGHTS>
+MDMT_HD double squared_error(const float *z, int k, const float *t, const float *w, double scale,
+                             float *dz)
 {
     double sum = 0;
     for (int j = 0; j < k; j++) {
-        double error = (double)z[j] - (double)t[j];
-        sum += error * error;
+        double error = (double)z[j] - (double)t[j], factor = scale;
+        if (WEIGHTS) {
+            factor *= (double)w[j];
+            sum += (double)w[j] * (error * error);
+        } else {
+            sum += error * error;
+        }
         if (dz) {
-            dz[j] = (float)(scale * 2 * error / k);
+            dz[j] = (float)(factor * 2 * error / k);
         }
     }
     return sum / k;
@@ -110,7 +150,8 @@ MDMT_HD double dice_and_entropy(const float *z, double scale, float *dz)
     return (double)z[MDMT_MASK_ENTROPY] + 1 - both / all;
 }
 
-struct masked_loss {
+/* RECIPE: with weights of the samples or smoothing. */
+template <bool RECIPE> struct masked_loss {
     enum { THREADS = 128, PHASES = 6, NO_SAMPLE = 0x7fffffff };
     struct shared_type {
         double sum[THREADS][MDMT_MAX_TASKS];
@@ -143,7 +184,13 @@ struct masked_loss {
         }
         return attrs.loss[task[i]] == MDMT_LOSS_BCE ? known > 0 : known == all;
     }
-    /* MDMT_FAULT_NONE, or why sample i cannot be taken; its target in *value. */
+    /* The weights of sample i's targets, or NULL. */
+    MDMT_HD const float *weights(int i) const
+    {
+        size_t half = (size_t)target_width / 2;
+        return RECIPE && attrs.weighted ? target + (size_t)i * (size_t)target_width + half : NULL;
+    }
+    /* MDMT_FAULT_NONE, or why sample i cannot be taken; its target or weight in *value. */
     MDMT_HD int refused(int i, float *value) const
     {
         int k = task[i];
@@ -162,6 +209,14 @@ struct masked_loss {
             if ((attrs.loss[k] == MDMT_LOSS_CE || attrs.loss[k] == MDMT_LOSS_ORDINAL) &&
                 !(v >= 0 && v <= (float)(width[k] - 1) && v == floorf(v))) {
                 return MDMT_FAULT_CLASS;
+            }
+        }
+        const float *w = weights(i);
+        for (int j = 0; RECIPE && w && labelled(i) && j < columns(k); j++) {
+            float v = target[(size_t)i * (size_t)target_width + (size_t)j];
+            if (v == v && !(w[j] >= 0 && w[j] < INFINITY)) {
+                *value = w[j];
+                return MDMT_FAULT_WEIGHT;
             }
         }
         return MDMT_FAULT_NONE;
@@ -223,6 +278,29 @@ struct masked_loss {
             }
         }
     }
+    /* As `one` for samples that may have weights, and classes that may be smoothed. */
+    MDMT_HD double with_recipe(int i, double scale, const float *z, const float *t, float *dz,
+                               double *room) const
+    {
+        int k = task[i], n = width[k];
+        const float *w = weights(i);
+        double weight = w ? (double)w[0] : 1, spread = (double)attrs.smoothing[k];
+        switch (attrs.loss[k]) {
+        case MDMT_LOSS_BCE:
+            return w ? binary_cross_entropy<true>(z, n, t, w, scale, dz)
+                     : binary_cross_entropy<false>(z, n, t, NULL, scale, dz);
+        case MDMT_LOSS_MSE:
+            return w ? squared_error<true>(z, n, t, w, scale, dz)
+                     : squared_error<false>(z, n, t, NULL, scale, dz);
+        case MDMT_LOSS_ORDINAL:
+            return weight * ranked_score(z, n, t, weight * scale, dz, room, room + n);
+        case MDMT_LOSS_DICE_CE:
+            return weight * dice_and_entropy(z, weight * scale, dz);
+        default:
+            return weight * (spread > 0 ? smoothed_entropy(z, n, t, spread, weight * scale, dz)
+                                        : cross_entropy(z, n, t, weight * scale, dz));
+        }
+    }
     MDMT_HD double one(int i, const shared_type &shared) const
     {
         double scale = shared.scale[task[i]];
@@ -231,11 +309,14 @@ struct masked_loss {
         const float *t = target + (size_t)i * (size_t)target_width;
         float *dz = dlogits[k] ? dlogits[k] + (size_t)i * (size_t)n : NULL;
         double *free_room = scratch + (size_t)i * (size_t)(2 * widest);
+        if (RECIPE) {
+            return with_recipe(i, scale, z, t, dz, free_room);
+        }
         switch (attrs.loss[k]) {
         case MDMT_LOSS_BCE:
-            return binary_cross_entropy(z, n, t, scale, dz);
+            return binary_cross_entropy<false>(z, n, t, NULL, scale, dz);
         case MDMT_LOSS_MSE:
-            return squared_error(z, n, t, scale, dz);
+            return squared_error<false>(z, n, t, NULL, scale, dz);
         case MDMT_LOSS_ORDINAL:
             return ranked_score(z, n, t, scale, dz, free_room, free_room + n);
         case MDMT_LOSS_DICE_CE:
@@ -302,6 +383,7 @@ static mdmt_status needs(const mdmt_cuda_site *site, mdmt_cuda_needs *n)
 {
     const mdmt_loss_attrs *a = MDMT_ATTRS(mdmt_loss_attrs, site->op);
     int target_width = site->in[1]->dims > 1 ? site->in[1]->dim[1] : 1;
+    target_width /= a->weighted ? 2 : 1;
     for (int k = 0; k < a->tasks; k++) {
         int wide = a->loss[k] == MDMT_LOSS_BCE || a->loss[k] == MDMT_LOSS_MSE;
         int width = site->in[2 + k]->dim[1];
@@ -316,9 +398,10 @@ static mdmt_status needs(const mdmt_cuda_site *site, mdmt_cuda_needs *n)
     return MDMT_OK;
 }
 
-static mdmt_status run(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
+template <bool RECIPE>
+static mdmt_status start(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
 {
-    masked_loss f;
+    masked_loss<RECIPE> f;
     memset((void *)&f, 0, sizeof f);
     f.attrs = *MDMT_ATTRS(mdmt_loss_attrs, site->op);
     f.task = (const int32_t *)call->in[0].data;
@@ -337,6 +420,16 @@ static mdmt_status run(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
     f.fault = site->gpu->fault;
     site->gpu->fault_possible = 1;
     return mdmt_launch(site->stream, 1, f);
+}
+
+static mdmt_status run(const mdmt_cuda_site *site, const mdmt_cuda_call *call)
+{
+    const mdmt_loss_attrs *a = MDMT_ATTRS(mdmt_loss_attrs, site->op);
+    int recipe = a->weighted;
+    for (int k = 0; k < a->tasks; k++) {
+        recipe = recipe || a->smoothing[k] > 0;
+    }
+    return recipe ? start<true>(site, call) : start<false>(site, call);
 }
 
 mdmt_status mdmt_gpu_check_fault(mdmt_gpu *gpu)
@@ -371,6 +464,11 @@ mdmt_status mdmt_gpu_check_fault(mdmt_gpu *gpu)
             MDMT_BAD_ARGUMENT,
             "sample %d has the class %g for task %d, which has the classes 0 to %d", f.sample,
             (double)f.value, f.task, f.classes - 1);
+    case MDMT_FAULT_WEIGHT:
+        return mdmt_lent->fail(MDMT_BAD_ARGUMENT,
+                               "sample %d has the weight %g for task %d; a weight is a finite "
+                               "number, 0 or more",
+                               f.sample, (double)f.value, f.task);
     default:
         return MDMT_OK;
     }

@@ -14,8 +14,8 @@ typedef struct {
     int from_store;     /* the image comes from the step's sources, not from outside */
     int augment;        /* with from_store                                           */
     float mean[4], std[4];
-    mdmt_loss_attrs loss; /* with want_gradients: tasks, kinds, weights, reduction     */
-    int target_width;     /* columns of the target                                     */
+    mdmt_loss_attrs loss; /* with want_gradients: all but want_gradient                */
+    int target_width;     /* columns of the target, with those of weights              */
     /* with want_gradients: the output of the network that holds each task's logits */
     const char *logits[MDMT_MAX_TASKS];
 } mdmt_mode;

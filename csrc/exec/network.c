@@ -196,11 +196,13 @@ static int same_mode(const entry *e, const mdmt_mode *mode)
         return 1;
     }
     if (strcmp(a->learns, mode->learns) != 0 || a->target_width != mode->target_width ||
-        a->loss.tasks != mode->loss.tasks || a->loss.reduction != mode->loss.reduction) {
+        a->loss.tasks != mode->loss.tasks || a->loss.reduction != mode->loss.reduction ||
+        a->loss.weighted != mode->loss.weighted) {
         return 0;
     }
     for (int k = 0; k < a->loss.tasks; k++) {
         if (a->loss.loss[k] != mode->loss.loss[k] || a->loss.weight[k] != mode->loss.weight[k] ||
+            a->loss.smoothing[k] != mode->loss.smoothing[k] ||
             strcmp(e->logits[k], mode->logits[k]) != 0) {
             return 0;
         }

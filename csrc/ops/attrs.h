@@ -34,6 +34,7 @@
  *   linear_bwd_weight  x, dy                                    dw
  *   dropout            x                                        y   (its own gradient op)
  *   masked_loss        task (N) I32, target (N,k), logits...    loss, per_task, dlogits...
+ *                      (weighted: target (N,2k), targets, then the weight of each)
  *   mask_sums          z MAP (N,1,H,W), mask IMAGE like z       sums ROWS (N, MDMT_MASK_SUMS)
  *   mask_sums_bwd      dsums, z, mask                           dz
  *   images             (none: reads the step's image sources)   x IMAGE, [mask IMAGE (N,1,H,W)]
@@ -136,6 +137,8 @@ typedef struct {
     float weight[MDMT_MAX_TASKS]; /* factor of each task's loss */
     int reduction;                /* mdmt_reduction */
     int want_gradient;            /* outputs 2.. : d loss / d logits */
+    int weighted;                 /* target: its columns' weights follow them */
+    float smoothing[MDMT_MAX_TASKS]; /* of ce: share of the target spread over all classes */
 } MDMT_ATTRS_TYPE mdmt_loss_attrs;
 
 typedef struct {

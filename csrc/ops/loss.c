@@ -2,12 +2,15 @@
  * in the loss of the one task it carries. */
 #include "infer.h"
 
-static const mdmt_field loss_fields[] = {MDMT_INT_FIELD(mdmt_loss_attrs, tasks, 1),
-                                         MDMT_INT_FIELD(mdmt_loss_attrs, loss, MDMT_MAX_TASKS),
-                                         MDMT_FLOAT_FIELD(mdmt_loss_attrs, weight, MDMT_MAX_TASKS),
-                                         MDMT_INT_FIELD(mdmt_loss_attrs, reduction, 1),
-                                         MDMT_INT_FIELD(mdmt_loss_attrs, want_gradient, 1),
-                                         {NULL, MDMT_FIELD_INT, 0, 0}};
+static const mdmt_field loss_fields[] = {
+    MDMT_INT_FIELD(mdmt_loss_attrs, tasks, 1),
+    MDMT_INT_FIELD(mdmt_loss_attrs, loss, MDMT_MAX_TASKS),
+    MDMT_FLOAT_FIELD(mdmt_loss_attrs, weight, MDMT_MAX_TASKS),
+    MDMT_INT_FIELD(mdmt_loss_attrs, reduction, 1),
+    MDMT_INT_FIELD(mdmt_loss_attrs, want_gradient, 1),
+    MDMT_INT_FIELD(mdmt_loss_attrs, weighted, 1),
+    MDMT_FLOAT_FIELD(mdmt_loss_attrs, smoothing, MDMT_MAX_TASKS),
+    {NULL, MDMT_FIELD_INT, 0, 0}};
 
 static mdmt_status loss_infer(mdmt_graph *graph, mdmt_op *op)
 {
@@ -22,6 +25,12 @@ static mdmt_status loss_infer(mdmt_graph *graph, mdmt_op *op)
         target->dim[0] != samples) {
         return mdmt_fail(MDMT_BAD_ARGUMENT, "masked_loss: task must be (N) int32, target (N, k)");
     }
+    if (a->weighted && target->dim[1] % 2) {
+        return mdmt_fail(MDMT_BAD_ARGUMENT,
+                         "masked_loss: a weighted target has a weight per column, not %d columns",
+                         target->dim[1]);
+    }
+    int columns = a->weighted ? target->dim[1] / 2 : target->dim[1];
     for (int k = 0; k < a->tasks; k++) {
         MDMT_TRY(mdmt_expect(graph, op, 2 + k, MDMT_ROWS));
         const mdmt_tensor *logits = mdmt_in(graph, op, 2 + k);
@@ -30,10 +39,17 @@ static mdmt_status loss_infer(mdmt_graph *graph, mdmt_op *op)
             return mdmt_fail(MDMT_BAD_ARGUMENT,
                              "masked_loss: task %d has the loss dice_ce, which takes mask_sums", k);
         }
-        if (logits->dim[0] != samples || (wide && target->dim[1] < logits->dim[1])) {
+        if (a->smoothing[k] != 0 &&
+            (a->loss[k] != MDMT_LOSS_CE || !(a->smoothing[k] > 0 && a->smoothing[k] < 1))) {
+            return mdmt_fail(MDMT_BAD_ARGUMENT,
+                             "masked_loss: task %d cannot have the smoothing %g: it is of the loss "
+                             "ce, at least 0 and below 1",
+                             k, (double)a->smoothing[k]);
+        }
+        if (logits->dim[0] != samples || (wide && columns < logits->dim[1])) {
             return mdmt_fail(MDMT_BAD_ARGUMENT,
                              "masked_loss: the logits of task %d are (%d, %d), the target (%d, %d)",
-                             k, logits->dim[0], logits->dim[1], samples, target->dim[1]);
+                             k, logits->dim[0], logits->dim[1], samples, columns);
         }
     }
     int tasks = a->tasks, want_gradient = a->want_gradient;

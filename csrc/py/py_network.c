@@ -166,7 +166,7 @@ static int parse_floats(PyObject *mode, const char *key, float *out)
     return PyErr_Occurred() ? -1 : 0;
 }
 
-/* mode["tasks"]: [(output name, loss, weight)]; mode["reduction"]. */
+/* mode["tasks"]: [(output name, loss, weight[, smoothing])]; mode["reduction"], ["weighted"]. */
 static int parse_tasks(PyObject *dict, mdmt_mode *mode)
 {
     PyObject *tasks = PyDict_GetItemString(dict, "tasks");
@@ -176,9 +176,11 @@ static int parse_tasks(PyObject *dict, mdmt_mode *mode)
         return -1;
     }
     mode->loss.tasks = (int)PyList_GET_SIZE(tasks);
+    mode->loss.weighted = flag(dict, "weighted");
     for (int k = 0; k < mode->loss.tasks; k++) {
         PyObject *loss, *item = PyList_GET_ITEM(tasks, k);
-        if (!PyArg_ParseTuple(item, "sOf", &mode->logits[k], &loss, &mode->loss.weight[k]) ||
+        if (!PyArg_ParseTuple(item, "sOf|f", &mode->logits[k], &loss, &mode->loss.weight[k],
+                              &mode->loss.smoothing[k]) ||
             mdmt_py_word("loss", loss, &mode->loss.loss[k]) < 0) {
             return -1;
         }

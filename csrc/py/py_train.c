@@ -63,11 +63,12 @@ static int take_labels(PyObject *task, PyObject *target, mdmt_loss_problem *p)
     return 0;
 }
 
-/* The tasks' loss kinds and weights from a list of (kind, weight). */
+/* The tasks' loss kinds, weights and smoothing from a list of (kind, weight, smoothing). */
 static int take_tasks(PyObject *list, mdmt_loss_attrs *attrs)
 {
     for (int k = 0; k < attrs->tasks; k++) {
-        if (!PyArg_ParseTuple(PyList_GET_ITEM(list, k), "if", &attrs->loss[k], &attrs->weight[k])) {
+        if (!PyArg_ParseTuple(PyList_GET_ITEM(list, k), "iff", &attrs->loss[k], &attrs->weight[k],
+                              &attrs->smoothing[k])) {
             return -1;
         }
     }
@@ -75,11 +76,12 @@ static int take_tasks(PyObject *list, mdmt_loss_attrs *attrs)
 }
 
 PyDoc_STRVAR(masked_loss_doc,
-             "masked_loss($module, logits, task, target, tasks, reduction, /)\n--\n\n"
+             "masked_loss($module, logits, task, target, tasks, reduction, weighted, /)\n--\n\n"
              "Returns (loss, dlogits, per_task).\n"
              "\nlogits: list of (N, C_k) float32; task (N) int32; target (N, k) float32; tasks: "
-             "list of (kind, weight)\nwith kind 0 ce, 1 bce, 2 mse, 3 ordinal; reduction 0 mean, "
-             "1 per_task_mean, 2 sum. per_task (K, 2)\nfloat64: [sum of losses, samples].");
+             "list of (kind, weight,\nsmoothing) with kind 0 ce, 1 bce, 2 mse, 3 ordinal; reduction "
+             "0 mean, 1 per_task_mean, 2 sum;\nweighted: target (N, 2k), targets and their weights. "
+             "per_task (K, 2) float64: [sum of losses, samples].");
 
 /* Runs a problem whose arrays are set; (loss, gradients, per_task). */
 static PyObject *run_loss(const mdmt_loss_problem *p, PyObject *gradients)
@@ -108,8 +110,8 @@ static PyObject *masked_loss(PyObject *self, PyObject *args)
     mdmt_loss_attrs attrs = {.want_gradient = 1};
     mdmt_loss_problem p = {.attrs = &attrs};
     (void)self;
-    if (!PyArg_ParseTuple(args, "O!OOO!i", &PyList_Type, &logits, &task, &target, &PyList_Type,
-                          &tasks, &attrs.reduction)) {
+    if (!PyArg_ParseTuple(args, "O!OOO!ip", &PyList_Type, &logits, &task, &target, &PyList_Type,
+                          &tasks, &attrs.reduction, &attrs.weighted)) {
         return NULL;
     }
     attrs.tasks = (int)PyList_GET_SIZE(logits);

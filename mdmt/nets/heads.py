@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 
 from ..checked import whole
+from ..loss import columns_of, smoothing_of
 
 LOSSES = ("ce", "bce", "mse", "ordinal", "dice_ce")
 MASK = "dice_ce"  # the loss of a mask: soft Dice and binary cross-entropy
@@ -15,7 +16,8 @@ RESERVED = ("input", "image", "features", "task", "target", "mask", "loss", "per
 
 
 def normalise(heads):
-    """{task: class count or description} -> {task: full description}; ValueError otherwise."""
+    """{task: class count or description} -> {task: full description}; ValueError otherwise. A
+    description says its smoothing only where there is some: files without it are read alike."""
     if not isinstance(heads, Mapping) or not 1 <= len(heads) <= 16:
         raise ValueError("heads must be a dictionary of 1 to 16 tasks, e.g. {'prognosis': 2}")
     return {task: _normalise(task, head) for task, head in heads.items()}
@@ -28,7 +30,12 @@ def is_mask(head):
 
 def target_width(heads):
     """Columns of the targets that the losses of `heads` read: one per output for bce and mse."""
-    return max(head["classes"] if head["loss"] in ("bce", "mse") else 1 for head in heads.values())
+    return max(reads(heads).values())
+
+
+def reads(heads):
+    """{task: columns of the targets that its loss reads}."""
+    return {task: columns_of(head["loss"], head["classes"]) for task, head in heads.items()}
 
 
 def _normalise(task, head):
@@ -39,10 +46,11 @@ def _normalise(task, head):
             f"{', '.join(RESERVED)}"
         )
     head = dict(head) if isinstance(head, Mapping) else {"classes": head}
-    unknown = sorted(set(head) - {"classes", *DEFAULT})
+    known = ("classes", *DEFAULT, "smoothing")
+    unknown = sorted(set(head) - set(known))
     if unknown:
         raise ValueError(
-            f"head {task} has no setting {unknown[0]!r}: choose among classes, {', '.join(DEFAULT)}"
+            f"head {task} has no setting {unknown[0]!r}: choose among {', '.join(known)}"
         )
     if head.get("loss") == MASK:
         head = {"classes": 1, "hidden": [], "dropout": 0.0, **head}
@@ -70,7 +78,8 @@ def _normalise(task, head):
     rate = full["dropout"]
     if not isinstance(rate, int | float) or math.isnan(rate) or not 0 <= rate < 1:
         raise ValueError(f"head {task}: dropout must be in [0, 1), not {rate!r}")
-    return full
+    share = smoothing_of(full["loss"], full.pop("smoothing", 0.0), task)
+    return full | ({"smoothing": share} if share else {})
 
 
 def build(b, features, task, head):
