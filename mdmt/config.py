@@ -368,13 +368,31 @@ def _check_train(values: dict, source: str) -> None:
         raise BadConfig(f"{source}: train.lr is {values['train']['lr']}; it must be above 0")
     # A model must be selectable in the last epoch at least: a short run has a shorter warm-up.
     train = values["train"]
-    train["warmup_epochs"] = min(train["warmup_epochs"], train["epochs"] - 1)
+    for name in ("warmup_epochs", "lr_warmup_epochs"):
+        train[name] = min(train[name], train["epochs"] - 1)
+    check_schedule(train, "train", source)
+    stages = [s for some in values.get("experiments", {}).values() for s in some]
+    falls = [train["schedule"], *((s["train"] or {}).get("schedule") for s in stages)]
+    if train["lr_minimum"] and not {"cosine", "linear"} & set(falls):
+        raise BadConfig(
+            f"{source}: train.lr_minimum is {train['lr_minimum']}, which only the schedules cosine "
+            f"and linear reach; leave it out, or with plateau set train.plateau.minimum"
+        )
     augment = values["train"]["augment"]
     if augment and (
         len(augment["elastic_alpha"]) != 2
         or augment["elastic_alpha"][0] > augment["elastic_alpha"][1]
     ):
         raise BadConfig(f"{source}: train.augment.elastic_alpha must be two numbers, low <= high")
+
+
+def check_schedule(train: dict, where: str, source: str) -> None:
+    """Checks of the keys of the learning rate that depend on each other."""
+    if train["schedule"] in ("cosine", "linear") and train["lr_minimum"] > train["lr"]:
+        raise BadConfig(
+            f"{source}: {where}.lr_minimum is {train['lr_minimum']} and lr {train['lr']}; the "
+            "learning rate falls from lr to lr_minimum, so lower the one or raise the other"
+        )
 
 
 def check_sampler(sampler: dict, where: str, source: str) -> None:

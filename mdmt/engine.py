@@ -233,8 +233,6 @@ class Fit:
         max_steps: int | None = None,
         kept=(),
     ):
-        from .schedule import TrainingSchedule
-
         self.model, self.parts, self.tasks, self.settings = model, parts, tasks, settings
         self.select, self.stop, self.progress = select, stop, progress
         self.checkpoint = Path(checkpoint) if checkpoint else None
@@ -251,21 +249,11 @@ class Fit:
         sizes = [len(p.train) for p in parts]
         self.sampler = make_sampler(sizes, settings["batch_size"], sampler, seed)
         self.task_weights, self.freeze, self.max_steps = task_weights, freeze, max_steps
-        plateau = settings["plateau"]
-        epochs, patience = settings["epochs"], settings["patience"]
-        if max_steps is not None:
-            epochs = patience = max(-(-max_steps // max(len(self.sampler), 1)), 1)
         #: Most epochs of this training.
-        self.epochs = epochs
-        self.schedule = TrainingSchedule(
-            lr=settings["lr"],
-            factor=plateau["factor"],
-            patience=plateau["patience"],
-            min_lr=plateau["minimum"],
-            warmup=min(settings["warmup_epochs"], max(epochs - 1, 0)),
-            stop_patience=patience,
-            max_epochs=max(epochs, 1),
-        )
+        self.epochs = settings["epochs"]
+        if max_steps is not None:
+            self.epochs = max(-(-max_steps // max(len(self.sampler), 1)), 1)
+        self.schedule = self._schedule()
         self.state = State()
         self.options = {
             "betas": tuple(settings["betas"]),
@@ -277,6 +265,26 @@ class Fit:
         self.resumed = 0  # images that an earlier process has trained on
         self.loss_at_start: float | None = None  # of what is not trained
         self.saved_at, self.since_saved = time.monotonic(), 0
+
+    def _schedule(self):
+        """The schedule of the settings, of the length that this training has."""
+        from .schedule import TrainingSchedule
+
+        settings, epochs, steps = self.settings, self.epochs, self.max_steps
+        kind, plateau = settings.get("schedule", "plateau"), settings["plateau"]
+        before_last = max(epochs - 1, 0)
+        return TrainingSchedule(
+            lr=settings["lr"],
+            factor=plateau["factor"],
+            patience=plateau["patience"],
+            min_lr=plateau["minimum"] if kind == "plateau" else settings.get("lr_minimum", 0.0),
+            warmup=min(settings["warmup_epochs"], before_last),
+            stop_patience=max(settings["patience"] if steps is None else epochs, 1),
+            max_epochs=max(epochs, 1),
+            kind=kind,
+            lr_warmup=min(settings.get("lr_warmup_epochs", 0), before_last),
+            length=steps / len(self.sampler) if steps else None,
+        )
 
     def _units(self) -> dict[str, Unit]:
         """{task: Unit} of the tasks of numbers."""

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import kinds
-from .config import check_sampler
+from .config import check_sampler, check_schedule
 from .errors import BadConfig, BadInput, nearest
 from .paths import digest, digest_file
-from .schema import STAGE
+from .schema import STAGE, TRAIN
 
 _STL1 = {"tasks": ["tau1"]}
 _STL2 = {"tasks": ["tau2"]}
@@ -51,6 +51,9 @@ CONTROLS = {
 _BETA = re.compile(r"MDMT-beta(0|1|0?\.\d+|1\.0+)")
 
 FORMAT = 1
+# Keys of `train` that descriptions name only where they are not the default: trainings that were
+# made before there were these keys keep their ids.
+LATER = ("schedule", "lr_minimum", "lr_warmup_epochs")
 
 
 @dataclass
@@ -307,7 +310,12 @@ class _Planner:
         values = self.values
         train = _overlaid(values["train"], stage["train"] or {})
         train = {k: v for k, v in train.items() if not k.startswith("checkpoint_")}
-        train["warmup_epochs"] = min(train["warmup_epochs"], max(train["epochs"] - 1, 0))
+        check_schedule(train, f"{where}.train", "configuration")
+        for name in ("warmup_epochs", "lr_warmup_epochs"):
+            train[name] = min(train[name], max(train["epochs"] - 1, 0))
+        if train["schedule"] in ("plateau", "constant"):
+            del train["lr_minimum"]
+        train = {k: v for k, v in train.items() if k not in LATER or v != TRAIN.fields[k].default}
         own = stage["sampler"] or {}
         sampler = {**values["sampler"], **own}
         if own.get("mode", "ratio") != "ratio" and "ratio" not in own:

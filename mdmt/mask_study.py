@@ -329,6 +329,8 @@ def _claim(out: Path, values: dict) -> None:
             raise BadInput(f"{out}: holds other files; choose another --out")
         return
     old = config.read_yaml(stored.read_text(encoding="utf-8"), str(stored))
+    with contextlib.suppress(BadConfig):  # else keys of another version: compared as they stand
+        old = config.resolve(old, str(stored))
     changed = config.differences(old, values)
     if changed:
         path, was, now = changed[0]

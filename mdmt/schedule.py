@@ -8,6 +8,8 @@ import numpy as np
 
 from mdmt import _core
 
+from .errors import nearest
+
 CONFIG = (
     "lr",
     "factor",
@@ -18,7 +20,13 @@ CONFIG = (
     "warmup",
     "stop_patience",
     "max_epochs",
+    "kind",
+    "lr_warmup",
+    "length",
 )
+KINDS = ("plateau", "cosine", "linear", "constant")  # as mdmt_rate_kind numbers them
+# What a state written before there were these settings stands for.
+FORMER = {"kind": "plateau", "lr_warmup": 0.0, "length": 0.0}
 STATE = (
     "lr",
     "plateau_best",
@@ -31,18 +39,35 @@ STATE = (
 )
 
 
+def _numbers(values: dict[str, Any]) -> np.ndarray:
+    """The settings as the engine takes them, float64 in the order of CONFIG."""
+    if values["kind"] not in KINDS:
+        raise ValueError(f"kind is {values['kind']!r}{nearest(str(values['kind']), KINDS)}")
+    values = {**values, "kind": KINDS.index(values["kind"])}
+    return np.array([values[name] for name in CONFIG], np.float64)
+
+
 class TrainingSchedule:
     """What a training does with the validation loss of each epoch.
 
-    The learning rate is reduced on plateau as torch.optim.lr_scheduler.ReduceLROnPlateau does it
-    (mode min, relative threshold): after more than `patience` epochs in a row without a loss below
-    best * (1 - threshold) it is multiplied by `factor`, not below min_lr.
+    kind: how the learning rate goes from `lr` on, as the schedulers of torch.optim.lr_scheduler.
+    "plateau" is ReduceLROnPlateau (mode min, relative threshold): after more than `patience` epochs
+    in a row without a loss below best * (1 - threshold) it is multiplied by `factor`, not below
+    min_lr. "cosine" (CosineAnnealingLR) and "linear" fall to min_lr over the training, "constant"
+    stays. Epoch t of `length` has min_lr + (lr - min_lr) * (1 + cos(pi * t / length)) / 2, so that
+    min_lr is what would follow the last epoch. length: epochs, None for max_epochs; it need not be
+    whole where a training ends inside an epoch.
 
-    Warm-up in the paper's sense: in the first `warmup` epochs no epoch is selected and early
-    stopping does not count; the learning rate is not touched by it. After that the epoch of the
-    lowest loss is the best one, and after stop_patience epochs in a row without a new best the
-    training stops, as it does after max_epochs. If it ends inside the warm-up, its last epoch is
-    the selected one.
+    lr_warmup: in so many epochs at the start the learning rate rises to lr in equal steps, from
+    lr / (lr_warmup + 1) on (LinearLR before the others in SequentialLR); the rule above takes the
+    epochs that are left, and a plateau counts losses from there on.
+
+    warmup, which is none of the learning rate, is the paper's: in the first `warmup` epochs no
+    epoch is selected and early stopping does not count. After that the epoch of the lowest loss is
+    the best one, and after stop_patience epochs in a row without a new best the training stops, as
+    it does after max_epochs. If it ends inside that warm-up, its last epoch is the selected one.
+
+    Raises ValueError for settings that make no schedule.
     """
 
     def __init__(
@@ -56,9 +81,12 @@ class TrainingSchedule:
         warmup: int = 40,
         stop_patience: int = 40,
         max_epochs: int = 300,
+        kind: str = "plateau",
+        lr_warmup: int = 0,
+        length: float | None = None,
     ) -> None:
-        values = locals()
-        self._config = np.array([values[name] for name in CONFIG], np.float64)
+        values = locals() | {"length": 0.0 if length is None else length}
+        self._config = _numbers(values)
         self._state = np.zeros(len(STATE))
         _core.schedule_start(self._config, self._state)
 
@@ -90,15 +118,17 @@ class TrainingSchedule:
         return self.lr, is_best, stop
 
     def state_dict(self) -> dict[str, Any]:
-        """Settings and state: plain floats (JSON needs allow_nan for the infinities)."""
+        """Settings and state: plain floats (JSON needs allow_nan for the infinities), and the name
+        of the kind."""
+        config = dict(zip(CONFIG, self._config.tolist()))
         return {
-            "config": dict(zip(CONFIG, self._config.tolist())),
+            "config": {**config, "kind": KINDS[int(config["kind"])]},
             "state": dict(zip(STATE, self._state.tolist())),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from that state, with its settings."""
-        config = np.array([state["config"][name] for name in CONFIG], np.float64)
+        config = _numbers({**FORMER, **state["config"]})
         values = np.array([state["state"][name] for name in STATE], np.float64)
         _core.schedule_start(config, np.zeros(len(STATE)))  # checks the settings
         self._config, self._state = config, values

@@ -206,12 +206,34 @@ TRAIN = _map(
         "int",
         40,
         "epochs before a model may be selected and early stopping "
-        "counts (not a learning-rate warm-up); at most epochs - 1",
+        "counts (not a learning-rate warm-up: that is lr_warmup_epochs); at most epochs - 1",
         low=0,
     ),
     patience=Key("int", 40, "epochs without improvement before stopping", low=1),
     batch_size=Key("int", 128, "samples per step", low=1),
     lr=Key("float", 0.001, "learning rate of Adam", low=0),
+    schedule=Key(
+        "text",
+        "plateau",
+        "how the learning rate goes on from lr: plateau (reduced when the validation loss stands "
+        "still), cosine or linear (falls to lr_minimum over the epochs of the training, or over "
+        "its steps where steps_of counts them) or constant",
+        choices=("plateau", "cosine", "linear", "constant"),
+    ),
+    lr_minimum=Key(
+        "float",
+        0.0,
+        "learning rate at the end of the training with schedule cosine or linear, never above lr",
+        low=0,
+    ),
+    lr_warmup_epochs=Key(
+        "int",
+        0,
+        "epochs at the start in which the learning rate rises to lr in equal steps, before the "
+        "schedule begins (not the paper's warm-up of the selection: that is warmup_epochs); at "
+        "most epochs - 1",
+        low=0,
+    ),
     betas=Key(
         "list", [0.9, 0.999], "Adam's beta1 and beta2", item=Key("float", low=0, high=0.999999)
     ),
@@ -219,7 +241,7 @@ TRAIN = _map(
     weight_decay=Key("float", 0.0001, "L2 term", low=0),
     decoupled=Key("bool", False, "decoupled weight decay instead of L2 in the gradient"),
     plateau=_map(
-        "learning rate reduced when the validation loss stands still",
+        "schedule plateau: learning rate reduced when the validation loss stands still",
         patience=Key("int", 15, "epochs", low=0),
         factor=Key("float", 0.65, "factor", low=0.01, high=1),
         minimum=Key("float", 1e-8, "smallest learning rate", low=0),

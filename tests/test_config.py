@@ -65,6 +65,9 @@ def test_overrides_take_scalars_lists_and_items_of_lists():
         ("train.lr=fast", ["train.lr", "'fast'", "a number"]),
         ("train.lr=0", ["train.lr", "above 0"]),
         ("train.lr=.nan", ["train.lr", "a number"]),
+        ("train.schedule=cosin", ["train.schedule", "'cosine'"]),
+        ("train.lr_minimum=1e-6", ["train.lr_minimum", "train.plateau.minimum"]),
+        ("train={schedule: linear, lr_minimum: 1}", ["train.lr_minimum is 1", "lr 0.001"]),
         ("train.epochs=2.5", ["train.epochs", "2.5", "whole number"]),
         ("train.epochs=true", ["train.epochs", "whole number"]),
         ("mdmt.beta=1.5", ["mdmt.beta", "at most 1"]),
@@ -98,6 +101,7 @@ def test_a_bad_value_is_one_sentence_that_names_key_and_remedy(override, fragmen
 
 def test_short_run_has_a_shorter_warm_up():
     assert load("train.epochs=2")["train"]["warmup_epochs"] == 1
+    assert load("train.epochs=2", "train.lr_warmup_epochs=9")["train"]["lr_warmup_epochs"] == 1
 
 
 def test_unknown_configuration_names_the_nearest():

@@ -115,6 +115,68 @@ def test_checkpoints_by_steps_change_nothing_and_resume_from_the_last(whole, tmp
     assert same(again.model.state_dict(), weights)
 
 
+FALLING = {"schedule": "cosine", "lr_minimum": 1e-5, "lr_warmup_epochs": 1, "patience": 9}
+
+
+def limited(path=None, stop=None, **named):
+    """A training of ten steps in epochs of four: two and a half."""
+    model = Model("resnet18", heads=HEADS, image_size=32, seed=1)
+    return engine.Fit(model, parts(), ["a", "b"], settings(**FALLING), SAMPLER, seed=5,
+                      max_steps=10, checkpoint=path, stop=stop, seconds=0, **named)  # fmt: skip
+
+
+def test_the_cosine_ends_where_the_training_does(tmp_path):
+    whole, top = fit(**FALLING).schedule, settings()["lr"]
+    rates = [whole.lr, *(whole.update(epoch, 1.0)[0] for epoch in range(3))]
+    assert rates == pytest.approx([top / 2, top, (top + 1e-5) / 2, 1e-5])
+    run = limited()
+    state = run.run()
+    assert run.model.training_step == 10
+    u = 1 / 1.5  # the last half epoch begins one epoch after the warm-up, of one and a half
+    last = 1e-5 + (top - 1e-5) * (1 + np.cos(np.pi * u)) / 2
+    assert [r["lr"] for r in state.history] == pytest.approx([top / 2, top, last])
+    assert run.schedule.lr == pytest.approx(1e-5)
+    weights = run.model.state_dict()
+    path, done = tmp_path / "c.safetensors", []  # of the middle of the epoch after the warm-up
+    with pytest.raises(Interrupted):
+        limited(path, lambda: len(done) >= 6, progress=lambda s, loss: done.append(loss)).run()
+    again = limited(path)
+    assert again.run().history == state.history
+    assert same(again.model.state_dict(), weights)
+
+
+def test_settings_of_before_there_were_schedules_train_as_they_did(whole, tmp_path):
+    """A description without the keys, and a checkpoint without the schedule's newer settings."""
+    import json
+
+    from safetensors import safe_open
+
+    from mdmt._core import write_safetensors
+
+    history, weights, _ = whole
+    former = settings()
+    for key in ("schedule", "lr_minimum", "lr_warmup_epochs"):
+        del former[key]
+    path, done = tmp_path / "c.safetensors", []
+
+    def trained(**named):
+        model = Model("resnet18", heads=HEADS, image_size=32, seed=1)
+        return engine.Fit(model, parts(), ["a", "b"], former, SAMPLER, seed=5, checkpoint=path,
+                          seconds=0, **named)  # fmt: skip
+
+    with pytest.raises(Interrupted):
+        trained(stop=lambda: len(done) >= 6, progress=lambda s, v: done.append(v)).run()
+    with safe_open(str(path), "np") as stream:
+        record = json.loads(stream.metadata()["mdmt"])
+        arrays = {k: stream.get_tensor(k) for k in stream.keys()}  # noqa: SIM118
+    for key in ("kind", "lr_warmup", "length"):
+        del record["schedule"]["config"][key]
+    write_safetensors(str(path), arrays, {"mdmt": json.dumps(record)})
+    again = trained()
+    assert again.run().history == history
+    assert same(again.model.state_dict(), weights)
+
+
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
     path = tmp_path / "c.safetensors"
     done = []

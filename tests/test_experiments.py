@@ -91,6 +91,24 @@ def test_wanting_only_mdmt_trains_what_it_needs_and_reports_only_it():
     assert jobs[-1].id == every[-1].id
 
 
+def test_a_key_of_later_is_in_a_description_only_where_it_is_used():
+    """So that what was trained before there was the key is found again."""
+    for job in plan("train.lr_warmup_epochs=0", "train.schedule=plateau"):
+        assert list(job.description["train"]) == [
+            "epochs", "warmup_epochs", "patience", "batch_size", "lr", "betas", "eps",
+            "weight_decay", "decoupled", "plateau", "augment",
+        ]  # fmt: skip
+    # the digest that the version without these keys gave
+    assert by_name(plan())["MDMT"].id.endswith("-a4b927083a4a")
+    used = by_name(plan("train.schedule=cosine", "train.lr_minimum=1e-6"))["MDMT"]
+    assert used.description["train"]["schedule"] == "cosine"
+    assert used.description["train"]["lr_minimum"] == 1e-6
+    assert "lr_warmup_epochs" not in used.description["train"]
+    stage = {"tasks": ["tau1"], "train": {"schedule": "linear", "lr_warmup_epochs": 900}}
+    train = own(stage)[0].description["train"]
+    assert train["schedule"] == "linear" and train["lr_warmup_epochs"] == train["epochs"] - 1
+
+
 def test_an_id_depends_on_everything_that_matters_and_on_nothing_else():
     base = by_name(plan())["MDMT"].id
     same = ["train.checkpoint_seconds=5", "data.root=/x", "configurations=[MDMT]", "folds=[0]"]
@@ -269,6 +287,11 @@ def test_three_stages_are_averaged_in_equal_shares():
         ([{"tasks": ["tau1"], "sampler": {"mode": "ratio"}}], "sampler.ratio must be given"),
         ([{"tasks": ["tau1"], "steps_of": "MDTM"}], "did you mean 'MDMT'"),
         ([{"tasks": ["tau1"], "steps_of": "MINE"}], "name one that does not"),
+        ([{"tasks": ["tau1"], "train": {"schedule": "cosin"}}], "train.schedule is 'cosin'"),
+        (
+            [{"tasks": ["tau1"], "train": {"schedule": "cosine", "lr_minimum": 0.1}}],
+            "MINE.0.train.lr_minimum is 0.1 and lr 0.001",
+        ),
         ([{"tasks": ["tau1"], "freeze": True}], "random weights that never learns"),
         (
             [{"tasks": ["tau1"]}, {"tasks": ["tau1"], "init": [0, 0], "shares": [0.5, 0.6]}],

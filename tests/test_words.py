@@ -260,3 +260,30 @@ def test_mean_counts_of_a_confusion_matrix_add_up_to_the_cases(tmp_path):
     counts = np.array(texts, float).reshape(4, 4)
     assert counts.sum(1).tolist() == np.bincount(m.y, minlength=4).tolist()
     assert any(t.endswith(".5") for t in texts) and not any(t.endswith(".0") for t in texts)
+
+
+def test_a_schedule_that_is_not_the_default_is_named():
+    def said(**changes):
+        return checklists._rate({**config.load("demo")["train"], "lr": 0.01, **changes})
+
+    assert said() == "0.01"
+    assert said(schedule="constant") == "0.01, constant"
+    assert said(schedule="cosine", lr_minimum=1e-6, lr_warmup_epochs=5) == (
+        "0.01 (reached in 5 epochs of linear warm-up), cosine schedule to 1e-06 at the end"
+    )
+
+
+def test_learning_rates_are_drawn_where_they_change():
+    from mdmt.plots import curves, style
+
+    losses = {"training": [np.ones(4), np.ones(3)], "validation": [np.ones(4), np.ones(3)]}
+
+    def drawn(*rates):
+        stages = [{"title": "FT", "tasks": {"t": losses}, "rates": list(rates)}]
+        with style.drawing():
+            return [ax for ax in curves.learning(stages, {"t": "nats"}).axes if ax.get_visible()]
+
+    assert len(drawn(np.full(4, 0.1), np.full(3, 0.1))) == 1
+    last = drawn(np.array([0.1, 0.1, 0.05, 0.05]), np.full(3, 0.1))[-1]
+    assert last.get_title() == "Learning rate"
+    assert last.lines[-1].get_ydata() == pytest.approx([0.1, 0.1, 0.075, 0.05])

@@ -239,7 +239,7 @@ static double *doubles(PyObject *object, int count)
 }
 
 PyDoc_STRVAR(schedule_start_doc, "schedule_start($module, config, state, /)\n--\n\n"
-                                 "Checks config (9) and sets "
+                                 "Checks config (12) and sets "
                                  "state (8), float64, in the order of csrc/train/schedule.h.");
 
 static PyObject *schedule_start(PyObject *self, PyObject *args)

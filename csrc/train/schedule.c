@@ -3,6 +3,44 @@
 #include <math.h>
 
 static const double smallest_change = 1e-8; /* ReduceLROnPlateau's eps */
+static const double pi = 3.14159265358979323846;
+
+static double length_of(const mdmt_schedule_config *c)
+{
+    return c->length > 0 ? c->length : c->max_epochs;
+}
+
+/* Of the rules that depend on the epoch alone, and of every one's warm-up. */
+static double rate_at(const mdmt_schedule_config *c, double epoch)
+{
+    if (epoch < c->lr_warmup) {
+        return c->lr * ((epoch + 1) / (c->lr_warmup + 1));
+    }
+    double done = fmin((epoch - c->lr_warmup) / (length_of(c) - c->lr_warmup), 1);
+    if (c->kind == MDMT_RATE_COSINE) {
+        return c->min_lr + (c->lr - c->min_lr) * (1 + cos(pi * done)) / 2;
+    }
+    return c->kind == MDMT_RATE_LINEAR ? c->lr + (c->min_lr - c->lr) * done : c->lr;
+}
+
+/* What min_lr, lr_warmup and length must be to each other. */
+static mdmt_status check_rate(const mdmt_schedule_config *c)
+{
+    if (!(c->kind >= 0 && c->kind < MDMT_RATE_KINDS && c->kind == floor(c->kind))) {
+        return mdmt_fail(MDMT_BAD_ARGUMENT, "there is no learning-rate rule number %g", c->kind);
+    }
+    if ((c->kind == MDMT_RATE_COSINE || c->kind == MDMT_RATE_LINEAR) && c->min_lr > c->lr) {
+        return mdmt_fail(MDMT_BAD_ARGUMENT,
+                         "the learning rate cannot fall from %g to %g: min_lr must be at most lr",
+                         c->lr, c->min_lr);
+    }
+    if (c->lr_warmup > 0 && !(c->lr_warmup < length_of(c))) {
+        return mdmt_fail(MDMT_BAD_ARGUMENT,
+                         "lr_warmup must be below the %g epochs of the training, not %g",
+                         length_of(c), c->lr_warmup);
+    }
+    return MDMT_OK;
+}
 
 mdmt_status mdmt_schedule_start(const mdmt_schedule_config *c, mdmt_schedule_state *state)
 {
@@ -19,19 +57,20 @@ mdmt_status mdmt_schedule_start(const mdmt_schedule_config *c, mdmt_schedule_sta
                          "the threshold of the plateau must be at least 0 and below 1, not %g",
                          c->threshold);
     }
-    const double least[] = {c->patience, c->min_lr,        c->cooldown,
-                            c->warmup,   c->stop_patience, c->max_epochs};
-    const char *const names[] = {"patience", "min_lr",        "cooldown",
-                                 "warmup",   "stop_patience", "max_epochs"};
-    for (int i = 0; i < 6; i++) {
-        double low = i < 4 ? 0 : 1;
+    const double least[] = {c->patience,  c->min_lr, c->cooldown,      c->warmup,
+                            c->lr_warmup, c->length, c->stop_patience, c->max_epochs};
+    const char *const names[] = {"patience",  "min_lr", "cooldown",      "warmup",
+                                 "lr_warmup", "length", "stop_patience", "max_epochs"};
+    for (int i = 0; i < 8; i++) {
+        double low = i < 6 ? 0 : 1;
         if (!(least[i] >= low)) {
             return mdmt_fail(MDMT_BAD_ARGUMENT, "%s must be at least %g, not %g", names[i], low,
                              least[i]);
         }
     }
+    MDMT_TRY(check_rate(c));
     *state = (mdmt_schedule_state){
-        .lr = c->lr, .plateau_best = INFINITY, .best_loss = INFINITY, .best_epoch = -1};
+        .lr = rate_at(c, 0), .plateau_best = INFINITY, .best_loss = INFINITY, .best_epoch = -1};
     return MDMT_OK;
 }
 
@@ -66,8 +105,12 @@ mdmt_status mdmt_schedule_update(const mdmt_schedule_config *c, mdmt_schedule_st
                          "%.0f",
                          s->epochs, epoch);
     }
-    follow_plateau(c, s, loss);
     s->epochs += 1;
+    if (c->kind != MDMT_RATE_PLATEAU || epoch < c->lr_warmup) {
+        s->lr = rate_at(c, s->epochs);
+    } else {
+        follow_plateau(c, s, loss);
+    }
     int last = s->epochs >= c->max_epochs;
     *is_best = 0;
     if (epoch >= c->warmup || (last && s->best_epoch < 0)) {

@@ -1,11 +1,19 @@
 /* What a training does with the validation loss of each epoch: the learning
  * rate, which epoch's weights are the best, and when to stop.
  *
- * Learning rate: reduced on plateau as torch.optim.lr_scheduler.ReduceLROnPlateau
- * does it (mode min, relative threshold): after more than `patience` epochs in a
- * row without a loss below best (1 - threshold), it is multiplied by `factor`, but
- * not below min_lr, and not for a change of 1e-8 or less. It counts from the
- * first epoch on.
+ * Learning rate of epoch t = 0, 1, ..: in the first lr_warmup = W epochs
+ *   lr (t + 1) / (W + 1), torch.optim.lr_scheduler.LinearLR with the start factor
+ *   1 / (W + 1); then, with u = (t - W) / (length - W), at most 1,
+ *   plateau   reduced as torch.optim.lr_scheduler.ReduceLROnPlateau does it (mode
+ *             min, relative threshold): after more than `patience` epochs in a row
+ *             without a loss below best (1 - threshold), it is multiplied by
+ *             `factor`, but not below min_lr, and not for a change of 1e-8 or
+ *             less. Losses count from epoch W on
+ *   cosine    min_lr + (lr - min_lr) (1 + cos(pi u)) / 2 (Loshchilov & Hutter, ICLR
+ *             2017, without restarts; the closed form of CosineAnnealingLR)
+ *   linear    lr + (min_lr - lr) u
+ *   constant  lr
+ * so that min_lr is reached at the end of the training, not in its last epoch.
  *
  * Warm-up in the paper's sense: in the first `warmup` epochs no epoch is selected
  * and early stopping does not count; the learning rate is not touched by it. From
@@ -20,8 +28,16 @@
 
 #include "../base/status.h"
 
+typedef enum {
+    MDMT_RATE_PLATEAU,
+    MDMT_RATE_COSINE,
+    MDMT_RATE_LINEAR,
+    MDMT_RATE_CONSTANT,
+    MDMT_RATE_KINDS
+} mdmt_rate_kind;
+
 typedef struct {
-    double lr;            /* at the start                                  */
+    double lr;            /* the largest one                               */
     double factor;        /* 0.65, below 1                                 */
     double patience;      /* 15 epochs                                     */
     double threshold;     /* 1e-4, relative                                */
@@ -30,6 +46,9 @@ typedef struct {
     double warmup;        /* 40 epochs                                     */
     double stop_patience; /* 40 epochs                                     */
     double max_epochs;    /* 300                                           */
+    double kind;          /* an mdmt_rate_kind                             */
+    double lr_warmup;     /* 0 epochs                                      */
+    double length;        /* epochs from the start to min_lr, may end inside one; 0: max_epochs */
 } mdmt_schedule_config;
 
 typedef struct {

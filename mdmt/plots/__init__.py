@@ -283,6 +283,7 @@ def learning_curves(outcome: Outcome) -> list[dict]:
                 }
                 for t in tasks
             }
+            rates = np.array([float(r["lr"]) for r in rows])
         except (OSError, KeyError, ValueError, TypeError) as error:
             raise BadInput(
                 f"{path}: is not a history that mdmt wrote ({error}); delete that folder and "
@@ -291,13 +292,15 @@ def learning_curves(outcome: Outcome) -> list[dict]:
         if not rows:
             continue
         title = " = ".join(names) or " + ".join(tasks) + " (first stage)"
-        stage = stages.setdefault(title, {t: {"training": [], "validation": []} for t in tasks})
+        empty = {t: {"training": [], "validation": []} for t in tasks}
+        stage = stages.setdefault(title, {"title": title, "tasks": empty, "rates": []})
         for t in tasks:
             for kind in ("training", "validation"):
-                stage[t][kind].append(losses[t][kind])
+                stage["tasks"][t][kind].append(losses[t][kind])
+        stage["rates"].append(rates)
 
     def position(title: str) -> int:
         return min((order.index(n) for n in title.split(" = ") if n in order), default=-1)
 
     titles = sorted(stages, key=position)
-    return [{"title": t, "tasks": stages[t]} for t in titles]
+    return [stages[t] for t in titles]

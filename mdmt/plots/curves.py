@@ -17,37 +17,59 @@ BANDS = 200  # resamples of a band
 def learning(stages: list[dict], units: dict):
     """Loss over epochs: a panel per stage and task; units: {task: unit of its loss}.
 
-    stages: [{"title", "tasks": {task: {"training": [curve per network], "validation": [...]}}}],
-    a curve is an array of losses per epoch. Thin: every network; thick: their mean.
+    stages: [{"title", "tasks": {task: {"training": [curve per network], "validation": [...]}},
+    "rates": [curve per network]}], a curve is an array of losses, or learning rates, per epoch.
+    Thin: every network; thick: their mean. Where a learning rate changed, a last panel shows it.
     """
     panels = [(s["title"], t, c) for s in stages for t, c in s["tasks"].items()]
-    columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
+    changed = any(np.ptp(curve) > 0 for s in stages for curve in s["rates"])
+    columns = min(3, len(panels) + changed)
+    rows = -(-(len(panels) + changed) // columns)
     fig, axes = style.figure(3.3 * columns, 2.5 * rows + 0.3, rows, columns)
     for ax, (title, task, curves) in zip(axes.flat, panels, strict=False):
         for kind, color, dash in (
             ("training", style.BLUE, (0, (4, 2))),
             ("validation", style.RED, "-"),
         ):
-            some = curves[kind]
-            thin = max(0.08, min(0.35, 3 / max(1, len(some))))
-            for curve in some if len(some) > 1 else []:
-                ax.plot(np.arange(1, len(curve) + 1), curve, color=color, lw=0.6, alpha=thin)
-            longest = max(map(len, some))
-            table = np.full((len(some), longest), np.nan)
-            for row, curve in zip(table, some, strict=True):
-                row[: len(curve)] = curve
-            mean = np.nanmean(table, 0)
-            ax.plot(np.arange(1, longest + 1), mean, color=color, ls=dash, label=kind)
+            _bundle(ax, curves[kind], color=color, linestyle=dash, label=kind)
         n = len(curves["training"])
         ax.set_title(f"{title}: {task}\n{n} training{'s' if n > 1 else ''}")
         ax.set_xlabel("epoch")
         ax.set_ylabel(f"loss ({units[task]})")
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.legend()
-    for ax in list(axes.flat)[len(panels) :]:
+    if changed:
+        _rates(list(axes.flat)[len(panels)], stages)
+    for ax in list(axes.flat)[len(panels) + changed :]:
         ax.set_visible(False)
     return fig
+
+
+def _bundle(ax, curves: list, **look) -> None:
+    """Curves over the epochs, thin, and thick their mean over those that are still running."""
+    thin = max(0.08, min(0.35, 3 / max(1, len(curves))))
+    for curve in curves if len(curves) > 1 else []:
+        ax.plot(np.arange(1, len(curve) + 1), curve, color=look["color"], lw=0.6, alpha=thin)
+    longest = max(map(len, curves))
+    table = np.full((len(curves), longest), np.nan)
+    for row, curve in zip(table, curves, strict=True):
+        row[: len(curve)] = curve
+    ax.plot(np.arange(1, longest + 1), np.nanmean(table, 0), **look)
+
+
+def _rates(ax, stages: list[dict]) -> None:
+    """The learning rates of all stages."""
+    titles = [s["title"] for s in stages]
+    for stage in stages:
+        if stage["rates"]:
+            title = stage["title"]
+            _bundle(ax, stage["rates"], **style.line(title, titles), label=title)
+    ax.set_title("Learning rate")
+    ax.set_xlabel("epoch")
+    ax.set_ylim(bottom=0)
+    ax.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=True)
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.legend(fontsize=6.5)
 
 
 def _steps(y: np.ndarray, score: np.ndarray, weights: np.ndarray):

@@ -170,6 +170,16 @@ def _augmented(train: dict) -> str:
     return ", ".join(some) or "none"
 
 
+def _rate(train: dict) -> str:
+    """The learning rate with its schedule, where that is another than the default."""
+    said = str(train["lr"])
+    if train["lr_warmup_epochs"]:
+        said += f" (reached in {train['lr_warmup_epochs']} epochs of linear warm-up)"
+    if train["schedule"] in ("cosine", "linear"):
+        said += f", {train['schedule']} schedule to {train['lr_minimum']:g} at the end"
+    return said + (", constant" if train["schedule"] == "constant" else "")
+
+
 def _internal(values: dict) -> str:
     """The schemes of validation that were run."""
     named = words.joined(SCHEMES[v] for v in values["validation"])
@@ -376,7 +386,7 @@ def answers(outcome, analyses: list, people: dict | None = None) -> dict:
         + ", Python "
         + str(outcome.environment.get("python", "?"))
         + "; see Reproduction.",
-        "training": f"Adam, learning rate {train['lr']}, batch {train['batch_size']}, at most "
+        "training": f"Adam, learning rate {_rate(train)}, batch {train['batch_size']}, at most "
         f"{train['epochs']} epochs, weight decay {train['weight_decay']}, augmentation: "
         f"{_augmented(train)}; seeds {', '.join(map(str, values['seeds']))}. All of it: "
         "config.yaml.",

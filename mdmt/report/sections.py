@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import kinds, stats
+from .. import config, kinds, stats
 from ..analysis import calibration, operating
 from ..analysis.cohort import people
 from ..analysis.compare import METHOD, Analysis, fewer_folds
@@ -83,7 +83,9 @@ def _control(outcome: Outcome, name: str) -> str:
             start = f"mean of stages {words.joined(str(k + 1) for k in start)}"
         else:
             start = f"stage {start + 1}"
-        said.append(f"stage {k + 1}: {' + '.join(s['tasks'])} from {start}")
+        own = [f"{n} {v}" for n, v in config.flatten(s["train"]).items()] if s["train"] else []
+        own = f" with {words.joined(own)}" if own else ""
+        said.append(f"stage {k + 1}: {' + '.join(s['tasks'])} from {start}{own}")
     return "; ".join(said)
 
 
