@@ -424,7 +424,8 @@ def tell(made: dict) -> None:
     shown = [str(p) for p in made["written"] if p.name.startswith("table") and p.suffix == ".csv"]
     _say("tables       " + ", ".join(shown), indent=" " * 13)
     names = {"comparisons.csv": "comparisons", "sensitivity.csv": "sensitivity",
-             "figures": "figures", "report.html": "report"}  # fmt: skip
+             "trainings.csv": "trainings", "figures": "figures",
+             "report.html": "report"}  # fmt: skip
     for path in made["written"]:
         if path.name in names:
             print(f"{names[path.name]:<13}{path}")

@@ -240,9 +240,9 @@ def test_what_means_are_over_is_said_of_backbones_and_of_seeds(tmp_path):
     more = {"backbones": ["resnet18", "resnet34"], "seeds": [0, 1], "validation": ["cv", "loco"]}
     outcome = analysis.read(outfolder.make(tmp_path / "out", one_class=True, **more))
     analyses = analysis.compare(outcome, 200)
-    assert "Means over 2 backbones and 2 seeds, which are taken as given" in words.method(
-        analyses[0]
-    )
+    said = words.method(analyses[0])
+    assert "Means over 2 backbones, which are taken as given. Means over 2 seeds: the" in said
+    assert "the trainings of each fold are resampled, too (percentile interval)" in said
     known = checklists.answers(outcome, analyses)
     assert known["internal"].startswith("Cross-validation and leave one center out, inside")
     found = cohort.findings(outcome.cohort, outcome.splits)

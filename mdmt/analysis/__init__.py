@@ -11,6 +11,7 @@ from .describe import Calibration, Subgroup, calibration, operating, subgroups
 from .folder import Outcome, Part, read, results
 from .readers import Readers, readers
 from .sensitivity import Sensitivity, sensitivity
+from .trainings import Spread, spreads
 
 __all__ = [
     "Analysis",
@@ -21,6 +22,7 @@ __all__ = [
     "Part",
     "Readers",
     "Sensitivity",
+    "Spread",
     "Subgroup",
     "calibration",
     "compare",
@@ -29,5 +31,6 @@ __all__ = [
     "readers",
     "results",
     "sensitivity",
+    "spreads",
     "subgroups",
 ]

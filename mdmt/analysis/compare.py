@@ -3,8 +3,9 @@
 At each place (release, validation, task) every network of every configuration has predicted the
 same cases. All patients are resampled once for all networks (`mdmt.stats.resample`, which gives
 what `mdmt.stats.paired_bootstrap` gives); a metric is computed within each test fold and averaged
-over folds, as in the tables. Differences are those of MDMT minus another configuration, per
-backbone and on average over the backbones.
+over folds, as in the tables. Where a study has several seeds, the trainings of each fold are
+resampled, too. Differences are those of MDMT minus another configuration, per backbone and on
+average over the backbones.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ FEW_BACKBONES = 5  # below, backbones are taken as given: too few to say how oth
 class Comparison(NamedTuple):
     """METHOD minus `against` in `metric`, fractions (not percent) or the number's unit.
 
-    backbone "" is the mean over backbones (and seeds). low, high, pvalue: bootstrap by patient;
+    backbone "" is the mean over backbones. low, high, pvalue: bootstrap by patient, and by training
+    where there are several seeds; all are means over the seeds;
     holm: pvalue corrected over the place's means, NaN for single backbones; corrected_t: p-value of
     Nadeau & Bengio's test over folds, NaN with fewer than two folds.
     """
@@ -132,6 +134,10 @@ class Matrix:
     def backbones(self) -> list[str]:
         """Backbones of the networks, in order."""
         return list(dict.fromkeys(b for b, _ in self.nets))
+
+    def trainings(self, backbone: str) -> list[tuple]:
+        """The networks (backbone, seed) of a backbone: one for each seed."""
+        return [net for net in self.nets if net[0] == backbone]
 
     def score(self, p: np.ndarray) -> np.ndarray:
         """What the AUC and calibration are computed from: p of the positive class, or all."""
@@ -290,28 +296,26 @@ def compare(outcome: Outcome, n: int = 10000, seed: int = 0) -> list[Analysis]:
 def _compare(outcome: Outcome, m: Matrix, n: int, seed: int) -> Analysis:
     names = compared(m.spec)
     drawn, at = _drawn(m, names, n, seed)
-    # Backbones are a sample only where there are several, each trained once.
-    many = len(m.backbones) >= FEW_BACKBONES and len(m.nets) == len(m.backbones)
+    many = len(m.backbones) >= FEW_BACKBONES  # else they are no sample of backbones
     notes = list(m.notes)
     estimates, comparisons = {}, []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for c in m.configurations:
             for k in names:
-                which = [at[net, c, k] for net in m.nets]
+                which = [at[b, c, k] for b in m.backbones]
                 estimates[c, k] = _or_nan(lambda k=k, w=which: drawn[k].mean(w), 3)
         others = [c for c in m.configurations if c != METHOD]
         for other in others if METHOD in m.configurations else []:
             for k in names:
-                pairs = [(at[net, METHOD, k], at[net, other, k]) for net in m.nets]
+                pairs = [(at[b, METHOD, k], at[b, other, k]) for b in m.backbones]
                 mode = "random" if many else "fixed"
                 whole = _or_nan(lambda k=k, p=pairs, w=mode: drawn[k].mean_difference(p, w), 4)
                 comparisons.append(_one(outcome, m, "", other, k, whole))
                 if len(m.backbones) < 2:
                     continue
-                for b in m.backbones:
-                    some = [pair for net, pair in zip(m.nets, pairs, strict=True) if net[0] == b]
-                    part = _or_nan(lambda k=k, p=some: drawn[k].mean_difference(p), 4)
+                for b, pair in zip(m.backbones, pairs, strict=True):
+                    part = _or_nan(lambda k=k, p=pair: drawn[k].mean_difference([p]), 4)
                     comparisons.append(_one(outcome, m, b, other, k, part))
     few = fewer_folds(m)
     if few:
@@ -323,14 +327,19 @@ def _compare(outcome: Outcome, m: Matrix, n: int, seed: int) -> Analysis:
 
 
 def _drawn(m: Matrix, names: tuple, n: int, seed: int) -> tuple[dict, dict]:
-    """({metric: Resampled}, {(net, configuration, metric): number in it}); metrics that take the
-    same labels share one, and the patients drawn are the same in all."""
+    """({metric: Resampled}, {(backbone, configuration, metric): number in it}); metrics that take
+    the same labels share one, and the patients and trainings drawn are the same in all."""
     drawn, at = {}, {}
     cut = [k for k in names if k in ON_CLASSES] if m.kind == kinds.NUMBER else []
     for some in filter(None, (cut, [k for k in names if k not in cut])):
-        keys = [(net, c, k) for net in m.nets for c in m.configurations for k in some]
-        wanted = [(m.named_metric(k), m.given(k, m.p[(*net, c)])) for net, c, k in keys]
-        found = stats.resample(m.truth(some[0]), wanted, m.patient, n, seed, folds=m.fold)
+        keys = [(b, c, k) for b in m.backbones for c in m.configurations for k in some]
+        wanted = []
+        for b, c, k in keys:
+            each = [m.given(k, m.p[(*net, c)]) for net in m.trainings(b)]
+            wanted.append((m.named_metric(k), stats.Repeated(each) if len(each) > 1 else each[0]))
+        found = stats.resample(
+            m.truth(some[0]), wanted, m.patient, n, seed, folds=m.fold, sets=[b for b, _, _ in keys]
+        )
         drawn |= dict.fromkeys(some, found)
         at |= {key: i for i, key in enumerate(keys)}
     return drawn, at

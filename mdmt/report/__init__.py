@@ -17,7 +17,7 @@ from ..errors import BadInput
 from ..measures import compared
 from ..paths import folder_lock, read_csv, write_atomic, write_csv
 from ..results import MORE_COLUMNS, RESULT_COLUMNS, columns_of
-from . import checklists, sections, sensitivity, words
+from . import checklists, sections, sensitivity, trainings, words
 from .page import escape, listing, page, paragraph, picture, text_table
 
 RESAMPLES = 10000
@@ -82,6 +82,11 @@ def _make(out: Path, resamples: int, seed: int, wanted: tuple, verify: bool) -> 
     made_of = [r for a in analyses for r in sensitivity.records(a, others[a.matrix.place])]
     written.append(out / "sensitivity.csv")
     write_csv(written[-1], sensitivity.COLUMNS, made_of)
+    repeats = {a.matrix.place: analysis.spreads(a) for a in analyses}
+    if any(repeats.values()):
+        made_of = [r for a in analyses for r in trainings.records(a, repeats[a.matrix.place])]
+        written.append(out / "trainings.csv")
+        write_csv(written[-1], trainings.COLUMNS, made_of)
     for a in analyses:
         notes += a.notes
     groups = {
@@ -97,7 +102,7 @@ def _make(out: Path, resamples: int, seed: int, wanted: tuple, verify: bool) -> 
     figures = plots.draw(outcome, analyses, groups, wanted[1]) if draw else []
     if problem:
         notes.append(problem)
-    found = (analyses, groups, people, others)
+    found = (analyses, groups, people, others, repeats)
     text = _page(outcome, made, found, figures, notes, (resamples, seed))
     write_atomic(out / "report.html", text)
     written += [out / "figures"] if figures else []
@@ -201,9 +206,10 @@ def _ordered(analyses: list) -> list:
 
 
 def _page(outcome: Outcome, made, found, figures, notes, drawn) -> str:
-    """The content of report.html; found: analyses; subgroups, readers and sensitivity by place."""
+    """The content of report.html; found: analyses; subgroups, readers, sensitivity and repeated
+    trainings by place."""
     show = _Pictures(outcome.out / "figures", figures)
-    by_release, groups, people, others = found
+    by_release, groups, people, others, repeats = found
     analyses = _ordered(by_release)
     said = [h for h in map(words.headline, analyses) if h]
     name = outcome.values["name"]
@@ -221,7 +227,7 @@ def _page(outcome: Outcome, made, found, figures, notes, drawn) -> str:
     parts = [
         ("question", "Question", sections.question(outcome)),
         ("data", "Data", sections.data(outcome)),
-        ("results", "Results", _results(made, by_release, show)),
+        ("results", "Results", _results(made, by_release, repeats, show)),
         ("sensitivity", "Sensitivity analyses", sensitivity.section(analyses, others)),
         ("calibration", "Operating point and calibration", _calibration(analyses, people, show)),
         ("subgroups", "Subgroups and centers", _subgroups(analyses, groups, show)),
@@ -258,7 +264,7 @@ def _releases(by_release: list, show) -> str:
     return "\n".join(["<h3>Releases side by side</h3>", *out]) if out else ""
 
 
-def _results(made, by_release, show) -> str:
+def _results(made, by_release, repeats, show) -> str:
     analyses = _ordered(by_release)
     last = (
         [a for a in analyses if a.matrix.release == analyses[0].matrix.release] if analyses else []
@@ -276,6 +282,7 @@ def _results(made, by_release, show) -> str:
         out.append(listing(words.others(a)))
         table = sections.differences(a)
         out.append(tables.to_html(table) if table.rows else paragraph(NONE_HERE))
+        out.append(trainings.section(a, repeats[a.matrix.place]))
         ranks = sections.ranking(a)
         if ranks is not None:
             out.append(tables.to_html(ranks))

@@ -138,16 +138,23 @@ def others(a: Analysis) -> list[str]:
 def method(a: Analysis) -> str:
     """How the intervals were made."""
     m = a.matrix
+    seeds = max(len(m.trainings(b)) for b in m.backbones)
     over = ""
-    if len(m.nets) > 1:
-        counts = {"backbones": len(m.backbones), "seeds": len({s for _, s in m.nets})}
-        which = joined(f"{n} {what}" for what, n in counts.items() if n > 1)
+    if len(m.backbones) > 1:
         how = (
             "which are resampled too (percentile interval)"
             if a.random_backbones
-            else "which are taken as given (BCa interval)"
+            else f"which are taken as given{' (BCa interval)' * (seeds == 1)}"
         )
-        over = f" Means over {which}, {how}."
+        over += f" Means over {len(m.backbones)} backbones, {how}."
+    if seeds > 1:
+        again = (
+            "the seeds of a backbone are averaged first; for single backbones the trainings of "
+            "each fold are resampled, too"
+            if a.random_backbones
+            else "the trainings of each fold are resampled, too (percentile interval)"
+        )
+        over += f" Means over {seeds} seeds: {again}."
     bca = " BCa interval." if len(m.nets) == 1 else ""
     return (
         f"Paired bootstrap by patient, {a.n:,} resamples: all images of a patient are drawn "
@@ -294,7 +301,8 @@ def limits(outcome: Outcome, analyses: list[Analysis]) -> list[str]:
     if seeds < 3:
         found.append(
             f"{seeds} seed{'s' if seeds > 1 else ''} per training: the spread between repeated "
-            f"trainings is {'hardly' if seeds > 1 else 'not'} measured (at least three are "
+            f"trainings is {'hardly' if seeds > 1 else 'not'} measured"
+            f"{'' if seeds > 1 else ' and not part of the intervals'} (at least three are "
             "advised)."
         )
     if len(values["backbones"]) < 5:

@@ -4,7 +4,8 @@ Which one for what: a difference of two models on the same cases: `paired_bootst
 (any metric), `delong` (AUC), `mcnemar` (right or wrong); over the folds of one backbone:
 `nadeau_bengio`, `wilcoxon`; over backbones: `hierarchical_bootstrap`, and as description
 `friedman` and `nemenyi`; several tests at once: `holm`; many metrics of
-many networks on the same resamples: `resample`. `paper_t_tests` repeats the paper's
+many networks on the same resamples, of repeated trainings, too: `resample`. `paper_t_tests` repeats
+the paper's
 Table 2, `false_positive_rate_of_paper_test` says what to think of it.
 
 SciPy is imported when a function needs it.
@@ -53,12 +54,13 @@ from .paper import PAPER_TEST_WARNING, false_positive_rate_of_paper_test, paper_
 from .proportion import wilson
 from .ranks import critical_difference, friedman, mean_ranks, nemenyi
 from .roc import auc_interval, delong
-from .shared import resample
+from .shared import Repeated, resample
 
 __all__ = [
     "PAPER_TEST_WARNING",
     "BootstrapInterval",
     "PairedBootstrap",
+    "Repeated",
     "accuracy",
     "agreement",
     "auc",

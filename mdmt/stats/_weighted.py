@@ -268,6 +268,28 @@ def by_fold(metric, y, prediction, folds, positive=1):
     return _mean_of_parts(parts)
 
 
+def each_fold(metric, y, predictions, folds, positive=1):
+    """Function from weights (R, n) to the metric of each of T `predictions` within each fold
+    (T, folds, R); NaN where a resample leaves it undefined. folds (n,), or None: all in one."""
+    folds = np.zeros(len(y), np.int64) if folds is None else folds
+    parts = []
+    for fold in np.unique(folds):
+        rows = np.flatnonzero(folds == fold)
+        given = [np.asarray(p)[rows] for p in predictions]
+        parts.append((rows, [evaluator(metric, y[rows], p, positive) for p in given]))
+
+    def evaluate(weights):
+        values = np.full((len(predictions), len(parts), len(weights)), np.nan)
+        for k, (rows, functions) in enumerate(parts):
+            inside = weights[:, rows]
+            drawn = inside.any(1)
+            for t, function in enumerate(functions):
+                values[t, k, drawn] = function(inside[drawn])
+        return values
+
+    return evaluate
+
+
 def evaluator(metric, y, prediction, positive=1):
     """Function from weights (R, n) to the metric's values (R,).
 

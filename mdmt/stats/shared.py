@@ -8,12 +8,13 @@ them follows. The numbers are those of `paired_bootstrap`.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from . import _check, _resample
-from ._weighted import by_fold
+from ._weighted import by_fold, each_fold
 from .bootstrap import (
     BootstrapInterval,
     PairedBootstrap,
@@ -26,37 +27,45 @@ from .bootstrap import (
 )
 
 
+class Repeated(NamedTuple):
+    """What a network that was trained several times predicts: one (cases,) or (cases, K) for each
+    training."""
+
+    predictions: Sequence
+
+
 class Resampled(NamedTuple):
     """Values of F metrics: of the cases (F,), of n resamples (F, n), with each group left out
-    (F, G); names (F,) say what each is, seed what was drawn."""
+    (F, G); names (F,) say what each is, seed what was drawn. Where networks were trained several
+    times these are means over the trainings, left_out is None, and `retrained` (F, n) has the
+    trainings drawn, too (None: each was trained once)."""
 
     values: np.ndarray
     resamples: np.ndarray
-    left_out: np.ndarray
+    left_out: np.ndarray | None
     names: tuple
     seed: int
+    retrained: np.ndarray | None = None
 
     def interval(self, i: int, confidence_level: float = 0.95) -> BootstrapInterval:
-        """The metric number `i` with its BCa interval."""
-        value = float(self.values[i])
-        kept = _defined(self.resamples[i], value, self.names[i])
-        return BootstrapInterval(
-            value, *bca_interval(kept, self.left_out[i], value, confidence_level)
-        )
+        """The metric number `i` with its interval (as `mean` has it)."""
+        return self.mean([i], confidence_level)
 
     def difference(self, i: int, j: int, confidence_level: float = 0.95) -> PairedBootstrap:
-        """Metric `i` minus metric `j`, as `paired_bootstrap` has it."""
-        value = float(self.values[i] - self.values[j])
-        kept = _defined(self.resamples[i] - self.resamples[j], value, self.names[i])
-        jackknife = self.left_out[i] - self.left_out[j]
-        low, high = bca_interval(kept, jackknife, value, confidence_level)
-        return PairedBootstrap(value, low, high, _bca_pvalue(kept, jackknife, value, "two-sided"))
+        """Metric `i` minus metric `j`, as `paired_bootstrap` has it (or `mean_difference`, where
+        networks were trained several times)."""
+        return self.mean_difference([(i, j)], confidence_level=confidence_level)
 
     def mean(self, which, confidence_level: float = 0.95) -> BootstrapInterval:
-        """Mean of the metrics numbered `which`, with its BCa interval."""
+        """Mean of the metrics numbered `which`, with its interval: BCa, or, where networks were
+        trained several times, percentile of patients and trainings."""
         which = list(which)
         value = float(np.mean(self.values[which]))
-        kept = _defined(self.resamples[which].mean(0), value, self.names[which[0]])
+        name = self.names[which[0]]
+        if self.retrained is not None:
+            kept = _defined(self.retrained[which].mean(0), value, name)
+            return BootstrapInterval(value, *_percentile(kept, confidence_level))
+        kept = _defined(self.resamples[which].mean(0), value, name)
         low, high = bca_interval(kept, self.left_out[which].mean(0), value, confidence_level)
         return BootstrapInterval(value, low, high)
 
@@ -65,36 +74,43 @@ class Resampled(NamedTuple):
     ) -> PairedBootstrap:
         """Mean over `pairs` (i, j) of metric i minus metric j.
 
-        backbones "fixed": these ones (BCa interval); "random": the pairs, one per backbone, are
-        drawn with replacement too, as in `hierarchical_bootstrap` (percentile interval).
+        backbones "fixed": these ones (BCa interval, or, where networks were trained several times,
+        the percentile interval of patients and trainings); "random": the pairs, one per backbone,
+        are drawn with replacement too, as in `hierarchical_bootstrap` (percentile interval), which
+        has the trainings in it, since every backbone has its own.
         """
         if backbones not in ("random", "fixed"):
             raise ValueError(f"backbones is {backbones!r}; it must be 'random' or 'fixed'")
         pairs = np.asarray(pairs, np.int64).reshape(-1, 2)
         if len(pairs) == 0:
             raise ValueError("pairs is empty; give at least one pair of metrics")
-        each = self.resamples[pairs[:, 0]] - self.resamples[pairs[:, 1]]
-        value = float(np.mean(self.values[pairs[:, 0]] - self.values[pairs[:, 1]]))
-        if backbones == "fixed":
-            kept = _defined(each.mean(0), value, self.names[pairs[0, 0]])
-            jackknife = (self.left_out[pairs[:, 0]] - self.left_out[pairs[:, 1]]).mean(0)
+        one, other = pairs.T
+        value = float(np.mean(self.values[one] - self.values[other]))
+        name = self.names[one[0]]
+        if backbones == "random":
+            each = self.resamples[one] - self.resamples[other]
+            drawn = _resample.draws(0, each.shape[1], len(pairs), self.seed, stream=1)
+            kept = _defined(np.take_along_axis(each.T, drawn, 1).mean(1), value, name)
+        elif self.retrained is not None:
+            kept = _defined((self.retrained[one] - self.retrained[other]).mean(0), value, name)
+        else:
+            kept = _defined((self.resamples[one] - self.resamples[other]).mean(0), value, name)
+            jackknife = (self.left_out[one] - self.left_out[other]).mean(0)
             low, high = bca_interval(kept, jackknife, value, confidence_level)
-            return PairedBootstrap(
-                value, low, high, _bca_pvalue(kept, jackknife, value, "two-sided")
-            )
-        n = each.shape[1]
-        drawn = _resample.draws(0, n, len(pairs), self.seed, stream=1)
-        kept = _defined(
-            np.take_along_axis(each.T, drawn, 1).mean(1), value, self.names[pairs[0, 0]]
-        )
-        tail = (1 - _check.level_of(confidence_level)) / 2
-        low, high = np.quantile(kept, [tail, 1 - tail])
-        pvalue = _sided(*_shares(kept), "two-sided", n)
-        return PairedBootstrap(value, float(low), float(high), pvalue)
+            pvalue = _bca_pvalue(kept, jackknife, value, "two-sided")
+            return PairedBootstrap(value, low, high, pvalue)
+        pvalue = _sided(*_shares(kept), "two-sided", self.resamples.shape[1])
+        return PairedBootstrap(value, *_percentile(kept, confidence_level), pvalue)
+
+
+def _percentile(distribution: np.ndarray, confidence_level: float) -> tuple[float, float]:
+    tail = (1 - _check.level_of(confidence_level)) / 2
+    low, high = np.quantile(distribution, [tail, 1 - tail])
+    return float(low), float(high)
 
 
 def resample(
-    y, wanted, groups=None, n: int = 10000, seed: int = 0, *, folds=None, positive=1
+    y, wanted, groups=None, n: int = 10000, seed: int = 0, *, folds=None, positive=1, sets=None
 ) -> Resampled:
     """Resample the cases y (cases,) once for all `wanted`: a list of (metric, prediction).
 
@@ -102,28 +118,85 @@ def resample(
     metric ("accuracy", "f1", "gmean", "auc", "brier") the mean over the findings that have it.
     metric, groups, folds, positive as in `paired_bootstrap`; prediction (cases,) or (cases, K). A
     metric of `wanted` that the cases themselves leave undefined is NaN throughout.
+
+    prediction may be `Repeated`: T predictions of the same network trained T times (other seeds).
+    The metric is their mean, and `Resampled.retrained` draws, in every resample and independently
+    in every fold (whose networks were trained on their own), T of the T trainings with replacement.
+    sets (F,): those of one label draw the same trainings, so that differences are paired by
+    training (default: all). T trainings understate their variance by (T - 1) / T; deviations from
+    their mean are scaled by sqrt(T / (T - 1)) to make up for it (Rao & Wu, JASA 83, 1988).
+
     Raises ValueError for shapes that do not fit.
     """
     y = _check.outcomes(y)
     n, seed = _check.count_of(n, "n"), _check.count_of(seed, "seed", 0)
-    wanted = [(metric, np.asarray(prediction)) for metric, prediction in wanted]
     if not wanted:
         raise ValueError("wanted is empty; give at least one (metric, prediction)")
-    for k, (_, prediction) in enumerate(wanted):
-        if prediction.shape[:1] != y.shape[:1] or prediction.ndim > 2:
-            raise ValueError(
-                f"y has shape {y.shape} and prediction {k} {prediction.shape}; it must be (n,) or "
-                "(n, K) for the n cases of y"
-            )
-    flat = np.column_stack([prediction.reshape(len(y), -1) for _, prediction in wanted])
+    wanted = [(m, p.predictions if isinstance(p, Repeated) else [p]) for m, p in wanted]
+    wanted = [(m, [np.asarray(one) for one in p]) for m, p in wanted]
+    for k, (_, predictions) in enumerate(wanted):
+        if not predictions:
+            raise ValueError(f"prediction {k} has no training; give at least one")
+        for p in predictions:
+            if p.shape[:1] != y.shape[:1] or p.ndim > 2:
+                raise ValueError(
+                    f"y has shape {y.shape} and prediction {k} {p.shape}; it must be (n,) or "
+                    "(n, K) for the n cases of y"
+                )
+    if sets is not None and len(sets) != len(wanted):
+        raise ValueError(f"sets has {len(sets)} labels for {len(wanted)} predictions; give as many")
+    flat = np.column_stack([p.reshape(len(y), -1) for _, given in wanted for p in given])
     case = _resample.canonical(y, flat, flat, groups, folds)
     of_fold = None if folds is None else np.asarray(folds)[case.order]
-    functions = [
-        by_fold(metric, y[case.order], prediction[case.order], of_fold, positive)
-        for metric, prediction in wanted
-    ]
+    y, wanted = y[case.order], [(m, [p[case.order] for p in given]) for m, given in wanted]
+    names = tuple(m if isinstance(m, str) else m.__name__ for m, _ in wanted)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        values, resamples, left_out = _run(functions, case, n, seed)
-    names = tuple(m if isinstance(m, str) else m.__name__ for m, _ in wanted)
-    return Resampled(values, resamples, left_out, names, seed)
+        if all(len(given) == 1 for _, given in wanted):
+            functions = [by_fold(m, y, p, of_fold, positive) for m, (p,) in wanted]
+            return Resampled(*_run(functions, case, n, seed), names, seed)
+        functions = [each_fold(m, y, given, of_fold, positive) for m, given in wanted]
+        numbers = {}
+        team = [numbers.setdefault(label, len(numbers)) for label in sets or [0] * len(wanted)]
+        return _run_repeated(functions, team, case, n, seed, names)
+
+
+def _run_repeated(functions, team, case, n: int, seed: int, names: tuple) -> Resampled:
+    """As `_run`, of functions from weights (R, cases) to (trainings, folds, R); team (F,): numbers
+    of those that draw the same trainings."""
+    ones = np.ones((1, len(case.codes)))
+    values = np.array([_mean_of(f(ones))[0] for f in functions])
+    resamples = np.empty((len(functions), n))
+    retrained = np.empty((len(functions), n))
+    for first, rows in _resample.portions(n, len(case.codes)):
+        w = _resample.weights(first, rows, case.clusters, seed)[:, case.codes]
+        drawn: dict = {}
+        for k, (function, number) in enumerate(zip(functions, team, strict=True)):
+            each = function(w)
+            trainings, folds, _ = each.shape
+            resamples[k, first : first + rows] = mean = _mean_of(each)
+            if trainings == 1:
+                retrained[k, first : first + rows] = mean
+                continue
+            if (number, trainings, folds) not in drawn:
+                drawn[number, trainings, folds] = _trainings(
+                    first, rows, trainings, folds, seed, number
+                )
+            again = _mean_of(np.take_along_axis(each, drawn[number, trainings, folds], 0))
+            stretch = np.sqrt(trainings / (trainings - 1))
+            retrained[k, first : first + rows] = mean + stretch * (again - mean)
+    return Resampled(values, resamples, None, names, seed, retrained)
+
+
+def _trainings(first, rows, trainings: int, folds: int, seed: int, team: int) -> np.ndarray:
+    """Which trainings each resample draws: (trainings, folds, rows)."""
+    # Streams 0 and 1 draw patients and backbones.
+    streams = (2 + team * folds + fold for fold in range(folds))
+    each = [_resample.draws(first, rows, trainings, seed, stream) for stream in streams]
+    return np.stack(each).transpose(2, 0, 1)
+
+
+def _mean_of(each: np.ndarray) -> np.ndarray:
+    """Mean over trainings, then over folds, (R,) of values (trainings, folds, R), of those that are
+    defined; NaN where none is."""
+    return np.nanmean(np.nanmean(each, 0), 0)

@@ -1,0 +1,84 @@
+"""How much results change when a training is repeated with another seed.
+
+Of a measure v (fold, seed) of one backbone, the variance between its seeds within a fold, averaged
+over folds and backbones, is that of a repeated training, since the networks of different folds are
+trained on their own; the mean over F folds, S seeds and B backbones then has from the trainings
+alone the standard error sqrt(variance / (F S B)).
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..measures import compared
+from .compare import METHOD, Analysis, Matrix, value
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A measure of a configuration, or (against: the other one) of METHOD minus it.
+
+    mean: over folds, seeds and backbones; deviation: standard deviation of a repeated training of
+    the same fold; error: standard error of the mean from that alone; share: part of the variance
+    of the mean, as its 95 % interval has it, that the trainings make (None: the interval is of
+    something else or not known); seeds, folds: how many.
+    """
+
+    configuration: str
+    against: str
+    metric: str
+    mean: float
+    deviation: float
+    error: float
+    share: float | None
+    seeds: int
+    folds: int
+
+
+def spreads(a: Analysis) -> list[Spread]:
+    """Spread of every configuration and every difference of METHOD in the compared measures; none
+    where no backbone was trained with several seeds."""
+    m = a.matrix
+    seeds = max((len(m.trainings(b)) for b in m.backbones), default=0)
+    if seeds < 2:
+        return []
+    found = []
+    for k in compared(m.spec):
+        each = {c: [_values(m, k, c, b) for b in m.backbones] for c in m.configurations}
+        rows = [(c, "", each[c], a.estimates[c, k]) for c in m.configurations]
+        for other in [c for c in m.configurations if c != METHOD and METHOD in each]:
+            pairs = zip(each[METHOD], each[other], strict=True)
+            c = a.find(other, k)
+            ends = (c.difference, c.low, c.high) if c else None
+            rows.append((METHOD, other, [x - y for x, y in pairs], ends))
+        for name, other, values, ends in rows:
+            found.append(_spread(name, other, k, values, ends, seeds, a.random_backbones))
+    return found
+
+
+def _values(m: Matrix, metric: str, configuration: str, backbone: str) -> np.ndarray:
+    """(folds, seeds) of a backbone's networks."""
+    nets = m.trainings(backbone)
+    return np.array(
+        [[value(m, metric, m.fold == f, m.p[(*n, configuration)]) for n in nets] for f in m.folds]
+    )
+
+
+def _spread(name, other, metric, values, ends, seeds: int, random: bool) -> Spread:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of a measure that no fold defines
+        mean = float(np.mean([np.nanmean(v) for v in values]))
+        variances = [np.nanmean(np.nanvar(v, 1, ddof=1)) for v in values if v.shape[1] > 1]
+        variance = float(np.mean(variances))
+        counts = [np.isfinite(v).sum() for v in values]
+        # of the mean over backbones of each one's mean
+        error = float(np.sqrt(np.mean([variance / n for n in counts]) / len(values)))
+    folds = int(np.isfinite(values[0]).any(1).sum())
+    share = None
+    if ends is not None and not random and ends[2] > ends[1]:
+        whole = ((ends[2] - ends[1]) / (2 * 1.959964)) ** 2
+        share = float(min(error**2 / whole, 1.0))
+    return Spread(name, other, metric, mean, float(np.sqrt(variance)), error, share, seeds, folds)
