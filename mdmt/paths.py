@@ -93,7 +93,8 @@ def atomic(path, sync: bool = True):
 
 
 def remove_unfinished(folder) -> None:
-    """Remove what a killed process left of `atomic` in a folder that nobody else writes to now."""
+    """Remove what a killed process left of `atomic` and of a checkpoint that was being written, in
+    a folder that nobody else writes to now."""
     for leftover in Path(folder).glob(f".*{UNFINISHED}"):
         with contextlib.suppress(OSError):
             leftover.unlink()

@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import threading
 import time
 import types
@@ -64,6 +66,38 @@ def test_threads_that_share_a_model_get_what_one_gets():
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_a_network_without_a_model_refuses_a_second_thread():
+    """In a process of its own: without that it would be the end of this one."""
+    code = """if True:
+        import contextlib, threading
+        import numpy as np, mdmt
+        model = mdmt.Model("shufflenet_v2_x0_5", heads={"a": 2}, image_size=64)
+        model._lock = contextlib.nullcontext()  # what is left is the engine's own network
+        images = np.ones((24, 3, 64, 64), np.float32)
+        expected = [model.forward(images[:n])["a"] for n in range(1, 25)]
+        said, wrong = [], []
+        def work(seed):
+            for n in np.random.default_rng(seed).integers(24, size=40):
+                try:
+                    found = model.forward(images[:n + 1])["a"]
+                    wrong.append(not np.array_equal(found, expected[n]))
+                except RuntimeError as error:
+                    said.append(str(error))
+        def threads():
+            for i in range(60):
+                mdmt.set_num_threads(1 + i % 3)
+        some = [threading.Thread(target=work, args=(s,)) for s in range(3)]
+        some.append(threading.Thread(target=threads))
+        for thread in some: thread.start()
+        for thread in some: thread.join()
+        model.forward(images)
+        print(len(set(said)), any(wrong), said[0])
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("1 False the network is being used by another thread; wait")
 
 
 def test_state_dict_beside_training_is_of_one_step(x):

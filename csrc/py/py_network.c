@@ -4,12 +4,59 @@
 
 #include <math.h>
 #include <string.h>
+#include <unistd.h>
 
 typedef struct {
     PyObject_HEAD mdmt_network *network;
     mdmt_py_backend backend;
     int done; /* steps of the last series that took effect */
+    /* Who is in a method, which may have released the GIL; read and set under it. */
+    int depth; /* methods; 0: nobody */
+    unsigned long thread;
+    pid_t process;
 } py_network;
+
+/* A step runs without the GIL: another thread could then change or free what it
+ * works on, and is refused (mdmt.Model has its threads wait). A signal's handler
+ * may come in between two steps of its own thread; and a forked child lacks the
+ * thread that was in. */
+static int enter(py_network *self)
+{
+    unsigned long thread = PyThread_get_thread_ident();
+    if (self->depth && self->process != getpid()) {
+        self->depth = 0;
+    }
+    if (self->depth && self->thread != thread) {
+        PyErr_SetString(PyExc_RuntimeError,
+                        "the network is being used by another thread; wait for it, or use "
+                        "mdmt.Model, which does");
+        return -1;
+    }
+    self->thread = thread;
+    self->process = getpid();
+    self->depth += 1;
+    return 0;
+}
+
+static PyObject *leave(py_network *self, PyObject *result)
+{
+    self->depth -= 1;
+    return result;
+}
+
+/* `method`, one thread at a time. */
+#define ALONE(method)                                                                              \
+    static PyObject *method##_alone(PyObject *object, PyObject *args)                              \
+    {                                                                                              \
+        py_network *self = (py_network *)object;                                                   \
+        return enter(self) < 0 ? NULL : leave(self, method(object, args));                         \
+    }
+#define ALONE_NAMED(method)                                                                        \
+    static PyObject *method##_alone(PyObject *object, PyObject *args, PyObject *keywords)          \
+    {                                                                                              \
+        py_network *self = (py_network *)object;                                                   \
+        return enter(self) < 0 ? NULL : leave(self, method(object, args, keywords));               \
+    }
 
 static PyObject *network_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
@@ -413,16 +460,27 @@ static PyObject *network_forget_images(PyObject *object, PyObject *unused)
     Py_RETURN_NONE;
 }
 
+ALONE(network_get)
+ALONE(network_set)
+ALONE_NAMED(network_run)
+ALONE_NAMED(network_series)
+ALONE_NAMED(network_profile)
+ALONE(network_describe)
+ALONE(network_memory)
+ALONE(network_forget_images)
+
 static PyMethodDef network_methods[] = {
-    {"get", network_get, METH_VARARGS, "get($self, name, what='weight', /)\n--\n\n"
+    {"get", network_get_alone, METH_VARARGS,
+     "get($self, name, what='weight', /)\n--\n\n"
      "Returns array"},
-    {"set", network_set, METH_VARARGS, "set($self, name, array, what='weight', /)\n--\n\n"},
-    {"names", network_names, METH_NOARGS, "names($self)\n--\n\n"
+    {"set", network_set_alone, METH_VARARGS, "set($self, name, array, what='weight', /)\n--\n\n"},
+    {"names", network_names, METH_NOARGS,
+     "names($self)\n--\n\n"
      "Returns [(name, is_parameter)]"},
-    {"run", (PyCFunction)(void (*)(void))network_run, METH_VARARGS | METH_KEYWORDS,
+    {"run", (PyCFunction)(void (*)(void))network_run_alone, METH_VARARGS | METH_KEYWORDS,
      "run($self, mode, feeds, outputs, adam=None, /, **step)\n--\n\n"
      "Returns {output: array}"},
-    {"series", (PyCFunction)(void (*)(void))network_series, METH_VARARGS | METH_KEYWORDS,
+    {"series", (PyCFunction)(void (*)(void))network_series_alone, METH_VARARGS | METH_KEYWORDS,
      "series($self, mode, feeds, outputs, adam=None, /, **step)\n--\n\n"
      "Returns {output: array (steps, ...)}: as run "
      "with\n"
@@ -430,15 +488,17 @@ static PyMethodDef network_methods[] = {
     {"steps_done", network_steps_done, METH_NOARGS,
      "steps_done($self)\n--\n\n"
      "Returns steps of the last series that took effect, also where it failed"},
-    {"profile", (PyCFunction)(void (*)(void))network_profile, METH_VARARGS | METH_KEYWORDS,
+    {"profile", (PyCFunction)(void (*)(void))network_profile_alone, METH_VARARGS | METH_KEYWORDS,
      "profile($self, mode, feeds, /, **step)\n--\n\n"
      "Returns [(op, kernel, seconds)]"},
-    {"describe", network_describe, METH_O, "describe($self, mode, /)\n--\n\n"
+    {"describe", network_describe_alone, METH_O,
+     "describe($self, mode, /)\n--\n\n"
      "Returns list of dicts, one per op"},
-    {"forget_images", network_forget_images, METH_NOARGS,
+    {"forget_images", network_forget_images_alone, METH_NOARGS,
      "forget_images($self)\n--\n\n"
      "Frees the backend's copies of the attached images"},
-    {"memory", network_memory, METH_O, "memory($self, mode, /)\n--\n\n"
+    {"memory", network_memory_alone, METH_O,
+     "memory($self, mode, /)\n--\n\n"
      "Returns planned bytes"},
     {NULL, NULL, 0, NULL}};
 

@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "checkpoint.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -218,35 +219,84 @@ static mdmt_status write_all(int file, const char *data, size_t bytes, const cha
     return MDMT_OK;
 }
 
-/* Opens and locks the temporary file. Another writer may have renamed it
- * between our opening and locking it: then it is no longer ours to empty. */
-static mdmt_status open_temporary(const char *path, int *file)
+/* Bytes of the path that name the folder, the slash included. */
+static size_t folder_bytes(const char *path)
 {
+    const char *slash = strrchr(path, '/');
+    return slash ? (size_t)(slash - path) + 1 : 0;
+}
+
+/* Whether `name` is that of a temporary file for a file called `of`. */
+static int is_temporary(const char *name, const char *of)
+{
+    size_t bytes = strlen(of);
+    if (name[0] != '.' || strncmp(name + 1, of, bytes) != 0 || name[bytes + 1] != '.') {
+        return 0;
+    }
+    const char *rest = name + bytes + 2;
+    return strcmp(rest + strspn(rest, "0123456789-"), ".tmp") == 0;
+}
+
+/* Removes what killed processes left of earlier writes to `path`: the temporary
+ * files that nobody holds a lock on. What cannot be removed stays. `room` holds a
+ * path of a temporary file. */
+static void remove_left(const char *path, char *room, size_t bytes)
+{
+    size_t length = folder_bytes(path);
+    memcpy(room, length ? path : "./", length ? length : 2);
+    room[length ? length : 2] = '\0';
+    DIR *folder = opendir(room);
+    const struct dirent *entry;
+    while (folder && (entry = readdir(folder))) {
+        if (!is_temporary(entry->d_name, path + length)) {
+            continue;
+        }
+        snprintf(room, bytes, "%.*s%s", (int)length, path, entry->d_name);
+        int file = open(room, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+        if (file >= 0 && flock(file, LOCK_EX | LOCK_NB) == 0) {
+            unlink(room);
+        }
+        if (file >= 0) {
+            close(file);
+        }
+    }
+    if (folder) {
+        closedir(folder);
+    }
+}
+
+/* Makes a temporary file that no other writer has, and locks it, which tells
+ * `remove_left` that it is in use; its path goes to `temporary`. One that was
+ * removed between making and locking it is made again. */
+static mdmt_status open_temporary(const char *path, char *temporary, size_t bytes, int *file)
+{
+    static atomic_uint counter;
+    size_t length = folder_bytes(path);
     for (;;) {
-        *file = hook_refuses() ? -1 : open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
+        unsigned number = atomic_fetch_add(&counter, 1);
+        snprintf(temporary, bytes, "%.*s.%s.%ld-%u.tmp", (int)length, path, path + length,
+                 (long)getpid(), number);
+        *file =
+            hook_refuses() ? -1 : open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+        if (*file < 0 && errno == EEXIST) {
+            continue;
+        }
         if (*file < 0) {
-            return io_failure("opening", path);
+            return io_failure("opening a temporary file for", path);
         }
-        if (flock(*file, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
-            close(*file);
-            return mdmt_fail(MDMT_IO, "%s is being written by another process", path);
-        }
+        flock(*file, LOCK_EX); /* where there are no locks, nothing is removed either */
         struct stat ours, named;
-        if (fstat(*file, &ours) == 0 && stat(path, &named) == 0 && ours.st_ino == named.st_ino &&
-            ours.st_dev == named.st_dev) {
-            break;
+        if (fstat(*file, &ours) == 0 && stat(temporary, &named) == 0 &&
+            ours.st_ino == named.st_ino && ours.st_dev == named.st_dev) {
+            return MDMT_OK;
         }
         close(*file);
     }
-    return MDMT_OK;
 }
 
 static mdmt_status write_content(int file, const char *path, const text_buffer *header,
                                  const mdmt_array *const *sorted, int count)
 {
-    if (hook_refuses() || ftruncate(file, 0) != 0) {
-        return io_failure("emptying", path);
-    }
     MDMT_TRY(write_all(file, header->data, header->bytes, path));
     for (int i = 0; i < count; i++) {
         MDMT_TRY(write_all(file, sorted[i]->data, array_bytes(sorted[i]), path));
@@ -280,16 +330,16 @@ static mdmt_status flush_folder(const char *path, char *room)
 static mdmt_status replace_file(const char *path, const text_buffer *header,
                                 const mdmt_array *const *sorted, int count)
 {
-    size_t room = strlen(path) + 8;
+    size_t room = strlen(path) + 320; /* also for another file of the folder */
     char *temporary = mdmt_acquire(room, 1);
     if (!temporary) {
         return MDMT_NO_MEMORY;
     }
-    snprintf(temporary, room, "%s.tmp", path);
+    remove_left(path, temporary, room);
     int file = -1;
-    mdmt_status status = open_temporary(temporary, &file);
+    mdmt_status status = open_temporary(path, temporary, room, &file);
     if (status == MDMT_OK) {
-        status = write_content(file, temporary, header, sorted, count);
+        status = write_content(file, path, header, sorted, count);
         if (status == MDMT_OK && (hook_refuses() || rename(temporary, path) != 0)) {
             status = io_failure("renaming the temporary file to", path);
         }

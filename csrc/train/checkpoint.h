@@ -5,10 +5,12 @@
  * bytes, then the arrays, little-endian, C order, without gaps, the widest
  * elements first, so that each array starts at a multiple of its element size.
  *
- * Writing: `<path>.tmp` in the same folder is locked, written and flushed to disk,
- * renamed over path, and the folder is flushed to disk. Whatever fails is one
- * sentence with path and cause, and the temporary file is removed. A killed
- * process leaves it behind; the next write reuses it. */
+ * Writing: a temporary file in the same folder, `.<name>.<process>-<number>.tmp`,
+ * is locked, written and flushed to disk, renamed over path, and the folder is
+ * flushed to disk. Each write has a file of its own, so that of several at once
+ * each is whole and the last one stays. Whatever fails is one sentence with path
+ * and cause, and the temporary file is removed. A killed process leaves it behind;
+ * the next write to that path removes it, since nobody holds its lock. */
 #ifndef MDMT_TRAIN_CHECKPOINT_H
 #define MDMT_TRAIN_CHECKPOINT_H
 
