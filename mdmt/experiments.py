@@ -51,6 +51,8 @@ CONTROLS = {
 _BETA = re.compile(r"MDMT-beta(0|1|0?\.\d+|1\.0+)")
 
 FORMAT = 1
+# Where a job stands; what it trains does not depend on it.
+PLACE = ("release", "validation", "fold")
 # Keys of `train` that descriptions name only where they are not the default: trainings that were
 # made before there were these keys keep their ids.
 LATER = ("schedule", "lr_minimum", "lr_warmup_epochs")
@@ -63,7 +65,8 @@ class Job:
     description: pure, hashed to `id`. rows: {data set: {"train", "val", "test": int64 rows}};
     needs: ids of the jobs that must be finished before it: those it starts from and those whose
     steps it counts; reported: the configurations (and so the rows of the results) that this job's
-    test predictions stand for.
+    test predictions stand for; twin: id of an earlier job that is the same training in another
+    place (`share`): what that one left is copied.
     """
 
     id: str
@@ -72,6 +75,7 @@ class Job:
     rows: dict
     needs: list[str] = field(default_factory=list)
     reported: list[str] = field(default_factory=list)
+    twin: str | None = None
 
 
 def table(values: dict) -> dict[str, list[dict]]:
@@ -386,6 +390,27 @@ class _Planner:
         needs = [*needs, *counted]
         rows = {n: parts[n][0] for n in used}
         return Job(name, "", description, rows, sorted(set(needs), key=needs.index))
+
+
+def share(jobs: list[Job]) -> None:
+    """Give each job that is the same training as an earlier one in another place (release,
+    validation, fold) that one as its `twin`, which it then needs and nothing else.
+
+    So it is where a data set has the same folds in two places: without centers in cv and loco, with
+    fewer centers than the other in loco, or unchanged in a later release. Description, seed and so
+    every bit are the same. jobs: each after those it needs.
+    """
+    first: dict[str, str] = {}
+    same: dict[str, str] = {}
+    for job in jobs:
+        content = {k: v for k, v in job.description.items() if k not in PLACE}
+        if "jobs" in content["init"]:
+            content["init"] = {"jobs": [[same[n], s] for n, s in content["init"]["jobs"]]}
+        if "steps_of" in content:
+            content["steps_of"] = sorted(same[n] for n in content["steps_of"])
+        same[job.id] = first.setdefault(digest(content), job.id)
+        if same[job.id] != job.id:
+            job.twin, job.needs = same[job.id], [same[job.id]]
 
 
 def _overlaid(base: dict, changed: dict) -> dict:

@@ -135,6 +135,7 @@ def plan(values: dict, gathered: list[tuple], found: list[list] | None = None) -
         datasets = [(c, manifest(c, s)) for c, s in zip(cases, stores, strict=True)]
         releases.append(Release(name, cases, stores, made, alike))
         jobs += experiments.plan(values, datasets, made, name)
+    experiments.share(jobs)
     return Study(values, releases, jobs)
 
 
@@ -365,6 +366,7 @@ class Inputs:
         return {
             "datasets": datasets,
             "runs": str((self.out / "runs").resolve()),
+            "twin": job.twin,
             "device": self.device,
             "weights": self.weights[backbone],
             "checkpoint_seconds": train["checkpoint_seconds"],

@@ -16,7 +16,8 @@ def jobs(backbones=("resnet18", "densenet201"), count=4, releases=("1",)):
                 place = {"backbone": backbone, "validation": "cv", "fold": fold}
                 described = {**place, "release": release, "seed": 0, "select": "prognosis"}
                 name = f"{backbone}-{release}-{fold}"
-                job = types.SimpleNamespace(id=name, label="MDMT", description=described)
+                job = types.SimpleNamespace(id=name, label="MDMT", description=described,
+                                            twin=None)  # fmt: skip
                 job.reported = ["MDMT"]
                 made.append(job)
     return made

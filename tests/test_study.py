@@ -4,6 +4,7 @@ import json
 import subprocess
 import time
 import types
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -222,6 +223,52 @@ def test_levels_of_an_array_hold_what_earlier_levels_allow(jobs):
     assert len(first) == len(second) == 1188
     done = {j.id for j in first}
     assert all(set(j.needs) <= done for j in second)
+
+
+def test_what_is_the_same_training_in_another_place_is_made_once(paper):
+    """BRIXIA does not change from release to release, and its three groups of makers are gone
+    through twice in the six folds of loco: 2 of 3 cv trainings and 5 of 6 loco ones are copies."""
+    values, releases = paper
+    jobs = []
+    for name, (cases, made) in releases.items():
+        known = [(cases[0], f"hash-{name}"), (cases[1], "hash")]
+        jobs += experiments.plan(values, known, made, name)
+    names = [j.id for j in jobs]
+    before = {j.id: list(j.needs) for j in jobs}
+    experiments.share(jobs)
+    assert [j.id for j in jobs] == names and len(names) == 2376
+    by_id = {j.id: j for j in jobs}
+    copies = [j for j in jobs if j.twin]
+    assert Counter(j.label for j in copies) == {"STL-tau2": 18 * (2 * 5 + 3 * 6 - 3)}
+    for job in copies:
+        source = by_id[job.twin]
+        assert job.needs == [source.id] and source.twin is None
+        for key, value in job.description.items():
+            assert key in experiments.PLACE or source.description[key] == value
+        for name, parts in job.rows.items():
+            assert all(np.array_equal(parts[p], source.rows[name][p]) for p in parts)
+    assert all(j.needs == before[j.id] for j in jobs if not j.twin)
+    assert estimate.size(jobs).splitlines() == [
+        "2232 dependencies, chains of at most 3, 450 the same training as another and copied",
+        "2376 jobs",
+    ]
+    images = display.expected_images(jobs)
+    assert all((images[j.id] == 0) == (j.twin is not None) for j in jobs)
+
+
+def test_copies_of_copies_and_what_starts_from_them():
+    """Chains are compared by what they are made of, not by the names of their parts."""
+
+    def job(name, fold, needs=(), **more):
+        made = {"jobs": [[n, 1.0] for n in needs]} if needs else {"weights": "random"}
+        return experiments.Job(name, "", {"fold": fold, "init": made, **more}, {}, list(needs))
+
+    jobs = [job("a", 0), job("b", 1), job("c", 0, ["a"]), job("d", 1, ["b"]),
+            job("e", 2, seed=1), job("f", 2, ["e"]),
+            job("g", 0, steps_of=["b", "f"]), job("h", 1, steps_of=["a", "f"])]  # fmt: skip
+    experiments.share(jobs)
+    assert {j.id: j.twin for j in jobs if j.twin} == {"b": "a", "d": "c", "h": "g"}
+    assert jobs[3].needs == ["c"]
 
 
 def test_time_is_estimated_from_a_measured_step(paper, jobs, tmp_path):

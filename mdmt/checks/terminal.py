@@ -125,8 +125,10 @@ def cost_facts(report: Report) -> list[tuple[str, str]]:
     """(what, figure) of what the plan takes."""
     values, jobs, costs = report.values, report.study.jobs, report.costs
     many = len(report.study.releases)
+    copies = sum(j.twin is not None for j in jobs)
+    same = f" ({copies} the same as another, and copied)" if copies else ""
     plan = (
-        f"{len(jobs)} trainings: {_counted(values['backbones'], 'backbone')}, "
+        f"{len(jobs)} trainings{same}: {_counted(values['backbones'], 'backbone')}, "
         f"{_counted(values['configurations'], 'configuration')}, "
         f"{', '.join(values['validation'])}"
         + (f", {many} releases" if many > 1 else "")

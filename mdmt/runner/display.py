@@ -150,9 +150,10 @@ class Display:
         self._advance(job, result["images"])
         self._close(job)
         trained, seconds = result["images"] - result["resumed"], max(result["seconds"], 1e-9)
-        spent = self.spent.setdefault(job.description["backbone"], [0.0, 0])
-        spent[0] += seconds
-        spent[1] += trained
+        if not job.twin:
+            spent = self.spent.setdefault(job.description["backbone"], [0.0, 0])
+            spent[0] += seconds
+            spent[1] += trained
         loss, task = result.get("val_loss"), job.description.get("select")
         if job.reported and loss is not None and task:
             found = (loss, self.name(job))
@@ -164,7 +165,7 @@ class Display:
                 f"{self._number()} {self.name(job)}: {result['epochs']} epoch{plural}{best}, "
                 f"{seconds:.0f} s"
             )
-            speed = f", {trained / seconds:.0f} img/s"
+            speed = ", the same training" if job.twin else f", {trained / seconds:.0f} img/s"
             if not self.terminal:
                 text += f"{speed}; {left_text(self.left())}"
             elif len(text + speed) <= self.screen.width():
@@ -311,7 +312,7 @@ def clock(seconds: float) -> str:
 
 
 def expected_images(jobs: list[Job]) -> dict[str, int]:
-    """Training images of every job at most: {job id: images}."""
+    """Training images of every job at most: {job id: images}; none of one that is copied."""
     found: dict[str, int] = {}
     for job in jobs:
         d = job.description
@@ -320,7 +321,7 @@ def expected_images(jobs: list[Job]) -> dict[str, int]:
             found[job.id] = sum(known)
         else:
             found[job.id] = d["train"]["epochs"] * images_per_epoch(job)
-    return found
+    return found | dict.fromkeys([j.id for j in jobs if j.twin], 0)
 
 
 def images_per_epoch(job: Job) -> int:

@@ -38,7 +38,8 @@ def listing(jobs: list) -> str:
             sizes = "+".join(str(len(r["train"])) for r in job.rows.values())
             lines.append(
                 f"{numbers[job.id]:>5}  {job.id:<44}{job.label:<14} train {sizes:<10}"
-                f" seed {d['seed']}" + (f"  after {after}" if after else "")
+                f" seed {d['seed']}"
+                + (f"  {'copy of' if job.twin else 'after'} {after}" if after else "")
             )
     else:
         for name, count in Counter(job.label for job in jobs).items():
@@ -53,7 +54,9 @@ def size(jobs: list) -> str:
         depth[job.id] = 1 + max((depth[n] for n in job.needs), default=0)
     edges = sum(len(j.needs) for j in jobs)
     deep = max(depth.values(), default=0)
-    return f"{edges} dependencies, chains of at most {deep}\n{len(jobs)} jobs"
+    copies = sum(j.twin is not None for j in jobs)
+    same = f", {copies} the same training as another and copied" if copies else ""
+    return f"{edges} dependencies, chains of at most {deep}{same}\n{len(jobs)} jobs"
 
 
 def measure(
@@ -167,14 +170,14 @@ def forecast(
         _core.set_num_threads(before)
     images = expected_images(jobs)
     start = _process_start() if todo else 0.0
-    weights = [figures[j.description["backbone"]]["weights"] for j in todo]
+    made = [j for j in todo if not j.twin]
+    weights = [figures[j.description["backbone"]]["weights"] for j in made]
     if not values["keep_weights"]:  # those of the places under way
         weights = sorted(weights)[-4 * workers :]
     return {
         "todo": len(todo),
-        "seconds": sum(
-            start + _seconds(j, images[j.id], figures[j.description["backbone"]]) for j in todo
-        ),
+        "seconds": start * len(todo)
+        + sum(_seconds(j, images[j.id], figures[j.description["backbone"]]) for j in made),
         "disk": sum(weights) + sum(_bytes(j) for j in todo),
         "memory": max((f["memory"] for f in figures.values()), default=0),
         "backbones": figures,

@@ -4,7 +4,8 @@ FOLDER holds job.json (what the job is) and inputs.json (where things are on thi
 process prints one JSON line per event to stdout: {"event": "progress", ...}, {"event": "done"},
 {"event": "error", "message", "exit_code"}. It leaves model.safetensors, history.csv,
 predictions.csv, processes.jsonl (a line for each process that worked on it) and, last,
-result.json, whose presence means that the job is finished.
+result.json, whose presence means that the job is finished. A job that has a twin takes over what
+that one left instead.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -22,11 +24,20 @@ import numpy as np
 
 from .. import __version__, kinds
 from ..errors import BadInput, Interrupted, MdmtError, NoSpace, debugging, write_failure
-from ..paths import folder_lock, read_json, remove_unfinished, write_csv, write_json
+from ..paths import (
+    atomic,
+    folder_lock,
+    read_json,
+    remove_unfinished,
+    write_atomic,
+    write_csv,
+    write_json,
+)
 from ..system import cpu_path
-from .kept import RESULT, finished
+from .kept import PREDICTIONS, RESULT, WEIGHTS, finished
 
 LOCK_SECONDS = 60.0  # that a training waits for another process to leave its folder
+HISTORY, TENSORBOARD = "history.csv", "tensorboard"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -70,13 +81,39 @@ def execute(folder, stop=None, emit=None) -> dict:
         if finished(folder):
             return read_json(folder / RESULT)
         paths = _sign(folder)
-        result = _train(folder, description, inputs, stop, emit or (lambda **event: None))
-        result["cpu"] = paths
+        if inputs.get("twin"):
+            result = _copied(folder, Path(inputs["runs"]) / inputs["twin"])
+        else:
+            result = _train(folder, description, inputs, stop, emit or (lambda **event: None))
+            result["cpu"] = paths
         result["seconds"] = round(time.monotonic() - begin, 3)
         write_json(folder / RESULT, result)
         for leftover in ("checkpoint.safetensors", "error.json"):
             (folder / leftover).unlink(missing_ok=True)
     return result
+
+
+def _copied(folder: Path, source: Path) -> dict:
+    """Take over what the training in `source`, which is the same in another place, left; return its
+    result, with `copied_from`. The weights are the same file where the file system can."""
+    if not finished(source) or not (source / WEIGHTS).is_file():
+        raise BadInput(f"{source}: is not finished, and {folder.name} is a copy of it; run again")
+    weights = folder / WEIGHTS
+    try:
+        weights.unlink(missing_ok=True)
+        try:
+            os.link(source / WEIGHTS, weights)
+        except OSError:  # a file system without links
+            with atomic(weights) as stream, open(source / WEIGHTS, "rb") as given:
+                shutil.copyfileobj(given, stream)
+        for name in (HISTORY, PREDICTIONS):
+            write_atomic(folder / name, (source / name).read_bytes())
+        if (source / TENSORBOARD).is_dir():
+            shutil.copytree(source / TENSORBOARD, folder / TENSORBOARD, dirs_exist_ok=True)
+    except OSError as error:
+        raise write_failure(folder, error) from error
+    result = read_json(source / RESULT)
+    return {**result, "resumed": result["images"], "copied_from": source.name}
 
 
 def _sign(folder: Path) -> list[str]:
@@ -167,8 +204,8 @@ def _train(folder: Path, description: dict, inputs: dict, stop, emit) -> dict:
         kept=_kept(description, inputs),
     )
     state = fit.run()
-    model.save(str(folder / "model.safetensors"))
-    engine.write_history(folder / "history.csv", state.history)
+    model.save(str(folder / WEIGHTS))
+    engine.write_history(folder / HISTORY, state.history)
     _write_predictions(folder, description, model, parts, tasks)
     _write_tensorboard(folder, state.history)
     return {
@@ -220,7 +257,7 @@ def _start(description: dict, inputs: dict, heads: dict) -> dict:
 
     sources = description["init"]["jobs"]
     runs = Path(inputs["runs"])
-    states = [load_weights(runs / job / "model.safetensors") for job, _ in sources]
+    states = [load_weights(runs / job / WEIGHTS) for job, _ in sources]
     backbones = [{k: v for k, v in s.items() if not k.startswith("heads.")} for s in states]
     start, share = backbones[0], sources[0][1]
     for state, (_, more) in zip(backbones[1:], sources[1:], strict=True):
@@ -269,7 +306,7 @@ def _write_predictions(folder, description, model, parts, tasks) -> None:
                 }
             )
     most = max(len(t["classes"]) for t in description["tasks"])
-    write_csv(Path(folder) / "predictions.csv", columns + [f"p{k}" for k in range(most)], rows)
+    write_csv(Path(folder) / PREDICTIONS, columns + [f"p{k}" for k in range(most)], rows)
 
 
 def _write_tensorboard(folder: Path, history: list[dict]) -> None:
@@ -284,7 +321,7 @@ def _write_tensorboard(folder: Path, history: list[dict]) -> None:
         raise BadInput(
             f"--tensorboard needs the package tensorboard ({error}); install mdmt[tensorboard]"
         ) from error
-    writer = EventFileWriter(str(folder / "tensorboard"))
+    writer = EventFileWriter(str(folder / TENSORBOARD))
     for row in history:
         values = [
             Summary.Value(tag=name, simple_value=float(value))
