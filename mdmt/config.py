@@ -444,6 +444,7 @@ def _check_task(name: str, task: dict, source: str) -> None:
     for label, target in (task["labels"] or {}).items():
         if target not in targets:
             raise BadConfig(f"{where}.labels.{label} is '{target}'{nearest(target, targets)}")
+    _check_recipe(where, task)
     if cuts is not None:
         if task["labels"]:
             raise BadConfig(f"{where} has labels and thresholds; keep one")
@@ -452,6 +453,36 @@ def _check_task(name: str, task: dict, source: str) -> None:
                 f"{where}.thresholds is {cuts}; it must be {len(classes) - 1} rising numbers, one "
                 f"fewer than the classes{' (loss ' + loss + ')' if kind == kinds.NUMBER else ''}"
             )
+
+
+def _check_recipe(where: str, task: dict) -> None:
+    """Label smoothing and class weights."""
+    loss, weights = task["head"]["loss"], task["class_weights"]
+    if task["head"]["smoothing"] and loss != "ce":
+        raise BadConfig(
+            f"{where}.head.smoothing is {task['head']['smoothing']}, but its loss {loss} has no "
+            "target that is spread over classes; leave smoothing out, or take the loss ce"
+        )
+    if weights == "none":
+        return
+    if kinds.kind_of(task) == kinds.NUMBER:
+        raise BadConfig(
+            f"{where}.class_weights is given, but its loss mse learns a number, which has no "
+            "classes to weigh; leave it out"
+        )
+    if isinstance(weights, str):
+        if weights != "balanced":
+            hint = nearest(weights, ("none", "balanced"))
+            raise BadConfig(f"{where}.class_weights is '{weights}'{hint}")
+        return
+    for name in weights:
+        if name not in task["classes"]:
+            raise BadConfig(f"{where}.class_weights names '{name}'{nearest(name, task['classes'])}")
+    if not any(weights.get(name, 1) for name in task["classes"]) or not weights:
+        raise BadConfig(
+            f"{where}.class_weights gives {'every class 0' if weights else 'no class a weight'}; "
+            "give one more, or leave it out"
+        )
 
 
 def _check_number(where: str, task: dict) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import _core, kinds
+from . import _core, kinds, weighting
 from .errors import BadInput, Interrupted, write_failure
 from .loss import masked_loss
 from .paths import write_csv
@@ -60,12 +60,14 @@ class Part:
     val: np.ndarray
     test: np.ndarray | None = None
 
-    def attached(self, unit: Unit | None = None) -> dict:
-        """The form that `Model.attach` takes; numbers are given in `unit`."""
+    def attached(self, unit: Unit | None = None, weights: np.ndarray | None = None) -> dict:
+        """The form that `Model.attach` takes; numbers are given in `unit`; weights: the weight of
+        each label, or None."""
         target = self.labels if unit is None else unit.standardised(self.labels)
         if target.ndim < 3:
             target = np.ascontiguousarray(target, np.float32)
-        return {"images": self.images, "task": self.task, "target": target}
+        found = {"images": self.images, "task": self.task, "target": target}
+        return found if weights is None else found | {"sample_weight": weights}
 
 
 @dataclass
@@ -100,10 +102,11 @@ def decoded(kind: str, logits: np.ndarray) -> np.ndarray:
     return expit(np.asarray(logits, np.float64)).astype(np.float32)
 
 
-def mean_loss(loss: str, logits: np.ndarray, target: np.ndarray) -> float:
-    """Mean of a task's loss over its labelled samples, float64; logits (N, C), target (N,) or
-    (N, C), as for `mdmt.masked_loss`."""
-    return masked_loss([logits], np.zeros(len(logits), np.int64), target, losses=[loss])[0]
+def mean_loss(loss: str, logits: np.ndarray, target: np.ndarray, weights=None) -> float:
+    """Mean of a task's loss over its labelled samples, float64; logits (N, C), target and weights
+    (N,) or (N, C), as for `mdmt.masked_loss`."""
+    task = np.zeros(len(logits), np.int64)
+    return masked_loss([logits], task, target, losses=[loss], sample_weight=weights)[0]
 
 
 def mask_scores(logits: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -210,7 +213,12 @@ class Fit:
     the model has from an earlier training. stop() -> bool is asked after every step;
     progress(State, loss) is called after every step.
 
+    class_weights: {task: "balanced" or (K,) weights of its classes, or of its findings' positives};
+    balanced ones are `mdmt.class_weights` of the labels of the task's training parts.
+
     The loss of a task of numbers (mse) is of the number in its `Unit`, in training and validation.
+    The validation loss has the class weights of training, too: what selects the epoch is what is
+    minimised. It is without the head's label smoothing, which makes training harder on purpose.
     """
 
     def __init__(
@@ -232,6 +240,7 @@ class Fit:
         freeze: bool = False,
         max_steps: int | None = None,
         kept=(),
+        class_weights: dict | None = None,
     ):
         self.model, self.parts, self.tasks, self.settings = model, parts, tasks, settings
         self.select, self.stop, self.progress = select, stop, progress
@@ -244,7 +253,11 @@ class Fit:
                 )
         check_memory(model, settings["batch_size"])
         self.units = self._units()
-        model.attach([p.attached(self.units.get(tasks[p.task])) for p in parts])
+        #: {task: (K,) weights of its classes, or of its findings' positives}
+        self.class_weights = self._class_weights(class_weights or {})
+        weights = [self._weights_of(p.task, p.labels) for p in parts]
+        units = [self.units.get(tasks[p.task]) for p in parts]
+        model.attach([p.attached(u, w) for p, u, w in zip(parts, units, weights)])
         self.kept = [t for t in kept if t in self.units]
         sizes = [len(p.train) for p in parts]
         self.sampler = make_sampler(sizes, settings["batch_size"], sampler, seed)
@@ -294,6 +307,23 @@ class Fit:
                 mine = [p.labels[p.train] for p in self.parts if p.task == k]
                 found[name] = Unit.of(np.concatenate(mine))
         return found
+
+    def _class_weights(self, chosen: dict) -> dict[str, np.ndarray]:
+        found = {}
+        for name, weights in chosen.items():
+            if isinstance(weights, str):
+                k, head = self.tasks.index(name), self.model.heads[name]
+                mine = np.concatenate([p.labels[p.train] for p in self.parts if p.task == k])
+                weights = weighting.class_weights(mine, head["classes"], head["loss"])
+            found[name] = np.asarray(weights, np.float64)
+        return found
+
+    def _weights_of(self, task: int, labels: np.ndarray) -> np.ndarray | None:
+        """The weight of each label of a task, or None where all count alike."""
+        weights = self.class_weights.get(self.tasks[task])
+        if weights is None:
+            return None
+        return weighting.of_labels(labels, weights, self.model.heads[self.tasks[task]]["loss"])
 
     def run(self) -> State:
         """Train to the end, or until stop(): then checkpoint and raise Interrupted. At the end the
@@ -457,7 +487,8 @@ class Fit:
         kind = kinds.OF_LOSS[loss]
         known = ~np.isnan(labels)
         right = (kinds.called(kind, decoded(kind, logits)) == labels)[known]
-        return mean_loss(loss, logits, labels), float(np.mean(right))
+        value = mean_loss(loss, logits, labels, self._weights_of(task, labels))
+        return value, float(np.mean(right))
 
     def _validate_masks(self, task: int) -> tuple[float, float]:
         scores, batch = [], self.settings["batch_size"]

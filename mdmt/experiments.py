@@ -285,15 +285,7 @@ class _Planner:
             for model in {s["steps_of"] for s in stages if s["steps_of"]}:
                 self.stages.setdefault(model, stages_of(values, model))
         self.weights = {b: _described(weights_source(values, b)) for b in values["backbones"]}
-        self.tasks = {
-            n: {
-                "name": n,
-                "classes": [] if kinds.kind_of(t) == kinds.NUMBER else t["classes"],
-                "positive": None if kinds.kind_of(t) == kinds.NUMBER else t["positive"],
-                "head": t["head"],
-            }
-            for n, t in values["tasks"].items()
-        }
+        self.tasks = {n: _task(n, t) for n, t in values["tasks"].items()}
         self.settings = {
             n: [self._settings(f"experiments.{n}.{i}", s) for i, s in enumerate(stages)]
             for n, stages in self.stages.items()
@@ -411,6 +403,22 @@ def share(jobs: list[Job]) -> None:
         same[job.id] = first.setdefault(digest(content), job.id)
         if same[job.id] != job.id:
             job.twin, job.needs = same[job.id], [same[job.id]]
+
+
+def _task(name: str, task: dict) -> dict:
+    """A task in a description. Keys that came later are left out at their default, so that the jobs
+    of an earlier study keep their ids."""
+    number = kinds.kind_of(task) == kinds.NUMBER
+    head = {k: v for k, v in task["head"].items() if k != "smoothing" or v}
+    described = {
+        "name": name,
+        "classes": [] if number else task["classes"],
+        "positive": None if number else task["positive"],
+        "head": head,
+    }
+    if task["class_weights"] != "none":
+        described["class_weights"] = task["class_weights"]
+    return described
 
 
 def _overlaid(base: dict, changed: dict) -> dict:

@@ -166,6 +166,14 @@ HEAD = _map(
         "several findings",
         choices=("ce", "ordinal", "mse", "bce"),
     ),
+    smoothing=Key(
+        "float",
+        0,
+        "label smoothing, of the loss ce: the share of each training target that is spread evenly "
+        "over all classes (0: off; validation takes the plain target)",
+        low=0,
+        high=0.99,
+    ),
 )
 
 TASK = _map(
@@ -195,6 +203,15 @@ TASK = _map(
     ),
     positive=Key(
         "text", None, "positive class of a two-class task (default: the last one)", optional=True
+    ),
+    class_weights=Key(
+        "table|text",
+        "none",
+        "weights of the classes in the loss, in training and in the validation that selects the "
+        "epoch: none; balanced (n / (K n_k) on each fold's training part; with the loss bce "
+        "negatives / positives, at most 100, for each finding's positives); or {class: weight}, of "
+        "findings {finding: weight of a positive}, 1 where not named",
+        item=Key("float", low=0, high=1e6),
     ),
     head=HEAD,
 )

@@ -31,11 +31,12 @@ def parts(seed=0):
     return found
 
 
-def fit(path=None, stop=None, progress=None, seconds=0, steps=0, **changes):
-    model = Model("resnet18", heads=HEADS, image_size=32, seed=1)
+def fit(path=None, stop=None, progress=None, seconds=0, steps=0, class_weights=None, heads=HEADS,
+        **changes):  # fmt: skip
+    model = Model("resnet18", heads=heads, image_size=32, seed=1)
     return engine.Fit(
         model, parts(), ["a", "b"], settings(**changes), SAMPLER, seed=5, checkpoint=path,
-        seconds=seconds, steps=steps, stop=stop, progress=progress,
+        seconds=seconds, steps=steps, stop=stop, progress=progress, class_weights=class_weights,
     )  # fmt: skip
 
 
@@ -191,6 +192,59 @@ def test_a_damaged_checkpoint_is_one_sentence(tmp_path):
     path.write_bytes(b"no checkpoint")
     with pytest.raises(BadInput, match="delete it to start this training anew"):
         fit(path).run()
+
+
+RECIPE = {
+    "class_weights": {"a": "balanced", "b": [1, 0.5, 4]},
+    "heads": {"a": {**HEADS["a"], "smoothing": 0.125}, "b": HEADS["b"]},
+}
+
+
+@pytest.fixture(scope="module")
+def weighted():
+    """The same with class weights and smoothing."""
+    run = fit(**RECIPE)
+    return run, run.run().history, run.model.state_dict()
+
+
+def test_balanced_weights_are_of_the_training_part_alone(weighted, whole):
+    run, history, weights = weighted
+    assert run.class_weights["a"] == pytest.approx([13 / 14, 13 / 12])  # 7 and 6 of rows 0 to 12
+    assert run.class_weights["b"].tolist() == [1, 0.5, 4]
+    assert not same(weights, whole[1])
+    again = fit(**RECIPE)
+    altered = again.parts[0]
+    altered.labels[altered.val] = 0  # nor is it looked at
+    other = engine.Fit(
+        again.model, again.parts, ["a", "b"], settings(), SAMPLER, class_weights={"a": "balanced"}
+    )
+    assert other.class_weights["a"].tolist() == run.class_weights["a"].tolist()
+
+
+def test_the_validation_loss_has_the_weights_and_no_smoothing(weighted):
+    """Of the best weights, which the model holds at the end; in float64."""
+    run, history, _ = weighted
+    row = history[run.state.best_epoch]
+    for k, (name, weights) in enumerate(run.class_weights.items()):
+        part = run.parts[k]
+        logits = engine.predict(run.model, k, part.val)[name].astype(np.float64)
+        y = part.labels[part.val]
+        each = -log_softmax(logits, 1)[np.arange(len(y)), y]
+        assert row[f"val_loss_{name}"] == pytest.approx((weights[y] * each).mean(), rel=1e-5)
+
+
+def test_weights_resume_to_the_same_bits(weighted, tmp_path):
+    asked = []
+
+    def stop():
+        asked.append(1)
+        return len(asked) > 6
+
+    with pytest.raises(Interrupted):
+        fit(tmp_path / "checkpoint", stop=stop, **RECIPE).run()
+    resumed = fit(tmp_path / "checkpoint", **RECIPE)
+    assert resumed.run().history == weighted[1] and resumed.resumed
+    assert same(resumed.model.state_dict(), weighted[2])
 
 
 def test_early_stopping(tmp_path):

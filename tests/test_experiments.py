@@ -8,6 +8,7 @@ import pytest
 from mdmt import config, experiments, splits, study
 from mdmt.data.table import Cases
 from mdmt.errors import BadConfig
+from mdmt.paths import digest
 
 
 def cohort(name, task, classes, patients=60, centers=("A", "B", "C")):
@@ -50,6 +51,25 @@ def test_four_configurations_are_four_trainings_per_fold():
     # the full study of the paper: 18 backbones, 5 + 6 folds, 4 configurations
     two = plan("validation=[cv, loco]", "backbones=[resnet18, resnet34]", "seeds=[0, 1]")
     assert len(two) == 4 * (5 + 3) * 2 * 2
+
+
+def test_keys_that_came_later_change_no_job():
+    """At their defaults: studies begun with an earlier version go on with the jobs they have."""
+    for task in plan()[3].description["tasks"]:
+        assert set(task) == {"name", "classes", "positive", "head"}
+        assert set(task["head"]) == {"hidden", "dropout", "loss"}
+    assert digest([j.id for j in plan("validation=[cv, loco]")])[:16] == "c7ac73f8a70705bb"
+    assert digest([j.id for j in plan("tasks.severity.head.loss=mse")])[:16] == "3eb47b5e731d5ef0"
+
+
+def test_recipes_are_of_their_task_alone():
+    weights, smooth = "tasks.severity.class_weights=balanced", "tasks.severity.head.smoothing=0.1"
+    before = by_name(plan())
+    for key, found in ((weights, by_name(plan(weights))), (smooth, by_name(plan(smooth)))):
+        assert found["STL-tau1"].id == before["STL-tau1"].id
+        assert all(found[c].id != before[c].id for c in ("STL-tau2", "FT", "MDMT")), key
+    task = by_name(plan(weights, smooth))["MDMT"].description["tasks"][1]
+    assert task["class_weights"] == "balanced" and task["head"]["smoothing"] == 0.1
 
 
 def test_ft_and_mdmt_start_from_the_stl_trainings_of_their_own_fold():

@@ -42,6 +42,15 @@ def study(spec, columns=None):
         ({"classes": ["a", "b"], "head": {"loss": "mse"}}, "classes is given, but its loss mse"),
         ({"labels": {"a": "b"}, "head": {"loss": "mse"}}, "labels is given, but its loss mse"),
         ({"positive": "a", "head": {"loss": "mse"}}, "positive is given, but its loss mse"),
+        (
+            {"class_weights": "balanced", "head": {"loss": "mse"}},
+            "class_weights is given, but its loss mse learns a number",
+        ),
+        ({"head": {"loss": "mse", "smoothing": 0.1}}, "its loss mse has no target that is spread"),
+        (
+            {"classes": ["a", "b"], "head": {"loss": "ordinal", "smoothing": 0.1}},
+            "its loss ordinal has no target that is spread over classes",
+        ),
         ({"thresholds": [5], "head": {"loss": "mse"}}, "thresholds makes 2 classes of the number;"),
         (
             {"thresholds": [5], "classes": ["a", "b", "c"], "head": {"loss": "mse"}},

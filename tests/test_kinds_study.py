@@ -1,6 +1,7 @@
 """Studies of several kinds of tasks, from the tables to the report: classes, a number, findings."""
 
 import csv
+import json
 import re
 
 import numpy as np
@@ -243,9 +244,15 @@ data:
       columns: {{image: image, patient: patient, label: prognosis, center: center}}
       task: prognosis
 tasks:
-  findings: {{classes: [upper, lower, no one has it], head: {{hidden: [], dropout: 0, loss: bce}}}}
+  findings:
+    classes: [upper, lower, no one has it]
+    class_weights: balanced
+    head: {{hidden: [], dropout: 0, loss: bce}}
   severity: {{head: {{hidden: [], dropout: 0, loss: mse}}}}
-  prognosis: {{classes: [MILD, SEVERE], head: {{hidden: [], dropout: 0}}}}
+  prognosis:
+    classes: [MILD, SEVERE]
+    class_weights: {{SEVERE: 2}}
+    head: {{hidden: [], dropout: 0, smoothing: 0.1}}
 backbones: [shufflenet_v2_x0_5]
 configurations: [STL-tau1, MDMT, ALL]
 experiments:
@@ -321,6 +328,31 @@ def test_three_kinds_train_on_mixed_batches(three):
     assert np.isfinite([float(history[1][k]) for k in losses]).all()
     tested = {(r["configuration"], r["task"]) for r in rows}
     assert {("ALL", t) for t in ("findings", "severity", "prognosis")} <= tested
+
+
+def test_class_weights_are_of_each_training_part(three):
+    """In result.json of each training; the report says them, and what they do to probabilities."""
+    out, values = three
+    table = {r["image"]: r for r in rows_of(f"{values['data']['root']}/findings.csv")}
+    folds = json.loads((out / "splits.json").read_text())["validation"]["cv"]
+    jobs = {r["job"]: r for r in rows_of(out / "results.csv")}
+    for job, row in jobs.items():
+        weights = json.loads((out / "runs" / job / "result.json").read_text())["class_weights"]
+        part = folds[int(row["fold"])]["datasets"]["one"]["train"]
+        known = {n: [table[i][n] for i in part] for n in NAMES}
+        balanced = {n: v.count("0") / v.count("1") if "1" in v else 1 for n, v in known.items()}
+        assert weights["findings"] == pytest.approx(balanced)
+        if row["configuration"] == "ALL":
+            assert weights["prognosis"] == {"MILD": 1, "SEVERE": 2}
+    assert sum(len(folds[k]["datasets"]["one"]["train"]) for k in (0, 1)) < 2 * len(table)
+    text = (out / "report.html").read_text()
+    for words in ("findings, balanced over each training part (positives of upper ",
+                  "prognosis, fixed (MILD 1.00 and SEVERE 2.00)", "label smoothing 0.1 (prognosis)",
+                  "population in which positives count by their weight",
+                  "population in which every class counts by its weight"):  # fmt: skip
+        assert words in text, words
+    assert "The networks learnt severity with" not in text
+    assert "No resampling by class" in text
 
 
 def test_the_report_of_findings(three):

@@ -17,7 +17,7 @@ from ..errors import BadInput
 from ..measures import compared
 from ..paths import folder_lock, read_csv, write_atomic, write_csv
 from ..results import MORE_COLUMNS, RESULT_COLUMNS, columns_of
-from . import checklists, sections, sensitivity, trainings, words
+from . import checklists, recipe, sections, sensitivity, trainings, words
 from .page import escape, listing, page, paragraph, picture, text_table
 
 RESAMPLES = 10000
@@ -302,6 +302,8 @@ def _calibration(analyses, people, show) -> str:
         said = words.calibration([analysis.calibration(m, c) for c in some])
         if said:
             out.append(paragraph(said))
+        if expected := recipe.reweighted(m.task, m.spec):
+            out.append(paragraph(expected, "note"))
         out.append(tables.to_html(sections.all_metrics(a)))
         out.append(show(m.place, "reliability", "bland_altman", "confusion"))
         out += _human(a, people.get(m.place))

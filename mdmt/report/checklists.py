@@ -12,7 +12,7 @@ import numpy as np
 from .. import kinds
 from ..analysis.scheme import SCHEMES
 from ..experiments import weights_text
-from . import words
+from . import recipe, words
 
 CLAIM_SOURCE = (
     "Tejani et al., Checklist for Artificial Intelligence in Medical Imaging (CLAIM): 2024 Update, "
@@ -388,7 +388,8 @@ def answers(outcome, analyses: list, people: dict | None = None) -> dict:
         + "; see Reproduction.",
         "training": f"Adam, learning rate {_rate(train)}, batch {train['batch_size']}, at most "
         f"{train['epochs']} epochs, weight decay {train['weight_decay']}, augmentation: "
-        f"{_augmented(train)}; seeds {', '.join(map(str, values['seeds']))}. All of it: "
+        f"{_augmented(train)}{recipe.smoothing(values)}; seeds "
+        f"{', '.join(map(str, values['seeds']))}. All of it: "
         "config.yaml.",
         "selected": "Epoch with the lowest validation loss of the first task"
         + (f", after {train['warmup_epochs']} epochs" if train["warmup_epochs"] else "")
@@ -413,7 +414,7 @@ def answers(outcome, analyses: list, people: dict | None = None) -> dict:
         "predictors": "The image alone.",
         "updating": "None.",
         "predictions": _of_kinds(values, PREDICTIONS),
-        "imbalance": "No resampling by class, no class weights; metrics beside accuracy are given.",
+        "imbalance": recipe.imbalance(outcome),
         "fairness": "Performance by center and by what the tables record of sex and age: "
         "Subgroups.",
         "output": _of_kinds(values, OUTPUT),

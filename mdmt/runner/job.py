@@ -202,13 +202,14 @@ def _train(folder: Path, description: dict, inputs: dict, stop, emit) -> dict:
         freeze=description.get("freeze", False),
         max_steps=_counted(description, inputs),
         kept=_kept(description, inputs),
+        class_weights=_class_weights(description),
     )
     state = fit.run()
     model.save(str(folder / WEIGHTS))
     engine.write_history(folder / HISTORY, state.history)
     _write_predictions(folder, description, model, parts, tasks)
     _write_tensorboard(folder, state.history)
-    return {
+    result = {
         "version": __version__,
         "epochs": state.epoch,
         "best_epoch": state.best_epoch,
@@ -217,6 +218,23 @@ def _train(folder: Path, description: dict, inputs: dict, stop, emit) -> dict:
         "steps": model.training_step,
         "val_loss": fit.best_loss(),
     }
+    if fit.class_weights:
+        classes = {t["name"]: t["classes"] for t in description["tasks"]}
+        result["class_weights"] = {
+            t: dict(zip(classes[t], w.tolist(), strict=True)) for t, w in fit.class_weights.items()
+        }
+    return result
+
+
+def _class_weights(description: dict) -> dict:
+    """{task: "balanced" or the weights of its classes in their order}."""
+    found = {}
+    for task in description["tasks"]:
+        given = task.get("class_weights")
+        if given is not None:
+            fixed = not isinstance(given, str)
+            found[task["name"]] = [given.get(c, 1.0) for c in task["classes"]] if fixed else given
+    return found
 
 
 def _build(description: dict, inputs: dict):

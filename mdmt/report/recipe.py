@@ -1,0 +1,75 @@
+"""What of the training recipe differs from the plain one: weights of the classes, smoothing."""
+
+from __future__ import annotations
+
+from .. import kinds
+from ..analysis.folder import Outcome
+from ..paths import read_json
+from ..tables.grid import number
+from .words import joined
+
+
+def weighted(spec: dict) -> bool:
+    """Whether a task of a configuration was trained with class weights."""
+    return spec.get("class_weights", "none") != "none"
+
+
+def used(outcome: Outcome) -> dict[str, dict[str, list[float]]]:
+    """{task: {class: its weight in every training}}, from runs/<job>/result.json."""
+    found: dict = {}
+    for job in outcome.jobs:
+        path = outcome.out / "runs" / job / "result.json"
+        given = read_json(path).get("class_weights", {}) if path.is_file() else {}
+        for task, weights in given.items():
+            for name, weight in weights.items():
+                found.setdefault(task, {}).setdefault(name, []).append(float(weight))
+    return found
+
+
+def imbalance(outcome: Outcome) -> str:
+    """What was done about rare classes, as sentences."""
+    tasks = {t: spec for t, spec in outcome.values["tasks"].items() if weighted(spec)}
+    if not tasks:
+        return "No resampling by class, no class weights; metrics beside accuracy are given."
+    known, said = used(outcome), []
+    for task, spec in tasks.items():
+        balanced = spec["class_weights"] == "balanced"
+        how = "balanced over each training part" if balanced else "fixed"
+        named = joined(f"{n} {_span(w)}" for n, w in known.get(task, {}).items()) if known else ""
+        of = "positives of " if kinds.kind_of(spec) == kinds.FINDINGS else ""
+        said.append(f"{task}, {how}{f' ({of}{named})' if named else ''}")
+    return (
+        "Class weights in the loss, in training and in the validation loss that selects the epoch: "
+        f"{'; '.join(said)}. No resampling by class; metrics beside accuracy are given."
+    )
+
+
+def _span(weights: list[float]) -> str:
+    """0.71, or 0.68 to 0.74 over the trainings."""
+    low, high = (number(v, 2) for v in (min(weights), max(weights)))
+    return low if low == high else f"{low} to {high}"
+
+
+def smoothing(values: dict) -> str:
+    """ ", label smoothing 0.1 (prognosis)", or "" where there is none."""
+    some = {t: spec["head"].get("smoothing", 0) for t, spec in values["tasks"].items()}
+    said = [f"{share:g} ({task})" for task, share in some.items() if share]
+    return f", label smoothing {joined(said)}" if said else ""
+
+
+def reweighted(task: str, spec: dict) -> str:
+    """What class weights mean for a task's probabilities; "" where it has none."""
+    if not weighted(spec):
+        return ""
+    findings = kinds.kind_of(spec) == kinds.FINDINGS
+    whose = "positives count by their weight" if findings else "every class counts by its weight"
+    back = (
+        "A finding's odds divided by that weight are"
+        if findings
+        else "The probability of each class divided by its weight, scaled to a sum of 1, is"
+    )
+    return (
+        f"The networks learnt {task} with class weights: their probabilities are those of a "
+        f"population in which {whose}, so that calibration is expected to be off. {back} what a "
+        "network without weights would be calibrated to (Elkan 2001)."
+    )
