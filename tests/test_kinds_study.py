@@ -347,7 +347,7 @@ def test_class_weights_are_of_each_training_part(three):
     assert sum(len(folds[k]["datasets"]["one"]["train"]) for k in (0, 1)) < 2 * len(table)
     text = (out / "report.html").read_text()
     for words in ("findings, balanced over each training part (positives of upper ",
-                  "prognosis, fixed (MILD 1.00 and SEVERE 2.00)", "label smoothing 0.1 (prognosis)",
+                  "prognosis, fixed (MILD 1.00, SEVERE 2.00)", "label smoothing 0.1 (prognosis)",
                   "population in which positives count by their weight",
                   "population in which every class counts by its weight"):  # fmt: skip
         assert words in text, words

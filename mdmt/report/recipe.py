@@ -35,7 +35,8 @@ def imbalance(outcome: Outcome) -> str:
     for task, spec in tasks.items():
         balanced = spec["class_weights"] == "balanced"
         how = "balanced over each training part" if balanced else "fixed"
-        named = joined(f"{n} {_span(w)}" for n, w in known.get(task, {}).items()) if known else ""
+        spans = {name: _span(w) for name, w in known.get(task, {}).items()}
+        named = kinds.counted(spans, spans.values())
         of = "positives of " if kinds.kind_of(spec) == kinds.FINDINGS else ""
         said.append(f"{task}, {how}{f' ({of}{named})' if named else ''}")
     return (
