@@ -70,7 +70,18 @@ typedef struct {
     double lr, beta1, beta2, eps, weight_decay;
     int decoupled;
     int64_t step;
+    double clip; /* largest norm of the gradient, or 0: gradients longer than that are multiplied by
+                    clip / (norm + 1e-6), as by torch.nn.utils.clip_grad_norm_ (Pascanu, Mikolov,
+                    Bengio, ICML 2013) */
 } mdmt_adam;
+
+/* Parameters that share factors of the learning rate and of the weight decay. */
+typedef struct {
+    double lr, weight_decay;
+    float own[4]; /* the backend's */
+} mdmt_group;
+
+enum { MDMT_MAX_GROUPS = 256, MDMT_GROUP_FLOATS = MDMT_ALIGN / sizeof(float) };
 
 typedef struct mdmt_backend mdmt_backend;
 
@@ -80,6 +91,10 @@ typedef struct {
     const float *gradients;
     float *first, *second;
     int64_t count;
+    const uint8_t *group; /* (count / MDMT_GROUP_FLOATS): the group of each so many floats; NULL: all
+                             are of one whose factors are 1 */
+    mdmt_group *groups;   /* (group_count) */
+    int group_count;
 } mdmt_update;
 
 /* A tensor (ROWS, SCALAR, or a MAP that gives) that gets, or gives, one row of a host array per
@@ -102,6 +117,8 @@ typedef struct {
     mdmt_update update;
     int watch; /* log[0] is the loss: a step in which it is not finite updates nothing, nor do those
                   after it */
+    double *norms; /* (count), on the host: of the gradients before they are clipped; NULL: they are
+                      not. A step whose norm is not finite is as one whose loss is not */
     int feeds, logs;
     mdmt_port feed[MDMT_MAX_FEEDS], log[MDMT_MAX_LOGS];
 } mdmt_series;
@@ -149,9 +166,10 @@ struct mdmt_backend {
     mdmt_status (*slab_open)(mdmt_backend *backend, mdmt_slab *slab, size_t bytes,
                              const char *what);
     void (*slab_close)(mdmt_backend *backend, mdmt_slab *slab);
-    /* Adam over flat slabs of `count` floats. */
-    mdmt_status (*adam)(mdmt_backend *backend, const mdmt_adam *adam, float *weights,
-                        const float *gradients, float *first, float *second, int64_t count);
+    /* Adam over flat slabs. *norm: with adam->clip, of the gradient before it is clipped; where it
+     * is not finite, nothing is updated. */
+    mdmt_status (*adam)(mdmt_backend *backend, const mdmt_adam *adam, const mdmt_update *update,
+                        double *norm);
     /* A series; all NULL where the host runs each step itself. In this order, for each step i:
      *   series_open   once: takes everything to the device
      *   series_stage  on the host, before step i: its images, where they do not fit the device
@@ -159,10 +177,10 @@ struct mdmt_backend {
      *   (the program's ops)
      *   series_note   ends it: keeps its logs, updates the weights
      *   series_close  once, also after a failure: waits, copies the logs to the host. *done:
-     *                 steps before the first that updated nothing for its loss, or all
+     *                 steps before the first that updated nothing for its loss or norm, or all
      * What lies from series_next to series_note may be recorded and repeated instead: none of its
      * arguments changes from step to step. A recording holds for the same program at the same
-     * addresses and the same `augment`, `update`, `watch` and ports. */
+     * addresses and the same `augment`, `update`, `watch` and ports, with norms or without. */
     mdmt_status (*series_open)(mdmt_backend *backend, const mdmt_series *series);
     mdmt_status (*series_stage)(mdmt_backend *backend, const mdmt_series *series, int i);
     mdmt_status (*series_next)(mdmt_backend *backend, const mdmt_series *series);

@@ -66,7 +66,7 @@ class Network:
         mode: dict[str, Any],
         feeds: Arrays,
         outputs: tuple[str, ...],
-        adam: tuple[float, float, float, float, float, bool, int] | None = None,
+        adam: tuple[Any, ...] | None = None,
         /,
         **step: Any,
     ) -> Arrays: ...
@@ -75,10 +75,13 @@ class Network:
         mode: dict[str, Any],
         feeds: Arrays,
         outputs: tuple[str, ...],
-        adam: tuple[float, float, float, float, float, bool, int] | None = None,
+        adam: tuple[Any, ...] | None = None,
         /,
         **step: Any,
     ) -> Arrays: ...
+    def set_groups(
+        self, factors: list[tuple[float, float]], numbers: dict[str, int], /
+    ) -> None: ...
     def steps_done(self) -> int: ...
     def profile(
         self, mode: dict[str, Any], feeds: Arrays, /, **step: Any

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 import reprlib
 from collections.abc import Mapping
@@ -218,6 +219,22 @@ def task_weights(given, heads: dict) -> dict[str, float]:
         if not isinstance(weight, numbers.Real) or not np.isfinite(weight):
             raise ValueError(f"the task weight of {task} must be a number, not {weight!r}")
     return {task: float(weight) for task, weight in weights.items()}
+
+
+def adam(lr, betas, eps, weight_decay, decoupled, step: int, clip) -> tuple:
+    """The numbers of an update as the engine takes them; step counts from 1, clip None is none."""
+    if np.shape(betas) != (2,):
+        raise ValueError(f"betas of Adam must be two numbers, not {betas!r}")
+    given = {"lr": lr, "beta1": betas[0], "beta2": betas[1], "weight_decay": weight_decay}
+    for name, value in {**given, "eps": eps}.items():
+        good = isinstance(value, numbers.Real) and math.isfinite(value) and value >= 0
+        if not good or (name[:4] == "beta" and value >= 1):
+            raise ValueError(f"{name} of Adam cannot be {value!r}")
+    if clip is not None and not (isinstance(clip, numbers.Real) and 0 < clip < math.inf):
+        raise ValueError(
+            f"clip must be a number above 0, the largest norm of a gradient, or None, not {clip!r}"
+        )
+    return (lr, betas[0], betas[1], eps, weight_decay, bool(decoupled), step, clip or 0.0)
 
 
 # Resident data sets --------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import numbers
 import os
 import sys
 import warnings
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mdmt import _core, inputs, nets, system
+from mdmt import groups as groups_
 from mdmt.alone import Lock, alone
 from mdmt.augmentation import complete
 from mdmt.checked import whole
@@ -41,7 +41,9 @@ PRECISIONS = {
     "bf16": {"winograd": 2, "bf16": True},
 }
 # What a copy takes over besides weights and description.
-COPIED = ("mean", "std", "training_step", "steps_at_once", "task_weights", "unused", "_frozen")
+COPIED = (
+    "mean", "std", "training_step", "steps_at_once", "task_weights", "groups", "unused", "_frozen",
+)  # fmt: skip
 GPU_PRECISIONS = {"fp32": "fp32", "fp32-direct": "fp32", "tf32": "tf32", "bf16": "bf16"}
 
 
@@ -76,6 +78,9 @@ class Model:
         weights. forward and train_step take images to which they were applied
     training_step : steps done; keys the dropout and counts for Adam's bias correction
     task_weights : {task: factor of its loss in training}, 1 where a task is not named
+    groups : {pattern: {"lr": factor, "weight_decay": factor}}: parameters that learn at another
+        rate, or decay otherwise
+    gradient_norms : where the last call clipped gradients, their norms before that (steps); or None
     steps_at_once : how many steps fit_steps had best be given at once on this device
     unused : keys of the file of weights that the model does not use
 
@@ -124,6 +129,9 @@ class Model:
         self.steps_at_once = 1 if self._on is None else 64
         #: Factor of each task's loss in training; a task that is not named counts 1.
         self.task_weights = {}
+        self._groups = {}
+        #: L2 norms (S,) of the last call's gradients before it clipped them; None: it did not.
+        self.gradient_norms = None
         self._frozen = False  # the heads learn alone
         self._sources, self._labels, self._resident = [], [], []
         self._batches = 0  # training passes since the counters below were set
@@ -170,6 +178,29 @@ class Model:
     @image_size.setter
     def image_size(self, size: int | Sequence[int]) -> None:
         self._image_size = inputs.sides(size)
+
+    @property
+    def groups(self) -> dict[str, dict[str, float]]:
+        """{pattern: {"lr": factor, "weight_decay": factor}}: what the learning rate and the weight
+        decay of a step are multiplied by for some parameters, as by param_groups of torch.optim; a
+        copy, so assign to change it.
+
+        A pattern is `backbone`, `heads`, `norm` (batch normalisations), `bias` (theirs, too), or
+        keys of state_dict with wildcards as in file names ("layer4.*"). Each factor of a parameter
+        is that of the last pattern which names it and gives one, else 1. lr 0 leaves a parameter
+        exactly as it is, while its moments go on. ValueError, and nothing changed, for a pattern
+        that names nothing or a factor below 0.
+
+        >>> model.groups = {"backbone": {"lr": 0.1}, "norm": {"weight_decay": 0}}
+        """
+        return copy.deepcopy(self._groups)
+
+    @groups.setter
+    @alone
+    def groups(self, groups: Mapping[str, Mapping[str, float]]) -> None:
+        groups = groups_.checked(groups)
+        self._network.set_groups(*groups_.numbered(groups, self._entries, self.backbone))
+        self._groups = groups
 
     def _draw(self):
         """A Builder with the network as ops on tensors, with its heads, for images of
@@ -280,7 +311,10 @@ class Model:
         feeds = {"image": x, "task": task, "target": target}
         if self._masks:
             feeds["mask"] = inputs.masks(task, mask, (len(x), *x.shape[2:]), self.heads)
+        self.gradient_norms = None
         out = self._network.run(mode, feeds, names, adam, seed=self.seed, step=self.training_step)
+        if adam and adam[-1]:
+            self.gradient_norms = np.array([out["gradient_norm"]])
         self._keep_tuning()
         self._batches += bool(training)
         return out
@@ -314,17 +348,6 @@ class Model:
         loss = out["loss"]
         return float(loss[0]), self._collect("gradient")
 
-    def _adam(self, lr, betas, eps, weight_decay, decoupled):
-        if np.shape(betas) != (2,):
-            raise ValueError(f"betas of Adam must be two numbers, not {betas!r}")
-        given = {"lr": lr, "beta1": betas[0], "beta2": betas[1], "weight_decay": weight_decay}
-        for name, value in {**given, "eps": eps}.items():
-            good = isinstance(value, numbers.Real) and math.isfinite(value) and value >= 0
-            if not good or (name[:4] == "beta" and value >= 1):
-                raise ValueError(f"{name} of Adam cannot be {value!r}")
-        step = self.training_step + 1
-        return (lr, betas[0], betas[1], eps, weight_decay, bool(decoupled), step)
-
     @alone
     def train_step(
         self,
@@ -337,6 +360,7 @@ class Model:
         eps: float = 1e-8,
         weight_decay: float = 1e-4,
         decoupled: bool = False,
+        clip: float | None = None,
         mask: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
     ) -> float:
@@ -344,11 +368,15 @@ class Model:
         PyTorch) or decoupled (its AdamW). x, task, target, mask, sample_weight as for
         loss_and_gradients.
 
+        clip: a gradient (of all parameters that learn) whose L2 norm is above it is multiplied by
+        clip / (norm + 1e-6), before the weight decay, as by torch.nn.utils.clip_grad_norm_; the
+        norm is left in `gradient_norms`.
+
         Returns the loss before the step: the mean over the labelled samples, with dropout. Raises
-        as forward does, and FloatingPointError where the loss is not finite: then no weight has
-        changed.
+        as forward does, and FloatingPointError where the loss, or with clip the norm, is not
+        finite: then no weight has changed.
         """
-        adam = self._adam(lr, betas, eps, weight_decay, decoupled)
+        adam = inputs.adam(lr, betas, eps, weight_decay, decoupled, self.training_step + 1, clip)
         training = not self._frozen
         out = self._pass(x, task, target, training, ("loss",), adam, mask, sample_weight)
         loss = out["loss"]
@@ -390,6 +418,7 @@ class Model:
         eps: float = 1e-8,
         weight_decay: float = 1e-4,
         decoupled: bool = False,
+        clip: float | None = None,
         augment: Mapping[str, Any] | None = None,
         epoch: int = 0,
     ) -> tuple[float, np.ndarray]:
@@ -399,7 +428,7 @@ class Model:
         dataset, index (N): which data set (its place in what attach was given), and which of its
         images; as MixedBatchSampler gives them. augment: None (off) or the ranges that differ from
         mdmt.augmentation.RANGES, {} for none; its random numbers depend on seed, epoch and image.
-        lr, ..., decoupled: as for train_step.
+        lr, ..., clip: as for train_step.
 
         Returns (loss, per_task): per_task (K, 2) has each task's sum of losses and its samples.
         """
@@ -411,6 +440,7 @@ class Model:
             eps=eps,
             weight_decay=weight_decay,
             decoupled=decoupled,
+            clip=clip,
             augment=augment,
             epoch=epoch,
         )
@@ -427,6 +457,7 @@ class Model:
         eps: float = 1e-8,
         weight_decay: float = 1e-4,
         decoupled: bool = False,
+        clip: float | None = None,
         augment: Mapping[str, Any] | None = None,
         epoch: int = 0,
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -434,7 +465,7 @@ class Model:
         a GPU the host only starts them: batches, labels and losses stay there until the last one.
 
         Ctrl-C (KeyboardInterrupt) ends it between two steps. Returns (losses (S,), per_task
-        (S, K, 2)). FloatingPointError when a loss is not finite;
+        (S, K, 2)). FloatingPointError when a loss, or with clip a norm, is not finite;
         `training_step` then counts the steps that took effect, those before it.
         """
         dataset, index = np.asarray(dataset), np.asarray(index)
@@ -442,7 +473,7 @@ class Model:
             raise ValueError(
                 f"dataset and index must both be (S, N), not {dataset.shape} and {index.shape}"
             )
-        adam = self._adam(lr, betas, eps, weight_decay, decoupled)
+        adam = inputs.adam(lr, betas, eps, weight_decay, decoupled, self.training_step + 1, clip)
         epoch = whole("epoch", epoch, 0, (1 << 63) - 1)
         ranges = None if augment is None else complete(augment)
         samples = self._samples(dataset, index)
@@ -459,6 +490,7 @@ class Model:
         )
         if self._frozen:
             mode["learns"] = "heads."
+        self.gradient_norms = None
         try:
             out = self._network.series(
                 mode,
@@ -476,6 +508,7 @@ class Model:
             self.training_step += done
             self._batches += 0 if self._frozen else done
             self._keep_tuning()
+        self.gradient_norms = out.get("gradient_norm")
         return out["loss"][:, 0], out["per_task"].reshape(len(index), -1, 2)
 
     def freeze_backbone(self, frozen: bool = True) -> None:
@@ -630,10 +663,10 @@ class Model:
     def save(self, path: str | os.PathLike, optimizer: bool = False) -> None:
         """Writes weights and description as safetensors, atomically, whatever the name.
 
-        optimizer: writes Adam's moments and the number of training steps, too, so that a loaded
-        model goes on to the same bits (three times as large). FloatingPointError, and nothing
-        written, where a weight is not finite: load would refuse it. OSError where the file cannot
-        be written.
+        optimizer: writes Adam's moments, the number of training steps and the groups, too, so that
+        a loaded model goes on to the same bits (three times as large). FloatingPointError, and
+        nothing written, where a weight is not finite: load would refuse it. OSError where the file
+        cannot be written.
         """
         path, arrays, description = os.fspath(path), self.state_dict(), self.description()
         try:
@@ -649,6 +682,7 @@ class Model:
         if optimizer:
             moments, description["training_step"] = self.optimizer_state()
             arrays |= {OPTIMIZER + key: value for key, value in moments.items()}
+            description |= {"groups": self._groups} if self._groups else {}
         metadata = {"format": "np", "mdmt": json.dumps(description)}
         _core.write_safetensors(path, arrays, metadata)
 
@@ -677,7 +711,7 @@ class Model:
         """
         description, state = read_description(path), load_weights(path)
         scaling = {k: tuple(description.pop(k)) for k in ("mean", "std") if k in description}
-        step = description.pop("training_step", None)
+        step, groups = (description.pop(k, None) for k in ("training_step", "groups"))
         if device == "cpu" and not system.cpu_has(description["precision"]):
             description["precision"] = "fp32"  # trained on a GPU or another processor
         try:
@@ -685,6 +719,7 @@ class Model:
             model.load_state_dict(state)
             if step is not None:
                 model.load_optimizer_state(read_moments(path), step)
+            model.groups = groups or {}
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)}: {error}") from None
         model.mean, model.std = scaling.get("mean", model.mean), scaling.get("std", model.std)
@@ -747,19 +782,10 @@ class Model:
         heads = ", ".join(f"{task} ({head['classes']})" for task, head in self.heads.items())
         count = sum(math.prod(shape) for _, role, _, shape in self._entries if role == "param")
         size = " x ".join(map(str, self.image_size))
-        return f"Model({self.backbone}, heads: {heads}, {size} px, {count:,} parameters)"
+        groups = f", groups: {groups_.text(self._groups)}" if self._groups else ""
+        return f"Model({self.backbone}, heads: {heads}, {size} px, {count:,} parameters{groups})"
 
     def _repr_html_(self):
-        from mdmt import summary
-        from mdmt.shown import html_table, html_text
+        from mdmt.summary import html
 
-        known = summary.build(self.backbone, self.heads, self.image_size, self.channels)
-        rows = [
-            [part, f"{parameters:,}", summary.count(macs)]
-            for part, (parameters, macs) in (
-                ("backbone", known.sums(heads=False)),
-                *((f"head {task}", known.head(task)) for task in self.heads),
-            )
-        ]
-        heads = ["part", "parameters", "multiply-adds per image"]
-        return html_table(repr(self), heads, rows) + html_text("layers", summary.text(known))
+        return html(repr(self), self.backbone, self.heads, self.image_size, self.channels)

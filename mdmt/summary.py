@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from . import _core, nets
 from .nets import heads as heads_
 from .nets.builder import Builder, pair
-from .shown import html_text
+from .shown import html_table, html_text
 from .weights import catalogue, read_description
 
 BATCH = 16
@@ -208,3 +208,17 @@ def show(what: str, size=None, batch=None) -> str:
     kept = read_description(what)
     network = build(kept["backbone"], kept["heads"], size or kept["image_size"], kept["channels"])
     return f"{what}: a model of mdmt\n{text(network, batch)}"
+
+
+def html(title: str, backbone: str, heads: dict, size, channels: int) -> str:
+    """What notebooks show of a model: its parts in a table, its layers as text to unfold."""
+    known = build(backbone, heads, size, channels)
+    rows = [
+        [part, f"{parameters:,}", count(macs)]
+        for part, (parameters, macs) in (
+            ("backbone", known.sums(heads=False)),
+            *((f"head {task}", known.head(task)) for task in heads),
+        )
+    ]
+    names = ["part", "parameters", "multiply-adds per image"]
+    return html_table(title, names, rows) + html_text("layers", text(known))

@@ -410,7 +410,8 @@ def put_back(model, steps):
     for d, i in zip(*frozen_batches(steps)):
         samples = model._samples(d[None], i[None])
         feeds = {"task": d[None].astype(np.int32), "target": (i[None] % 2).astype(np.float32)}
-        adam = model._adam(FREEZE["lr"], (0.9, 0.999), 1e-8, FREEZE["weight_decay"], False)
+        adam = (FREEZE["lr"], 0.9, 0.999, 1e-8, FREEZE["weight_decay"], False)
+        adam += (model.training_step + 1,)
         out = model._network.series(
             mode, feeds, ("loss",) + ("per_task",), adam, step=model.training_step, epoch=1,
             augmentation=complete({}), **samples,

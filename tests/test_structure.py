@@ -27,7 +27,7 @@ STAGES = [
      "py"],
     ["ops", "sampler", "loss", "augmentation", "schedule", "metrics", "measures",
      "weighting"],
-    ["nets", "weights", "onnx", "summary", "inputs"],
+    ["nets", "weights", "onnx", "summary", "inputs", "groups"],
     ["model"],
     ["engine"],
     ["data"],

@@ -13,12 +13,11 @@
 #define MDMT_ARM 1
 #endif
 
-/* Adam over flat slabs; `count` floats each. run() uses the pool itself. */
+/* Adam over flat slabs, of the gradients times `scale`. run() uses the pool itself. */
 typedef struct {
     const char *name;
     mdmt_isa isa;
-    void (*run)(mdmt_pool *pool, const mdmt_adam *adam, float *weights, const float *gradients,
-                float *first, float *second, int64_t count);
+    void (*run)(mdmt_pool *pool, const mdmt_adam *adam, const mdmt_update *update, float scale);
 } mdmt_adam_impl;
 
 /* All kernels of an op in this build, best first, ending with NULL; NULL when the CPU has none. */

@@ -1,9 +1,11 @@
 /* The CPU backend: which kernel an op gets. This is the only place that looks
  * at the instruction set. */
 #define _GNU_SOURCE
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "adam.h"
 #include "copies.h"
 #include "kernels.h"
 #include "layout.h"
@@ -548,10 +550,11 @@ static void cpu_slab_close(mdmt_backend *backend, mdmt_slab *slab)
     mdmt_slab_close(slab);
 }
 
-static mdmt_status cpu_adam(mdmt_backend *backend, const mdmt_adam *adam, float *weights,
-                            const float *gradients, float *first, float *second, int64_t count)
+static mdmt_status cpu_adam(mdmt_backend *backend, const mdmt_adam *adam, const mdmt_update *update,
+                            double *norm)
 {
     cpu_backend *cpu = cpu_of(backend);
+    float scale = 1;
     if (!((float)adam->eps > 0)) {
         /* 0 / 0 would put NaN into the padding lanes. */
         return mdmt_fail(MDMT_BAD_ARGUMENT, "eps of Adam must be above 0, not %g", adam->eps);
@@ -560,7 +563,14 @@ static mdmt_status cpu_adam(mdmt_backend *backend, const mdmt_adam *adam, float 
     while (!mdmt_isa_includes(cpu->options.isa, (*impl)->isa)) {
         impl++;
     }
-    (*impl)->run(cpu->pool, adam, weights, gradients, first, second, count);
+    if (adam->clip > 0) {
+        *norm = mdmt_norm(cpu->pool, update->gradients, update->count);
+        if (!isfinite(*norm)) {
+            return MDMT_OK;
+        }
+        scale = mdmt_clip_scale(adam->clip, *norm);
+    }
+    (*impl)->run(cpu->pool, adam, update, scale);
     return MDMT_OK;
 }
 

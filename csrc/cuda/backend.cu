@@ -270,13 +270,12 @@ static void gpu_slab_close(mdmt_backend *backend, mdmt_slab *slab)
     slab->bytes = 0;
 }
 
-static mdmt_status gpu_adam(mdmt_backend *backend, const mdmt_adam *adam, float *weights,
-                            const float *gradients, float *first, float *second, int64_t count)
+static mdmt_status gpu_adam(mdmt_backend *backend, const mdmt_adam *adam, const mdmt_update *update,
+                            double *norm)
 {
     mdmt_gpu *gpu = gpu_of(backend);
-    mdmt_update update = {weights, gradients, first, second, count};
     MDMT_TRY(mdmt_device_use(gpu->options.device));
-    return mdmt_gpu_adam_now(gpu, adam, &update);
+    return mdmt_gpu_adam_now(gpu, adam, update, norm);
 }
 
 static mdmt_status gpu_wait(mdmt_backend *backend)
@@ -310,6 +309,7 @@ static void gpu_close(mdmt_backend *backend)
     mdmt_gpu_forget_images(gpu);
     mdmt_device_free(gpu->state);
     mdmt_device_free(gpu->series);
+    mdmt_device_free(gpu->squares);
     mdmt_device_free(gpu->fault);
     mdmt_device_free(gpu->sample_index);
     mdmt_device_free(gpu->sample_source);

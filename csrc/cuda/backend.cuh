@@ -49,6 +49,9 @@ struct mdmt_gpu_state {
     size_t slot_bytes;
     mdmt_adam adam_first;
     int64_t halted; /* 0, or 1 + the first step that must not update anything */
+    double norm;    /* of the gradient, where it is clipped; */
+    double *norms;  /* (steps), or NULL */
+    float clip_scale;
     uint32_t *feed[MDMT_MAX_FEEDS], *log[MDMT_MAX_LOGS]; /* (steps, words) */
 };
 
@@ -94,8 +97,9 @@ struct mdmt_gpu {
     int residents;
     /* a series */
     int in_series;
-    char *series; /* positions, feeds and logs of all its steps */
+    char *series; /* positions, feeds, logs and norms of all its steps */
     size_t series_room;
+    double *squares; /* parts of a sum, where gradients are clipped, or NULL */
     /* images on their way, where they do not fit: two rooms on each side */
     mdmt_stream_handle copies;
     mdmt_event_handle copied[MDMT_GPU_SLOTS], used[MDMT_GPU_SLOTS];
@@ -144,7 +148,9 @@ mdmt_status mdmt_gpu_mirror_again(mdmt_gpu *gpu, const void *weights, size_t byt
 
 /* ---- series.cu ---- */
 
-mdmt_status mdmt_gpu_adam_now(mdmt_gpu *gpu, const mdmt_adam *adam, const mdmt_update *update);
+/* *norm: where gradients are clipped; waits for it then. */
+mdmt_status mdmt_gpu_adam_now(mdmt_gpu *gpu, const mdmt_adam *adam, const mdmt_update *update,
+                              double *norm);
 /* Sets the entries of the backend that have to do with series. */
 void mdmt_gpu_fill_series(mdmt_backend *base);
 

@@ -34,11 +34,31 @@ struct alignas(8) adam_rounded {
     mdmt_bf16 v[ADAM_PACK];
 };
 
-struct adam_update {
+/* The numbers of a group in this step, in its `own`. */
+struct group_rates {
+    const mdmt_gpu_state *state;
+    mdmt_group *groups;
+
+    MDMT_HD void at(uint32_t i, int unused) const
+    {
+        (void)unused;
+        mdmt_adam a = state->adam_first;
+        a.lr *= groups[i].lr;
+        a.weight_decay *= groups[i].weight_decay;
+        const mdmt_gpu_adam n = adam_numbers(a, a.step + state->current);
+        groups[i].own[0] = n.decay_factor;
+        groups[i].own[1] = n.l2;
+        groups[i].own[2] = n.step_size;
+    }
+};
+
+template <bool GROUPS, bool CLIPS> struct adam_update {
     const mdmt_gpu_state *state;
     const float *gradients;
     float *weights, *first, *second;
     mdmt_bf16 *mirror; /* of the weights, or NULL */
+    const mdmt_group *groups;
+    const uint8_t *group;
 
     MDMT_HD void at(uint32_t i, int unused) const
     {
@@ -46,11 +66,22 @@ struct adam_update {
         if (state->halted) {
             return;
         }
-        const mdmt_gpu_adam n = state->adam;
+        mdmt_gpu_adam n = state->adam;
+        if constexpr (GROUPS) {
+            const mdmt_group *own = &groups[group[i / (MDMT_GROUP_FLOATS / ADAM_PACK)]];
+            n.decay_factor = own->own[0];
+            n.l2 = own->own[1];
+            n.step_size = own->own[2];
+        }
         adam_pack w = ((const adam_pack *)(const void *)weights)[i];
         adam_pack g = ((const adam_pack *)(const void *)gradients)[i];
         adam_pack m = ((const adam_pack *)(const void *)first)[i];
         adam_pack v = ((const adam_pack *)(const void *)second)[i];
+        if constexpr (CLIPS) {
+            for (int k = 0; k < ADAM_PACK; k++) {
+                g.v[k] *= state->clip_scale;
+            }
+        }
         for (int k = 0; k < ADAM_PACK; k++) {
             float weight = w.v[k] * n.decay_factor;
             float gradient = g.v[k] + n.l2 * weight;
@@ -72,11 +103,132 @@ struct adam_update {
     }
 };
 
-static mdmt_status launch_update(mdmt_gpu *gpu, const mdmt_update *u)
+/* ---- the norm of the gradient, and what it is multiplied by ---- */
+
+static const size_t SQUARE_PARTS = 1024;
+
+/* A sum over 256 threads, in an order of its own: phases `first` and the next, after each thread
+ * has put its part into sum. In the second one, thread 0 has the total. */
+MDMT_HD double sum_threads(int phase, int first, int thread, double *sum)
 {
-    adam_update f = {gpu->state, u->gradients, u->weights,
-                     u->first,   u->second,    mdmt_gpu_mirrored(gpu, u->weights)};
+    double total = 0;
+    if (phase == first && thread < 16) {
+        for (int i = 0; i < 16; i++) {
+            total += sum[thread + 16 * i];
+        }
+        sum[thread] = total;
+    } else if (phase == first + 1 && thread == 0) {
+        for (int i = 0; i < 16; i++) {
+            total += sum[i];
+        }
+    }
+    return total;
+}
+
+struct square_sums {
+    enum { THREADS = 256, PHASES = 3 };
+    struct shared_type {
+        double sum[THREADS];
+    };
+    const float *gradients;
+    size_t packs, parts;
+    double *squares; /* (parts) */
+
+    MDMT_HD void run(int phase, size_t block, int thread, shared_type &shared) const
+    {
+        if (phase == 0) {
+            double sum = 0;
+            for (size_t i = block * THREADS + (size_t)thread; i < packs; i += parts * THREADS) {
+                adam_pack g = ((const adam_pack *)(const void *)gradients)[i];
+                for (int k = 0; k < ADAM_PACK; k++) {
+                    sum += (double)g.v[k] * (double)g.v[k];
+                }
+            }
+            shared.sum[thread] = sum;
+            return;
+        }
+        double total = sum_threads(phase, 1, thread, shared.sum);
+        if (phase == 2 && thread == 0) {
+            squares[block] = total;
+        }
+    }
+};
+
+/* One block. A step whose gradient is not finite must not update anything, nor any after it. */
+struct clip_gradient {
+    enum { THREADS = 256, PHASES = 3 };
+    typedef square_sums::shared_type shared_type;
+    mdmt_gpu_state *state;
+    const double *squares; /* (parts) */
+    size_t parts;
+
+    MDMT_HD void run(int phase, size_t block, int thread, shared_type &shared) const
+    {
+        (void)block;
+        if (phase == 0) {
+            double sum = 0;
+            for (size_t i = (size_t)thread; i < parts; i += THREADS) {
+                sum += squares[i];
+            }
+            shared.sum[thread] = sum;
+            return;
+        }
+        double total = sum_threads(phase, 1, thread, shared.sum);
+        if (phase == 2 && thread == 0) {
+            double norm = sqrt(total), scale = state->adam_first.clip / (norm + 1e-6);
+            state->norm = norm;
+            state->clip_scale = scale < 1 ? (float)scale : 1.0f;
+            if (state->norms) {
+                state->norms[state->current] = norm;
+            }
+            if (!(norm - norm == 0) && !state->halted) {
+                state->halted = state->current + 1;
+            }
+        }
+    }
+};
+
+/* Before anything is recorded. */
+static mdmt_status clip_room(mdmt_gpu *gpu)
+{
+    void *data;
+    if (!gpu->squares) {
+        MDMT_TRY(mdmt_device_alloc(&data, SQUARE_PARTS * sizeof *gpu->squares,
+                                   "the norm of the gradient"));
+        gpu->squares = (double *)data;
+    }
+    return MDMT_OK;
+}
+
+static mdmt_status launch_clip(mdmt_gpu *gpu, const mdmt_update *u)
+{
+    size_t packs = (size_t)u->count / ADAM_PACK, wanted = mdmt_ceil_div(packs, 8 * 256);
+    size_t parts = wanted < SQUARE_PARTS ? wanted : SQUARE_PARTS;
+    square_sums sums = {u->gradients, packs, parts, gpu->squares};
+    clip_gradient clip = {gpu->state, gpu->squares, parts};
+    MDMT_TRY(mdmt_launch(gpu->stream, parts, sums));
+    return mdmt_launch(gpu->stream, 1, clip);
+}
+
+template <bool GROUPS, bool CLIPS>
+static mdmt_status launch_adam(mdmt_gpu *gpu, const mdmt_update *u)
+{
+    adam_update<GROUPS, CLIPS> f = {gpu->state, u->gradients,
+                                    u->weights, u->first,
+                                    u->second,  mdmt_gpu_mirrored(gpu, u->weights),
+                                    u->groups,  u->group};
     return mdmt_count_over(gpu->stream, mdmt_ceil_div((size_t)u->count, ADAM_PACK), f);
+}
+
+static mdmt_status launch_update(mdmt_gpu *gpu, const mdmt_update *u, int clips)
+{
+    group_rates rates = {gpu->state, u->groups};
+    MDMT_TRY(clips ? launch_clip(gpu, u) : MDMT_OK);
+    if (u->group) {
+        MDMT_TRY(mdmt_count_over(gpu->stream, (size_t)u->group_count, rates));
+        return clips ? launch_adam<true, true>(gpu, u) : launch_adam<true, false>(gpu, u);
+    }
+    return clips ? launch_adam<false, true>(gpu, u) : launch_adam<false, false>(gpu, u);
 }
 
 static mdmt_status check_adam(const mdmt_adam *adam)
@@ -96,16 +248,23 @@ struct set_adam {
         (void)i;
         (void)unused;
         state->adam = adam_numbers(adam, adam.step);
+        state->adam_first = adam;
+        state->current = 0;
+        state->norms = NULL;
         state->halted = 0;
     }
 };
 
-mdmt_status mdmt_gpu_adam_now(mdmt_gpu *gpu, const mdmt_adam *adam, const mdmt_update *update)
+mdmt_status mdmt_gpu_adam_now(mdmt_gpu *gpu, const mdmt_adam *adam, const mdmt_update *update,
+                              double *norm)
 {
     set_adam f = {gpu->state, *adam};
+    int clips = adam->clip > 0;
     MDMT_TRY(check_adam(adam));
+    MDMT_TRY(clips ? clip_room(gpu) : MDMT_OK);
     MDMT_TRY(mdmt_count_over(gpu->stream, 1, f));
-    return launch_update(gpu, update);
+    MDMT_TRY(launch_update(gpu, update, clips));
+    return clips ? mdmt_device_read(gpu->stream, norm, &gpu->state->norm, sizeof *norm) : MDMT_OK;
 }
 
 /* ---- the start and the end of a step ---- */
@@ -241,7 +400,7 @@ static mdmt_status series_note(mdmt_backend *backend, const mdmt_series *s)
     watch_step f = {gpu->state, gpu->fault, s->watch ? (const float *)s->log[0].data : NULL};
     MDMT_TRY(move(gpu, s->log, s->logs, 1));
     MDMT_TRY(mdmt_count_over(gpu->stream, 1, f));
-    return s->update.weights ? launch_update(gpu, &s->update) : MDMT_OK;
+    return s->update.weights ? launch_update(gpu, &s->update, s->norms != NULL) : MDMT_OK;
 }
 
 /* ---- a series ---- */
@@ -259,7 +418,7 @@ static size_t series_bytes(const mdmt_series *s)
     for (int k = 0; k < s->logs; k++) {
         bytes += mdmt_round_up((size_t)s->count * s->log[k].bytes, PIECE);
     }
-    return bytes;
+    return bytes + (s->norms ? (size_t)s->count * sizeof *s->norms : 0);
 }
 
 static mdmt_status series_room(mdmt_gpu *gpu, const mdmt_series *s)
@@ -302,6 +461,7 @@ static mdmt_status put_all(mdmt_gpu *gpu, const mdmt_series *s, mdmt_gpu_state *
         state->log[k] = (uint32_t *)(void *)at;
         at += mdmt_round_up((size_t)s->count * s->log[k].bytes, PIECE);
     }
+    state->norms = s->norms ? (double *)(void *)at : NULL;
     return MDMT_OK;
 }
 
@@ -355,6 +515,7 @@ static mdmt_status series_open(mdmt_backend *backend, const mdmt_series *s)
     }
     state.step.stride = stride;
     MDMT_TRY(s->update.weights ? mdmt_gpu_mirror(gpu, s->update.weights) : MDMT_OK);
+    MDMT_TRY(s->norms ? clip_room(gpu) : MDMT_OK);
     MDMT_TRY(series_room(gpu, s));
     MDMT_TRY(put_all(gpu, s, &state));
     fill_state(gpu, s, &state);
@@ -399,6 +560,10 @@ static mdmt_status series_close(mdmt_backend *backend, const mdmt_series *s, int
         size_t bytes = (size_t)s->count * s->log[k].bytes;
         MDMT_TRY(mdmt_device_read(gpu->stream, s->log[k].host, at, bytes));
         at += mdmt_round_up(bytes, PIECE);
+    }
+    if (s->norms) {
+        size_t bytes = (size_t)s->count * sizeof *s->norms;
+        MDMT_TRY(mdmt_device_read(gpu->stream, s->norms, at, bytes));
     }
     MDMT_TRY(mdmt_device_read(gpu->stream, &halted, &gpu->state->halted, sizeof halted));
     *done = halted ? (int)halted - 1 : s->count;

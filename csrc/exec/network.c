@@ -1,5 +1,6 @@
 #include "network.h"
 
+#include <math.h>
 #include <string.h>
 
 enum { MAX_PROGRAMS = 12 };
@@ -18,6 +19,8 @@ struct mdmt_network {
     int64_t *offset; /* per tensor of the graph: bytes into its slab, -1 if not held */
     int64_t parameter_bytes, buffer_bytes;
     mdmt_slab parameters, buffers, gradients, first, second, activations;
+    mdmt_slab groups; /* MDMT_MAX_GROUPS groups, then the number of each MDMT_GROUP_FLOATS floats */
+    int group_count;  /* 0: all parameters are of one */
     entry cache[MAX_PROGRAMS];
     uint64_t clock;
 };
@@ -90,8 +93,8 @@ void mdmt_network_close(mdmt_network *n)
     for (int i = 0; i < MAX_PROGRAMS; i++) {
         mdmt_program_close(n->cache[i].program);
     }
-    mdmt_slab *slabs[] = {&n->parameters, &n->buffers, &n->gradients,
-                          &n->first,      &n->second,  &n->activations};
+    mdmt_slab *slabs[] = {&n->parameters, &n->buffers,     &n->gradients, &n->first,
+                          &n->second,     &n->activations, &n->groups};
     for (size_t i = 0; i < sizeof slabs / sizeof *slabs; i++) {
         n->backend->slab_close(n->backend, slabs[i]);
     }
@@ -303,14 +306,70 @@ mdmt_status mdmt_network_update(mdmt_network *n, const mdmt_mode *mode, mdmt_upd
     update->gradients = (const float *)gradients->data + rest;
     update->first = (float *)first->data + rest;
     update->second = (float *)second->data + rest;
+    if (n->group_count) {
+        update->groups = n->groups.data;
+        update->group_count = n->group_count;
+        update->group =
+            (const uint8_t *)(update->groups + MDMT_MAX_GROUPS) + rest / MDMT_GROUP_FLOATS;
+    }
     return MDMT_OK;
 }
 
-mdmt_status mdmt_network_adam(mdmt_network *n, const mdmt_mode *mode, const mdmt_adam *adam)
+mdmt_status mdmt_network_set_groups(mdmt_network *n, const mdmt_group *group, int count,
+                                    const uint8_t *number)
+{
+    size_t table = MDMT_MAX_GROUPS * sizeof *group;
+    size_t bytes = table + (size_t)n->parameter_bytes / MDMT_ALIGN;
+    mdmt_tensor plain = {.kind = MDMT_ROWS,
+                         .dtype = MDMT_U8,
+                         .dims = 2,
+                         .dim = {1, (int)bytes},
+                         .lazy_source = -1,
+                         .view_of = -1};
+    n->group_count = 0;
+    if (count == 0) {
+        return MDMT_OK;
+    }
+    if (!n->groups.data) { /* once: what was recorded goes on to hold */
+        MDMT_TRY(n->backend->slab_open(n->backend, &n->groups, bytes, "groups of parameters"));
+    }
+    char *host = mdmt_acquire(bytes, 1);
+    if (!host) {
+        return MDMT_NO_MEMORY;
+    }
+    memcpy(host, group, (size_t)count * sizeof *group);
+    for (int t = 0; t < n->graph->tensors; t++) {
+        if (n->graph->tensor[t].role == MDMT_ROLE_PARAM) {
+            size_t own = n->backend->tensor_bytes(n->backend, &n->graph->tensor[t]);
+            memset(host + table + n->offset[t] / MDMT_ALIGN, number[t],
+                   mdmt_round_up(own, MDMT_ALIGN) / MDMT_ALIGN);
+        }
+    }
+    mdmt_status status = n->backend->upload(n->backend, &plain, n->groups.data, host);
+    mdmt_release(host);
+    n->group_count = status == MDMT_OK ? count : 0;
+    return status;
+}
+
+mdmt_status mdmt_network_adam(mdmt_network *n, const mdmt_mode *mode, const mdmt_adam *adam,
+                              double *norm)
 {
     mdmt_update u;
     MDMT_TRY(mdmt_network_update(n, mode, &u));
-    return n->backend->adam(n->backend, adam, u.weights, u.gradients, u.first, u.second, u.count);
+    MDMT_TRY(n->backend->adam(n->backend, adam, &u, norm));
+    if (adam->clip > 0 && !isfinite(*norm)) {
+        return mdmt_gradient_not_finite((uint64_t)adam->step - 1);
+    }
+    return MDMT_OK;
+}
+
+mdmt_status mdmt_gradient_not_finite(uint64_t step)
+{
+    return mdmt_fail(MDMT_NOT_FINITE,
+                     "the gradient holds NaN or infinity at training step %llu, although the loss "
+                     "is finite: the weights have grown too large, or the learning rate is too "
+                     "high; the weights were not updated in this step",
+                     (unsigned long long)step);
 }
 
 mdmt_status mdmt_network_look(mdmt_network *n, const mdmt_mode *mode, mdmt_program **program)

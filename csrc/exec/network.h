@@ -42,8 +42,19 @@ mdmt_status mdmt_network_set(mdmt_network *network, mdmt_holding what, const cha
 mdmt_status mdmt_network_program(mdmt_network *network, const mdmt_mode *mode,
                                  mdmt_program **program);
 
-/* Adam, with the gradients of the last run, on the parameters that learn in its mode. */
-mdmt_status mdmt_network_adam(mdmt_network *network, const mdmt_mode *mode, const mdmt_adam *adam);
+/* Groups of parameters from now on: number[t] is that of the graph's tensor t, in group (count).
+ * count 0: none, all factors are 1. The arrays stay the caller's. */
+mdmt_status mdmt_network_set_groups(mdmt_network *network, const mdmt_group *group, int count,
+                                    const uint8_t *number);
+
+/* Adam, with the gradients of the last run, on the parameters that learn in its mode. With
+ * adam->clip *norm is the gradient's before it is clipped; MDMT_NOT_FINITE, and nothing updated,
+ * where it is not finite. */
+mdmt_status mdmt_network_adam(mdmt_network *network, const mdmt_mode *mode, const mdmt_adam *adam,
+                              double *norm);
+
+/* The sentence for a gradient to be clipped whose norm is not finite. */
+mdmt_status mdmt_gradient_not_finite(uint64_t step);
 
 /* What Adam works on in this mode: the parameters that learn, which must be the network's last. */
 mdmt_status mdmt_network_update(mdmt_network *network, const mdmt_mode *mode, mdmt_update *update);

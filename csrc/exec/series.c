@@ -51,6 +51,7 @@ static mdmt_status describe(mdmt_network *n, mdmt_program *p, const mdmt_mode *m
     }
     if (call->adam) {
         s->adam = *call->adam;
+        s->norms = call->adam->clip > 0 ? call->norms : NULL;
         MDMT_TRY(mdmt_network_update(n, mode, &s->update));
     }
     return MDMT_OK;
@@ -103,6 +104,8 @@ static int same_recording(const mdmt_series *a, const mdmt_series *b)
            a->feeds == b->feeds && a->logs == b->logs && a->update.weights == b->update.weights &&
            a->update.gradients == b->update.gradients && a->update.first == b->update.first &&
            a->update.second == b->update.second && a->update.count == b->update.count &&
+           a->update.group == b->update.group && a->update.group_count == b->update.group_count &&
+           !a->norms == !b->norms &&
            same_ports(a->feed, b->feed, a->feeds) && same_ports(a->log, b->log, a->logs);
 }
 
@@ -190,8 +193,14 @@ static mdmt_status run_here(mdmt_program *p, const mdmt_series_call *call, const
         if (s->update.weights) {
             mdmt_adam adam = s->adam;
             adam.step += *done;
-            MDMT_TRY(b->adam(b, &adam, s->update.weights, s->update.gradients, s->update.first,
-                             s->update.second, s->update.count));
+            double norm = 0;
+            MDMT_TRY(b->adam(b, &adam, &s->update, &norm));
+            if (s->norms) {
+                s->norms[*done] = norm;
+            }
+            if (!isfinite(norm)) {
+                return MDMT_OK;
+            }
         }
     }
     return MDMT_OK;
@@ -210,6 +219,9 @@ mdmt_status mdmt_network_series(mdmt_network *n, const mdmt_mode *mode,
     MDMT_TRY(mdmt_network_program(n, mode, &p));
     MDMT_TRY(describe(n, p, mode, call, &s));
     MDMT_TRY(p->backend->series_open ? run_beside(p, call, &s, done) : run_here(p, call, &s, done));
+    if (*done < s.count && isfinite(((const float *)call->to[0])[*done])) {
+        return mdmt_gradient_not_finite(call->first.step + (uint64_t)*done);
+    }
     if (*done < s.count) {
         return mdmt_loss_not_finite(
             mode, (const float *)call->to[1] + (size_t)*done * 2 * (size_t)mode->loss.tasks,

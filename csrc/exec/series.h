@@ -14,6 +14,7 @@ typedef struct {
     const int32_t *task;     /* (count, mode->batch)                     */
     const float *target;     /* (count, mode->batch, mode->target_width) */
     const mdmt_adam *adam;   /* of the first step; NULL: no update       */
+    double *norms; /* with adam->clip: (count), gradients' norms before they are clipped */
     int outputs;             /* tensors to keep of every step            */
     const char *const *name; /* (outputs)                                */
     void *const *to;         /* (outputs): arrays (count, ...)           */
@@ -22,7 +23,7 @@ typedef struct {
 } mdmt_series_call;
 
 /* Runs the steps. *done: how many took effect, also on failure and when stopped: a step whose
- * loss is not finite updates no weights, and no step after it does. The mode must be
+ * loss, or whose gradient's norm, is not finite updates no weights, and no step after it does. The mode must be
  * from_store. With want_gradients, output 0 must be the loss and output 1 the
  * losses per task. */
 mdmt_status mdmt_network_series(mdmt_network *network, const mdmt_mode *mode,

@@ -305,14 +305,15 @@ static mdmt_status check_loss(mdmt_program *program, const mdmt_mode *mode, cons
 }
 
 static mdmt_status run_step(py_network *self, mdmt_program *program, const mdmt_mode *mode,
-                            const mdmt_step *step, const mdmt_adam *adam, double *seconds)
+                            const mdmt_step *step, const mdmt_adam *adam, double *norm,
+                            double *seconds)
 {
     MDMT_TRY(seconds ? mdmt_program_profile(program, step, seconds)
                      : mdmt_program_run(program, step));
     if (mode->want_gradients) {
         MDMT_TRY(check_loss(program, mode, step));
     }
-    return adam ? mdmt_network_adam(self->network, mode, adam) : MDMT_OK;
+    return adam ? mdmt_network_adam(self->network, mode, adam, norm) : MDMT_OK;
 }
 
 static int prepare(py_network *self, PyObject *dict, PyObject *feeds, mdmt_mode *mode,
@@ -332,12 +333,85 @@ static int prepare(py_network *self, PyObject *dict, PyObject *feeds, mdmt_mode 
 static int parse_adam(PyObject *tuple, mdmt_adam *adam)
 {
     long long step;
-    if (!PyArg_ParseTuple(tuple, "dddddpL", &adam->lr, &adam->beta1, &adam->beta2, &adam->eps,
-                          &adam->weight_decay, &adam->decoupled, &step)) {
+    adam->clip = 0;
+    if (!PyArg_ParseTuple(tuple, "dddddpL|d", &adam->lr, &adam->beta1, &adam->beta2, &adam->eps,
+                          &adam->weight_decay, &adam->decoupled, &step, &adam->clip)) {
         return -1;
     }
     adam->step = step;
     return 0;
+}
+
+/* out[MDMT_PY_NORM] = norm, where it was clipped. */
+static PyObject *with_norm(PyObject *out, const mdmt_adam *adam, double norm)
+{
+    PyObject *value = out && adam && adam->clip > 0 ? PyFloat_FromDouble(norm) : NULL;
+    if (value && PyDict_SetItemString(out, MDMT_PY_NORM, value) < 0) {
+        Py_CLEAR(out);
+    }
+    Py_XDECREF(value);
+    if (PyErr_Occurred()) {
+        Py_CLEAR(out);
+    }
+    return out;
+}
+
+/* numbers[name] of each parameter of the graph, into number (tensors). */
+static int parse_numbers(const mdmt_graph *graph, PyObject *numbers, int count, uint8_t *number)
+{
+    for (int t = 0; t < graph->tensors; t++) {
+        if (graph->tensor[t].role != MDMT_ROLE_PARAM) {
+            continue;
+        }
+        PyObject *item = PyDict_GetItemString(numbers, graph->tensor[t].name);
+        long group = item ? PyLong_AsLong(item) : -1;
+        if (PyErr_Occurred()) {
+            return -1;
+        }
+        if (group < 0 || group >= count) {
+            PyErr_Format(PyExc_ValueError, "%s must be of one of %d groups", graph->tensor[t].name,
+                         count);
+            return -1;
+        }
+        number[t] = (uint8_t)group;
+    }
+    return 0;
+}
+
+static PyObject *network_set_groups(PyObject *object, PyObject *args)
+{
+    py_network *self = (py_network *)object;
+    const mdmt_graph *graph = mdmt_network_graph(self->network);
+    PyObject *factors, *numbers;
+    mdmt_group group[MDMT_MAX_GROUPS] = {{0}};
+    mdmt_status status = MDMT_OK;
+    if (!PyArg_ParseTuple(args, "O!O!", &PyList_Type, &factors, &PyDict_Type, &numbers)) {
+        return NULL;
+    }
+    if (PyList_GET_SIZE(factors) > MDMT_MAX_GROUPS) {
+        return PyErr_Format(PyExc_ValueError, "there may be at most %d groups of parameters",
+                            (int)MDMT_MAX_GROUPS);
+    }
+    int count = (int)PyList_GET_SIZE(factors);
+    for (int i = 0; i < count; i++) {
+        if (!PyArg_ParseTuple(PyList_GET_ITEM(factors, i), "dd", &group[i].lr,
+                              &group[i].weight_decay)) {
+            return NULL;
+        }
+    }
+    uint8_t *number = PyMem_Calloc((size_t)graph->tensors, 1);
+    if (!number) {
+        return PyErr_NoMemory();
+    }
+    int failed = count && parse_numbers(graph, numbers, count, number) < 0;
+    if (!failed) {
+        status = mdmt_network_set_groups(self->network, group, count, number);
+    }
+    PyMem_Free(number);
+    if (failed || status != MDMT_OK) {
+        return failed ? NULL : mdmt_py_raise(status);
+    }
+    Py_RETURN_NONE;
 }
 
 static PyObject *network_run(PyObject *object, PyObject *args, PyObject *keywords)
@@ -347,10 +421,11 @@ static PyObject *network_run(PyObject *object, PyObject *args, PyObject *keyword
     mdmt_mode mode;
     mdmt_program *program;
     mdmt_py_step s;
-    mdmt_adam adam;
+    mdmt_adam numbers, *adam = NULL;
+    double norm = 0;
     if (!PyArg_ParseTuple(args, "O!O!O!|O", &PyDict_Type, &dict, &PyDict_Type, &feeds,
                           &PyTuple_Type, &names, &tuple) ||
-        (tuple != Py_None && parse_adam(tuple, &adam) < 0) ||
+        (tuple != Py_None && parse_adam(tuple, adam = &numbers) < 0) ||
         prepare(self, dict, feeds, &mode, &program) < 0 || mdmt_py_step_parse(&s, keywords) < 0) {
         return NULL;
     }
@@ -361,9 +436,10 @@ static PyObject *network_run(PyObject *object, PyObject *args, PyObject *keyword
     }
     mdmt_status status;
     Py_BEGIN_ALLOW_THREADS status =
-        run_step(self, program, &mode, &s.step, tuple == Py_None ? NULL : &adam, NULL);
+        run_step(self, program, &mode, &s.step, adam, &norm, NULL);
     Py_END_ALLOW_THREADS mdmt_py_step_free(&s);
-    return status == MDMT_OK ? read_named(program, names) : mdmt_py_raise(status);
+    return status == MDMT_OK ? with_norm(read_named(program, names), adam, norm)
+                             : mdmt_py_raise(status);
 }
 
 static PyObject *network_series(PyObject *object, PyObject *args, PyObject *keywords)
@@ -406,7 +482,7 @@ static PyObject *network_profile(PyObject *object, PyObject *args, PyObject *key
     double *seconds = PyMem_Calloc((size_t)program->graph->ops + 1, sizeof *seconds);
     mdmt_status status = seconds ? MDMT_OK : mdmt_fail(MDMT_NO_MEMORY, "out of memory");
     if (seconds) {
-        Py_BEGIN_ALLOW_THREADS status = run_step(self, program, &mode, &s.step, NULL, seconds);
+        Py_BEGIN_ALLOW_THREADS status = run_step(self, program, &mode, &s.step, NULL, NULL, seconds);
         Py_END_ALLOW_THREADS
     }
     mdmt_py_step_free(&s);
@@ -485,6 +561,9 @@ static PyMethodDef network_methods[] = {
      "Returns {output: array (steps, ...)}: as run "
      "with\n"
      "from_store, for the rows of dataset and index (steps, batch)."},
+    {"set_groups", network_set_groups, METH_VARARGS,
+     "set_groups($self, factors, numbers, /)\n--\n\n"
+     "Groups of parameters, [(of lr, of weight_decay)], and which each is of; []: none"},
     {"steps_done", network_steps_done, METH_NOARGS,
      "steps_done($self)\n--\n\n"
      "Returns steps of the last series that took effect, also where it failed"},

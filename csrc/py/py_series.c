@@ -93,6 +93,7 @@ PyObject *mdmt_py_series(mdmt_network *network, const mdmt_mode *mode, PyObject 
                          PyObject *names, const mdmt_adam *adam, const mdmt_py_step *s, int *done)
 {
     PyArrayObject *task = NULL, *target = NULL;
+    PyArrayObject *norms = NULL;
     outputs o;
     waiting w;
     npy_intp samples = (npy_intp)s->steps * mode->batch;
@@ -116,8 +117,16 @@ PyObject *mdmt_py_series(mdmt_network *network, const mdmt_mode *mode, PyObject 
     }
     PyObject *dict =
         mode->want_gradients && !target ? NULL : make_outputs(network, mode, names, s->steps, &o);
+    if (dict && adam && adam->clip > 0) {
+        npy_intp steps = s->steps;
+        norms = (PyArrayObject *)PyArray_ZEROS(1, &steps, NPY_FLOAT64, 0);
+        if (!norms || PyDict_SetItemString(dict, MDMT_PY_NORM, (PyObject *)norms) < 0) {
+            Py_CLEAR(dict);
+        }
+    }
     if (dict) {
         mdmt_status status;
+        call.norms = norms ? PyArray_DATA(norms) : NULL;
         call.task = task ? PyArray_DATA(task) : NULL;
         call.target = target ? PyArray_DATA(target) : NULL;
         clock_gettime(CLOCK_MONOTONIC, &w.asked);
@@ -131,5 +140,6 @@ PyObject *mdmt_py_series(mdmt_network *network, const mdmt_mode *mode, PyObject 
     }
     Py_XDECREF(task);
     Py_XDECREF(target);
+    Py_XDECREF(norms);
     return dict;
 }
