@@ -221,6 +221,25 @@ def test_balanced_weights_are_of_the_training_part_alone(weighted, whole):
     assert other.class_weights["a"].tolist() == run.class_weights["a"].tolist()
 
 
+def test_balanced_weights_are_of_all_data_sets_of_a_task():
+    """Findings in two data sets: the training rows of both, missing labels left out."""
+    rng = np.random.default_rng(6)
+    made, counted = [], []
+    for rows in (12, 20):
+        labels = rng.choice([0.0, 1.0, np.nan], (rows, 2), p=[0.6, 0.3, 0.1])
+        images = rng.integers(0, 256, (rows, 32, 32), np.uint8)
+        made.append(engine.Part(images, labels, 0, np.arange(rows - 4), np.arange(rows - 4, rows)))
+        counted.append(labels[: rows - 4])
+    heads = {"f": {"classes": 2, "hidden": [], "dropout": 0, "loss": "bce"}}
+    model = Model("shufflenet_v2_x0_5", heads, image_size=32, channels=1)
+    how = {"class_weights": {"f": "balanced"}}
+    run = engine.Fit(model, made, ["f"], settings(epochs=1, warmup_epochs=0), SAMPLER, **how)
+    both = np.concatenate(counted)
+    expected = (both == 0).sum(0) / (both == 1).sum(0)
+    assert run.class_weights["f"] == pytest.approx(expected)
+    assert np.isfinite(run.run().history[0]["val_loss_f"])
+
+
 def test_the_validation_loss_has_the_weights_and_no_smoothing(weighted):
     """Of the best weights, which the model holds at the end; in float64."""
     run, history, _ = weighted

@@ -7,7 +7,7 @@ import pytest
 
 from mdmt import config, experiments, splits, study
 from mdmt.data.table import Cases
-from mdmt.errors import BadConfig
+from mdmt.errors import BadConfig, BadInput
 from mdmt.paths import digest
 
 
@@ -60,6 +60,18 @@ def test_keys_that_came_later_change_no_job():
         assert set(task["head"]) == {"hidden", "dropout", "loss"}
     assert digest([j.id for j in plan("validation=[cv, loco]")])[:16] == "c7ac73f8a70705bb"
     assert digest([j.id for j in plan("tasks.severity.head.loss=mse")])[:16] == "3eb47b5e731d5ef0"
+
+
+def test_a_study_begun_without_the_keys_goes_on(tmp_path):
+    """Its config.yaml lacks them; one that says otherwise is another configuration."""
+    values = setup()[0]
+    old = copy.deepcopy(values)
+    for task in old["tasks"].values():
+        del task["class_weights"], task["head"]["smoothing"]
+    (tmp_path / "config.yaml").write_text(config.dump(old))
+    study.claim(tmp_path, values)
+    with pytest.raises(BadInput, match=r"severity\.class_weights is 'none' there"):
+        study.claim(tmp_path, setup("tasks.severity.class_weights=balanced")[0])
 
 
 def test_recipes_are_of_their_task_alone():

@@ -441,6 +441,23 @@ def test_weights_of_positives_are_pytorchs_pos_weight():
     assert loss == pytest.approx(float(own(torch.tensor(z).double(), torch.tensor(y).double())))
 
 
+@pytest.mark.parametrize("kind", ["ce", "ordinal", "bce"])
+def test_what_weights_make_of_probabilities(kind):
+    """The loss is least where each class has its share times its weight (Elkan 2001), as the report
+    says: of one network that says the same of all samples."""
+    counts, weights = np.array([70, 20, 10]), np.array([0.5, 1, 4])
+    if kind == "bce":
+        target = np.repeat([[0, 0], [1, 0], [1, 1]], counts, 0)
+        z = np.log(np.array([30 * 3, 10 * 4]) / [70, 90])  # odds times the positives' weights
+        weight = np.where(target == 1, [3, 4], 1)
+    else:
+        target = np.repeat(np.arange(3), counts)
+        z, weight = np.log(counts * weights), weights[target]
+    logits, task = np.tile(z, (100, 1)), np.zeros(100, int)
+    least = mdmt.masked_loss([logits], task, target, losses=[kind], sample_weight=weight)
+    np.testing.assert_allclose(least[1][0].sum(0), 0, atol=1e-7)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
