@@ -455,7 +455,7 @@ def test_what_weights_make_of_probabilities(kind):
         z, weight = np.log(counts * weights), weights[target]
     logits, task = np.tile(z, (100, 1)), np.zeros(100, int)
     least = mdmt.masked_loss([logits], task, target, losses=[kind], sample_weight=weight)
-    np.testing.assert_allclose(least[1][0].sum(0), 0, atol=1e-7)
+    np.testing.assert_allclose(least[1][0].sum(0), 0, atol=1e-6)  # of logits in float32
 
 
 @pytest.mark.parametrize(
