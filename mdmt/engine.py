@@ -81,6 +81,7 @@ class State:
     best: dict | None = None  # weights of the best epoch
     best_epoch: int = -1
     finished: bool = False
+    norms: np.ndarray | None = None  # (2): this epoch's sum of gradients' norms, and of how many
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -258,6 +259,10 @@ class Fit:
         weights = [self._weights_of(p.task, p.labels) for p in parts]
         units = [self.units.get(tasks[p.task]) for p in parts]
         model.attach([p.attached(u, w) for p, u, w in zip(parts, units, weights)])
+        try:
+            model.groups = settings.get("groups", {})
+        except ValueError as error:
+            raise BadInput(f"train.{error}") from error
         self.kept = [t for t in kept if t in self.units]
         sizes = [len(p.train) for p in parts]
         self.sampler = make_sampler(sizes, settings["batch_size"], sampler, seed)
@@ -273,6 +278,7 @@ class Fit:
             "eps": settings["eps"],
             "weight_decay": settings["weight_decay"],
             "decoupled": settings["decoupled"],
+            "clip": settings.get("clip_norm"),
             "augment": augmentation(settings["augment"], parts[0].images.shape[-1]),
         }
         self.resumed = 0  # images that an earlier process has trained on
@@ -392,7 +398,7 @@ class Fit:
         state = self.state
         self.model.task_weights = self._weights()
         if state.sums is None:
-            state.sums = np.zeros((len(self.tasks), 2))
+            state.sums, state.norms = np.zeros((len(self.tasks), 2)), np.zeros(2)
             self.sampler.set_epoch(state.epoch)
         batches = iter(self.sampler)
         while group := self._group(batches):
@@ -400,6 +406,8 @@ class Fit:
             losses, per_task = self.model.fit_steps(
                 dataset, rows, lr=self.schedule.lr, epoch=state.epoch, **self.options
             )
+            for norm in [] if self.model.gradient_norms is None else self.model.gradient_norms:
+                state.norms += norm, 1
             for loss, one in zip(losses, per_task):
                 state.sums += np.asarray(one, np.float64)
                 state.images += rows.shape[1]
@@ -457,6 +465,9 @@ class Fit:
         row["best"] = int(best)
         for name, weight in self.model.task_weights.items():
             row[f"weight_{name}"] = weight
+        if self.options["clip"] is not None:
+            total, count = state.norms
+            row["grad_norm"] = float(total / count) if count else None
         state.history.append(row)
         if best:
             state.best = self.model.state_dict()
@@ -526,6 +537,7 @@ class Fit:
             "finished": state.finished,
             "optimizer_step": int(step),
             "training_step": int(self.model.training_step),
+            "norms": None if state.norms is None else state.norms.tolist(),
             "sampler": self.sampler.state_dict(),
             "schedule": self.schedule.state_dict(),
         }
@@ -565,6 +577,7 @@ class Fit:
             record["best_epoch"],
             record["finished"],
         )
+        self.state.norms = np.array(record.get("norms") or [0.0, 0.0])
         self.resumed = self.state.images
 
 

@@ -14,6 +14,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from . import groups as groups_
 from . import kinds
 from .config import check_sampler, check_schedule
 from .errors import BadConfig, BadInput, nearest
@@ -55,7 +56,7 @@ FORMAT = 1
 PLACE = ("release", "validation", "fold")
 # Keys of `train` that descriptions name only where they are not the default: trainings that were
 # made before there were these keys keep their ids.
-LATER = ("schedule", "lr_minimum", "lr_warmup_epochs")
+LATER = ("schedule", "lr_minimum", "lr_warmup_epochs", "groups", "clip_norm")
 
 
 @dataclass
@@ -290,6 +291,38 @@ class _Planner:
             n: [self._settings(f"experiments.{n}.{i}", s) for i, s in enumerate(stages)]
             for n, stages in self.stages.items()
         }
+        self.entries: dict[tuple, list] = {}  # of networks, by backbone and tasks
+        self._check_groups()
+
+    def _entries(self, backbone: str, tasks: list[str]) -> list:
+        """The parameters of a network, as `groups` takes them."""
+        key = (backbone, *tasks)
+        if key not in self.entries:
+            heads = {t: kinds.head_of(self.tasks[t]) for t in tasks}
+            try:
+                self.entries[key] = groups_.entries(backbone, heads)
+            except ValueError as error:
+                raise BadConfig(str(error)) from error
+        return self.entries[key]
+
+    def _check_groups(self) -> None:
+        """Every pattern must name a parameter of a network that is trained under it: those of
+        `train` one of any stage, those of a stage one of its own."""
+        known: dict[tuple, list] = {}
+        for name, stages in self.stages.items():
+            for i, (stage, settings) in enumerate(zip(stages, self.settings[name], strict=True)):
+                own = "groups" in (stage["train"] or {})
+                where = f"experiments.{name}.{i}.train.groups" if own else "train.groups"
+                for pattern in settings["train"].get("groups", {}):
+                    for backbone in self.values["backbones"]:
+                        entries = self._entries(backbone, stage["tasks"])
+                        known.setdefault((where, pattern), []).extend(entries)
+        for (where, pattern), entries in known.items():
+            if not groups_.named(pattern, entries):
+                raise BadConfig(
+                    f"{where}: '{pattern}' names no parameter of a network of this study"
+                    f"{groups_.suggestion(pattern, entries)}"
+                )
 
     def parts(self, fold: dict) -> dict:
         """{data set: (its rows, its part of a description)} of one fold."""
@@ -371,6 +404,11 @@ class _Planner:
             "precision": values["precision"],
             **settings,
         }
+        if patterns := settings["train"].get("groups"):
+            entries = self._entries(place["backbone"], tasks)
+            mine = {p: f for p, f in patterns.items() if groups_.named(p, entries)}
+            train = {k: v for k, v in settings["train"].items() if k != "groups"}
+            description["train"] = train | ({"groups": mine} if mine else {})
         if len(tasks) > 1 and stage["task_weights"] != "equal":
             description["task_weights"] = stage["task_weights"]
         if stage["freeze"]:

@@ -14,7 +14,11 @@ import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from . import nets
 from .errors import nearest
+from .nets import heads as heads_
+from .nets.builder import Builder
+from .weights.catalogue import default_size
 
 FACTORS = ("lr", "weight_decay")
 MOST = 256  # different pairs of factors in the engine
@@ -25,6 +29,17 @@ WORDS = {
     "bias": "biases, those of batch normalisations among them",
 }
 Entries = Iterable[tuple[str, str, Any, Any]]  # (key, role, ...), as Builder.entries
+
+
+def entries(backbone: str, heads: Mapping[str, Any]) -> list[tuple]:
+    """The parameters of a network that is not built, as below. ValueError for a backbone that is
+    none."""
+    size = default_size(backbone)
+    b = Builder(size, size, 3)
+    features = nets.family(backbone).build(b, backbone)
+    for task, head in heads_.normalise(heads).items():
+        heads_.build(b, features, task, head)
+    return b.entries
 
 
 def checked(groups: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:

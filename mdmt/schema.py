@@ -257,6 +257,32 @@ TRAIN = _map(
     eps=Key("float", 1e-8, "Adam's epsilon", low=0),
     weight_decay=Key("float", 0.0001, "L2 term", low=0),
     decoupled=Key("bool", False, "decoupled weight decay instead of L2 in the gradient"),
+    groups=Key(
+        "table",
+        {},
+        "parameters with another learning rate or weight decay: {pattern: {lr: factor, "
+        "weight_decay: factor}}; a pattern is backbone, heads, norm (batch normalisations), bias "
+        "or a name with wildcards (layer4.*), the last one that names a parameter and gives a "
+        "factor counts (default: all factors are 1)",
+        item=Key(
+            "map",
+            {},
+            "factors of a group",
+            fields={
+                "lr": Key("float", 1, "factor of the learning rate", low=0),
+                "weight_decay": Key("float", 1, "factor of the weight decay", low=0),
+            },
+            partial=True,
+        ),
+    ),
+    clip_norm=Key(
+        "float",
+        None,
+        "largest L2 norm of the gradient of all parameters: a longer one is scaled to it "
+        "(default: gradients are not clipped)",
+        low=1e-12,
+        optional=True,
+    ),
     plateau=_map(
         "schedule plateau: learning rate reduced when the validation loss stands still",
         patience=Key("int", 15, "epochs", low=0),

@@ -8,6 +8,7 @@ import pytest
 
 import mdmt
 from mdmt import _core, groups
+from mdmt.errors import BadConfig, BadInput, Interrupted
 from mdmt.model import Model
 from tests import cudahost, oracle
 from tests.test_model import HEADS, batch, same
@@ -350,3 +351,95 @@ def test_more_groups_than_the_engine_has():
 def test_bad_clips_are_refused(clip):
     with pytest.raises(ValueError, match="clip must be a number above 0"):
         tiny().train_step(*batch(2), clip=clip)
+
+
+# In studies ----------------------------------------------------------------------------------
+
+RECIPE = {"groups": {"backbone": {"lr": 0.3}, "bias": {"weight_decay": 0}}, "clip_norm": 2.0}
+
+
+def test_a_training_is_resumed_within_an_epoch_to_the_same_bits(tmp_path):
+    from tests import test_engine
+
+    def stop():
+        asked.append(1)
+        return len(asked) > 5
+
+    asked: list = []
+    whole = test_engine.fit(epochs=2, **RECIPE)
+    history, weights = whole.run().history, whole.model.state_dict()
+    with pytest.raises(Interrupted):
+        test_engine.fit(tmp_path / "checkpoint", stop=stop, epochs=2, **RECIPE).run()
+    resumed = test_engine.fit(tmp_path / "checkpoint", epochs=2, **RECIPE)
+    assert resumed.run().history == history and resumed.resumed
+    assert same(resumed.model.state_dict(), weights)
+    assert all(row["grad_norm"] > 0 for row in history)
+    plain = test_engine.fit(epochs=1)
+    assert "grad_norm" not in plain.run().history[0]
+    norms = []
+    again = test_engine.fit(
+        epochs=1, progress=lambda state, loss: norms.extend(again.model.gradient_norms), **RECIPE
+    )
+    assert again.run().history[0]["grad_norm"] == pytest.approx(np.mean(norms), rel=1e-12)
+
+
+def test_a_pattern_that_names_nothing_stops_a_training():
+    from tests import test_engine
+
+    with pytest.raises(BadInput, match=r"^train.groups: 'layer5' names no .* did you mean 'layer"):
+        test_engine.fit(groups={"layer5": {"lr": 1}})
+
+
+def test_descriptions_have_the_groups_that_name_something_in_them():
+    from tests.test_experiments import by_name, own, plan
+
+    given = "train.groups={backbone: {lr: 0.1}, heads.severity.*: {lr: 2}, layer4.*: {lr: 0.5}}"
+    found = by_name(plan(given, "train.clip_norm=1", "backbones=[resnet18]"))
+    groups_of = {name: job.description["train"]["groups"] for name, job in found.items()}
+    assert groups_of["STL-tau1"] == {"backbone": {"lr": 0.1}, "layer4.*": {"lr": 0.5}}
+    assert list(groups_of["MDMT"]) == ["backbone", "heads.severity.*", "layer4.*"]
+    assert found["MDMT"].description["train"]["clip_norm"] == 1
+    only = "train.groups={heads.severity.*: {lr: 2}}"
+    assert by_name(plan(only))["STL-tau1"].id == by_name(plan())["STL-tau1"].id
+    two = plan(given, "backbones=[resnet18, densenet121]")
+    dense = [j.description for j in two if j.description["backbone"] == "densenet121"]
+    assert not any("layer4.*" in d["train"]["groups"] for d in dense)
+    stages = [
+        {"tasks": ["tau1"], "train": {"groups": {"norm": {"weight_decay": 0}}, "clip_norm": 3}},
+        {"tasks": ["tau1"], "init": 0},
+    ]
+    first, second = (job.description["train"] for job in own(*stages)[:2])
+    assert first["groups"] == {"norm": {"weight_decay": 0}} and first["clip_norm"] == 3
+    assert "groups" not in second and "clip_norm" not in second
+
+
+@pytest.mark.parametrize(
+    "override, fragment",
+    [
+        ("train.groups={layer5.*: {lr: 2}}", r"train.groups: 'layer5.\*' names no parameter of a"),
+        ("train.groups={heads.prognose.*: {lr: 2}}", r"did you mean 'heads.prognosis"),
+        ("train.groups={heads: {lr: -2}}", "train.groups.heads.lr is -2; it must be at least 0"),
+        ("train.groups={heads: {rate: 2}}", "unknown key 'train.groups.heads.rate'"),
+        ("train.clip_norm=0", "train.clip_norm is 0; it must be at least"),
+    ],
+)
+def test_a_bad_recipe_is_one_sentence(override, fragment):
+    from tests.test_experiments import own, plan
+
+    with pytest.raises(BadConfig, match=fragment):
+        plan(override)
+    if "layer5" in override:
+        with pytest.raises(BadConfig, match=r"experiments.MINE.0.train.groups: 'layer5.\*'"):
+            own({"tasks": ["tau1"], "train": {"groups": {"layer5.*": {"lr": 2}}}})
+
+
+def test_the_report_names_them():
+    from mdmt import config
+    from mdmt.report import recipe
+
+    plain = config.load("demo")["train"]
+    assert recipe.optimiser(plain) == ""
+    assert recipe.optimiser({**plain, **RECIPE}) == (
+        ", factors by parameters (backbone: lr x 0.3; bias: weight decay x 0), gradients clipped "
+        "to a norm of 2"
+    )

@@ -387,7 +387,8 @@ def answers(outcome, analyses: list, people: dict | None = None) -> dict:
         + str(outcome.environment.get("python", "?"))
         + "; see Reproduction.",
         "training": f"Adam, learning rate {_rate(train)}, batch {train['batch_size']}, at most "
-        f"{train['epochs']} epochs, weight decay {train['weight_decay']}, augmentation: "
+        f"{train['epochs']} epochs, weight decay {train['weight_decay']}"
+        f"{recipe.optimiser(train)}, augmentation: "
         f"{_augmented(train)}{recipe.smoothing(values)}; seeds "
         f"{', '.join(map(str, values['seeds']))}. All of it: "
         "config.yaml.",

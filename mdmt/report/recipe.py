@@ -1,7 +1,9 @@
-"""What of the training recipe differs from the plain one: weights of the classes, smoothing."""
+"""What of the training recipe differs from the plain one: class weights, smoothing, groups of
+parameters, clipping."""
 
 from __future__ import annotations
 
+from .. import groups as groups_
 from .. import kinds
 from ..analysis.folder import Outcome
 from ..paths import read_json
@@ -56,6 +58,13 @@ def smoothing(values: dict) -> str:
     some = {t: spec["head"].get("smoothing", 0) for t, spec in values["tasks"].items()}
     said = [f"{share:g} ({task})" for task, share in some.items() if share]
     return f", label smoothing {joined(said)}" if said else ""
+
+
+def optimiser(train: dict) -> str:
+    """ ", clipped gradients" and the like, or "" where Adam is plain."""
+    said = f", factors by parameters ({groups_.text(train['groups'])})" if train["groups"] else ""
+    clip = train["clip_norm"]
+    return said + ("" if clip is None else f", gradients clipped to a norm of {clip:g}")
 
 
 def reweighted(task: str, spec: dict) -> str:
