@@ -1,5 +1,5 @@
 """The console script `mdmt` (also `python -m mdmt`): run, report, prepare, check, splits,
-predict, explain, show, weights."""
+predict, explain, evaluate, show, weights."""
 
 from __future__ import annotations
 
@@ -64,6 +64,24 @@ def _parser() -> argparse.ArgumentParser:
         commands, "explain", "draw which places of a picture its predicted class hangs on",
         "DIR", "folder of the drawings (default: explained)",
     )  # fmt: skip
+    evaluate = commands.add_parser(
+        "evaluate", help="test the networks of a finished run on other, labelled data"
+    )
+    evaluate.add_argument("run", metavar="OUT", help="out folder of a run")
+    evaluate.add_argument(
+        "config",
+        metavar="CONFIG",
+        help="name or YAML file of a configuration, of which the key data is used (and labels and "
+        "thresholds of tasks): where the cases are",
+    )
+    run.add_overrides(evaluate)
+    evaluate.add_argument("--out", metavar="DIR", help="results/<name of the run>-external")
+    evaluate.add_argument("--release", metavar="NAME", help="of the run; default: the last one")
+    evaluate.add_argument(
+        "--validation", metavar="NAME", help="whose networks (default: the run's first scheme)"
+    )
+    evaluate.add_argument("--device", default="auto", help="auto, cpu or cuda[:i]")
+    evaluate.add_argument("--quiet", action="store_true", help="no progress")
     show = commands.add_parser(
         "show", help="show a backbone, a saved model, a configuration or an out folder's results"
     )
@@ -268,6 +286,23 @@ def explain(arguments) -> None:
     print(NO_DEVICE, flush=True)
 
 
+def evaluate(arguments) -> None:
+    """Test a run's networks on other data; say what was found and written."""
+    from . import evaluate as evaluator
+
+    to = arguments.out or Path("results") / f"{Path(arguments.run).resolve().name}-external"
+    names = ("overrides", "release", "validation", "quiet")
+    made = evaluator.evaluate(
+        arguments.run,
+        arguments.config,
+        to,
+        device=run.resolve_device(arguments.device),
+        **{name: getattr(arguments, name) for name in names},
+    )
+    run.tell(made)
+    print(NO_DEVICE, flush=True)
+
+
 def _applied(arguments) -> dict:
     """What the options of predict and explain say."""
     names = ("configuration", "backbone", "release", "validation", "fold", "seed", "skip", "quiet")
@@ -310,6 +345,7 @@ def main(argv=None) -> int:
         "splits": splits,
         "predict": predict,
         "explain": explain,
+        "evaluate": evaluate,
         "show": show,
         "weights": weights,
     }

@@ -422,9 +422,10 @@ def tell(made: dict) -> None:
     for sentence in made["headlines"]:
         _say(sentence)
     shown = [str(p) for p in made["written"] if p.name.startswith("table") and p.suffix == ".csv"]
-    _say("tables       " + ", ".join(shown), indent=" " * 13)
-    names = {"comparisons.csv": "comparisons", "sensitivity.csv": "sensitivity",
-             "trainings.csv": "trainings", "figures": "figures",
+    if shown:
+        _say("tables       " + ", ".join(shown), indent=" " * 13)
+    names = {"external.csv": "external", "comparisons.csv": "comparisons",
+             "sensitivity.csv": "sensitivity", "trainings.csv": "trainings", "figures": "figures",
              "report.html": "report"}  # fmt: skip
     for path in made["written"]:
         if path.name in names:

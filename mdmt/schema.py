@@ -513,8 +513,9 @@ SCHEMA = _map(
         ["cv"],
         "validation schemes: cv; nested (cv whose test parts each get cv.inner validation parts); "
         "loco (leave one center out, fold i of one data set with fold i mod n of the other, as in "
-        "the paper); loco-all (every center of one with every center of the other)",
-        item=Key("text", choices=("cv", "loco", "loco-all", "nested")),
+        "the paper); loco-all (every center of one with every center of the other); external is "
+        "what `mdmt evaluate` writes",
+        item=Key("text", choices=("cv", "loco", "loco-all", "nested", "external")),
         nonempty=True,
     ),
     cv=_map(

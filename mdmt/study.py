@@ -208,6 +208,11 @@ def check_names(values: dict) -> None:
     from .nets import backbones
 
     refuse_masks(values)
+    if "external" in values["validation"]:
+        raise BadConfig(
+            f"{values['name']}: validation holds 'external', which trains nothing; `mdmt evaluate "
+            "OUT CONFIG` makes it of a finished run"
+        )
     known = list(backbones())
     for name in values["backbones"]:
         if name not in known:

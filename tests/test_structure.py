@@ -45,7 +45,7 @@ STAGES = [
     ["tables"],
     ["plots"],
     ["report"],
-    ["checks", "explain"],
+    ["checks", "explain", "evaluate"],
     ["cli", "run", "__main__"],
 ]  # fmt: skip
 # heavy module -> the only place that may import it

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from .compare import Analysis, Comparison, Matrix, compare
 from .describe import Calibration, Subgroup, calibration, operating, subgroups
+from .external import together
 from .folder import Outcome, Part, read, results
 from .readers import Readers, readers
 from .sensitivity import Sensitivity, sensitivity
@@ -33,4 +34,5 @@ __all__ = [
     "sensitivity",
     "spreads",
     "subgroups",
+    "together",
 ]

@@ -126,6 +126,16 @@ class Matrix:
         return self.release, self.validation, self.task
 
     @property
+    def external(self) -> bool:
+        """Whether its networks are another run's: one test part, and no folds."""
+        return self.validation == "external"
+
+    @property
+    def over(self) -> str:
+        """What measures are means over."""
+        return "networks" if self.external else "folds and networks"
+
+    @property
     def folds(self) -> list[int]:
         """Numbers of the folds."""
         return sorted(set(self.fold.tolist()))

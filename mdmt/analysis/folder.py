@@ -70,6 +70,11 @@ class Outcome:
         return self.values["data"]["synthetic"] is not None
 
     @property
+    def external(self) -> bool:
+        """True for what `mdmt evaluate` wrote: no folds, and the trainings are another run's."""
+        return self.values["validation"] == ["external"]
+
+    @property
     def places(self) -> list[tuple[str, str, str]]:
         """(release, validation, task) of what was tested, in the configuration's order."""
         found = dict.fromkeys((p.release, p.validation, p.task) for p in self.parts)
@@ -146,6 +151,9 @@ def read(out, verify: bool = True) -> Outcome:
         read_cohort(out / COHORT),
         {"predictions.csv": digest_file(path)},
     )
+    if outcome.external:
+        _count_missing(outcome)
+        return outcome
     if record is None:
         outcome.notes.append(
             "splits.json is missing: that every tested case was held out could not be checked."

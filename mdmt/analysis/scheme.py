@@ -14,6 +14,7 @@ SCHEMES = {
     "nested": "nested cross-validation",
     "loco": "leave one center out",
     "loco-all": "leave one center out, all pairs of centers",
+    "external": "external validation",
 }
 PATIENTS = "folds of patients beside another data set's centers"
 
@@ -44,6 +45,8 @@ def in_words(outcome: Outcome, release: str, validation: str, task: str, folds: 
         some = f"{folds} of {every} folds of a cross-validation"
         return some if folds < every else f"{every}-fold cross-validation"
     name = SCHEMES.get(validation, validation)
+    if validation == "external":
+        return name
     if without_centers(outcome, release, validation, task):
         name = PATIENTS
     count = f"{folds} of {every} folds" if folds < every else f"{folds} folds"

@@ -60,7 +60,8 @@ def describe(m: Matrix) -> str:
     nets = len(m.nets)
     return (
         f"{m.task}, {m.scheme}: n = {len(set(m.image))} images of {len(set(m.patient))} patients, "
-        f"{nets} network{'s' if nets > 1 else ''} per fold and configuration"
+        f"{nets} network{'s' if nets > 1 else ''} per "
+        f"{'configuration' if m.external else 'fold and configuration'}"
     )
 
 
@@ -163,7 +164,7 @@ def _place(save: _Saver, a: Analysis, groups: list, samples: bool) -> None:
     if m.kind != kinds.FINDINGS and m.classes:
         save(curves.confusions(m), "confusion", "Confusion matrices",
              f"True against predicted class. Accuracy: {_words(a, 'accuracy')}.",
-             "Cases of all test folds (mean over networks); percent of the true class.",
+             f"{_tested(m)} (mean over networks); percent of the true class.",
              m)  # fmt: skip
     if METHOD in m.configurations and len(m.configurations) > 1:
         number = m.kind == kinds.NUMBER
@@ -202,7 +203,8 @@ def _place(save: _Saver, a: Analysis, groups: list, samples: bool) -> None:
         save(comparisons.subgroups(m, groups), "subgroups", "Subgroups",
              f"{_listed(grouped(m.spec))} by "
              + ", ".join(dict.fromkeys(g.variable for g in groups)) + ".",
-             "Cases of all folds pooled; 95 % intervals by patient. Subgroups are small: read the "
+             f"{'' if m.external else 'Cases of all folds pooled; '}95 % intervals by patient. "
+             "Subgroups are small: read the "
              "intervals, not the points.", m)  # fmt: skip
     if samples:
         sheet = cases.sheet(m, cases.find_images(save.outcome.cohort, m.task))
@@ -219,12 +221,12 @@ def _probabilities(save: _Saver, a: Analysis) -> None:
     save(curves.discrimination(m, aucs), "roc_pr", "ROC and precision-recall",
          f"ROC and precision-recall curves of {', '.join(m.configurations)}. AUC: "
          f"{_words(a, 'auc')}.",
-         "Curves are means over the folds' (and networks') own curves; bands and intervals are "
+         f"Curves are means over the {_owners(m)} own curves; bands and intervals are "
          "95 % by patient.", m)  # fmt: skip
     if m.kind == kinds.FINDINGS:
         save(curves.findings(m), "findings", "ROC of each finding",
              f"ROC curves of {', '.join(m.classes)}. Mean AUC: {_words(a, 'auc')}.",
-             "Means over the folds' (and networks') own curves and AUC; below the name: cases with "
+             f"Means over the {_owners(m)} own curves and AUC; below the name: cases with "
              "the finding of those that are labelled for it.", m)  # fmt: skip
     pooled = " All findings together." if m.kind == kinds.FINDINGS else ""
     save(curves.reliability(m), "reliability", "Reliability",
@@ -234,6 +236,14 @@ def _probabilities(save: _Saver, a: Analysis) -> None:
          f"occurs.{pooled}", m)  # fmt: skip
 
 
+def _tested(m: Matrix) -> str:
+    return "All cases" if m.external else "Cases of all test folds"
+
+
+def _owners(m: Matrix) -> str:
+    return "networks'" if m.external else "folds' (and networks')"
+
+
 def _numbers(save: _Saver, a: Analysis) -> None:
     """Figures of numbers."""
     m = a.matrix
@@ -241,12 +251,12 @@ def _numbers(save: _Saver, a: Analysis) -> None:
     save(numbers.scatter(m), "scatter", "Predicted against label",
          f"A point per case. Mean absolute error: {_words(a, 'mae')}; concordance: "
          f"{_words(a, 'ccc')}.",
-         f"Cases of all test folds{means}. Grey: equality; black: mean prediction of each fifth of "
+         f"{_tested(m)}{means}. Grey: equality; black: mean prediction of each fifth of "
          "the cases by label. A black line flatter than the grey one says that high numbers are "
          "called too low and low ones too high.", m)  # fmt: skip
     save(numbers.limits(m), "bland_altman", "Bland-Altman: predicted minus label",
          "A point per case: difference of predicted and label against their mean.",
-         f"Cases of all test folds{means}. Full line: mean difference; broken: mean ± 1.96 "
+         f"{_tested(m)}{means}. Full line: mean difference; broken: mean ± 1.96 "
          "standard deviations, between which 95 % of differences would lie if they were normal.",
          m)  # fmt: skip
 

@@ -17,7 +17,7 @@ from ..errors import BadInput
 from ..measures import compared
 from ..paths import folder_lock, read_csv, write_atomic, write_csv
 from ..results import MORE_COLUMNS, RESULT_COLUMNS, columns_of
-from . import checklists, recipe, sections, sensitivity, trainings, words
+from . import checklists, external, recipe, sections, sensitivity, trainings, words
 from .page import escape, listing, page, paragraph, picture, text_table
 
 RESAMPLES = 10000
@@ -74,9 +74,15 @@ def _make(out: Path, resamples: int, seed: int, wanted: tuple, verify: bool) -> 
     rows = analysis.results(outcome)
     columns = columns_of(outcome.values)
     notes = list(outcome.notes) + _replace_results(out, rows, columns)
-    made = tables.paper_tables(outcome, rows)
-    written = [out / "results.csv", *tables.write(out, made)]
+    made = None if outcome.external else tables.paper_tables(outcome, rows)
+    written = [out / "results.csv", *(tables.write(out, made) if made else [])]
     analyses = analysis.compare(outcome, resamples, seed)
+    joint = {}
+    if outcome.external:
+        joint = {a.matrix.place: analysis.together(a.matrix, resamples, seed) for a in analyses}
+        made_of = [r for a in analyses for r in external.rows_of(a, joint[a.matrix.place])]
+        written.append(out / "external.csv")
+        write_csv(written[-1], external.COLUMNS, made_of)
     written.append(_write_comparisons(out, analyses))
     others = {a.matrix.place: analysis.sensitivity(outcome, a) for a in analyses}
     made_of = [r for a in analyses for r in sensitivity.records(a, others[a.matrix.place])]
@@ -103,6 +109,7 @@ def _make(out: Path, resamples: int, seed: int, wanted: tuple, verify: bool) -> 
     if problem:
         notes.append(problem)
     found = (analyses, groups, people, others, repeats)
+    made = joint if outcome.external else made
     text = _page(outcome, made, found, figures, notes, (resamples, seed))
     write_atomic(out / "report.html", text)
     written += [out / "figures"] if figures else []
@@ -209,7 +216,7 @@ def _page(outcome: Outcome, made, found, figures, notes, drawn) -> str:
     """The content of report.html; found: analyses; subgroups, readers, sensitivity and repeated
     trainings by place."""
     show = _Pictures(outcome.out / "figures", figures)
-    by_release, groups, people, others, repeats = found
+    by_release = found[0]
     analyses = _ordered(by_release)
     said = [h for h in map(words.headline, analyses) if h]
     name = outcome.values["name"]
@@ -224,7 +231,22 @@ def _page(outcome: Outcome, made, found, figures, notes, drawn) -> str:
             lead += f'<p class="banner" role="note">{escape(note)}</p>'
     answer = said[0] if said else "This run holds no comparison of MDMT with other configurations."
     lead += f'<p class="answer"><strong>Result.</strong> {escape(answer)}</p>'
-    parts = [
+    made_of = _external if outcome.external else _own
+    parts = made_of(outcome, made, found, analyses, notes, drawn, show)
+    now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    foot = paragraph(
+        f"Made by mdmt on {now} from predictions.csv. Not a medical device: nothing here is meant "
+        "for the diagnosis or treatment of patients."
+    )
+    what = "multi-data-set multi-task training compared"
+    what = "external validation" if outcome.external else what
+    return page(f"{name}: {what}", lead, parts, foot)
+
+
+def _own(outcome, made, found, analyses, notes, drawn, show) -> list[tuple]:
+    """The sections of a run."""
+    by_release, groups, people, others, repeats = found
+    return [
         ("question", "Question", sections.question(outcome)),
         ("data", "Data", sections.data(outcome)),
         ("results", "Results", _results(made, by_release, repeats, show)),
@@ -240,12 +262,29 @@ def _page(outcome: Outcome, made, found, figures, notes, drawn) -> str:
         ("reproduction", "Reproduction", sections.reproduction(outcome, *drawn)),
         ("checklists", "Reporting checklists", _checklists(outcome, analyses, people)),
     ]  # fmt: skip
-    now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    foot = paragraph(
-        f"Made by mdmt on {now} from predictions.csv. Not a medical device: nothing here is meant "
-        "for the diagnosis or treatment of patients."
-    )
-    return page(f"{name}: multi-data-set multi-task training compared", lead, parts, foot)
+
+
+def _external(outcome, joint, found, analyses, notes, drawn, show) -> list[tuple]:
+    """The sections of an external validation; joint: `analysis.together` by place."""
+    _, groups, people, others, repeats = found
+    results = [
+        *(paragraph(MEANING[k]) for k in dict.fromkeys(a.matrix.kind for a in analyses)),
+        *(tables.to_html(external.table(a, joint[a.matrix.place])) for a in analyses),
+        "<h3>Differences</h3>",
+        *(_differences(a, repeats, show) for a in analyses),
+    ]
+    return [
+        ("question", "Question", external.question(outcome)),
+        ("data", "Data", sections.data(outcome)),
+        ("results", "Results", "\n".join(results)),
+        ("sensitivity", "Sensitivity analyses", sensitivity.section(analyses, others)),
+        ("calibration", "Operating point and calibration", _calibration(analyses, people, show)),
+        ("subgroups", "Subgroups and centers", _subgroups(analyses, groups, show)),
+        ("cases", "Single cases", _cases(analyses, show)),
+        ("audit", "Audit", external.audit(outcome, notes)),
+        ("limits", "Limits", listing(external.limits(outcome, analyses))),
+        ("reproduction", "Reproduction", external.reproduction(outcome, *drawn)),
+    ]
 
 
 def _title(a) -> str:
@@ -277,19 +316,23 @@ def _results(made, by_release, repeats, show) -> str:
         _releases(by_release, show),
         "<h3>Differences (primary analysis)</h3>",
     ]
-    for a in analyses:
-        out.append(f"<h4>{escape(_title(a))}</h4>")
-        out.append(listing(words.others(a)))
-        table = sections.differences(a)
-        out.append(tables.to_html(table) if table.rows else paragraph(NONE_HERE))
-        out.append(trainings.section(a, repeats[a.matrix.place]))
-        ranks = sections.ranking(a)
-        if ranks is not None:
-            out.append(tables.to_html(ranks))
-        if a.matrix.kind == kinds.FINDINGS:
-            out.append(tables.to_html(sections.finding_table(a)))
-        out.append(show(a.matrix.place, "forest", "slope", "critical", "folds", "roc_pr",
-                        "findings", "scatter"))  # fmt: skip
+    out += [_differences(a, repeats, show) for a in analyses]
+    return "\n".join(out)
+
+
+def _differences(a, repeats, show) -> str:
+    """The primary analysis of a place."""
+    out = [f"<h4>{escape(_title(a))}</h4>", listing(words.others(a))]
+    table = sections.differences(a)
+    out.append(tables.to_html(table) if table.rows else paragraph(NONE_HERE))
+    out.append(trainings.section(a, repeats[a.matrix.place]))
+    ranks = sections.ranking(a)
+    if ranks is not None:
+        out.append(tables.to_html(ranks))
+    if a.matrix.kind == kinds.FINDINGS:
+        out.append(tables.to_html(sections.finding_table(a)))
+    out.append(show(a.matrix.place, "forest", "slope", "critical", "folds", "roc_pr",
+                    "findings", "scatter"))  # fmt: skip
     return "\n".join(out)
 
 

@@ -193,7 +193,7 @@ def differences(a: Analysis) -> Table:
                 Cell(words.interval(c.low, c.high, k) if c.low == c.low else "–"),
                 Cell(pvalue(c.pvalue)),
                 Cell(pvalue(c.holm), ""),
-                Cell(pvalue(c.corrected_t)),
+                *([] if m.external else [Cell(pvalue(c.corrected_t))]),
             ]
             title = words.titled(k, m.spec) + " (less is better)" * MEASURES[k].less
             rows.append(Row([label(against), title], cells, "",
@@ -205,7 +205,15 @@ def differences(a: Analysis) -> Table:
         f"n = {len(set(m.image))} images of {len(set(m.patient))} patients",
         ["Against", "Metric"],
         [],
-        [METHOD, "other", "difference", "95 % interval", "p", "p, Holm", "p, corrected t"],
+        [
+            METHOD,
+            "other",
+            "difference",
+            "95 % interval",
+            "p",
+            "p, Holm",
+            *([] if m.external else ["p, corrected t"]),
+        ],
         rows,
         list(filter(None, [words.method(a), fewer_folds(m)])),
     )
@@ -275,11 +283,12 @@ def all_metrics(a: Analysis) -> Table:
     ]  # fmt: skip
     if m.kind != kinds.NUMBER:
         rows += _calibrated(m)
-    note = "MAE, RMSE and the difference in the label's unit; means over folds and networks."
+    note = f"MAE, RMSE and the difference in the label's unit; means over {m.over}."
     if m.kind != kinds.NUMBER:
         note = (
             "Percent, except MCC, Brier, kappa, MAE, correlation, slope, intercept; means over "
-            "folds and networks. Calibration: all folds pooled, mean over networks; an ECE is "
+            f"{m.over}. Calibration: {'' if m.external else 'all folds pooled, '}mean over "
+            "networks; an ECE is "
             "above 0 by chance alone, the more so the fewer cases."
         )
         if m.two or m.kind == kinds.FINDINGS:
@@ -387,7 +396,7 @@ def finding_table(a: Analysis) -> Table:
         [("", 1), ("AUC", len(names)), ("F1", len(names))],
         ["cases", *names, *names],
         rows,
-        ["Means over folds and networks; '–': no fold's test part has cases with the finding and "
+        [f"Means over {m.over}; '–': no test part has cases with the finding and "
          "without. A finding is called above a probability of one half: F1 of a rare one is then "
          "often 0 however well it is ranked."],
     )  # fmt: skip
@@ -518,8 +527,9 @@ def subgroup_table(a: Analysis, groups: list[Subgroup]) -> Table:
         [("", len(columns)), *((MEASURES[k].title, len(names)) for k in shown)],
         [*columns, *(c for _ in shown for c in names)],
         rows,
-        ["Cases of all folds pooled; intervals by patient; '–': fewer than 10 images or 5 "
-         "patients, or one class only. No correction for the number of subgroups."],
+        [f"{'' if m.external else 'Cases of all folds pooled. '}Intervals by patient; '–': fewer "
+         "than 10 images or 5 patients, or one class only. No correction for the number of "
+         "subgroups."],
     )  # fmt: skip
 
 
@@ -581,11 +591,11 @@ def audit(outcome: Outcome, findings: list[str], notes: list[str]) -> str:
     return out
 
 
-def reproduction(outcome: Outcome, n: int, seed: int) -> str:
+def reproduction(outcome: Outcome, n: int, seed: int, commands: str = "") -> str:
     """Command, seeds, versions, hashes."""
     from .. import __version__, config
 
-    commands = (
+    commands = commands or (
         "mdmt run config.yaml --out NEW      # trains everything again\n"
         f"mdmt report OUT --resamples {n} --seed {seed}   # this report from the predictions"
     )
@@ -598,11 +608,20 @@ def reproduction(outcome: Outcome, n: int, seed: int) -> str:
     )
     pairs = [
         ("Study", outcome.values["name"]),
-        ("Training seeds", ", ".join(map(str, outcome.values["seeds"]))),
-        ("Seed of the splits", outcome.values["cv"]["seed"]),
+        *(
+            []
+            if outcome.external
+            else [
+                ("Training seeds", ", ".join(map(str, outcome.values["seeds"]))),
+                ("Seed of the splits", outcome.values["cv"]["seed"]),
+                ("Trainings", len(outcome.jobs)),
+            ]
+        ),
         ("Bootstrap", f"{n:,} resamples, seed {seed}"),
-        ("Trainings", len(outcome.jobs)),
-        *((f"Trained with {k}", v) for k, v in outcome.environment.items()),
+        *(
+            (f"{'Predicted' if outcome.external else 'Trained'} with {k}", v)
+            for k, v in outcome.environment.items()
+        ),
         ("Reported with mdmt", __version__),
         ("Reported with numpy", np.__version__),
         *((f"SHA-256, {k}", v) for k, v in outcome.hashes.items()),

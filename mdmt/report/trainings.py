@@ -43,11 +43,16 @@ def sentence(a: Analysis, rows: list[Spread]) -> str:
         share = "" if s.share is None else f", {100 * s.share:.0f} % of the variance of its mean"
         unit = " points" * MEASURES[k].share
         said.append(f"in {what} by {measured(k, s.deviation)}{unit}{share}")
-    start = f"Every network was trained with {rows[0].seeds} seeds."
+    one = "network" if m.external else "training of a fold"
+    start = (
+        f"A configuration has {rows[0].seeds} networks, of the run's folds and seeds."
+        if m.external
+        else f"Every network was trained with {rows[0].seeds} seeds."
+    )
     if not said:
         return start
     return (
-        f"{start} From one training of a fold to the next, the difference between {METHOD} and "
+        f"{start} From one {one} to the next, the difference between {METHOD} and "
         f"{first} varies (standard deviation) {'; '.join(said)}."
     )
 
@@ -63,20 +68,22 @@ def table(a: Analysis, rows: list[Spread]) -> Table:
         first = bool(who[1]) and not ruled  # of the differences
         lines.append(Row([name], [Cell(_cell(mine[k])) for k in names], "", first))
         ruled = ruled or first
+    counted = f"{rows[0].seeds} {'networks' if m.external else f'seeds, {rows[0].folds} folds'}."
+    one = "network" if m.external else "training of a fold"
     return Table(
         "trainings",
         f"{m.task}, {m.scheme}{m.named}: repeated trainings, mean ± standard deviation of one "
-        "training of a fold from the next",
+        f"{one} from the next",
         ["Configuration"],
         [],
         [words.titled(k, m.spec) for k in names],
         lines,
         [
-            f"{rows[0].seeds} seeds, {rows[0].folds} folds. In brackets: part of the variance of "
-            "the mean, as its 95 % interval has it, that the trainings make; the rest is that of "
+            f"{counted} In brackets: part of the variance of the mean, as its 95 % interval has "
+            f"it, that the {'networks' if m.external else 'trainings'} make; the rest is that of "
             "the patients."
             if any(s.share is not None for s in rows)
-            else f"{rows[0].seeds} seeds, {rows[0].folds} folds."
+            else counted
         ],
     )
 

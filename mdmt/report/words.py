@@ -147,7 +147,10 @@ def method(a: Analysis) -> str:
             else f"which are taken as given{' (BCa interval)' * (seeds == 1)}"
         )
         over += f" Means over {len(m.backbones)} backbones, {how}."
-    if seeds > 1:
+    if seeds > 1 and m.external:
+        over += f" Means over {seeds} networks of a configuration"
+        over += "." if a.random_backbones else ", which are resampled, too (percentile interval)."
+    elif seeds > 1:
         again = (
             "the seeds of a backbone are averaged first; for single backbones the trainings of "
             "each fold are resampled, too"
@@ -158,11 +161,15 @@ def method(a: Analysis) -> str:
     bca = " BCa interval." if len(m.nets) == 1 else ""
     return (
         f"Paired bootstrap by patient, {a.n:,} resamples: all images of a patient are drawn "
-        f"together, for every network the same. Metrics are means over the folds.{bca}{over} "
+        f"together, for every network the same."
+        f"{'' if m.external else ' Metrics are means over the folds.'}{bca}{over} "
         f"Holm's correction runs over all comparisons and metrics of this table. "
         f"{'' if m.kind == kinds.NUMBER and not m.classes else f'F1 is the {f1_name(m.spec)}. '}"
-        "Nadeau & Bengio's corrected t-test over folds stands "
-        "beside for cross-validation."
+        + (
+            ""
+            if m.external
+            else "Nadeau & Bengio's corrected t-test over folds stands beside for cross-validation."
+        )
     )
 
 
@@ -338,8 +345,9 @@ def limits(outcome: Outcome, analyses: list[Analysis]) -> list[str]:
         if m.centerless:
             found.append(f"{place(m)}: {CENTERLESS}")
     found.append(
-        "The bootstrap resamples tested patients, not trainings: that other training sets would "
-        "give other networks is only in the spread over folds. All data come from the same sources "
-        "as the training data; nothing was tested prospectively or outside them."
+        f"The bootstrap resamples tested patients{' and trainings' * (seeds > 1)}, not training "
+        "sets: that others would give other networks is only in the spread over folds. All data "
+        "come from the same sources as the training data; nothing was tested prospectively or "
+        "outside them (mdmt evaluate tests on other data)."
     )
     return found
