@@ -64,24 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         commands, "explain", "draw which places of a picture its predicted class hangs on",
         "DIR", "folder of the drawings (default: explained)",
     )  # fmt: skip
-    evaluate = commands.add_parser(
-        "evaluate", help="test the networks of a finished run on other, labelled data"
-    )
-    evaluate.add_argument("run", metavar="OUT", help="out folder of a run")
-    evaluate.add_argument(
-        "config",
-        metavar="CONFIG",
-        help="name or YAML file of a configuration, of which the key data is used (and labels and "
-        "thresholds of tasks): where the cases are",
-    )
-    run.add_overrides(evaluate)
-    evaluate.add_argument("--out", metavar="DIR", help="results/<name of the run>-external")
-    evaluate.add_argument("--release", metavar="NAME", help="of the run; default: the last one")
-    evaluate.add_argument(
-        "--validation", metavar="NAME", help="whose networks (default: the run's first scheme)"
-    )
-    evaluate.add_argument("--device", default="auto", help="auto, cpu or cuda[:i]")
-    evaluate.add_argument("--quiet", action="store_true", help="no progress")
+    _add_evaluating(commands)
     show = commands.add_parser(
         "show", help="show a backbone, a saved model, a configuration or an out folder's results"
     )
@@ -130,6 +113,29 @@ def _add_predicting(commands, name: str, what: str, metavar: str, out: str) -> N
         "--skip", action="store_true", help="go on without pictures that cannot be used"
     )
     sub.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def _add_evaluating(commands) -> None:
+    """`mdmt evaluate`."""
+    evaluate = commands.add_parser(
+        "evaluate", help="test the networks of a finished run on other, labelled data"
+    )
+    evaluate.add_argument("run", metavar="OUT", help="out folder of a run")
+    evaluate.add_argument(
+        "config",
+        metavar="CONFIG",
+        help="name or YAML file of a configuration, of which the key data is used (and labels and "
+        "thresholds of tasks): where the cases are",
+    )
+    run.add_overrides(evaluate)
+    evaluate.add_argument("--out", metavar="DIR", help="results/<name of the run>-external")
+    evaluate.add_argument("--release", metavar="NAME", help="of the run; default: the last one")
+    evaluate.add_argument(
+        "--validation", metavar="NAME", help="whose networks (default: the run's first scheme)"
+    )
+    evaluate.add_argument("--device", default="auto", help="auto, cpu or cuda[:i]")
+    evaluate.add_argument("--no-figures", action="store_true", help="tables and page alone")
+    evaluate.add_argument("--quiet", action="store_true", help="no progress")
 
 
 def _study(arguments) -> run.Study:
@@ -297,6 +303,7 @@ def evaluate(arguments) -> None:
         arguments.config,
         to,
         device=run.resolve_device(arguments.device),
+        figures=not arguments.no_figures,
         **{name: getattr(arguments, name) for name in names},
     )
     run.tell(made)

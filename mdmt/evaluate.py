@@ -185,7 +185,7 @@ def select(out, gathered: list[tuple], values: dict, known: Known, nets: list) -
 
 
 def evaluate(out, name: str, to, *, overrides=(), device: str = "cpu", release=None,
-             validation=None, quiet: bool = True) -> dict:  # fmt: skip
+             validation=None, figures: bool = True, quiet: bool = True) -> dict:  # fmt: skip
     """Evaluate the networks of the run in `out` on the data of the configuration `name`, and write
     the folder `to`; return what `mdmt.report.make` does.
 
@@ -217,7 +217,7 @@ def evaluate(out, name: str, to, *, overrides=(), device: str = "cpu", release=N
         chosen_cases = select(out, list(zip(cases, stores, strict=True)), values, known, nets)
         tested = _predicted(every, chosen_cases, device, quiet)
         _write(to, out, values, every, chosen_cases, tested, notes)
-        made = make(to, locked=True)
+        made = make(to, figures=figures, locked=True)
     made["notes"] = [*notes, *_told(chosen_cases), *made["notes"]]
     return made
 

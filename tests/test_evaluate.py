@@ -1,0 +1,211 @@
+"""mdmt evaluate: external validation of a finished run."""
+
+import csv
+import shutil
+
+import numpy as np
+import pytest
+from sklearn import metrics as oracle
+
+from mdmt import cli, config, evaluate, run
+from mdmt import predict as predictor
+from mdmt.data import synthetic
+from mdmt.errors import BadConfig, BadInput
+from tests.test_run import TINY
+
+OTHER = """
+data:
+  root: {root}
+  store: {store}
+  datasets:
+    - name: hospital
+      table: prognosis.csv
+      columns: {{image: image, patient: patient, label: prognosis, center: center}}
+      task: prognosis
+    - name: scored
+      table: severity.csv
+      columns: {{image: image, patient: patient, label: score}}
+      task: severity
+"""
+
+
+def rows_of(path):
+    with open(path, newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(out folder, its data, file of the other data, their folder, the evaluation's folder)."""
+    top = tmp_path_factory.mktemp("evaluate")
+    data = synthetic.make(top / "data", patients=24, size=32, seed=1)
+    path = top / "tiny.yaml"
+    path.write_text(TINY.format(root=data, store=top / "store"))
+    changes = ["backbones=[shufflenet_v2_x0_5]", "configurations=[STL-tau1, MDMT]", "folds=[0, 1]",
+               "train.epochs=1"]  # fmt: skip
+    run.run(config.load(str(path), changes), top / "out", quiet=True, report=False)
+    other = synthetic.make(top / "other", patients=30, size=32, seed=2)
+    new = top / "other.yaml"
+    new.write_text(OTHER.format(root=other, store=top / "store"))
+    evaluate.evaluate(top / "out", str(new), top / "external")
+    return top / "out", data, new, other, top / "external"
+
+
+def test_figures_are_those_of_the_networks(finished):
+    """Against what `mdmt predict` says of the same pictures, and scikit-learn's measures."""
+    out, _, _, other, external = finished
+    asked, _ = predictor.predict(out, [other / "images"])
+    p = {r["image"].rsplit("/")[-1].removesuffix(".png"): r["p_SEVERE"]
+         for r in asked if r["task"] == "prognosis"}  # fmt: skip
+    table = {r["image"].removesuffix(".png"): r["prognosis"] == "SEVERE"
+             for r in rows_of(other / "prognosis.csv")}  # fmt: skip
+    rows = [r for r in rows_of(external / "predictions.csv")
+            if (r["configuration"], r["task"]) == ("MDMT", "prognosis")]  # fmt: skip
+    assert {r["seed"] for r in rows} == {"0", "1"} and {r["validation"] for r in rows} == {
+        "external"
+    }
+    assert {r["image"] for r in rows} == set(table)
+    each = {}
+    for r in rows:
+        each.setdefault(r["image"], []).append(float(r["p_SEVERE"]))
+        assert r["label"] == ("SEVERE" if table[r["image"]] else "MILD")
+    for image, values in each.items():
+        assert np.mean(values) == pytest.approx(p[image], abs=1e-6)
+    y = [table[i] for i in each]
+    found = {(r["networks"], r["metric"]): r for r in rows_of(external / "external.csv")
+             if (r["configuration"], r["task"]) == ("MDMT", "prognosis")}  # fmt: skip
+    joint = oracle.roc_auc_score(y, [np.mean(v) for v in each.values()])
+    alone = np.mean([oracle.roc_auc_score(y, [v[k] for v in each.values()]) for k in (0, 1)])
+    for which, value in (("together", joint), ("one", alone)):
+        row = found[which, "auc"]
+        assert float(row["value"]) == pytest.approx(value)
+        assert float(row["low"]) <= value <= float(row["high"])
+        assert row["n_images"] == str(len(table))
+    networks = rows_of(external / "networks.csv")
+    mdmt = [r for r in networks if r["configuration"] == "MDMT"]
+    assert [(r["seed"], r["run_fold"]) for r in mdmt] == [("0", "0"), ("1", "1")]
+    assert all((out / "runs" / r["training"]).is_dir() for r in networks)
+
+
+def test_the_report_is_one_of_an_external_validation(finished, capsys):
+    external = finished[-1]
+    text = (external / "report.html").read_text()
+    for words in ("external validation", "Nothing was trained or chosen here", "Together: of the",
+                  "From one network to the next", "mdmt evaluate"):  # fmt: skip
+        assert words in text, words
+    for words in (
+        "Nadeau &amp; Bengio's",
+        "paper's statistics",
+        "splits.json is missing",
+        "Table 1",
+    ):
+        assert words not in text, words
+    before = (external / "comparisons.csv").read_bytes(), (external / "external.csv").read_bytes()
+    assert cli.main(["report", str(external), "--no-figures"]) == 0
+    assert "external" in capsys.readouterr().out
+    assert before == (
+        (external / "comparisons.csv").read_bytes(),
+        (external / "external.csv").read_bytes(),
+    )
+    assert cli.main(["show", str(external)]) == 0
+    assert "MDMT" in capsys.readouterr().out
+
+
+def test_what_the_networks_know_is_left_out(finished, tmp_path, capsys):
+    out, data, new, other, _ = finished
+    mixed = tmp_path / "mixed"
+    shutil.copytree(other, mixed)
+    learnt = {r["image"] for r in rows_of(data / "prognosis.csv")}
+    name = sorted(learnt)[0].removesuffix(".png") + ".png"
+    rows = rows_of(mixed / "prognosis.csv")
+    patient = next(r["patient"] for r in rows
+                   if sum(q["patient"] == r["patient"] for q in rows) > 1)  # fmt: skip
+    mine = [r for r in rows if r["patient"] == patient]
+    shutil.copy(data / "images" / name, mixed / "images" / "copied.png")
+    with open(mixed / "prognosis.csv", "a", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writerow({**mine[0], "image": "copied"})
+    path = tmp_path / "mixed.yaml"
+    path.write_text(new.read_text().replace(str(other), str(mixed)))
+    to, quick = tmp_path / "to", ["--quiet", "--no-figures"]
+    assert cli.main(["evaluate", str(out), str(path), "--out", str(to), *quick]) == 0
+    said = capsys.readouterr().err
+    assert f"hospital: {len(mine) + 1} images left out" in said and "the run learnt from" in said
+    assert "patient ids" in said and "set data.same_patients to true" in said
+    tested = {r["patient"] for r in rows_of(to / "predictions.csv") if r["task"] == "prognosis"}
+    assert tested == {r["patient"] for r in rows} - {patient}
+    assert "another image of its patient" in (to / "report.html").read_text()
+    # Equal ids, said to mean the same people: all drawn patients have them.
+    arguments = ["evaluate", str(out), str(path), "--out", str(tmp_path / "same"), *quick,
+                 "--set", "data.same_patients=true"]  # fmt: skip
+    assert cli.main(arguments) == 0
+    kept = {r["patient"] for r in rows_of(tmp_path / "same" / "predictions.csv")}
+    assert kept and not kept & {r["patient"] for r in rows_of(data / "prognosis.csv")}
+
+
+def test_the_run_s_own_cases_are_no_external_validation(finished, tmp_path, capsys):
+    out, data, new, other, _ = finished
+    path = tmp_path / "own.yaml"
+    path.write_text(new.read_text().replace(str(other), str(data)))
+    assert cli.main(["evaluate", str(out), str(path), "--out", str(tmp_path / "to")]) == 2
+    assert "data set 'hospital': nothing of it is new to the run" in capsys.readouterr().err
+    assert not (tmp_path / "to" / "predictions.csv").exists()
+
+
+def test_labels_may_have_other_names(finished, tmp_path):
+    out, _, new, other, _ = finished
+    named = tmp_path / "named"
+    shutil.copytree(other, named)
+    text = (named / "prognosis.csv").read_text()
+    (named / "prognosis.csv").write_text(text.replace("MILD", "home").replace("SEVERE", "icu"))
+    path = tmp_path / "named.yaml"
+    path.write_text(
+        new.read_text().replace(str(other), str(named))
+        + "tasks:\n  prognosis: {classes: [MILD, SEVERE], labels: {home: MILD, icu: SEVERE}}\n"
+    )
+    evaluate.evaluate(out, str(path), tmp_path / "to", figures=False)
+    same = rows_of(finished[-1] / "predictions.csv")
+    assert rows_of(tmp_path / "to" / "predictions.csv") == same
+
+
+def test_what_does_not_fit_is_one_sentence(finished, tmp_path, capsys):
+    out, _, new, _, external = finished
+
+    def refused(words, change=None, to=tmp_path / "to", source=out, error=BadConfig, **more):
+        path = tmp_path / "changed.yaml"
+        path.write_text(change(new.read_text()) if change else new.read_text())
+        with pytest.raises(error, match=words):
+            evaluate.evaluate(source, str(path), to, **more)
+
+    refused("the task 'prognosys', which the run was not trained for",
+            lambda t: t.replace("task: prognosis", "task: prognosys"))  # fmt: skip
+    refused("classes are A, B and the run's MILD, SEVERE",
+            lambda t: t + "tasks: {prognosis: {classes: [A, B]}}\n")  # fmt: skip
+    refused("the key 'data' is missing", lambda t: "name: nothing\n")
+    refused("is itself an evaluation", source=external, error=BadInput)
+    refused("is no out folder of mdmt", source=tmp_path, error=BadInput)
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "something").write_text("")
+    refused("is not empty and holds no evaluation", to=full, error=BadInput)
+    refused("--validation loco", error=BadInput, validation="loco")
+    with pytest.raises(BadConfig, match="mdmt evaluate"):
+        run.run(config.load(str(new.with_name("tiny.yaml")), ["validation=[external]"]),
+                tmp_path / "run")  # fmt: skip
+
+
+def test_what_was_not_kept_is_said(finished, tmp_path):
+    """Without the weights of one configuration the others are evaluated, with a note."""
+    out, _, new, _, _ = finished
+    less = tmp_path / "less"
+    shutil.copytree(out, less)
+    networks = rows_of(finished[-1] / "networks.csv")
+    for r in networks:
+        if r["configuration"] == "MDMT":
+            (less / "runs" / r["training"] / "model.safetensors").unlink()
+            (less / "runs" / r["training"] / "weights.deleted").touch()
+    made = evaluate.evaluate(less, str(new), tmp_path / "to", figures=False)
+    assert any("kept no weights" in n for n in made["notes"])
+    found = rows_of(tmp_path / "to" / "predictions.csv")
+    assert {r["configuration"] for r in found} == {"STL-tau1"}
+    assert {r["task"] for r in found} == {"prognosis"}
