@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from mdmt import analysis, config, kinds, report
+from mdmt import analysis, config, kinds, report, stats
 from mdmt.analysis import cohort, describe
-from mdmt.analysis.compare import Comparison
+from mdmt.analysis.compare import Comparison, missing
 from mdmt.analysis.compare import matrix as matrix_of
 from mdmt.analysis.sensitivity import Sensitivity
 from mdmt.data import similar
@@ -271,6 +271,20 @@ def test_a_schedule_that_is_not_the_default_is_named():
     assert said(schedule="cosine", lr_minimum=1e-6, lr_warmup_epochs=5) == (
         "0.01 (reached in 5 epochs of linear warm-up), cosine schedule to 1e-06 at the end"
     )
+
+
+def test_how_often_a_class_is_missing_in_resamples_is_said(both):
+    m = matrix(both, "cv", "severity")
+    assert missing(matrix(both, "cv", "prognosis")) == ""
+    share = stats.missing_class(m.y, m.patient, m.fold)
+    assert share > 0.01
+    said = (
+        f"a class is missing in {100 * share:.0f} % of the resampled test parts, whose F1 and "
+        "G-mean are then not defined and in no mean over folds."
+    )
+    assert missing(m) == said
+    notes = [a.notes for a in analysis.compare(both, 100) if a.matrix.place == m.place]
+    assert f"severity, cv: {said}" in notes[0]
 
 
 def test_learning_rates_are_drawn_where_they_change():

@@ -27,6 +27,7 @@ METHOD = "MDMT"
 # Measures of the classes that thresholds make of a number; the others are of the number itself.
 ON_CLASSES = (*CUT, "balanced_accuracy", "f1_macro", "f1_weighted", "mcc", "sensitivity",
               "specificity", "quadratic_weighted_kappa")  # fmt: skip
+RARELY = 0.01  # share of resampled test parts without a class that is worth no sentence
 FEW_BACKBONES = 5  # below, backbones are taken as given: too few to say how others would do
 
 
@@ -328,8 +329,8 @@ def _compare(outcome: Outcome, m: Matrix, n: int, seed: int) -> Analysis:
                     part = _or_nan(lambda k=k, p=pair: drawn[k].mean_difference([p]), 4)
                     comparisons.append(_one(outcome, m, b, other, k, part))
     few = fewer_folds(m)
-    if few:
-        notes.append(f"{m.task}, {m.validation}{m.named}: {few}")
+    for text in filter(None, (few, missing(m))):
+        notes.append(f"{m.task}, {m.validation}{m.named}: {text}")
     for text in dict.fromkeys(str(w.message) for w in caught):
         notes.append(f"{m.task}, {m.validation}{m.named}: {text}.")
     comparisons = _corrected(comparisons)
@@ -428,6 +429,24 @@ def fewer_folds(m: Matrix) -> str:
         if n < len(m.folds):
             found.setdefault(n, []).append(MEASURES[k].title)
     return undefined(found, len(m.folds), "number" if m.kind == kinds.NUMBER else "class")
+
+
+def missing(m: Matrix) -> str:
+    """How often a resampled test part lacks a class, as a sentence; "" where hardly ever, or where
+    no measure of all classes is shown."""
+    some = [k for k in compared(m.spec) if m.named_metric(k) in stats.OF_ALL_CLASSES]
+    if not some or len(m.classes) < 3:
+        return ""
+    share = stats.missing_class(m.truth(some[0]), m.patient, m.fold)
+    if share < RARELY:
+        return ""
+    titles = [MEASURES[k].title for k in some]
+    named = " and ".join(filter(None, [", ".join(titles[:-1]), titles[-1]]))
+    one = len(titles) == 1
+    return (
+        f"a class is missing in {100 * share:.0f} % of the resampled test parts, whose {named} "
+        f"{'is' if one else 'are'} then not defined and in no mean over folds."
+    )
 
 
 def corrected_t(outcome, m: Matrix, backbone: str, other: str, metric: str):

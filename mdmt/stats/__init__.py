@@ -31,6 +31,7 @@ from ..metrics import (
     spearman,
     specificity,
 )
+from ._weighted import OF_ALL_CLASSES
 from .agreement import agreement, icc, kappa, region_agreement
 from .bootstrap import (
     BootstrapInterval,
@@ -38,6 +39,7 @@ from .bootstrap import (
     bca_interval,
     bootstrap_interval,
     hierarchical_bootstrap,
+    missing_class,
     paired_bootstrap,
 )
 from .calibration import (
@@ -57,6 +59,7 @@ from .roc import auc_interval, delong
 from .shared import Repeated, resample
 
 __all__ = [
+    "OF_ALL_CLASSES",
     "PAPER_TEST_WARNING",
     "BootstrapInterval",
     "PairedBootstrap",
@@ -88,6 +91,7 @@ __all__ = [
     "mcc",
     "mcnemar",
     "mean_ranks",
+    "missing_class",
     "nadeau_bengio",
     "nemenyi",
     "paired_bootstrap",

@@ -2,7 +2,8 @@
 
 A resample is a row of weights: how often each case was drawn. `evaluator(metric, y, prediction)`
 returns a function from weights (R, n) float64 to values (R,); each value is what the function of
-the same name in mdmt.metrics gives for the cases repeated by their weights.
+the same name in mdmt.metrics gives for the cases repeated by their weights - or NaN, for the
+metrics of `OF_ALL_CLASSES`, where a class of y has no weight.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ CLASS_METRICS = (
     "gmean",
     "mcc",
 )
+# What a resample that lacks a class would make another measure of: on average it lies elsewhere,
+# and a BCa interval takes the distance for bias. The AUC, a mean over classes too, does not move.
+OF_ALL_CLASSES = ("balanced_accuracy", "f1_macro", "gmean")
 NUMBER_METRICS = ("mae", "rmse", "r2", "pearson", "ccc")
 NAMES = (*CLASS_METRICS, "quadratic_weighted_kappa", *NUMBER_METRICS, "auc", "brier")
 
@@ -72,12 +76,14 @@ def _class_metric(name: str, y: np.ndarray, predicted: np.ndarray, positive):
     hit = (y == predicted).astype(np.float64)[:, None]
     table = np.hstack([table, hit])
     k = len(classes)
+    needed = np.isin(classes, y) & (name in OF_ALL_CLASSES)
 
     def evaluate(weights):
         counts = weights @ table
         total = weights.sum(1)
         true, called, right = counts[:, :k], counts[:, k : 2 * k], counts[:, 2 * k : 3 * k]
-        return _from_counts(name, true, called, right, counts[:, -1], total)
+        found = _from_counts(name, true, called, right, counts[:, -1], total)
+        return np.where((true[:, needed] > 0).all(1), found, np.nan)
 
     return evaluate
 

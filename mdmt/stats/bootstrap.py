@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from typing import NamedTuple
 
@@ -222,7 +223,10 @@ def paired_bootstrap(
 
     The same arguments give the same answer on every machine, whatever the order of the cases;
     exchanging a and b changes nothing but the sign. Resamples in which the metric is not defined
-    (such as the AUC of one class) are left out, with a RuntimeWarning from 1 % on.
+    (such as the AUC of one class) are left out, with a RuntimeWarning from 1 % on. So are those
+    without a class that y has, of "balanced_accuracy", "f1_macro" and "gmean", which would be
+    another measure. With folds it is the fold that does not count in a resample's mean
+    (`missing_class` says how often).
     Raises ValueError for shapes that do not fit and where the metric is not defined.
     """
     y, a, b = _pair(y, a, b)
@@ -240,6 +244,30 @@ def paired_bootstrap(
     return PairedBootstrap(
         difference, low, high, _bca_pvalue(distribution, jackknife, difference, alternative)
     )
+
+
+def missing_class(y, groups=None, folds=None) -> float:
+    """Share, over resamples and folds, of test parts that lack a class which they hold.
+
+    y (cases,) labels; groups, folds (cases,) as in `paired_bootstrap`. By inclusion and exclusion:
+    of P groups drawn with replacement none is among m with the probability (1 - m / P)^P. More
+    than 12 classes: the sum over single classes, at most 1, which is an upper bound.
+    """
+    y = _check.labels(y)
+    groups = np.arange(len(y)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    folds = np.zeros(len(y), np.int64) if folds is None else np.asarray(folds)
+    count = int(groups.max()) + 1
+    shares = []
+    for fold in np.unique(folds):
+        inside = folds == fold
+        members = [set(groups[inside & (y == c)].tolist()) for c in np.unique(y[inside])]
+        most = len(members) if len(members) <= 12 else 1
+        share = 0.0
+        for size in range(1, most + 1):
+            for some in itertools.combinations(members, size):
+                share -= (-1) ** size * (1 - len(set().union(*some)) / count) ** count
+        shares.append(min(share, 1.0))
+    return float(np.mean(shares))
 
 
 def bootstrap_interval(
