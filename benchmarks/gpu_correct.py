@@ -122,10 +122,12 @@ def resident(size, count):
     ]  # fmt: skip
 
 
-def model_of(name, device, precision, size, count=16):
+def model_of(name, device, precision, size, count=16, weighted=False):
     import mdmt
 
     heads, sets = HEADS, resident(size, count)
+    for one in sets if weighted else ():
+        one["sample_weight"] = np.linspace(0.5, 2, count, dtype=np.float32)
     if name in mdmt.nets.segmenters():
         heads = MASK_HEADS
         sets[1]["target"] = np.uint8(sets[1]["images"] > 127) * np.uint8(255)
@@ -162,8 +164,32 @@ def environment(**values):
             os.environ.pop(key) if value is None else os.environ.update({key: value})
 
 
+# Weights of samples, factors of parameter groups and clipping, which add kernels of their own.
+GROUPS = {"backbone": {"lr": 0.5}, "norm": {"weight_decay": 0}}
+CLIP = 0.5
+
+
+def recipe(device, name, size, batch, together=True, precision="fp32"):
+    """(losses (steps,), model) of four steps with all of a recipe."""
+    model = model_of(name, device, precision, size, weighted=True)
+    model.groups = GROUPS
+    how = dict(ADAM, clip=CLIP)
+    if together:
+        return train(model, 4, batch, how), model
+    losses = [model.fit_step(d, i, augment={}, **how)[0] for d, i in zip(*batches(4, batch))]
+    return np.array(losses), model
+
+
 def steps(run):
     size, batch, count = (64, 4, 4) if run.dry else (96, 8, 12)
+
+    def whole(name, precision):
+        """Whether a recipe's steps have the bits of single ones, and are as on the processor."""
+        found = [recipe(run.device_name, name, size, batch, t, precision) for t in (True, False)]
+        same = bits(found[0][1]) == bits(found[1][1])
+        exact = recipe("cpu", name, size, batch)[0]
+        off = float(np.abs(found[0][0] / exact - 1).max())
+        return same, off < {"fp32": 2e-2, "bf16": 0.1}[precision]
 
     def one(name, precision):
         def trained(together=True, frozen=False, **values):
@@ -185,6 +211,7 @@ def steps(run):
             "streamed": trained(MDMT_CUDA_STORE_MB="0") == recorded,
             "frozen": trained(frozen=True) == trained(together=False, frozen=True),
         }
+        same["recipe"], same["recipe as on the CPU"] = whole(name, precision)
         return (
             sum(same.values()),
             all(same.values()),
