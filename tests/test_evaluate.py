@@ -11,6 +11,7 @@ from mdmt import cli, config, evaluate, run
 from mdmt import predict as predictor
 from mdmt.data import synthetic
 from mdmt.errors import BadConfig, BadInput
+from tests import test_kinds_study as study
 from tests.test_run import TINY
 
 OTHER = """
@@ -209,3 +210,31 @@ def test_what_was_not_kept_is_said(finished, tmp_path):
     found = rows_of(tmp_path / "to" / "predictions.csv")
     assert {r["configuration"] for r in found} == {"STL-tau1"}
     assert {r["task"] for r in found} == {"prognosis"}
+
+
+def test_numbers_and_findings(tmp_path):
+    def described(name, seeds):
+        root, second = (synthetic.make(tmp_path / name, patients=24, size=32, seed=s)
+                        for s in seeds)  # fmt: skip
+        study.write_findings(root)
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(study.THREE.format(root=root, second=second, store=tmp_path / "store"))
+        return str(path)
+
+    values = config.load(described("data", (2, 1)), ["configurations=[ALL]", "train.epochs=1"])
+    run.run(values, tmp_path / "out", quiet=True, report=False)
+    made = evaluate.evaluate(tmp_path / "out", described("other", (5, 6)), tmp_path / "to")
+    found = {(r["task"], r["networks"], r["metric"]): r
+             for r in rows_of(tmp_path / "to" / "external.csv")}  # fmt: skip
+    rows = [r for r in rows_of(tmp_path / "to" / "predictions.csv") if r["task"] == "severity"]
+    label, said = {}, {}
+    for r in rows:
+        label[r["image"]] = float(r["label"])
+        said.setdefault(r["image"], []).append(float(r["predicted"]))
+    joint = oracle.mean_absolute_error(list(label.values()), [np.mean(said[i]) for i in label])
+    assert float(found["severity", "together", "mae"]["value"]) == pytest.approx(joint)
+    assert 0 <= float(found["findings", "one", "auc"]["value"]) <= 1
+    page = (tmp_path / "to" / "report.html").read_text()
+    assert "In the label&#x27;s unit" in page and "each finding" in page
+    assert len(made["headlines"]) == 3  # nothing to compare with
+    assert made["headlines"][0] in page or "findings" in made["headlines"][0]

@@ -435,7 +435,7 @@ def missing(m: Matrix) -> str:
     """How often a resampled test part lacks a class, as a sentence; "" where hardly ever, or where
     no measure of all classes is shown."""
     some = [k for k in compared(m.spec) if m.named_metric(k) in stats.OF_ALL_CLASSES]
-    if not some or len(m.classes) < 3:
+    if not some or len(m.classes) < 3 or m.kind == kinds.FINDINGS:
         return ""
     share = stats.missing_class(m.truth(some[0]), m.patient, m.fold)
     if share < RARELY:

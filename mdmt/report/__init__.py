@@ -114,6 +114,8 @@ def _make(out: Path, resamples: int, seed: int, wanted: tuple, verify: bool) -> 
     write_atomic(out / "report.html", text)
     written += [out / "figures"] if figures else []
     said = [h for h in map(words.headline, analyses) if h]
+    if outcome.external:
+        said = [external.headline(a, joint[a.matrix.place]) for a in analyses] + said
     return {"headlines": said, "notes": notes, "written": [*written, out / "report.html"]}
 
 
@@ -229,6 +231,8 @@ def _page(outcome: Outcome, made, found, figures, notes, drawn) -> str:
     for note in notes:
         if note.startswith("INCOMPLETE"):
             lead += f'<p class="banner" role="note">{escape(note)}</p>'
+    if outcome.external:
+        said = [external.headline(a, made[a.matrix.place]) for a in analyses] + said
     answer = said[0] if said else "This run holds no comparison of MDMT with other configurations."
     lead += f'<p class="answer"><strong>Result.</strong> {escape(answer)}</p>'
     made_of = _external if outcome.external else _own

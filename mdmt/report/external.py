@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from .. import kinds
-from ..analysis.compare import Analysis
+from ..analysis.compare import METHOD, Analysis
 from ..analysis.folder import Outcome
-from ..measures import compared
+from ..measures import MEASURES, compared, leading
 from ..paths import read_json
 from ..tables.grid import Cell, Row, Table, measured
 from ..tables.paper import label
@@ -38,6 +38,30 @@ def question(outcome: Outcome) -> str:
             ("Their predictions", f"SHA-256 {found['run_predictions'] or 'not here any more'}"),
         ]
     )  # fmt: skip
+
+
+def headline(a: Analysis, joint: dict) -> str:
+    """How well the networks do together at a place: those of METHOD, or of the last configuration,
+    of the first backbone."""
+    m = a.matrix
+    c = METHOD if METHOD in m.configurations else m.configurations[-1]
+    nets = len(m.trainings(m.backbones[0]))
+    who = f"the {nets} networks" if nets > 1 else "the network"
+    of = f" ({m.backbones[0]})" if len(m.backbones) > 1 else ""
+    parts = []
+    for k, what in leading(m.spec):
+        found = joint[m.backbones[0], c, k]
+        if found is not None:
+            low, high = (measured(k, v) for v in found[1:3])
+            unit = " %" * MEASURES[k].share
+            parts.append(
+                f"{what} {measured(k, found.estimate)}{unit} (95 % interval {low} to {high})"
+            )
+    return (
+        f"For {m.task}{m.named} in external validation on {len(set(m.patient))} patients "
+        f"({len(set(m.image))} images), {who} of {label(c)}{of} together reach"
+        f"{'es' * (nets == 1)}: {words.joined(parts)}."
+    )
 
 
 def rows_of(a: Analysis, joint: dict) -> list[dict]:
