@@ -105,6 +105,13 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(folder, tmp_path, monkeypat
     count = len(steps)
     mask_study.run(values, tmp_path / "b", **how)  # finished: nothing is trained again
     assert len(steps) == count
+    stored = tmp_path / "b" / "config.yaml"  # as a version without these keys wrote it
+    new = ("  schedule:", "  lr_minimum:", "  lr_warmup_epochs:")
+    lines = stored.read_text().splitlines(keepends=True)
+    stored.write_text("".join(x for x in lines if not x.startswith(new)))
+    assert len(stored.read_text().splitlines()) == len(lines) - 3
+    mask_study.run(values, tmp_path / "b", **how)
+    assert len(steps) == count
     with pytest.raises(BadInput, match=r"was begun with train.epochs = 3, now it is 4"):
         changed = values_of(folder, "negatives=0.5", "train.epochs=4")
         mask_study.run(changed, tmp_path / "b", **how)
