@@ -88,6 +88,14 @@ def test_intervals_with_trainings_cover_and_those_of_patients_alone_do_not(train
     assert held["both"] >= 105 and held["both"] > held["patients"] + 5, held
 
 
+def test_intervals_end_where_the_metric_does():
+    y = np.arange(40) % 2
+    right, wrong = y.copy(), np.zeros(40, int)
+    found = stats.resample(y, [("gmean", stats.Repeated([right, wrong]))], n=500)
+    assert found.retrained[0].min() < 0 and found.retrained[0].max() > 1
+    assert found.interval(0) == (0.5, 0.0, 1.0)
+
+
 def test_wrong_trainings_are_refused():
     y, fold, p = drawn(trainings=2)
     with pytest.raises(ValueError, match="prediction 0 has no training"):

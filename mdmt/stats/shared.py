@@ -26,6 +26,14 @@ from .bootstrap import (
     bca_interval,
 )
 
+# Where a metric ends: drawn trainings, whose deviations are scaled, may lie beyond.
+BOUNDS = {
+    **dict.fromkeys(("accuracy", "balanced_accuracy", "sensitivity", "specificity", "f1",
+                     "f1_macro", "f1_weighted", "gmean", "auc"), (0, 1)),
+    **dict.fromkeys(("mcc", "quadratic_weighted_kappa", "pearson", "ccc"), (-1, 1)),
+    **dict.fromkeys(("brier", "mae", "rmse"), (0, None)), "r2": (None, 1),
+}  # fmt: skip
+
 
 class Repeated(NamedTuple):
     """What a network that was trained several times predicts: one (cases,) or (cases, K) for each
@@ -64,7 +72,8 @@ class Resampled(NamedTuple):
         name = self.names[which[0]]
         if self.retrained is not None:
             kept = _defined(self.retrained[which].mean(0), value, name)
-            return BootstrapInterval(value, *_percentile(kept, confidence_level))
+            ends = np.clip(_percentile(kept, confidence_level), *BOUNDS.get(name, (None, None)))
+            return BootstrapInterval(value, *map(float, ends))
         kept = _defined(self.resamples[which].mean(0), value, name)
         low, high = bca_interval(kept, self.left_out[which].mean(0), value, confidence_level)
         return BootstrapInterval(value, low, high)
