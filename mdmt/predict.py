@@ -143,6 +143,8 @@ def opened(out, **chosen) -> Opened:
         raise BadInput(f"{out}: is no out folder of mdmt (it has no config.yaml)")
     if config.is_masks(values):
         raise BadInput(f"{out}: is a run of kind masks; use mdmt.lung_mask")
+    if values["validation"] == ["external"]:
+        raise BadInput(f"{out}: is an evaluation, which trained no network; give the run's folder")
     known = Known(equal_only=values["data"]["synthetic"] is not None)
     nets = networks(out, values, known, **chosen)
     notes = []

@@ -184,6 +184,8 @@ def test_what_does_not_fit_is_one_sentence(finished, tmp_path, capsys):
             lambda t: t + "tasks: {prognosis: {classes: [A, B]}}\n")  # fmt: skip
     refused("the key 'data' is missing", lambda t: "name: nothing\n")
     refused("is itself an evaluation", source=external, error=BadInput)
+    with pytest.raises(BadInput, match="is an evaluation, which trained no network"):
+        predictor.predict(external, [new.parent / "other"])
     refused("is no out folder of mdmt", source=tmp_path, error=BadInput)
     full = tmp_path / "full"
     full.mkdir()
