@@ -74,7 +74,7 @@ def test_everything_is_written(study):
     kinds = {p.name.split("_cv_")[0].split("_loco_")[0] for p in (out / "figures").glob("*.svg")}
     assert {k.removesuffix(".svg") for k in kinds} == {
         "learning_curves", "roc_pr", "reliability", "confusion", "forest", "slope", "folds",
-        "critical_difference", "centers", "subgroups", "cases",
+        "critical_difference", "centers", "subgroups", "cases", "decision",
     }  # fmt: skip
     assert len(made["headlines"]) == 4
     pictures = list((out / "figures").glob("*.png"))

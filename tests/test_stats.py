@@ -50,6 +50,29 @@ def test_metrics_of_nothing_to_measure():
         stats.mae([0.0, np.nan], [0, 0])
 
 
+def test_decision_curves_count_true_and_false_positives():
+    rng = np.random.default_rng(8)
+    y = rng.integers(0, 2, 60)
+    p = np.clip(0.3 * y + rng.random(60) * 0.7, 0, 1).round(2)
+    found = stats.decision_curve(y, p)
+    assert len(found.thresholds) == 99
+    for t, value, everybody in zip(*found):
+        (_, false), (_, true) = reference.confusion_matrix(y, p >= t)
+        assert value == pytest.approx((true - false * t / (1 - t)) / 60, abs=1e-12)
+        assert everybody == pytest.approx(y.mean() - (1 - y.mean()) * t / (1 - t), abs=1e-12)
+    other = stats.decision_curve(y, np.column_stack([1 - p, p]), [0.2, 0.5])
+    assert other.model == pytest.approx(found.model[[19, 49]])
+    assert stats.decision_curve(1 - y, 1 - p, [0.5], positive=0).model == pytest.approx(
+        [np.mean((1 - p >= 0.5) * np.where(y == 1, 1, -1))]
+    )
+    perfect = stats.decision_curve(y, y.astype(float), [0.5, 0.9])
+    assert perfect.model == pytest.approx([y.mean()] * 2)
+    with pytest.raises(ValueError, match="from 0 to below 1"):
+        stats.decision_curve(y, p, [1.0])
+    with pytest.raises(ValueError, match="of two classes"):
+        stats.decision_curve([0, 1, 2], np.eye(3))
+
+
 def test_brier_is_scikit_learns_for_two_classes_and_the_plain_sum_for_more():
     y, p = probabilities(0, k=2)
     assert stats.brier(y, p) == stats.brier(y, p[:, 1])

@@ -234,6 +234,15 @@ def _probabilities(save: _Saver, a: Analysis) -> None:
          "On the diagonal probabilities can be taken at their word. Bins of equal count with 95 % "
          "Wilson intervals, which take images as independent; grey: how often each probability "
          f"occurs.{pooled}", m)  # fmt: skip
+    if m.two:
+        save(curves.decisions(m), "decision", "Decision curves",
+             f"Net benefit of {', '.join(m.configurations)} against the threshold, beside treating "
+             "everybody and nobody.",
+             "Net benefit of treating whoever reaches the threshold: true positives per case, a "
+             "false one costing threshold / (1 - threshold) of a true one (Vickers & Elkin 2006); "
+             f"bands are 95 % by patient, {_tested(m).lower()}, mean over networks. A model is of "
+             "use at thresholds where it lies above both grey lines, and only those at which one "
+             "might treat matter.", m)  # fmt: skip
 
 
 def _tested(m: Matrix) -> str:

@@ -8,6 +8,7 @@ from .. import kinds, stats
 from ..analysis.compare import Matrix
 from ..analysis.describe import by_finding, calibration, confusion
 from ..stats import _resample
+from ..stats.utility import net_benefits
 from . import style
 
 GRID = np.linspace(0, 1, 101)
@@ -170,6 +171,31 @@ def discrimination(m: Matrix, aucs: dict):
         pr.text(0.02, share + 0.015, f"prevalence {share:.2f}", fontsize=7.5, color="#555555")
     if roc.get_legend_handles_labels()[0]:
         roc.legend(loc="lower right", fontsize=7)
+    return fig
+
+
+def decisions(m: Matrix):
+    """Decision curves of two classes with 95 % bands by patient: net benefit at every threshold."""
+    weights = _weights(m, max(40, min(BANDS, 4000 // (len(m.nets) * len(m.configurations)))))
+    thresholds = np.arange(1, 100) / 100
+    event = m.target().astype(np.float64)
+    share = float(event.mean())
+    fig, axes = style.figure(5.4, 3.9, 1, 1)
+    ax = axes[0, 0]
+    for c in m.configurations:
+        each = [net_benefits(event, m.score(m.p[(*n, c)]), thresholds, weights) for n in m.nets]
+        values = np.mean(each, 0)
+        low, high = np.quantile(values[1:], [0.025, 0.975], axis=0)
+        look = style.line(c, m.configurations)
+        ax.fill_between(thresholds, low, high, color=look["color"], alpha=0.13, lw=0)
+        ax.plot(thresholds, values[0], **look, label=c)
+    everybody = net_benefits(event, np.ones(len(event)), thresholds, weights[:1])[0]
+    ax.plot(thresholds, everybody, color="#555555", lw=1, label="treat all")
+    ax.axhline(0, color="#555555", lw=1, ls=(0, (1, 2)), label="treat none")
+    ax.set(xlabel=f"threshold: probability of {m.classes[m.positive]} from which on one treats",
+           ylabel="net benefit (true positives per case)", xlim=(0, 1),
+           ylim=(-0.15 * share, 1.05 * share))  # fmt: skip
+    ax.legend(fontsize=7)
     return fig
 
 

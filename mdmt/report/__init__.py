@@ -352,7 +352,7 @@ def _calibration(analyses, people, show) -> str:
         if expected := recipe.reweighted(m.task, m.spec):
             out.append(paragraph(expected, "note"))
         out.append(tables.to_html(sections.all_metrics(a)))
-        out.append(show(m.place, "reliability", "bland_altman", "confusion"))
+        out.append(show(m.place, "reliability", "decision", "bland_altman", "confusion"))
         out += _human(a, people.get(m.place))
     return "\n".join(out)
 

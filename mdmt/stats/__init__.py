@@ -57,11 +57,13 @@ from .proportion import wilson
 from .ranks import critical_difference, friedman, mean_ranks, nemenyi
 from .roc import auc_interval, delong
 from .shared import Repeated, resample
+from .utility import DecisionCurve, decision_curve
 
 __all__ = [
     "OF_ALL_CLASSES",
     "PAPER_TEST_WARNING",
     "BootstrapInterval",
+    "DecisionCurve",
     "PairedBootstrap",
     "Repeated",
     "accuracy",
@@ -76,6 +78,7 @@ __all__ = [
     "calibration_slope",
     "ccc",
     "critical_difference",
+    "decision_curve",
     "delong",
     "ece",
     "f1",
