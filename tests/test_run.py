@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -158,7 +159,9 @@ def test_run_ends_in_tables_figures_and_report(reference):
     before = (out / "results.csv").read_bytes()
     from mdmt import report
 
-    assert report.make(out, resamples=100, figures=False)["notes"] == []
+    notes = report.make(out, resamples=100, figures=False)["notes"]
+    rare = re.compile(r"severity, cv: the metric '(gmean|f1_macro)' is not defined in \d+\.\d % of")
+    assert all(rare.match(n) for n in notes), notes  # its one test part has few cases of a class
     assert (out / "results.csv").read_bytes() == before
 
 

@@ -432,10 +432,12 @@ def fewer_folds(m: Matrix) -> str:
 
 
 def missing(m: Matrix) -> str:
-    """How often a resampled test part lacks a class, as a sentence; "" where hardly ever, or where
-    no measure of all classes is shown."""
+    """How often a resampled test part lacks a class, as a sentence; "" where hardly ever, where no
+    measure of all classes is shown, or where there is one part: then its resample is left out,
+    which `stats` tells itself."""
     some = [k for k in compared(m.spec) if m.named_metric(k) in stats.OF_ALL_CLASSES]
-    if not some or len(m.classes) < 3 or m.kind == kinds.FINDINGS:
+    few = len(m.classes) < 3 or len(m.folds) < 2
+    if not some or few or m.kind == kinds.FINDINGS:
         return ""
     share = stats.missing_class(m.truth(some[0]), m.patient, m.fold)
     if share < RARELY:
