@@ -13,7 +13,7 @@ from mdmt.model import Model
 from tests import cudahost, oracle
 from tests.test_model import HEADS, batch, same
 
-gpu = cudahost.gpu
+gpu, no_race = cudahost.gpu, cudahost.no_race
 GROUPS = {
     "backbone": {"lr": 0.1},
     "stage4.*": {"lr": 0.5, "weight_decay": 3},

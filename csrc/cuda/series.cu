@@ -66,12 +66,13 @@ template <bool GROUPS, bool CLIPS> struct adam_update {
         if (state->halted) {
             return;
         }
-        mdmt_gpu_adam n = state->adam;
+        const mdmt_gpu_adam n = state->adam;
+        float decay_factor = n.decay_factor, l2 = n.l2, step_size = n.step_size;
         if constexpr (GROUPS) {
-            const mdmt_group *own = &groups[group[i / (MDMT_GROUP_FLOATS / ADAM_PACK)]];
-            n.decay_factor = own->own[0];
-            n.l2 = own->own[1];
-            n.step_size = own->own[2];
+            const float *own = groups[group[i / (MDMT_GROUP_FLOATS / ADAM_PACK)]].own;
+            decay_factor = own[0];
+            l2 = own[1];
+            step_size = own[2];
         }
         adam_pack w = ((const adam_pack *)(const void *)weights)[i];
         adam_pack g = ((const adam_pack *)(const void *)gradients)[i];
@@ -83,12 +84,12 @@ template <bool GROUPS, bool CLIPS> struct adam_update {
             }
         }
         for (int k = 0; k < ADAM_PACK; k++) {
-            float weight = w.v[k] * n.decay_factor;
-            float gradient = g.v[k] + n.l2 * weight;
+            float weight = w.v[k] * decay_factor;
+            float gradient = g.v[k] + l2 * weight;
             m.v[k] = m.v[k] + n.one_minus_beta1 * (gradient - m.v[k]);
             v.v[k] = v.v[k] * n.beta2 + n.one_minus_beta2 * gradient * gradient;
             float denominator = sqrtf(v.v[k]) / n.root_correction + n.eps;
-            w.v[k] = weight - n.step_size * m.v[k] / denominator;
+            w.v[k] = weight - step_size * m.v[k] / denominator;
         }
         ((adam_pack *)(void *)first)[i] = m;
         ((adam_pack *)(void *)second)[i] = v;
@@ -213,9 +214,8 @@ static mdmt_status launch_clip(mdmt_gpu *gpu, const mdmt_update *u)
 template <bool GROUPS, bool CLIPS>
 static mdmt_status launch_adam(mdmt_gpu *gpu, const mdmt_update *u)
 {
-    adam_update<GROUPS, CLIPS> f = {gpu->state, u->gradients,
-                                    u->weights, u->first,
-                                    u->second,  mdmt_gpu_mirrored(gpu, u->weights),
+    adam_update<GROUPS, CLIPS> f = {gpu->state, u->gradients, u->weights,
+                                    u->first,   u->second,    mdmt_gpu_mirrored(gpu, u->weights),
                                     u->groups,  u->group};
     return mdmt_count_over(gpu->stream, mdmt_ceil_div((size_t)u->count, ADAM_PACK), f);
 }

@@ -326,8 +326,8 @@ mdmt_status mdmt_network_set_groups(mdmt_network *n, const mdmt_group *group, in
                          .dim = {1, (int)bytes},
                          .lazy_source = -1,
                          .view_of = -1};
-    n->group_count = 0;
     if (count == 0) {
+        n->group_count = 0;
         return MDMT_OK;
     }
     if (!n->groups.data) { /* once: what was recorded goes on to hold */
@@ -347,7 +347,7 @@ mdmt_status mdmt_network_set_groups(mdmt_network *n, const mdmt_group *group, in
     }
     mdmt_status status = n->backend->upload(n->backend, &plain, n->groups.data, host);
     mdmt_release(host);
-    n->group_count = status == MDMT_OK ? count : 0;
+    n->group_count = status == MDMT_OK ? count : n->group_count;
     return status;
 }
 
