@@ -234,7 +234,8 @@ static int is_temporary(const char *name, const char *of)
         return 0;
     }
     const char *rest = name + bytes + 2;
-    return strcmp(rest + strspn(rest, "0123456789-"), ".tmp") == 0;
+    size_t numbers = strspn(rest, "0123456789-");
+    return numbers > 0 && strcmp(rest + numbers, ".tmp") == 0;
 }
 
 /* Removes what killed processes left of earlier writes to `path`: the temporary
