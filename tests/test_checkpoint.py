@@ -253,7 +253,8 @@ def test_two_processes_write_one_path_at_once(tmp_path):
 
 def test_what_is_left_of_dead_writers_goes_and_what_others_hold_stays(tmp_path):
     fcntl = pytest.importorskip("fcntl")
-    held, dead, foreign = ".a.7-0.tmp", ".a.7-1.tmp", [".ab.7-1.tmp", ".a.b.tmp", ".a..tmp", ".a.tmp"]
+    held, dead = ".a.7-0.tmp", ".a.7-1.tmp"
+    foreign = [".ab.7-1.tmp", ".a.b.tmp", ".a..tmp", ".a.tmp", "a.tmp"]
     for name in (held, dead, *foreign):
         (tmp_path / name).touch()
     with open(tmp_path / held, "rb") as stream:

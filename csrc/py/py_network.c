@@ -538,6 +538,7 @@ static PyObject *network_forget_images(PyObject *object, PyObject *unused)
 
 ALONE(network_get)
 ALONE(network_set)
+ALONE(network_set_groups)
 ALONE_NAMED(network_run)
 ALONE_NAMED(network_series)
 ALONE_NAMED(network_profile)
@@ -561,7 +562,7 @@ static PyMethodDef network_methods[] = {
      "Returns {output: array (steps, ...)}: as run "
      "with\n"
      "from_store, for the rows of dataset and index (steps, batch)."},
-    {"set_groups", network_set_groups, METH_VARARGS,
+    {"set_groups", network_set_groups_alone, METH_VARARGS,
      "set_groups($self, factors, numbers, /)\n--\n\n"
      "Groups of parameters, [(of lr, of weight_decay)], and which each is of; []: none"},
     {"steps_done", network_steps_done, METH_NOARGS,
