@@ -95,7 +95,7 @@ def test_as_param_groups_of_torch(monkeypatch, isa, decoupled):
         model, data = tiny(), batch(4)
         model.groups = GROUPS
         start = model.state_dict()
-        weights, norms = trained_by_torch(model, data, 3, decoupled, clip, torch.float64)
+        weights, norms = trained_by_torch(model, data, 2, decoupled, clip, torch.float64)
         assert all(n > 2 * clip for n in norms)  # all are clipped
         check_against_torch(model, start, weights)
         assert np.array_equal(model.state_dict()["conv1.0.weight"], start["conv1.0.weight"])
@@ -437,9 +437,14 @@ def test_the_report_names_them():
     from mdmt import config
     from mdmt.report import recipe
 
-    plain = config.load("demo")["train"]
-    assert recipe.optimiser(plain) == ""
-    assert recipe.optimiser({**plain, **RECIPE}) == (
+    values = config.load("demo")
+    assert recipe.optimiser(values) == ""
+    values["train"].update(RECIPE)
+    stages = [{"train": None}, {"train": {"groups": {}, "clip_norm": 3}}, {"train": {"lr": 1}}]
+    values["experiments"] = {"MINE": stages, "NOT-RUN": stages}
+    values["configurations"] = ["MDMT", "MINE"]
+    assert recipe.optimiser(values) == (
         ", factors by parameters (backbone: lr x 0.3; bias: weight decay x 0), gradients clipped "
-        "to a norm of 2"
+        "to a norm of 2 (in stage 1 of MINE, no factors by parameters, gradients clipped to a norm "
+        "of 3)"
     )

@@ -388,7 +388,7 @@ def answers(outcome, analyses: list, people: dict | None = None) -> dict:
         + "; see Reproduction.",
         "training": f"Adam, learning rate {_rate(train)}, batch {train['batch_size']}, at most "
         f"{train['epochs']} epochs, weight decay {train['weight_decay']}"
-        f"{recipe.optimiser(train)}, augmentation: "
+        f"{recipe.optimiser(values)}, augmentation: "
         f"{_augmented(train)}{recipe.smoothing(values)}; seeds "
         f"{', '.join(map(str, values['seeds']))}. All of it: "
         "config.yaml.",

@@ -60,11 +60,30 @@ def smoothing(values: dict) -> str:
     return f", label smoothing {joined(said)}" if said else ""
 
 
-def optimiser(train: dict) -> str:
-    """ ", clipped gradients" and the like, or "" where Adam is plain."""
-    said = f", factors by parameters ({groups_.text(train['groups'])})" if train["groups"] else ""
-    clip = train["clip_norm"]
-    return said + ("" if clip is None else f", gradients clipped to a norm of {clip:g}")
+def optimiser(values: dict) -> str:
+    """ ", gradients clipped to a norm of 1" and the like, or "" where Adam is plain; then what is
+    different in a stage of an experiment that was run."""
+    said = [_optimiser(values["train"])]
+    for name in values["configurations"]:
+        for i, stage in enumerate(values["experiments"].get(name, [])):
+            own = {k: v for k, v in (stage["train"] or {}).items() if k in ("groups", "clip_norm")}
+            if own:
+                said.append(f" (in stage {i} of {name}{_optimiser(own, plain=True)})")
+    return "".join(said)
+
+
+def _optimiser(train: dict, plain: bool = False) -> str:
+    """Of the keys that are there; plain: says so where there is nothing."""
+    said = []
+    if "groups" in train and (train["groups"] or plain):
+        some = groups_.text(train["groups"])
+        said.append(f"factors by parameters ({some})" if some else "no factors by parameters")
+    clip = train.get("clip_norm")
+    if clip is not None:
+        said.append(f"gradients clipped to a norm of {clip:g}")
+    elif plain and "clip_norm" in train:
+        said.append("no clipping of gradients")
+    return "".join(f", {s}" for s in said)
 
 
 def reweighted(task: str, spec: dict) -> str:
