@@ -1,5 +1,6 @@
 """What a timing stands on: the processor, the number of cores, a process's peak memory."""
 
+import argparse
 import csv
 from pathlib import Path
 
@@ -43,3 +44,27 @@ def append_csv(path, rows):
         if new:
             writer.writeheader()
         writer.writerows(rows)
+
+
+def parser(name, text):
+    """An argument parser with what the comparisons of whole networks share."""
+    made = argparse.ArgumentParser(f"python -m benchmarks.{name}", description=text)
+    made.formatter_class = argparse.RawDescriptionHelpFormatter
+    made.add_argument("--backbone", default="resnet18")
+    made.add_argument("--batch", type=int, default=16)
+    made.add_argument("--image-size", type=int, help="default: what each was published with")
+    made.add_argument("--threads", type=int, default=cores())
+    made.add_argument("--repeats", type=int, default=9)
+    made.add_argument("--all", action="store_true", help="every backbone")
+    return made
+
+
+def backbones(options):
+    """The names asked for; options.image_size becomes that of each."""
+    import mdmt
+    from mdmt.weights import catalogue
+
+    size = options.image_size
+    for name in mdmt.backbones() if options.all else [options.backbone]:
+        options.image_size = size or catalogue.source(name).size
+        yield name

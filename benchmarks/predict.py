@@ -14,7 +14,6 @@ left out. --cpu-time counts the processor's time of one thread instead of the cl
 on which other work runs. Rows are added to benchmarks/results/predict.csv.
 """
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -179,24 +178,13 @@ def show(row):
 
 
 def main():
-    parser = argparse.ArgumentParser("python -m benchmarks.predict", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--backbone", default="resnet18")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--image-size", type=int, help="default: what each was published with")
-    parser.add_argument("--threads", type=int, default=machine.cores())
-    parser.add_argument("--repeats", type=int, default=9)
+    parser = machine.parser("predict", __doc__)
     parser.add_argument("--cpu-time", action="store_true", help="of one thread")
-    parser.add_argument("--all", action="store_true", help="every backbone")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     options = parser.parse_args()
     options.threads = 1 if options.cpu_time else options.threads
-    import mdmt
-    from mdmt.weights import catalogue
-
-    rows, size = [], options.image_size
-    for name in mdmt.backbones() if options.all else [options.backbone]:
-        options.image_size = size or catalogue.source(name).size
+    rows = []
+    for name in machine.backbones(options):
         rows.append(measure(options, name))
         machine.append_csv(machine.RESULTS / "predict.csv", rows[-1:])
         show(rows[-1])

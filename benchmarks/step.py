@@ -230,14 +230,7 @@ def show_means(rows):
 
 
 def main():
-    parser = argparse.ArgumentParser("python -m benchmarks.step", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--backbone", default="resnet18")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--image-size", type=int, help="default: what each was published with")
-    parser.add_argument("--threads", type=int, default=machine.cores())
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--all", action="store_true", help="every backbone")
+    parser = machine.parser("step", __doc__)
     parser.add_argument("--compile", action="store_true", help="torch.compile, too")
     parser.add_argument("--autocast", action="store_true", help="PyTorch in bfloat16 instead")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of ours")
@@ -249,12 +242,8 @@ def main():
     if options.memory_of:
         report_memory(options, options.backbone)
         return
-    import mdmt
-    from mdmt.weights import catalogue
-
-    rows, size = [], options.image_size
-    for name in mdmt.backbones() if options.all else [options.backbone]:
-        options.image_size = size or catalogue.source(name).size
+    rows = []
+    for name in machine.backbones(options):
         rows.append(summarize(options, name, *measure(options, name)))
         name = "autocast.csv" if options.autocast else "step.csv"
         machine.append_csv(machine.RESULTS / name, rows[-1:])

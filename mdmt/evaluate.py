@@ -43,9 +43,10 @@ class Group:
     numbers: list
 
 
-def settings(out, name: str, overrides=()) -> tuple[dict, dict]:
-    """(configuration of the run in `out`, that of the evaluation): the run's, with the data of the
-    configuration `name`, whose tasks may name their labels otherwise. Raises BadConfig, BadInput.
+def settings(out, name: str, overrides=()) -> tuple[dict, dict, list[str]]:
+    """(configuration of the run in `out`, that of the evaluation, notes): the run's, with the data
+    of the configuration `name`, whose tasks may name their labels otherwise. Raises BadConfig,
+    BadInput.
     """
     values = study.stored_values(out)
     if values is None:
@@ -60,6 +61,12 @@ def settings(out, name: str, overrides=()) -> tuple[dict, dict]:
         raise BadConfig(f"{name}: the key 'data' is missing; it says where the cases are")
     tasks = _tasks(values, raw.get("tasks") or {}, name)
     own = {k: values["data"][k] for k in PREPARED}
+    notes = [
+        f"data.{k} is {data[k]!r} in {name} and was {own[k]!r} in the run: the images are prepared "
+        "as the run's"
+        for k in PREPARED
+        if k in data and data[k] != own[k]
+    ]
     datasets = data.get("datasets") or []
     for entry in datasets if isinstance(datasets, list) else []:
         task = entry.get("task") if isinstance(entry, dict) else None
@@ -76,7 +83,7 @@ def settings(out, name: str, overrides=()) -> tuple[dict, dict]:
         "validation": [SCHEME],
         "folds": None,
     }
-    return values, config.resolve(merged, name)
+    return values, config.resolve(merged, name), notes
 
 
 def _tasks(values: dict, given: dict, name: str) -> dict:
@@ -104,15 +111,14 @@ def groups(out, values: dict, known: Known, tasks: set, chosen: dict) -> tuple[l
     """Networks of every backbone and configuration that were trained for one of `tasks`, and
     sentences about those that are not there. chosen: release, validation."""
     found, notes = [], []
+    predict.chosen_of(values, backbone=values["backbones"][0], **chosen)
     for backbone in values["backbones"]:
         for name in values["configurations"]:
             try:
                 nets = predict.networks(
                     out, values, known, configuration=name, backbone=backbone, **chosen
                 )
-            except BadInput as error:
-                if any(f"--{k} {v}:" in str(error) for k, v in chosen.items()):
-                    raise
+            except BadInput as error:  # none of its trainings is here
                 notes.append(str(error))
                 continue
             if tasks & set(nets[0].tasks):
@@ -195,11 +201,12 @@ def evaluate(out, name: str, to, *, overrides=(), device: str = "cpu", release=N
     from .report import make
 
     out, to = Path(out), Path(to)
-    own, values = settings(out, name, overrides)
+    own, values, notes = settings(out, name, overrides)
     chosen = {"release": release, "validation": validation}
     known = Known(equal_only=own["data"]["synthetic"] is not None)
     wanted = {d["task"] for d in values["data"]["datasets"]}
-    every, notes = groups(out, own, known, wanted, chosen)
+    every, missing = groups(out, own, known, wanted, chosen)
+    notes += missing
     nets = [net for group in every for net in group.nets]
     if any(net.seen is None for net in nets):
         notes.append(

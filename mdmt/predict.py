@@ -45,6 +45,22 @@ class Network:
         return self.seen is not None and any(s.source in self.seen for s in shown)
 
 
+def chosen_of(values: dict, configuration=None, backbone=None, release=None, validation=None):
+    """{name: value} of what a run is asked for, with the defaults of `networks`. Raises BadInput
+    for what the run does not have."""
+    names = values["configurations"]
+    return {
+        "configuration": _choice(
+            "configuration", configuration, names, "MDMT" if "MDMT" in names else names[-1]
+        ),
+        "backbone": _choice("backbone", backbone, values["backbones"], None),
+        "release": _choice("release", release, releases_of(values), releases_of(values)[-1]),
+        "validation": _choice(
+            "validation", validation, values["validation"], values["validation"][0]
+        ),
+    }
+
+
 def networks(out, values: dict, known: Known, *, configuration=None, backbone=None, release=None,
              validation=None, fold=None, seed=None) -> list[Network]:  # fmt: skip
     """The finished trainings of one configuration and backbone of the run in `out`; known: is told
@@ -55,17 +71,7 @@ def networks(out, values: dict, known: Known, *, configuration=None, backbone=No
     Raises BadInput where there is no such training, or its weights are not kept.
     """
     out = Path(out)
-    names = values["configurations"]
-    wanted = {
-        "configuration": _choice(
-            "configuration", configuration, names, "MDMT" if "MDMT" in names else names[-1]
-        ),
-        "backbone": _choice("backbone", backbone, values["backbones"], None),
-        "release": _choice("release", release, releases_of(values), releases_of(values)[-1]),
-        "validation": _choice(
-            "validation", validation, values["validation"], values["validation"][0]
-        ),
-    }
+    wanted = chosen_of(values, configuration, backbone, release, validation)
     wanted |= {k: v for k, v in (("fold", fold), ("seed", seed)) if v is not None}
     found, deleted = [], 0
     for path in sorted(out.glob("runs/*/job.json")):

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.numpy import load, load_file
 
 from mdmt._core import _fail_io_after, fail_allocation_after, write_safetensors
+from tests import writers
 
 DTYPES = ["f4", "f8", "f2", "i4", "i8", "u1", "?"]
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
@@ -224,29 +225,17 @@ def test_two_processes_write_one_path_at_once(tmp_path):
     path = tmp_path / "a"
     code = (
         "import sys, numpy as np\n"
-        "from mdmt._core import write_safetensors\n"
-        "print('ready', flush=True); sys.stdin.readline()\n"
-        "for i in range(60):\n"
+        "from mdmt._core import write_safetensors\n" + writers.START + "for i in range(60):\n"
         "    write_safetensors(sys.argv[1], {'x': np.full(40_000, float(sys.argv[2]))})\n"
     )
-    start = [sys.executable, "-c", code, str(path)]
-    writers = [
-        subprocess.Popen([*start, n], stdin=subprocess.PIPE, stdout=subprocess.PIPE) for n in "12"
-    ]
-    for writer in writers:
-        writer.stdout.readline()
-    for writer in writers:
-        writer.stdin.write(b"go\n")
-        writer.stdin.flush()
     seen = set()
-    while any(writer.poll() is None for writer in writers):
-        if path.exists():
-            x = load_file(path)["x"]
-            assert x.shape == (40_000,) and np.ptp(x) == 0
-            seen.add(float(x[0]))
-    for writer in writers:
-        writer.communicate()
-    assert [writer.returncode for writer in writers] == [0, 0]
+
+    def look():
+        x = load_file(path)["x"]
+        assert x.shape == (40_000,) and np.ptp(x) == 0
+        seen.add(float(x[0]))
+
+    writers.race(code, path, "12", look)
     assert seen == {1, 2}
     assert os.listdir(tmp_path) == ["a"]
 

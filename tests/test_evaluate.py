@@ -12,7 +12,7 @@ from mdmt import predict as predictor
 from mdmt.data import synthetic
 from mdmt.errors import BadConfig, BadInput
 from tests import test_kinds_study as study
-from tests.test_run import TINY
+from tests.test_run import two_folds
 
 OTHER = """
 data:
@@ -39,17 +39,12 @@ def rows_of(path):
 def finished(tmp_path_factory):
     """(out folder, its data, file of the other data, their folder, the evaluation's folder)."""
     top = tmp_path_factory.mktemp("evaluate")
-    data = synthetic.make(top / "data", patients=24, size=32, seed=1)
-    path = top / "tiny.yaml"
-    path.write_text(TINY.format(root=data, store=top / "store"))
-    changes = ["backbones=[shufflenet_v2_x0_5]", "configurations=[STL-tau1, MDMT]", "folds=[0, 1]",
-               "train.epochs=1"]  # fmt: skip
-    run.run(config.load(str(path), changes), top / "out", quiet=True, report=False)
+    out, data = two_folds(top)
     other = synthetic.make(top / "other", patients=30, size=32, seed=2)
     new = top / "other.yaml"
     new.write_text(OTHER.format(root=other, store=top / "store"))
-    evaluate.evaluate(top / "out", str(new), top / "external")
-    return top / "out", data, new, other, top / "external"
+    evaluate.evaluate(out, str(new), top / "external")
+    return out, data, new, other, top / "external"
 
 
 def test_figures_are_those_of_the_networks(finished):
@@ -164,7 +159,10 @@ def test_labels_may_have_other_names(finished, tmp_path):
         new.read_text().replace(str(other), str(named))
         + "tasks:\n  prognosis: {classes: [MILD, SEVERE], labels: {home: MILD, icu: SEVERE}}\n"
     )
-    evaluate.evaluate(out, str(path), tmp_path / "to", figures=False)
+    path.write_text(path.read_text().replace("data:\n", "data:\n  minmax: true\n"))
+    made = evaluate.evaluate(out, str(path), tmp_path / "to", figures=False)
+    assert any(n.startswith("data.minmax is True in") and "as the run's" in n
+               for n in made["notes"])  # fmt: skip
     same = rows_of(finished[-1] / "predictions.csv")
     assert rows_of(tmp_path / "to" / "predictions.csv") == same
 

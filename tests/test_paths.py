@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from mdmt import cli, paths, run
+from tests import writers
 
 
 def test_what_a_killed_writer_left_is_removed(tmp_path):
@@ -31,26 +32,14 @@ def test_what_a_killed_writer_left_is_removed(tmp_path):
 def test_two_processes_write_one_file_at_once(tmp_path):
     path = tmp_path / "a.csv"
     code = (
-        "import sys; from mdmt import paths\n"
-        "print('ready', flush=True); sys.stdin.readline()\n"
-        "for _ in range(100):\n"
+        "import sys; from mdmt import paths\n" + writers.START + "for _ in range(100):\n"
         "    paths.write_atomic(sys.argv[1], sys.argv[2] * 50_000, sync=False)\n"
     )
-    start = [sys.executable, "-c", code, str(path)]
-    writers = [
-        subprocess.Popen([*start, n], stdin=subprocess.PIPE, stdout=subprocess.PIPE) for n in "ab"
-    ]
-    for writer in writers:
-        writer.stdout.readline()
-    for writer in writers:
-        writer.stdin.write(b"go\n")
-        writer.stdin.flush()
-    while any(writer.poll() is None for writer in writers):
-        if path.exists():
-            assert path.read_text() in ("a" * 50_000, "b" * 50_000)
-    for writer in writers:
-        writer.communicate()
-    assert [writer.returncode for writer in writers] == [0, 0]
+
+    def look():
+        assert path.read_text() in ("a" * 50_000, "b" * 50_000)
+
+    writers.race(code, path, "ab", look)
     assert [p.name for p in tmp_path.iterdir()] == ["a.csv"]
 
 

@@ -7,24 +7,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mdmt import cli, config, run
+from mdmt import cli
 from mdmt import predict as predictor
-from mdmt.data import synthetic
 from mdmt.errors import BadInput
-from tests.test_run import TINY
+from tests.test_run import two_folds
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """(out folder, image folder, store) of a tiny run of two folds."""
     top = tmp_path_factory.mktemp("predict é")
-    data = synthetic.make(top / "data", patients=24, size=32, seed=1)
-    path = top / "tiny.yaml"
-    path.write_text(TINY.format(root=data, store=top / "store"))
-    changes = ["backbones=[shufflenet_v2_x0_5]", "configurations=[STL-tau1, MDMT]", "folds=[0, 1]",
-               "train.epochs=1"]  # fmt: skip
-    run.run(config.load(str(path), changes), top / "out", quiet=True, report=False)
-    return top / "out", data / "images", top / "store"
+    out, data = two_folds(top)
+    return out, data / "images", top / "store"
 
 
 def rows_of(path):

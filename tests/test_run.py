@@ -17,6 +17,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from mdmt import metrics, run
+from mdmt.config import load
 from mdmt.data import synthetic
 
 ROOT = Path(__file__).parents[1]
@@ -44,6 +45,17 @@ image_size: 32
 train: {{epochs: 3, warmup_epochs: 1, patience: 3, batch_size: 8, augment: {{}}}}
 sampler: {{drop_last: true}}
 """
+
+
+def two_folds(top):
+    """(out folder, data) of a run of the tiny configuration, two folds, in the folder `top`."""
+    data = synthetic.make(top / "data", patients=24, size=32, seed=1)
+    path = top / "tiny.yaml"
+    path.write_text(TINY.format(root=data, store=top / "store"))
+    changes = ["backbones=[shufflenet_v2_x0_5]", "configurations=[STL-tau1, MDMT]", "folds=[0, 1]",
+               "train.epochs=1"]  # fmt: skip
+    run.run(load(str(path), changes), top / "out", quiet=True, report=False)
+    return top / "out", data
 
 
 @pytest.fixture(scope="session")

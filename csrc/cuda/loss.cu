@@ -15,17 +15,23 @@ MDMT_HD double log_add(double a, double b)
     return low == -INFINITY ? high : high + log1p(exp(low - high));
 }
 
-MDMT_HD double cross_entropy(const float *z, int k, const float *t, double scale, float *dz)
+/* log sum exp of z (k). */
+MDMT_HD double log_sum_exp(const float *z, int k)
 {
     double high = z[0], sum = 0;
-    int y = (int)t[0];
     for (int j = 1; j < k; j++) {
         high = (double)z[j] > high ? (double)z[j] : high;
     }
     for (int j = 0; j < k; j++) {
         sum += exp((double)z[j] - high);
     }
-    double total = high + log(sum);
+    return high + log(sum);
+}
+
+MDMT_HD double cross_entropy(const float *z, int k, const float *t, double scale, float *dz)
+{
+    int y = (int)t[0];
+    double total = log_sum_exp(z, k);
     for (int j = 0; dz && j < k; j++) {
         double d = (double)z[j] - total;
         dz[j] = (float)(scale * (j == y ? expm1(d) : exp(d)));
@@ -37,15 +43,8 @@ MDMT_HD double cross_entropy(const float *z, int k, const float *t, double scale
 MDMT_HD double smoothed_entropy(const float *z, int k, const float *t, double spread, double scale,
                                 float *dz)
 {
-    double high = z[0], sum = 0, all = 0, each = spread / k;
     int y = (int)t[0];
-    for (int j = 1; j < k; j++) {
-        high = (double)z[j] > high ? (double)z[j] : high;
-    }
-    for (int j = 0; j < k; j++) {
-        sum += exp((double)z[j] - high);
-    }
-    double total = high + log(sum);
+    double total = log_sum_exp(z, k), all = 0, each = spread / k;
     for (int j = 0; j < k; j++) {
         double d = (double)z[j] - total;
         all -= d;

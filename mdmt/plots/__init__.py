@@ -170,7 +170,7 @@ def _place(save: _Saver, a: Analysis, groups: list, samples: bool) -> None:
         number = m.kind == kinds.NUMBER
         save(comparisons.forest(a), "forest",
              f"{METHOD} minus the others{'' if number else ', in points'}", _forest_words(a),
-             f"95 % intervals from {a.n:,} resamples of the patients; right of 0 {METHOD} is "
+             f"95 % intervals from {a.n:,} resamples of the {_resampled(a)}; right of 0 {METHOD} is "
              f"better{' (the axes of errors run backwards)' * number}. An interval that covers 0 "
              "leaves the direction open.", m)  # fmt: skip
         known = [c for c in m.configurations if c in style.KNOWN]
@@ -243,6 +243,14 @@ def _probabilities(save: _Saver, a: Analysis) -> None:
              f"bands are 95 % by patient, {_tested(m).lower()}, mean over networks. A model is of "
              "use at thresholds where it lies above both grey lines, and only those at which one "
              "might treat matter.", m)  # fmt: skip
+
+
+def _resampled(a: Analysis) -> str:
+    m = a.matrix
+    if a.random_backbones:
+        return "patients and backbones"
+    several = any(len(m.trainings(b)) > 1 for b in m.backbones)
+    return f"patients and {'networks' if m.external else 'trainings'}" if several else "patients"
 
 
 def _tested(m: Matrix) -> str:

@@ -128,11 +128,7 @@ def limits(outcome: Outcome, analyses: list[Analysis]) -> list[str]:
         )
     for a in analyses:
         m = a.matrix
-        if len(set(m.patient)) < 200:
-            found.append(
-                f"{m.task}{m.named}: {len(set(m.patient))} patients: intervals are wide, and "
-                "small true differences cannot be seen."
-            )
+        found += words.few_patients(m)
         if m.two:
             share = float((m.target() == 1).mean())
             found.append(

@@ -288,6 +288,16 @@ def subgroup(groups: list, name: str, spec: dict) -> str | None:
     return f"{said} {extremes}"
 
 
+def few_patients(m) -> list[str]:
+    """That there are few patients, where there are."""
+    n = len(set(m.patient))
+    if n >= 200:
+        return []
+    return [
+        f"{place(m)}: {n} patients: intervals are wide, and small true differences cannot be seen."
+    ]
+
+
 def limits(outcome: Outcome, analyses: list[Analysis]) -> list[str]:
     """What the results cannot show, from what the run knows."""
     values = outcome.values
@@ -332,11 +342,7 @@ def limits(outcome: Outcome, analyses: list[Analysis]) -> list[str]:
         )
     for a in analyses:
         m = a.matrix
-        if len(set(m.patient)) < 200:
-            found.append(
-                f"{place(m)}: {len(set(m.patient))} patients: intervals are wide, "
-                "and small true differences cannot be seen."
-            )
+        found += few_patients(m)
         if len(m.y) > len(set(m.image)):
             found.append(
                 f"{place(m)}: its {len(set(m.image))} images are tested "
