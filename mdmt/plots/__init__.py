@@ -171,8 +171,8 @@ def _place(save: _Saver, a: Analysis, groups: list, samples: bool) -> None:
         save(comparisons.forest(a), "forest",
              f"{METHOD} minus the others{'' if number else ', in points'}", _forest_words(a),
              f"95 % intervals from {a.n:,} resamples of the {_resampled(a)}; right of 0 {METHOD} "
-             f"is better{' (the axes of errors run backwards)' * number}. An interval that covers 0 "
-             "leaves the direction open.", m)  # fmt: skip
+             f"is better{' (the axes of errors run backwards)' * number}. An interval that covers "
+             "0 leaves the direction open.", m)  # fmt: skip
         known = [c for c in m.configurations if c in style.KNOWN]
         if len(known) > 1:
             save(comparisons.slope(m), "slope", "From single-task to MDMT, by backbone",
