@@ -28,6 +28,7 @@ STAGES = [
     ["ops", "sampler", "loss", "augmentation", "schedule", "metrics", "measures",
      "weighting"],
     ["nets", "weights", "onnx", "summary", "inputs", "groups"],
+    ["network"],
     ["model"],
     ["engine"],
     ["data"],
