@@ -144,8 +144,34 @@ def available_memory() -> int | None:
     return _core.available_memory()
 
 
+def takes_one(model) -> bool:
+    """Whether a training step can be of a single image: whether its smallest feature map, over
+    which the batch is normalised, has more than one pixel."""
+    try:
+        model.memory(1, training=True)
+    except ValueError:
+        return False
+    return True
+
+
+def lonely(model, images: int, batch_size: int) -> str:
+    """The sentence for an epoch of so many images whose last batch is one that cannot be."""
+    size = " x ".join(map(str, model.image_size))
+    return (
+        f"{images} training images in batches of {batch_size} leave a last batch of one, which "
+        f"{model.backbone} cannot normalise at {size} pixels; set sampler.drop_last to true, or "
+        "change train.batch_size or image_size"
+    )
+
+
 def check_memory(model, batch_size: int) -> int:
-    """Return the planned bytes of a training step; MemoryError names them when they cannot fit."""
+    """Return the planned bytes of a training step; MemoryError names them when they cannot fit.
+    BadInput for a batch that no training step can be of."""
+    if batch_size == 1 and not takes_one(model):
+        raise BadInput(
+            f"train.batch_size is 1, and {model.backbone} cannot normalise a single image of "
+            f"{' x '.join(map(str, model.image_size))} pixels; give a larger batch or image_size"
+        )
     try:
         planned = sum(model.memory(batch_size, training=True).values())
     except (ValueError, OverflowError) as error:
@@ -271,6 +297,7 @@ class Fit:
         self.epochs = settings["epochs"]
         if max_steps is not None:
             self.epochs = max(-(-max_steps // max(len(self.sampler), 1)), 1)
+        self._check_last_batch()
         self.schedule = self._schedule()
         self.state = State()
         self.options = {
@@ -284,6 +311,15 @@ class Fit:
         self.resumed = 0  # images that an earlier process has trained on
         self.loss_at_start: float | None = None  # of what is not trained
         self.saved_at, self.since_saved = time.monotonic(), 0
+
+    def _check_last_batch(self) -> None:
+        """BadInput where an epoch ends in a batch that cannot be trained on."""
+        steps, most = len(self.sampler), self.max_steps
+        if self.freeze or not self.epochs or not steps or (most is not None and most < steps):
+            return
+        size = self.settings["batch_size"]
+        if len(self.sampler.batch(0, steps - 1)[1]) == 1 and not takes_one(self.model):
+            raise BadInput(lonely(self.model, (steps - 1) * size + 1, size))
 
     def _schedule(self):
         """The schedule of the settings, of the length that this training has."""

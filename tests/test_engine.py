@@ -280,6 +280,28 @@ def test_an_empty_training_part_is_refused():
         engine.Fit(model, empty, ["a", "b"], settings(), SAMPLER)
 
 
+def test_a_last_batch_of_one_image_that_cannot_be_normalised():
+    """26 images in batches of 5: refused at 32 pixels, of which one is left, where a batch is
+    normalised at all."""
+    words = "^26 training images in batches of 5 leave a last batch of one, which resnet18 cannot"
+
+    def start(size=32, sampler=None, **more):
+        model = Model("resnet18", heads=HEADS, image_size=size)
+        how = settings(batch_size=5, **more.pop("changes", {}))
+        return engine.Fit(model, parts(), ["a", "b"], how, SAMPLER | (sampler or {}), **more)
+
+    for refused in ({}, {"max_steps": 6}):
+        with pytest.raises(BadInput, match=words):
+            start(**refused)
+    start(64)
+    start(sampler={"drop_last": True})
+    start(freeze=True)
+    start(max_steps=5)
+    start(changes={"epochs": 0})
+    with pytest.raises(BadInput, match=r"train\.batch_size is 1, and resnet18 cannot normalise"):
+        engine.check_memory(Model("resnet18", heads=HEADS, image_size=32), 1)
+
+
 def test_a_batch_that_no_memory_holds_names_its_size(monkeypatch):
     model = Model("resnet18", heads=HEADS, image_size=32)
     planned = engine.check_memory(model, 8)

@@ -6,6 +6,7 @@ import os
 import random
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -249,6 +250,34 @@ def test_running_again_trains_nothing(reference):
     assert call("--resume", "--out", out).returncode == 0
     assert fingerprint(out) == before
     assert stamps == {p: p.stat().st_mtime_ns for p in (out / "runs").rglob("model.safetensors")}
+
+
+def test_what_a_training_killed_at_its_very_end_left_is_taken_away(reference, tmp_path):
+    """Between the result, which makes a training finished, and the end of its checkpoint."""
+    source, _, config = reference
+    out = tmp_path / "out"
+    shutil.copytree(source, out)
+    left = next(out.glob("runs/*/result.json")).with_name("checkpoint.safetensors")
+    left.write_bytes(b"left")
+    done = call(config, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert not left.exists() and fingerprint(out) == fingerprint(source)
+
+
+def test_a_last_batch_of_one_small_image_is_told_before_any_training(tiny, tmp_path):
+    """Of 32 pixels one is left, and a batch of one has nothing to be normalised over."""
+    plain = ("--set", "configurations=[STL-tau1]", "--set", "sampler.drop_last=false")
+    batch = ("--set", "train.batch_size=3")
+    done = call(tiny, "--out", tmp_path / "out", *plain, *batch)
+    assert done.returncode == 2 and "Error" not in done.stderr
+    words = "13 training images in batches of 3 leave a last batch of one, which resnet18 cannot"
+    assert f"mdmt: plan: cv, fold 0: {words}" in done.stderr
+    assert not (tmp_path / "out" / "runs").exists()
+    assert call(tiny, "--out", tmp_path / "out", "--set", "train.batch_size=3",
+                "--set", "configurations=[STL-tau1]").returncode == 0  # fmt: skip
+    done = call(tiny, "--out", tmp_path / "one", *plain, "--set", "train.batch_size=1")
+    assert done.returncode == 2
+    assert "train.batch_size is 1, and resnet18 cannot normalise a single image" in done.stderr
 
 
 def test_dry_run_lists_the_jobs_and_writes_nothing(tiny, tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 from .. import kinds
 from ..errors import BadConfig, BadInput
 from ..runner import estimate
+from ..runner.display import images_per_epoch
 from ..runner.estimate import size_text
 
 BUDGET = 20.0  # seconds after which further backbones are estimated from the measured ones
@@ -46,9 +47,35 @@ def fits(report, quiet: bool = False) -> None:
         _say(quiet, f"planning {k + 1}/{len(names)}: {name}")
         try:
             _planned(values, name, heads)
+            _last_batches(report, name, heads)
         except BadInput as error:
             report.add("error", "plan", str(error))
     _say(quiet, "")
+
+
+def _last_batches(report, name: str, heads: dict) -> None:
+    """BadInput where trainings of a backbone end an epoch in a batch that cannot be trained on."""
+    from ..engine import lonely, takes_one
+    from ..model import Model
+
+    def alone(job) -> int:
+        """Images of an epoch whose last batch is of one, else 0."""
+        d = job.description
+        if d["backbone"] != name or d.get("freeze") or "steps_of" in d or not d["train"]["epochs"]:
+            return 0
+        images = images_per_epoch(job)
+        return images if images % d["train"]["batch_size"] == 1 else 0
+
+    found = [job for job in report.study.jobs if alone(job)]
+    if not found:
+        return
+    how = estimate.measured_on(report.values)
+    model = Model(name, heads=heads, image_size=report.values["image_size"], **how)
+    if not takes_one(model):
+        d = found[0].description
+        more = f" (and {len(found) - 1} more trainings)" if len(found) > 1 else ""
+        sentence = lonely(model, alone(found[0]), d["train"]["batch_size"])
+        raise BadInput(f"{d['validation']}, fold {d['fold']}: {sentence}{more}")
 
 
 def _measured(report, values: dict, tasks: list, quiet: bool) -> tuple[dict, list[str]]:
@@ -60,6 +87,7 @@ def _measured(report, values: dict, tasks: list, quiet: bool) -> tuple[dict, lis
         _say(quiet, f"planning {k + 1}/{len(names)}: {name}")
         try:
             known, work[name] = _planned(values, name, heads)
+            _last_batches(report, name, heads)
             if time.perf_counter() - begin < BUDGET or not figures:
                 figures[name] = estimate.measure(values, name, tasks)
             else:
@@ -89,6 +117,8 @@ def _planned(values: dict, name: str, heads: dict) -> tuple[dict, float]:
             name, heads=heads, image_size=values["image_size"], **estimate.measured_on(values)
         )
         memory = check_memory(model, values["train"]["batch_size"])
+    except BadInput:
+        raise
     except (MemoryError, ValueError) as error:
         raise BadConfig(f"{name}: {error}; lower train.batch_size or image_size") from error
     weights = model.memory(1, training=False)["parameters"]

@@ -34,7 +34,7 @@ from ..paths import (
     write_json,
 )
 from ..system import cpu_path
-from .kept import PREDICTIONS, RESULT, WEIGHTS, finished
+from .kept import PREDICTIONS, RESULT, WEIGHTS, finished, tidy
 
 LOCK_SECONDS = 60.0  # that a training waits for another process to leave its folder
 HISTORY, TENSORBOARD = "history.csv", "tensorboard"
@@ -88,8 +88,7 @@ def execute(folder, stop=None, emit=None) -> dict:
             result["cpu"] = paths
         result["seconds"] = round(time.monotonic() - begin, 3)
         write_json(folder / RESULT, result)
-        for leftover in ("checkpoint.safetensors", "error.json"):
-            (folder / leftover).unlink(missing_ok=True)
+        tidy(folder)
     return result
 
 

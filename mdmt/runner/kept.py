@@ -14,6 +14,7 @@ WEIGHTS = "model.safetensors"
 DELETED = "weights.deleted"
 RESULT = "result.json"
 PREDICTIONS = "predictions.csv"
+LEFTOVERS = ("checkpoint.safetensors", "error.json")  # of no use once a job is finished
 
 
 def finished(folder) -> bool:
@@ -24,6 +25,12 @@ def finished(folder) -> bool:
         and (folder / PREDICTIONS).is_file()
         and ((folder / WEIGHTS).is_file() or (folder / DELETED).is_file())
     )
+
+
+def tidy(folder) -> None:
+    """Take away what a finished job needs no more."""
+    for name in LEFTOVERS:
+        (Path(folder) / name).unlink(missing_ok=True)
 
 
 def done_and_usable(jobs: list, runs: Path) -> list[str]:

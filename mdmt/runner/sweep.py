@@ -30,7 +30,7 @@ from ..paths import read_json, write_json
 from ..system import peak_memory
 from .child import how_it_ended, prepare_folder
 from .display import Display, expected_images
-from .kept import RESULT, Kept, done_and_usable, finished
+from .kept import RESULT, Kept, done_and_usable, finished, tidy
 
 RETRIES = 2  # times that a training which died is tried again
 SWEEPS = "sweeps.jsonl"
@@ -99,6 +99,9 @@ class Sweep:
         self.retries = retries
         self.jobs = {j.id: j for j in jobs}
         self.outcome = Outcome(done_and_usable(jobs, self.runs))
+        with contextlib.suppress(OSError):
+            for name in self.outcome.done:  # killed between its result and this
+                tidy(self.runs / name)
         self.kept = Kept(jobs, self.runs, self.outcome.done, keep)
         self.graph = Graph(jobs, self.outcome.done)
         todo = list(self.graph.jobs.values())
