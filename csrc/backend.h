@@ -88,14 +88,39 @@ typedef struct mdmt_backend mdmt_backend;
 /* What Adam works on: flat slabs of `count` floats. */
 typedef struct {
     float *weights; /* NULL: no update */
-    const float *gradients;
-    float *first, *second;
+    float *gradients, *first, *second;
     int64_t count;
     const uint8_t *group; /* (count / MDMT_GROUP_FLOATS): the group of each so many floats; NULL: all
                              are of one whose factors are 1 */
     mdmt_group *groups;   /* (group_count) */
     int group_count;
 } mdmt_update;
+
+/* Of the batches whose gradients make one update together. */
+typedef struct {
+    int count;   /* 0 or 1: each batch has its own */
+    int first;   /* which of an update's a series begins with: 0 .. count - 1 */
+    float *sums; /* (update.count) */
+    const float *scale; /* (updates of the series), on the host: factors of the sums */
+} mdmt_parts;
+
+/* Which of an update's the batch i of a series is. */
+static inline int mdmt_part_at(const mdmt_parts *parts, int i)
+{
+    return parts->count > 1 ? (parts->first + i) % parts->count : 0;
+}
+
+/* The number of a step's part: the step's for the first one, so that dropout differs in each. */
+static inline uint64_t mdmt_part_step(uint64_t step, int part)
+{
+    return step | (uint64_t)part << 48;
+}
+
+/* Updates that the first `count` batches of a series make. */
+static inline int mdmt_updates_of(const mdmt_parts *parts, int count)
+{
+    return parts->count > 1 ? (parts->first + count) / parts->count : count;
+}
 
 /* A tensor (ROWS, SCALAR, or a MAP that gives) that gets, or gives, one row of a host array per
  * step. */
@@ -108,17 +133,18 @@ typedef struct {
 
 enum { MDMT_MAX_FEEDS = 2, MDMT_MAX_LOGS = 20 };
 
-/* Steps in a row on resident data sets, between which the host has nothing to decide. */
+/* Batches in a row on resident data sets, between which the host has nothing to decide. Each is a
+ * step of training, or a part of one. */
 typedef struct {
-    int count, samples; /* steps; samples of each */
+    int count, samples; /* batches; samples of each */
     int augment;     /* 0, or mdmt_augmentation_kinds: work that is not asked for is not started */
     mdmt_step first; /* the first step; its sample arrays are (count, samples) */
     mdmt_adam adam;  /* of the first step */
     mdmt_update update;
-    int watch; /* log[0] is the loss: a step in which it is not finite updates nothing, nor do those
-                  after it */
-    double *norms; /* (count), on the host: of the gradients before they are clipped; NULL: they are
-                      not. A step whose norm is not finite is as one whose loss is not */
+    mdmt_parts parts;
+    int watch; /* log[0] is the loss: after a batch in which it is not finite nothing is updated */
+    double *norms; /* (updates), on the host: of the gradients before they are clipped; NULL: they
+                      are not. A norm that is not finite is as a loss that is not */
     int feeds, logs;
     mdmt_port feed[MDMT_MAX_FEEDS], log[MDMT_MAX_LOGS];
 } mdmt_series;
@@ -170,21 +196,28 @@ struct mdmt_backend {
      * is not finite, nothing is updated. */
     mdmt_status (*adam)(mdmt_backend *backend, const mdmt_adam *adam, const mdmt_update *update,
                         double *norm);
-    /* A series; all NULL where the host runs each step itself. In this order, for each step i:
+    /* Adds up the gradients of the parts of a step, of which this is the `part`-th: the first one's
+     * become the sums, further ones are added, and after the last the gradients are
+     * scale * (sums + gradients). */
+    mdmt_status (*accumulate)(mdmt_backend *backend, const mdmt_update *update, float *sums,
+                              int part, int parts, float scale);
+    /* A series; all NULL where the host runs each batch itself. In this order, for each batch i:
      *   series_open   once: takes everything to the device
-     *   series_stage  on the host, before step i: its images, where they do not fit the device
-     *   series_next   begins the next step: its numbers and feeds become the current ones
+     *   series_stage  on the host, before batch i: its images, where they do not fit the device
+     *   series_next   begins the next batch: its numbers and feeds become the current ones
      *   (the program's ops)
-     *   series_note   ends it: keeps its logs, updates the weights
+     *   series_note   ends it: keeps its logs, adds up the gradients; `last` of its step: updates
+     *                 the weights
      *   series_close  once, also after a failure: waits, copies the logs to the host. *done:
-     *                 steps before the first that updated nothing for its loss or norm, or all
+     *                 batches before the first whose loss or norm let nothing be updated, or all
      * What lies from series_next to series_note may be recorded and repeated instead: none of its
-     * arguments changes from step to step. A recording holds for the same program at the same
-     * addresses and the same `augment`, `update`, `watch` and ports, with norms or without. */
+     * arguments changes from batch to batch, but `last`. A recording holds for the same program at
+     * the same addresses and the same `augment`, `update`, `watch`, `parts.sums`, ports and `last`,
+     * with norms or without. */
     mdmt_status (*series_open)(mdmt_backend *backend, const mdmt_series *series);
     mdmt_status (*series_stage)(mdmt_backend *backend, const mdmt_series *series, int i);
     mdmt_status (*series_next)(mdmt_backend *backend, const mdmt_series *series);
-    mdmt_status (*series_note)(mdmt_backend *backend, const mdmt_series *series);
+    mdmt_status (*series_note)(mdmt_backend *backend, const mdmt_series *series, int last);
     mdmt_status (*series_close)(mdmt_backend *backend, const mdmt_series *series, int *done);
     mdmt_status (*record_begin)(mdmt_backend *backend); /* NULL: nothing is recorded */
     /* *recording: NULL when the status is not MDMT_OK. */

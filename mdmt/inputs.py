@@ -179,6 +179,31 @@ def weights(given, task, target, heads: dict) -> np.ndarray | None:
     return None if given is None else sample_weights(given, task, target, heads_.reads(heads))
 
 
+def labelled(task, target, heads: dict) -> np.ndarray:
+    """Which samples (...) have a label: all columns of target (..., width) that their task reads,
+    of a binary cross-entropy one of them."""
+    found = np.zeros(task.shape, bool)
+    for k, (name, columns) in enumerate(heads_.reads(heads).items()):
+        known = ~np.isnan(target[..., :columns])
+        some = known.any(-1) if heads[name]["loss"] == "bce" else known.all(-1)
+        found |= (task == k) & some
+    return found
+
+
+def shares(task, target, heads: dict) -> np.ndarray:
+    """1 / labelled samples of each batch (S, N), float32 (S,); 0 where none is."""
+    count = labelled(task, target, heads).sum(-1)
+    return np.where(count > 0, 1 / np.maximum(count, 1), 0).astype(np.float32)
+
+
+def micro_batches(n: int, most: int | None) -> list[tuple[int, int]]:
+    """A batch of n as few and as equal parts of at most `most` samples: [(samples of a part,
+    parts)], the larger ones first."""
+    parts = -(-n // (most or n))
+    size, more = divmod(n, parts)
+    return [(s, c) for s, c in ((size + 1, more), (size, parts - more)) if c]
+
+
 def _check_labels(name, head, labels):
     if head["loss"] in ("bce", "mse"):
         if labels.size and labels.shape[1] < head["classes"]:
@@ -235,6 +260,11 @@ def adam(lr, betas, eps, weight_decay, decoupled, step: int, clip) -> tuple:
             f"clip must be a number above 0, the largest norm of a gradient, or None, not {clip!r}"
         )
     return (lr, betas[0], betas[1], eps, weight_decay, bool(decoupled), step, clip or 0.0)
+
+
+def at_step(adam: tuple, step: int) -> tuple:
+    """The same numbers for another step."""
+    return (*adam[:6], step, *adam[7:])
 
 
 # Resident data sets --------------------------------------------------------------------------

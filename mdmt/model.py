@@ -25,8 +25,28 @@ if TYPE_CHECKING:
 
 # What a copy takes over besides weights and description.
 COPIED = (
-    "mean", "std", "training_step", "steps_at_once", "task_weights", "groups", "unused", "_frozen",
+    "mean", "std", "training_step", "steps_at_once", "task_weights", "groups", "micro_batch",
+    "unused", "_frozen",
 )  # fmt: skip
+
+
+def _cut(array, size):
+    """array (S, N, ...), the samples of S batches, as C-ordered (S N / size, size, ...)."""
+    return np.ascontiguousarray(array).reshape(-1, size, *array.shape[2:])
+
+
+def _calls(steps, split):
+    """The calls of the engine for so many steps of batches that are split, as inputs.micro_batches
+    has it: (steps, columns, samples of a part, first part). All at once where the parts of a batch
+    are equal; else a step has a call for the larger ones and one for the others."""
+    if len(split) == 1:
+        yield slice(None), slice(None), split[0][0], 0
+        return
+    for step in range(steps):
+        at = part = 0
+        for size, count in split:
+            yield slice(step, step + 1), slice(at, at + size * count), size, part
+            at, part = at + size * count, part + count
 
 
 class Model(Network):
@@ -62,6 +82,7 @@ class Model(Network):
     task_weights : {task: factor of its loss in training}, 1 where a task is not named
     groups : {pattern: {"lr": factor, "weight_decay": factor}}: parameters that learn at another
         rate, or decay otherwise
+    micro_batch : the most samples of a batch that training computes at once, or None: all
     gradient_norms : where the last call clipped gradients, their norms before that (steps); or None
     steps_at_once : how many steps fit_steps had best be given at once on this device
     unused : keys of the file of weights that the model does not use
@@ -95,6 +116,7 @@ class Model(Network):
         #: Factor of each task's loss in training; a task that is not named counts 1.
         self.task_weights = {}
         self._groups = {}
+        self._micro_batch = None
         #: L2 norms (S,) of the last call's gradients before it clipped them; None: it did not.
         self.gradient_norms = None
         self._frozen = False  # the heads learn alone
@@ -123,9 +145,28 @@ class Model(Network):
         self._network.set_groups(*groups_.numbered(groups, self._entries, self.backbone))
         self._groups = groups
 
+    @property
+    def micro_batch(self) -> int | None:
+        """The most samples that training computes at once; None: a whole batch. A larger batch is
+        cut into as few and as equal parts as that takes, one after the other, and their gradients
+        are added up before one update, so that memory is needed for a part alone.
+
+        The loss stays the mean over the labelled samples of the whole batch, exactly, however its
+        parts mix the tasks. Batch normalisation sees the parts: its statistics are theirs, and each
+        moves the running ones, as in other frameworks that accumulate gradients.
+        """
+        return self._micro_batch
+
+    @micro_batch.setter
+    def micro_batch(self, most: int | None) -> None:
+        self._micro_batch = None if most is None else whole("micro_batch", most, 1, (1 << 31) - 1)
+
     # Running -----------------------------------------------------------------------------------
 
-    def _mode(self, n, size, training, gradients=False, width=None, store=None, weighted=False):
+    def _mode(
+        self, n, size, training, gradients=False, width=None, store=None, weighted=False, parts=1
+    ):
+        """parts: of a step, of which this is one."""
         mode = {"batch": n, "height": size[0], "width": size[1], "training": int(training)}
         if gradients:
             mode["gradients"] = 1
@@ -136,7 +177,7 @@ class Model(Network):
                 (t, head["loss"], weights[t], head.get("smoothing", 0.0))
                 for t, head in self.heads.items()
             ]
-            mode["reduction"] = "mean"
+            mode["reduction"] = "sum" if parts > 1 else "mean"
         if store is not None:
             mean, std = inputs.scaling(self.mean, self.std, self.channels)
             mode |= {"from_store": 1, "augment": int(store), "mean": mean, "std": std}
@@ -168,27 +209,38 @@ class Model(Network):
         """As forward."""
         return self.forward(x, training)
 
-    def _pass(self, x, task, target, training, names, adam=None, mask=None, weight=None):
+    def _pass(self, x, task, target, training, adam=None, mask=None, weight=None):
+        """The loss of a batch, of which the gradients are there then; adam: and the update done."""
         x = inputs.images(x, self.channels, self.backbone)
         if mask is None and target is not None and np.ndim(target) > 2:
             target, mask = None, target
         task, target = inputs.targets(task, target, len(x), self.heads)
         weight = inputs.weights(weight, task, target, self.heads)
         weighted, width = weight is not None, target.shape[1]
-        mode = self._mode(len(x), x.shape[2:], training, True, width, weighted=weighted)
-        target = np.hstack([target, weight]) if weighted else target
-        if adam and self._frozen:
-            mode["learns"] = "heads."
-        feeds = {"image": x, "task": task, "target": target}
+        share = inputs.shares(task[None], target[None], self.heads)
+        feeds = {"image": x, "task": task}
+        feeds["target"] = np.hstack([target, weight]) if weighted else target
         if self._masks:
             feeds["mask"] = inputs.masks(task, mask, (len(x), *x.shape[2:]), self.heads)
+        split = inputs.micro_batches(len(x), self.micro_batch)
+        sizes = [size for size, count in split for _ in range(count)]
         self.gradient_norms = None
-        out = self._network.run(mode, feeds, names, adam, seed=self.seed, step=self.training_step)
+        loss, at, parts = 0.0, 0, len(sizes)
+        for part, size in enumerate(sizes):
+            mode = self._mode(size, x.shape[2:], training, True, width, None, weighted, parts)
+            if adam and self._frozen:
+                mode["learns"] = "heads."
+            how = {"seed": self.seed, "step": self.training_step}
+            how |= {"parts": (parts, part, share)} if parts > 1 else {}
+            piece = {key: value[at : at + size] for key, value in feeds.items()}
+            out = self._network.run(mode, piece, ("loss",), adam, **how)
+            loss += float(out["loss"][0]) * (float(share[0]) if parts > 1 else 1)
+            at += size
+            self._batches += bool(training)
         if adam and adam[-1]:
             self.gradient_norms = np.array([out["gradient_norm"]])
         self._keep_tuning()
-        self._batches += bool(training)
-        return out
+        return loss
 
     @alone
     def loss_and_gradients(
@@ -215,9 +267,8 @@ class Model(Network):
 
         Returns (loss, {key: gradient}); loss = mean over the samples of the batch (equation 2).
         """
-        out = self._pass(x, task, target, training, ("loss",), mask=mask, weight=sample_weight)
-        loss = out["loss"]
-        return float(loss[0]), self._collect("gradient")
+        loss = self._pass(x, task, target, training, mask=mask, weight=sample_weight)
+        return loss, self._collect("gradient")
 
     @alone
     def train_step(
@@ -249,10 +300,9 @@ class Model(Network):
         """
         adam = inputs.adam(lr, betas, eps, weight_decay, decoupled, self.training_step + 1, clip)
         training = not self._frozen
-        out = self._pass(x, task, target, training, ("loss",), adam, mask, sample_weight)
-        loss = out["loss"]
+        loss = self._pass(x, task, target, training, adam, mask, sample_weight)
         self.training_step += 1
-        return float(loss[0])
+        return loss
 
     # Resident data sets ------------------------------------------------------------------------
 
@@ -342,40 +392,48 @@ class Model(Network):
         adam = inputs.adam(lr, betas, eps, weight_decay, decoupled, self.training_step + 1, clip)
         epoch = whole("epoch", epoch, 0, (1 << 63) - 1)
         ranges = None if augment is None else complete(augment)
-        samples = self._samples(dataset, index)
-        dataset, index = samples["dataset"], samples["index"]
-        task, target, weighted = inputs.gathered(self._labels, dataset, index)
-        mode = self._mode(
-            index.shape[1],
-            self.image_size,
-            not self._frozen,
-            True,
-            target.shape[2] // (2 if weighted else 1),
-            store=augment is not None,
-            weighted=weighted,
-        )
+        how = self._samples(dataset, index) | {"epoch": epoch, "augmentation": ranges}
+        task, target, weighted = inputs.gathered(self._labels, how["dataset"], how["index"])
+        width = target.shape[2] // (2 if weighted else 1)
+        rows = {"task": task, "target": target} | {k: how.pop(k) for k in ("dataset", "index")}
+        split = inputs.micro_batches(index.shape[1], self.micro_batch)
+        parts = sum(count for _, count in split)
+        share = np.ones(len(index), np.float32)
+        if parts > 1:
+            share = inputs.shares(task, target[..., :width], self.heads)
+        losses, per_task = np.zeros(len(index)), np.zeros((len(index), len(self.heads), 2))
+        norms, self.gradient_norms = [], None
+        for steps, columns, size, part in _calls(len(index), split):
+            store, learn = augment is not None, not self._frozen
+            mode = self._mode(size, self.image_size, learn, True, width, store, weighted, parts)
+            piece = {k: _cut(v[steps, columns], size) for k, v in rows.items()}
+            if parts > 1:
+                how["parts"] = parts, part, share[steps]
+            out = self._series(mode, piece, adam, how, parts)
+            each = (len(losses[steps]), -1)
+            losses[steps] += out["loss"].reshape(each).sum(1, dtype=float)
+            per_task[steps] += out["per_task"].reshape(*each, len(self.heads), 2).sum(1)
+            norms.append(out.get("gradient_norm", ()))
+        self.gradient_norms = np.concatenate(norms) if clip else None
+        return (losses * share).astype(np.float32), per_task.astype(np.float32)
+
+    def _series(self, mode, rows, adam, how, parts):
+        """One call of the engine for batches in a row; training_step counts the steps of it."""
+        how = how | {k: rows.pop(k) for k in ("dataset", "index")}
         if self._frozen:
             mode["learns"] = "heads."
-        self.gradient_norms = None
+        if self._masks:
+            how = how | {"masks": self._resident}
+        adam = inputs.at_step(adam, self.training_step + 1)
         try:
-            out = self._network.series(
-                mode,
-                {"task": task, "target": target},
-                ("loss", "per_task"),
-                adam,
-                step=self.training_step,
-                epoch=epoch,
-                augmentation=ranges,
-                **({"masks": self._resident} if self._masks else {}),
-                **samples,
+            return self._network.series(
+                mode, rows, ("loss", "per_task"), adam, step=self.training_step, **how
             )
         finally:
             done = self._network.steps_done()
             self.training_step += done
-            self._batches += 0 if self._frozen else done
+            self._batches += 0 if self._frozen else done * parts
             self._keep_tuning()
-        self.gradient_norms = out.get("gradient_norm")
-        return out["loss"][:, 0], out["per_task"].reshape(len(index), -1, 2)
 
     def freeze_backbone(self, frozen: bool = True) -> None:
         """Lets fit_step and train_step train the heads alone, on features in evaluation mode
@@ -436,10 +494,10 @@ class Model(Network):
     def save(self, path: str | os.PathLike, optimizer: bool = False) -> None:
         """Writes weights and description as safetensors, atomically, whatever the name.
 
-        optimizer: writes Adam's moments, the number of training steps and the groups, too, so that
-        a loaded model goes on to the same bits (three times as large). FloatingPointError, and
-        nothing written, where a weight is not finite: load would refuse it. OSError where the file
-        cannot be written.
+        optimizer: writes Adam's moments, the number of training steps, the groups and micro_batch,
+        too, so that a loaded model goes on to the same bits (three times as large).
+        FloatingPointError, and nothing written, where a weight is not finite: load would refuse it.
+        OSError where the file cannot be written.
         """
         path, arrays, description = os.fspath(path), self.state_dict(), self.description()
         try:
@@ -456,6 +514,7 @@ class Model(Network):
             moments, description["training_step"] = self.optimizer_state()
             arrays |= {OPTIMIZER + key: value for key, value in moments.items()}
             description |= {"groups": self._groups} if self._groups else {}
+            description |= {"micro_batch": self.micro_batch} if self.micro_batch else {}
         metadata = {"format": "np", "mdmt": json.dumps(description)}
         _core.write_safetensors(path, arrays, metadata)
 
@@ -484,7 +543,9 @@ class Model(Network):
         """
         description, state = read_description(path), load_weights(path)
         scaling = {k: tuple(description.pop(k)) for k in ("mean", "std") if k in description}
-        step, groups = (description.pop(k, None) for k in ("training_step", "groups"))
+        step, groups, micro_batch = (
+            description.pop(k, None) for k in ("training_step", "groups", "micro_batch")
+        )
         if device == "cpu" and not system.cpu_has(description["precision"]):
             description["precision"] = "fp32"  # trained on a GPU or another processor
         try:
@@ -492,7 +553,7 @@ class Model(Network):
             model.load_state_dict(state)
             if step is not None:
                 model.load_optimizer_state(read_moments(path), step)
-            model.groups = groups or {}
+            model.groups, model.micro_batch = groups or {}, micro_batch
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)}: {error}") from None
         model.mean, model.std = scaling.get("mean", model.mean), scaling.get("std", model.std)
@@ -535,10 +596,14 @@ class Model(Network):
 
     @alone
     def memory(self, batch_size: int = 1, training: bool = True) -> dict[str, int]:
-        """Planned bytes for a batch: parameters, gradients, optimizer, activations, workspace."""
+        """Planned bytes for a batch: parameters, gradients, optimizer, activations, workspace; in
+        training, of the largest part that micro_batch makes of it."""
         batch_size = whole("batch_size", batch_size, 1, (1 << 31) - 1)
-        mode = self._mode(batch_size, self.image_size, training, gradients=training)
-        return self._network.memory(mode)
+        most = self.micro_batch if training else None
+        size = inputs.micro_batches(batch_size, most)[0][0]
+        planned = self._network.memory(self._mode(size, self.image_size, training, training))
+        planned["gradients"] *= 2 if size < batch_size else 1  # and their sums
+        return planned
 
     @alone
     def cost(self) -> dict[str, int]:

@@ -1,8 +1,9 @@
 #include "adam.h"
 
 #include <math.h>
+#include <string.h>
 
-enum { PARTS = 256, SUMS = 8 };
+enum { PARTS = 256, SUMS = 8, CHUNK = 16384 /* floats of a task */ };
 
 typedef struct {
     const float *gradients;
@@ -64,4 +65,42 @@ float mdmt_clip_scale(double clip, double norm)
 {
     double scale = clip / (norm + 1e-6);
     return scale < 1 ? (float)scale : 1;
+}
+
+typedef struct {
+    float *gradients, *sums;
+    int64_t count;
+    int first, last;
+    float scale;
+} accumulate_job;
+
+static void accumulate_task(void *context, int task, int thread)
+{
+    const accumulate_job *job = context;
+    int64_t at = (int64_t)task * CHUNK, end = at + CHUNK < job->count ? at + CHUNK : job->count;
+    float *restrict g = job->gradients, *restrict sum = job->sums;
+    (void)thread;
+    if (job->first) {
+        memcpy(sum + at, g + at, sizeof(float) * (size_t)(end - at));
+    } else if (job->last) {
+        for (int64_t i = at; i < end; i++) {
+            g[i] = job->scale * (sum[i] + g[i]);
+        }
+    } else {
+        for (int64_t i = at; i < end; i++) {
+            sum[i] += g[i];
+        }
+    }
+}
+
+void mdmt_accumulate(mdmt_pool *pool, float *gradients, float *sums, int64_t count, int part,
+                     int parts, float scale)
+{
+    accumulate_job job = {.gradients = gradients,
+                          .sums = sums,
+                          .count = count,
+                          .first = part == 0,
+                          .last = part == parts - 1,
+                          .scale = scale};
+    mdmt_parallel(pool, (int)((count + CHUNK - 1) / CHUNK), accumulate_task, &job);
 }

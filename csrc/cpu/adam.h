@@ -20,6 +20,10 @@ double mdmt_norm(mdmt_pool *pool, const float *gradients, int64_t count);
 /* What gradients of this norm are multiplied by, at most 1. */
 float mdmt_clip_scale(double clip, double norm);
 
+/* Gradients of a step's parts, added up in place (backend.h). */
+void mdmt_accumulate(mdmt_pool *pool, float *gradients, float *sums, int64_t count, int part,
+                     int parts, float scale);
+
 /* The group of the float at `i`. */
 static inline int mdmt_group_at(const mdmt_update *update, int64_t i)
 {

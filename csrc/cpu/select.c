@@ -574,6 +574,14 @@ static mdmt_status cpu_adam(mdmt_backend *backend, const mdmt_adam *adam, const 
     return MDMT_OK;
 }
 
+static mdmt_status cpu_accumulate(mdmt_backend *backend, const mdmt_update *update, float *sums,
+                                  int part, int parts, float scale)
+{
+    mdmt_accumulate(cpu_of(backend)->pool, update->gradients, sums, update->count, part, parts,
+                    scale);
+    return MDMT_OK;
+}
+
 static void cpu_close(mdmt_backend *backend)
 {
     mdmt_release(cpu_of(backend));
@@ -654,6 +662,7 @@ mdmt_status mdmt_cpu_open(mdmt_backend **backend, mdmt_pool *pool, mdmt_cpu_opti
                                   .slab_open = cpu_slab_open,
                                   .slab_close = cpu_slab_close,
                                   .adam = cpu_adam,
+                                  .accumulate = cpu_accumulate,
                                   .close = cpu_close},
                          .pool = pool,
                          .options = options};

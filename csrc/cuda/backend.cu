@@ -278,6 +278,14 @@ static mdmt_status gpu_adam(mdmt_backend *backend, const mdmt_adam *adam, const 
     return mdmt_gpu_adam_now(gpu, adam, update, norm);
 }
 
+static mdmt_status gpu_accumulate(mdmt_backend *backend, const mdmt_update *update, float *sums,
+                                  int part, int parts, float scale)
+{
+    mdmt_gpu *gpu = gpu_of(backend);
+    MDMT_TRY(mdmt_device_use(gpu->options.device));
+    return mdmt_gpu_accumulate(gpu, update, sums, part, parts, scale);
+}
+
 static mdmt_status gpu_wait(mdmt_backend *backend)
 {
     MDMT_TRY(mdmt_device_use(gpu_of(backend)->options.device));
@@ -381,6 +389,7 @@ mdmt_status mdmt_cuda_open(mdmt_backend **backend, const mdmt_cuda_services *ser
     base->slab_open = gpu_slab_open;
     base->slab_close = gpu_slab_close;
     base->adam = gpu_adam;
+    base->accumulate = gpu_accumulate;
     base->wait = gpu_wait;
     base->forget_images = gpu_forget_images;
     mdmt_gpu_fill_series(base);

@@ -40,19 +40,23 @@ struct mdmt_gpu_state {
     mdmt_gpu_step step;
     mdmt_gpu_adam adam;
     /* of a series */
-    int64_t next, current; /* steps begun; the one now, from 0 */
+    int64_t next, current; /* batches begun; the one now, from 0 */
+    int64_t update;        /* the step it belongs to, from 0; */
+    int64_t parts, first_part; /* batches of a step, 0: one; the series' first is its first_part-th */
+    int part;                  /* the current batch of its step */
+    const float *scales;       /* (steps): of the sums of gradients */
     int64_t samples;
     uint64_t first_step;
-    const int32_t *all_sources; /* (steps, samples) */
-    const int64_t *all_indices; /* (steps, samples) */
+    const int32_t *all_sources; /* (batches, samples) */
+    const int64_t *all_indices; /* (batches, samples) */
     const uint8_t *slots;       /* MDMT_GPU_SLOTS rooms of slot_bytes, or NULL */
     size_t slot_bytes;
     mdmt_adam adam_first;
-    int64_t halted; /* 0, or 1 + the first step that must not update anything */
+    int64_t halted; /* 0, or 1 + the first batch after which nothing must be updated */
     double norm;    /* of the gradient, where it is clipped; */
     double *norms;  /* (steps), or NULL */
     float clip_scale;
-    uint32_t *feed[MDMT_MAX_FEEDS], *log[MDMT_MAX_LOGS]; /* (steps, words) */
+    uint32_t *feed[MDMT_MAX_FEEDS], *log[MDMT_MAX_LOGS]; /* (batches, words) */
 };
 
 /* A label or task that the loss refused, found by the GPU. kind: 0 none. */
@@ -146,11 +150,13 @@ mdmt_bf16 *mdmt_gpu_mirrored(const mdmt_gpu *gpu, const void *weights);
 /* After weights were written. */
 mdmt_status mdmt_gpu_mirror_again(mdmt_gpu *gpu, const void *weights, size_t bytes);
 
-/* ---- series.cu ---- */
+/* ---- adam.cu ---- */
 
 /* *norm: where gradients are clipped; waits for it then. */
 mdmt_status mdmt_gpu_adam_now(mdmt_gpu *gpu, const mdmt_adam *adam, const mdmt_update *update,
                               double *norm);
+mdmt_status mdmt_gpu_accumulate(mdmt_gpu *gpu, const mdmt_update *update, float *sums, int part,
+                                int parts, float scale);
 /* Sets the entries of the backend that have to do with series. */
 void mdmt_gpu_fill_series(mdmt_backend *base);
 

@@ -1,275 +1,13 @@
 /* Steps in a row without the host: what changes from step to step lies in the GPU's memory and
- * moves on by itself, so that a step is the same launches every time and can be recorded. And
- * Adam, which takes its numbers from there. */
+ * moves on by itself, so that a step is the same launches every time and can be recorded. */
 #include <stdlib.h>
 
-#include "backend.cuh"
+#include "adam.cuh"
 #include "map.cuh"
 
-/* ---- Adam, in the order of operations of torch.optim.Adam and AdamW ---- */
+/* ---- the start and the end of a batch ---- */
 
-MDMT_HD mdmt_gpu_adam adam_numbers(const mdmt_adam &a, int64_t step)
-{
-    double correction1 = 1 - pow(a.beta1, (double)step);
-    double correction2 = 1 - pow(a.beta2, (double)step);
-    mdmt_gpu_adam n;
-    n.decay_factor = a.decoupled ? (float)(1 - a.lr * a.weight_decay) : 1.0f;
-    n.l2 = a.decoupled ? 0.0f : (float)a.weight_decay;
-    n.one_minus_beta1 = (float)(1 - a.beta1);
-    n.beta2 = (float)a.beta2;
-    n.one_minus_beta2 = (float)(1 - a.beta2);
-    n.root_correction = (float)sqrt(correction2);
-    n.eps = (float)a.eps;
-    n.step_size = (float)(a.lr / correction1);
-    return n;
-}
-
-enum { ADAM_PACK = 4 }; /* numbers of a thread; slabs are padded to more */
-
-struct alignas(16) adam_pack {
-    float v[ADAM_PACK];
-};
-
-struct alignas(8) adam_rounded {
-    mdmt_bf16 v[ADAM_PACK];
-};
-
-/* The numbers of a group in this step, in its `own`. */
-struct group_rates {
-    const mdmt_gpu_state *state;
-    mdmt_group *groups;
-
-    MDMT_HD void at(uint32_t i, int unused) const
-    {
-        (void)unused;
-        mdmt_adam a = state->adam_first;
-        a.lr *= groups[i].lr;
-        a.weight_decay *= groups[i].weight_decay;
-        const mdmt_gpu_adam n = adam_numbers(a, a.step + state->current);
-        groups[i].own[0] = n.decay_factor;
-        groups[i].own[1] = n.l2;
-        groups[i].own[2] = n.step_size;
-    }
-};
-
-template <bool GROUPS, bool CLIPS> struct adam_update {
-    const mdmt_gpu_state *state;
-    const float *gradients;
-    float *weights, *first, *second;
-    mdmt_bf16 *mirror; /* of the weights, or NULL */
-    const mdmt_group *groups;
-    const uint8_t *group;
-
-    MDMT_HD void at(uint32_t i, int unused) const
-    {
-        (void)unused;
-        if (state->halted) {
-            return;
-        }
-        const mdmt_gpu_adam n = state->adam;
-        float decay_factor = n.decay_factor, l2 = n.l2, step_size = n.step_size;
-        if constexpr (GROUPS) {
-            const float *own = groups[group[i / (MDMT_GROUP_FLOATS / ADAM_PACK)]].own;
-            decay_factor = own[0];
-            l2 = own[1];
-            step_size = own[2];
-        }
-        adam_pack w = ((const adam_pack *)(const void *)weights)[i];
-        adam_pack g = ((const adam_pack *)(const void *)gradients)[i];
-        adam_pack m = ((const adam_pack *)(const void *)first)[i];
-        adam_pack v = ((const adam_pack *)(const void *)second)[i];
-        if constexpr (CLIPS) {
-            for (int k = 0; k < ADAM_PACK; k++) {
-                g.v[k] *= state->clip_scale;
-            }
-        }
-        for (int k = 0; k < ADAM_PACK; k++) {
-            float weight = w.v[k] * decay_factor;
-            float gradient = g.v[k] + l2 * weight;
-            m.v[k] = m.v[k] + n.one_minus_beta1 * (gradient - m.v[k]);
-            v.v[k] = v.v[k] * n.beta2 + n.one_minus_beta2 * gradient * gradient;
-            float denominator = sqrtf(v.v[k]) / n.root_correction + n.eps;
-            w.v[k] = weight - step_size * m.v[k] / denominator;
-        }
-        ((adam_pack *)(void *)first)[i] = m;
-        ((adam_pack *)(void *)second)[i] = v;
-        ((adam_pack *)(void *)weights)[i] = w;
-        if (mirror) {
-            adam_rounded r;
-            for (int k = 0; k < ADAM_PACK; k++) {
-                mdmt_from_float(w.v[k], &r.v[k]);
-            }
-            ((adam_rounded *)(void *)mirror)[i] = r;
-        }
-    }
-};
-
-/* ---- the norm of the gradient, and what it is multiplied by ---- */
-
-static const size_t SQUARE_PARTS = 1024;
-
-/* A sum over 256 threads, in an order of its own: phases `first` and the next, after each thread
- * has put its part into sum. In the second one, thread 0 has the total. */
-MDMT_HD double sum_threads(int phase, int first, int thread, double *sum)
-{
-    double total = 0;
-    if (phase == first && thread < 16) {
-        for (int i = 0; i < 16; i++) {
-            total += sum[thread + 16 * i];
-        }
-        sum[thread] = total;
-    } else if (phase == first + 1 && thread == 0) {
-        for (int i = 0; i < 16; i++) {
-            total += sum[i];
-        }
-    }
-    return total;
-}
-
-struct square_sums {
-    enum { THREADS = 256, PHASES = 3 };
-    struct shared_type {
-        double sum[THREADS];
-    };
-    const float *gradients;
-    size_t packs, parts;
-    double *squares; /* (parts) */
-
-    MDMT_HD void run(int phase, size_t block, int thread, shared_type &shared) const
-    {
-        if (phase == 0) {
-            double sum = 0;
-            for (size_t i = block * THREADS + (size_t)thread; i < packs; i += parts * THREADS) {
-                adam_pack g = ((const adam_pack *)(const void *)gradients)[i];
-                for (int k = 0; k < ADAM_PACK; k++) {
-                    sum += (double)g.v[k] * (double)g.v[k];
-                }
-            }
-            shared.sum[thread] = sum;
-            return;
-        }
-        double total = sum_threads(phase, 1, thread, shared.sum);
-        if (phase == 2 && thread == 0) {
-            squares[block] = total;
-        }
-    }
-};
-
-/* One block. A step whose gradient is not finite must not update anything, nor any after it. */
-struct clip_gradient {
-    enum { THREADS = 256, PHASES = 3 };
-    typedef square_sums::shared_type shared_type;
-    mdmt_gpu_state *state;
-    const double *squares; /* (parts) */
-    size_t parts;
-
-    MDMT_HD void run(int phase, size_t block, int thread, shared_type &shared) const
-    {
-        (void)block;
-        if (phase == 0) {
-            double sum = 0;
-            for (size_t i = (size_t)thread; i < parts; i += THREADS) {
-                sum += squares[i];
-            }
-            shared.sum[thread] = sum;
-            return;
-        }
-        double total = sum_threads(phase, 1, thread, shared.sum);
-        if (phase == 2 && thread == 0) {
-            double norm = sqrt(total), scale = state->adam_first.clip / (norm + 1e-6);
-            state->norm = norm;
-            state->clip_scale = scale < 1 ? (float)scale : 1.0f;
-            if (state->norms) {
-                state->norms[state->current] = norm;
-            }
-            if (!(norm - norm == 0) && !state->halted) {
-                state->halted = state->current + 1;
-            }
-        }
-    }
-};
-
-/* Before anything is recorded. */
-static mdmt_status clip_room(mdmt_gpu *gpu)
-{
-    void *data;
-    if (!gpu->squares) {
-        MDMT_TRY(mdmt_device_alloc(&data, SQUARE_PARTS * sizeof *gpu->squares,
-                                   "the norm of the gradient"));
-        gpu->squares = (double *)data;
-    }
-    return MDMT_OK;
-}
-
-static mdmt_status launch_clip(mdmt_gpu *gpu, const mdmt_update *u)
-{
-    size_t packs = (size_t)u->count / ADAM_PACK, wanted = mdmt_ceil_div(packs, 8 * 256);
-    size_t parts = wanted < SQUARE_PARTS ? wanted : SQUARE_PARTS;
-    square_sums sums = {u->gradients, packs, parts, gpu->squares};
-    clip_gradient clip = {gpu->state, gpu->squares, parts};
-    MDMT_TRY(mdmt_launch(gpu->stream, parts, sums));
-    return mdmt_launch(gpu->stream, 1, clip);
-}
-
-template <bool GROUPS, bool CLIPS>
-static mdmt_status launch_adam(mdmt_gpu *gpu, const mdmt_update *u)
-{
-    adam_update<GROUPS, CLIPS> f = {gpu->state, u->gradients, u->weights,
-                                    u->first,   u->second,    mdmt_gpu_mirrored(gpu, u->weights),
-                                    u->groups,  u->group};
-    return mdmt_count_over(gpu->stream, mdmt_ceil_div((size_t)u->count, ADAM_PACK), f);
-}
-
-static mdmt_status launch_update(mdmt_gpu *gpu, const mdmt_update *u, int clips)
-{
-    group_rates rates = {gpu->state, u->groups};
-    MDMT_TRY(clips ? launch_clip(gpu, u) : MDMT_OK);
-    if (u->group) {
-        MDMT_TRY(mdmt_count_over(gpu->stream, (size_t)u->group_count, rates));
-        return clips ? launch_adam<true, true>(gpu, u) : launch_adam<true, false>(gpu, u);
-    }
-    return clips ? launch_adam<false, true>(gpu, u) : launch_adam<false, false>(gpu, u);
-}
-
-static mdmt_status check_adam(const mdmt_adam *adam)
-{
-    /* 0 / 0 would put NaN into the padding. */
-    return (float)adam->eps > 0 ? MDMT_OK
-                                : mdmt_lent->fail(MDMT_BAD_ARGUMENT,
-                                                  "eps of Adam must be above 0, not %g", adam->eps);
-}
-
-/* Sets the numbers of one update outside a series. */
-struct set_adam {
-    mdmt_gpu_state *state;
-    mdmt_adam adam;
-    MDMT_HD void at(uint32_t i, int unused) const
-    {
-        (void)i;
-        (void)unused;
-        state->adam = adam_numbers(adam, adam.step);
-        state->adam_first = adam;
-        state->current = 0;
-        state->norms = NULL;
-        state->halted = 0;
-    }
-};
-
-mdmt_status mdmt_gpu_adam_now(mdmt_gpu *gpu, const mdmt_adam *adam, const mdmt_update *update,
-                              double *norm)
-{
-    set_adam f = {gpu->state, *adam};
-    int clips = adam->clip > 0;
-    MDMT_TRY(check_adam(adam));
-    MDMT_TRY(clips ? clip_room(gpu) : MDMT_OK);
-    MDMT_TRY(mdmt_count_over(gpu->stream, 1, f));
-    MDMT_TRY(launch_update(gpu, update, clips));
-    return clips ? mdmt_device_read(gpu->stream, norm, &gpu->state->norm, sizeof *norm) : MDMT_OK;
-}
-
-/* ---- the start and the end of a step ---- */
-
-/* One thread: the numbers of the step that begins. */
+/* One thread: the numbers of the batch that begins. */
 struct advance {
     mdmt_gpu_state *state;
     MDMT_HD void at(uint32_t i, int unused) const
@@ -278,14 +16,18 @@ struct advance {
         (void)unused;
         mdmt_gpu_state *s = state;
         int64_t now = s->next;
+        int64_t turn = s->first_part + now;
         s->next = now + 1;
         s->current = now;
-        s->step.step = s->first_step + (uint64_t)now;
+        s->update = s->parts > 1 ? turn / s->parts : now;
+        s->part = s->parts > 1 ? (int)(turn % s->parts) : 0;
+        /* As mdmt_part_step. */
+        s->step.step = (s->first_step + (uint64_t)s->update) | (uint64_t)s->part << 48;
         s->step.sample_source = s->all_sources + now * s->samples;
         s->step.sample_index = s->all_indices + now * s->samples;
         s->step.streamed =
             s->slots ? s->slots + (size_t)(now % MDMT_GPU_SLOTS) * s->slot_bytes : NULL;
-        s->adam = adam_numbers(s->adam_first, s->adam_first.step + now);
+        s->adam = mdmt_gpu_adam_numbers(s->adam_first, s->adam_first.step + s->update);
     }
 };
 
@@ -338,7 +80,7 @@ template <class T> static mdmt_status log_one(mdmt_gpu *gpu, const mdmt_port *po
     return mdmt_walk_over(gpu->stream, f.map.pixels(), f.map.packs, f);
 }
 
-/* One thread: whether this step, and so all after it, must not update anything. */
+/* One thread: whether from this batch on nothing must be updated. */
 struct watch_step {
     mdmt_gpu_state *state;
     const mdmt_gpu_fault *fault;
@@ -394,31 +136,59 @@ static mdmt_status series_next(mdmt_backend *backend, const mdmt_series *s)
     return move(gpu, s->feed, s->feeds, 0);
 }
 
-static mdmt_status series_note(mdmt_backend *backend, const mdmt_series *s)
+static mdmt_status series_note(mdmt_backend *backend, const mdmt_series *s, int last)
 {
     mdmt_gpu *gpu = gpu_of(backend);
     watch_step f = {gpu->state, gpu->fault, s->watch ? (const float *)s->log[0].data : NULL};
     MDMT_TRY(move(gpu, s->log, s->logs, 1));
     MDMT_TRY(mdmt_count_over(gpu->stream, 1, f));
-    return s->update.weights ? launch_update(gpu, &s->update, s->norms != NULL) : MDMT_OK;
+    if (!s->update.weights) {
+        return MDMT_OK;
+    }
+    MDMT_TRY(s->parts.sums ? mdmt_gpu_add_part(gpu, &s->update, s->parts.sums, last) : MDMT_OK);
+    return last ? mdmt_gpu_update(gpu, &s->update, s->norms != NULL) : MDMT_OK;
 }
 
 /* ---- a series ---- */
 
 enum { PIECE = 256 }; /* arrays begin at multiples of it */
 
-static size_t series_bytes(const mdmt_series *s)
+static size_t updates_of(const mdmt_series *s)
+{
+    return (size_t)mdmt_updates_of(&s->parts, s->count);
+}
+
+static size_t scale_bytes(const mdmt_series *s)
+{
+    size_t parted = s->parts.count > 1 ? updates_of(s) : 0;
+    return parted * sizeof *s->parts.scale;
+}
+
+/* What is given to the device lies before what comes back. */
+static size_t given_bytes(const mdmt_series *s)
 {
     size_t samples = (size_t)s->count * (size_t)s->samples;
     size_t bytes = mdmt_round_up(samples * sizeof(int32_t), PIECE) +
-                   mdmt_round_up(samples * sizeof(int64_t), PIECE);
+                   mdmt_round_up(samples * sizeof(int64_t), PIECE) +
+                   mdmt_round_up(scale_bytes(s), PIECE);
     for (int k = 0; k < s->feeds; k++) {
         bytes += mdmt_round_up((size_t)s->count * s->feed[k].bytes, PIECE);
     }
+    return bytes;
+}
+
+static size_t norm_bytes(const mdmt_series *s)
+{
+    return s->norms ? updates_of(s) * sizeof *s->norms : 0;
+}
+
+static size_t series_bytes(const mdmt_series *s)
+{
+    size_t bytes = given_bytes(s);
     for (int k = 0; k < s->logs; k++) {
         bytes += mdmt_round_up((size_t)s->count * s->log[k].bytes, PIECE);
     }
-    return bytes + (s->norms ? (size_t)s->count * sizeof *s->norms : 0);
+    return bytes + norm_bytes(s);
 }
 
 static mdmt_status series_room(mdmt_gpu *gpu, const mdmt_series *s)
@@ -453,6 +223,8 @@ static mdmt_status put_all(mdmt_gpu *gpu, const mdmt_series *s, mdmt_gpu_state *
     MDMT_TRY(put(gpu, &at, s->first.sample_source, samples * sizeof(int32_t)));
     state->all_indices = (const int64_t *)(const void *)at;
     MDMT_TRY(put(gpu, &at, s->first.sample_index, samples * sizeof(int64_t)));
+    state->scales = (const float *)(const void *)at;
+    MDMT_TRY(scale_bytes(s) ? put(gpu, &at, s->parts.scale, scale_bytes(s)) : MDMT_OK);
     for (int k = 0; k < s->feeds; k++) {
         state->feed[k] = (uint32_t *)(void *)at;
         MDMT_TRY(put(gpu, &at, s->feed[k].host, (size_t)s->count * s->feed[k].bytes));
@@ -479,7 +251,7 @@ static mdmt_status check_series(const mdmt_series *s)
                                    p->tensor->name);
         }
     }
-    MDMT_TRY(s->update.weights ? check_adam(&s->adam) : MDMT_OK);
+    MDMT_TRY(s->update.weights ? mdmt_gpu_check_adam(&s->adam) : MDMT_OK);
     MDMT_TRY(s->augment ? mdmt_lent->check_augmentation(&s->first.augmentation) : MDMT_OK);
     return mdmt_gpu_check_samples(&s->first, (size_t)s->count * (size_t)s->samples);
 }
@@ -493,6 +265,8 @@ static void fill_state(const mdmt_gpu *gpu, const mdmt_series *s, mdmt_gpu_state
     state->step.elastic_key = mdmt_stream_key(first->seed, MDMT_STREAM_ELASTIC);
     state->step.augmentation = first->augmentation;
     state->samples = s->samples;
+    state->parts = s->parts.count;
+    state->first_part = s->parts.first;
     state->first_step = first->step;
     state->slots = state->step.stride ? (const uint8_t *)gpu->slots : NULL;
     state->slot_bytes = gpu->slot_bytes;
@@ -515,7 +289,7 @@ static mdmt_status series_open(mdmt_backend *backend, const mdmt_series *s)
     }
     state.step.stride = stride;
     MDMT_TRY(s->update.weights ? mdmt_gpu_mirror(gpu, s->update.weights) : MDMT_OK);
-    MDMT_TRY(s->norms ? clip_room(gpu) : MDMT_OK);
+    MDMT_TRY(s->norms ? mdmt_gpu_clip_room(gpu) : MDMT_OK);
     MDMT_TRY(series_room(gpu, s));
     MDMT_TRY(put_all(gpu, s, &state));
     fill_state(gpu, s, &state);
@@ -550,21 +324,14 @@ static mdmt_status series_close(mdmt_backend *backend, const mdmt_series *s, int
         return MDMT_OK;
     }
     gpu->in_series = 0;
-    char *at = gpu->series + mdmt_round_up((size_t)s->count * (size_t)s->samples * 4, PIECE) +
-               mdmt_round_up((size_t)s->count * (size_t)s->samples * 8, PIECE);
-    for (int k = 0; k < s->feeds; k++) {
-        at += mdmt_round_up((size_t)s->count * s->feed[k].bytes, PIECE);
-    }
+    char *at = gpu->series + given_bytes(s);
     MDMT_TRY(mdmt_device_use(gpu->options.device));
     for (int k = 0; k < s->logs; k++) {
         size_t bytes = (size_t)s->count * s->log[k].bytes;
         MDMT_TRY(mdmt_device_read(gpu->stream, s->log[k].host, at, bytes));
         at += mdmt_round_up(bytes, PIECE);
     }
-    if (s->norms) {
-        size_t bytes = (size_t)s->count * sizeof *s->norms;
-        MDMT_TRY(mdmt_device_read(gpu->stream, s->norms, at, bytes));
-    }
+    MDMT_TRY(s->norms ? mdmt_device_read(gpu->stream, s->norms, at, norm_bytes(s)) : MDMT_OK);
     MDMT_TRY(mdmt_device_read(gpu->stream, &halted, &gpu->state->halted, sizeof halted));
     *done = halted ? (int)halted - 1 : s->count;
     return mdmt_gpu_check_fault(gpu);

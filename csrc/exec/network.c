@@ -19,6 +19,7 @@ struct mdmt_network {
     int64_t *offset; /* per tensor of the graph: bytes into its slab, -1 if not held */
     int64_t parameter_bytes, buffer_bytes;
     mdmt_slab parameters, buffers, gradients, first, second, activations;
+    mdmt_slab sums; /* of the gradients of a step's parts */
     mdmt_slab groups; /* MDMT_MAX_GROUPS groups, then the number of each MDMT_GROUP_FLOATS floats */
     int group_count;  /* 0: all parameters are of one */
     entry cache[MAX_PROGRAMS];
@@ -94,7 +95,7 @@ void mdmt_network_close(mdmt_network *n)
         mdmt_program_close(n->cache[i].program);
     }
     mdmt_slab *slabs[] = {&n->parameters, &n->buffers,     &n->gradients, &n->first,
-                          &n->second,     &n->activations, &n->groups};
+                          &n->second,     &n->activations, &n->groups,    &n->sums};
     for (size_t i = 0; i < sizeof slabs / sizeof *slabs; i++) {
         n->backend->slab_close(n->backend, slabs[i]);
     }
@@ -303,7 +304,7 @@ mdmt_status mdmt_network_update(mdmt_network *n, const mdmt_mode *mode, mdmt_upd
     *update = (mdmt_update){.count = (n->parameter_bytes - rest) / (int64_t)sizeof(float)};
     rest /= (int64_t)sizeof(float);
     update->weights = (float *)n->parameters.data + rest;
-    update->gradients = (const float *)gradients->data + rest;
+    update->gradients = (float *)gradients->data + rest;
     update->first = (float *)first->data + rest;
     update->second = (float *)second->data + rest;
     if (n->group_count) {
@@ -349,6 +350,33 @@ mdmt_status mdmt_network_set_groups(mdmt_network *n, const mdmt_group *group, in
     mdmt_release(host);
     n->group_count = status == MDMT_OK ? count : n->group_count;
     return status;
+}
+
+mdmt_status mdmt_network_sums(mdmt_network *n, const mdmt_mode *mode, float **sums)
+{
+    int64_t rest;
+    MDMT_TRY(resting(n, mode->learns, &rest));
+    if (!n->sums.data) {
+        MDMT_TRY(n->backend->slab_open(n->backend, &n->sums, (size_t)n->parameter_bytes,
+                                       "sums of gradients"));
+    }
+    *sums = (float *)n->sums.data + rest / (int64_t)sizeof(float);
+    return MDMT_OK;
+}
+
+mdmt_status mdmt_network_accumulate(mdmt_network *n, const mdmt_mode *mode, int part, int parts,
+                                    float scale)
+{
+    mdmt_update u = {0};
+    mdmt_slab *gradients;
+    int64_t rest;
+    float *sums;
+    MDMT_TRY(resting(n, mode->learns, &rest));
+    MDMT_TRY(slab_of(n, MDMT_HOLDS_GRADIENT, &gradients));
+    MDMT_TRY(mdmt_network_sums(n, mode, &sums));
+    u.count = (n->parameter_bytes - rest) / (int64_t)sizeof(float);
+    u.gradients = (float *)gradients->data + rest / (int64_t)sizeof(float);
+    return n->backend->accumulate(n->backend, &u, sums, part, parts, scale);
 }
 
 mdmt_status mdmt_network_adam(mdmt_network *n, const mdmt_mode *mode, const mdmt_adam *adam,

@@ -53,6 +53,13 @@ mdmt_status mdmt_network_set_groups(mdmt_network *network, const mdmt_group *gro
 mdmt_status mdmt_network_adam(mdmt_network *network, const mdmt_mode *mode, const mdmt_adam *adam,
                               double *norm);
 
+/* Room for the sums of the gradients of what learns in this mode, from its first float on. */
+mdmt_status mdmt_network_sums(mdmt_network *network, const mdmt_mode *mode, float **sums);
+
+/* Adds the gradients of the last run to those of the step's earlier parts (backend.h). */
+mdmt_status mdmt_network_accumulate(mdmt_network *network, const mdmt_mode *mode, int part,
+                                    int parts, float scale);
+
 /* The sentence for a gradient to be clipped whose norm is not finite. */
 mdmt_status mdmt_gradient_not_finite(uint64_t step);
 

@@ -112,9 +112,11 @@ mdmt_status mdmt_program_open(mdmt_program **program, mdmt_graph *graph, mdmt_ba
 
 void mdmt_program_forget(mdmt_program *p)
 {
-    if (p->recording) {
-        p->backend->record_close(p->backend, p->recording);
-        p->recording = NULL;
+    for (int i = 0; i < 2; i++) {
+        if (p->recorded[i].recording) {
+            p->backend->record_close(p->backend, p->recorded[i].recording);
+            p->recorded[i].recording = NULL;
+        }
     }
 }
 

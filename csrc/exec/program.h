@@ -10,6 +10,13 @@
 /* Where a parameter, buffer or gradient lives; called once for each. */
 typedef void *(*mdmt_locate_fn)(void *context, const mdmt_tensor *tensor);
 
+/* A batch that the backend recorded (series.c). */
+typedef struct {
+    mdmt_recording *recording; /* or NULL */
+    mdmt_series of;            /* the series that it was recorded in */
+    int warm; /* 1 + `augment` of the series whose batch ran last; 0: none did */
+} mdmt_recorded;
+
 typedef struct {
     mdmt_backend *backend; /* borrowed */
     mdmt_graph *graph;     /* owned    */
@@ -22,11 +29,8 @@ typedef struct {
     void **workspace; /* per op                                      */
     mdmt_branches branches;
     void *bound;      /* the slab that the addresses point into      */
-    /* A step that the backend recorded (series.c), and for which series. */
-    mdmt_recording *recording; /* or NULL */
-    mdmt_series recorded;
-    int warm;         /* 1 + `augment` of the series whose step ran last; 0: none did */
-    int unrecordable; /* the backend refused to record it */
+    mdmt_recorded recorded[2]; /* of batches that do not end a step, and that do */
+    int unrecordable;          /* the backend refused to record one */
 } mdmt_program;
 
 /* Takes the graph over (also on failure). `force` (or NULL) names a kernel that

@@ -52,27 +52,34 @@ static mdmt_status describe(mdmt_network *n, mdmt_program *p, const mdmt_mode *m
     if (call->adam) {
         s->adam = *call->adam;
         s->norms = call->adam->clip > 0 ? call->norms : NULL;
+        s->parts = call->parts;
         MDMT_TRY(mdmt_network_update(n, mode, &s->update));
+        MDMT_TRY(s->parts.count > 1 ? mdmt_network_sums(n, mode, &s->parts.sums) : MDMT_OK);
     }
     return MDMT_OK;
 }
 
 /* ---- on a device that works beside the host ---- */
 
-static mdmt_status start_step(mdmt_program *p, const mdmt_series *s)
+static int ends_step(const mdmt_series *s, int i)
+{
+    return s->parts.count < 2 || mdmt_part_at(&s->parts, i) == s->parts.count - 1;
+}
+
+static mdmt_status start_batch(mdmt_program *p, const mdmt_series *s, int last)
 {
     MDMT_TRY(p->backend->series_next(p->backend, s));
     MDMT_TRY(mdmt_program_run(p, &s->first));
-    return p->backend->series_note(p->backend, s);
+    return p->backend->series_note(p->backend, s, last);
 }
 
-/* Records the step. A device may refuse to: then *p is marked, and it runs op by op. */
-static mdmt_status record(mdmt_program *p, const mdmt_series *s)
+/* Records the batch. A device may refuse to: then *p is marked, and it runs op by op. */
+static mdmt_status record(mdmt_program *p, const mdmt_series *s, int last)
 {
     mdmt_recording *recording = NULL;
     mdmt_status status = p->backend->record_begin(p->backend);
     if (status == MDMT_OK) {
-        mdmt_status inside = start_step(p, s);
+        mdmt_status inside = start_batch(p, s, last);
         status = p->backend->record_end(p->backend, &recording);
         status = status == MDMT_OK ? inside : status;
     }
@@ -83,8 +90,8 @@ static mdmt_status record(mdmt_program *p, const mdmt_series *s)
         p->unrecordable = 1;
         return MDMT_OK;
     }
-    p->recording = recording;
-    p->recorded = *s;
+    p->recorded[last].recording = recording;
+    p->recorded[last].of = *s;
     return MDMT_OK;
 }
 
@@ -105,28 +112,32 @@ static int same_recording(const mdmt_series *a, const mdmt_series *b)
            a->update.gradients == b->update.gradients && a->update.first == b->update.first &&
            a->update.second == b->update.second && a->update.count == b->update.count &&
            a->update.group == b->update.group && a->update.group_count == b->update.group_count &&
-           !a->norms == !b->norms &&
+           a->parts.sums == b->parts.sums && !a->norms == !b->norms &&
            same_ports(a->feed, b->feed, a->feeds) && same_ports(a->log, b->log, a->logs);
 }
 
-/* The first step of a program runs op by op, and the first one with other kernels: what they need
+/* The first batch of a program runs op by op, and the first one with other kernels: what they need
  * is loaded then, which must not happen within a recording. */
-static mdmt_status run_step(mdmt_program *p, const mdmt_series *s)
+static mdmt_status run_batch(mdmt_program *p, const mdmt_series *s, int last)
 {
-    if (p->recording && !same_recording(&p->recorded, s)) {
+    mdmt_recorded *r = &p->recorded[last];
+    if (r->recording && !same_recording(&r->of, s)) {
         mdmt_program_forget(p);
     }
     int warm = 1 + s->augment;
-    if (!p->recording && p->warm == warm && !p->unrecordable && p->backend->record_begin) {
-        MDMT_TRY(record(p, s));
+    if (!r->recording && r->warm == warm && !p->unrecordable && p->backend->record_begin) {
+        MDMT_TRY(record(p, s, last));
     }
-    p->warm = warm;
-    return p->recording ? p->backend->record_run(p->backend, p->recording) : start_step(p, s);
+    r->warm = warm;
+    return r->recording ? p->backend->record_run(p->backend, r->recording)
+                        : start_batch(p, s, last);
 }
 
-static mdmt_status interrupted(const mdmt_series_call *call)
+/* Before batch i: asks between steps. */
+static mdmt_status interrupted(const mdmt_series_call *call, int i)
 {
-    int stop = call->stop && call->stop(call->context);
+    int between = i && mdmt_part_at(&call->parts, i) == 0;
+    int stop = between && call->stop && call->stop(call->context);
     return stop ? mdmt_fail(MDMT_INTERRUPTED, "the steps were interrupted") : MDMT_OK;
 }
 
@@ -137,10 +148,10 @@ static mdmt_status run_beside(mdmt_program *p, const mdmt_series_call *call, con
     mdmt_status stopped = MDMT_OK, status = b->series_open(b, s);
     int started = 0;
     while (started < s->count && status == MDMT_OK && stopped == MDMT_OK) {
-        stopped = started ? interrupted(call) : MDMT_OK;
+        stopped = interrupted(call, started);
         status = stopped == MDMT_OK ? b->series_stage(b, s, started) : MDMT_OK;
         if (status == MDMT_OK && stopped == MDMT_OK) {
-            status = run_step(p, s);
+            status = run_batch(p, s, ends_step(s, started));
             started += status == MDMT_OK;
         }
     }
@@ -159,13 +170,14 @@ static mdmt_status run_beside(mdmt_program *p, const mdmt_series_call *call, con
     return status == MDMT_OK ? stopped : status;
 }
 
-/* ---- step by step ---- */
+/* ---- batch by batch ---- */
 
-static mdmt_status host_step(mdmt_program *p, const mdmt_series *s, int i)
+static mdmt_status host_batch(mdmt_program *p, const mdmt_series *s, int i)
 {
     mdmt_backend *b = p->backend;
     mdmt_step step = s->first;
-    step.step += (uint64_t)i;
+    step.step = mdmt_part_step(s->first.step + (uint64_t)mdmt_updates_of(&s->parts, i),
+                               mdmt_part_at(&s->parts, i));
     step.sample_source += (size_t)i * (size_t)s->samples;
     step.sample_index += (size_t)i * (size_t)s->samples;
     for (int k = 0; k < s->feeds; k++) {
@@ -180,28 +192,56 @@ static mdmt_status host_step(mdmt_program *p, const mdmt_series *s, int i)
     return MDMT_OK;
 }
 
+/* What follows batch i. */
+static mdmt_status host_update(mdmt_backend *b, const mdmt_series *s, int i, double *norm)
+{
+    int step = mdmt_updates_of(&s->parts, i);
+    if (s->parts.count > 1) {
+        MDMT_TRY(b->accumulate(b, &s->update, s->parts.sums, mdmt_part_at(&s->parts, i),
+                               s->parts.count, s->parts.scale[step]));
+    }
+    if (!ends_step(s, i)) {
+        return MDMT_OK;
+    }
+    mdmt_adam adam = s->adam;
+    adam.step += step;
+    MDMT_TRY(b->adam(b, &adam, &s->update, norm));
+    if (s->norms) {
+        s->norms[step] = *norm;
+    }
+    return MDMT_OK;
+}
+
 static mdmt_status run_here(mdmt_program *p, const mdmt_series_call *call, const mdmt_series *s,
                             int *done)
 {
     mdmt_backend *b = p->backend;
     for (*done = 0; *done < s->count; ++*done) {
-        MDMT_TRY(*done ? interrupted(call) : MDMT_OK);
-        MDMT_TRY(host_step(p, s, *done));
+        MDMT_TRY(interrupted(call, *done));
+        MDMT_TRY(host_batch(p, s, *done));
         if (s->watch && !isfinite(((const float *)s->log[0].host)[*done])) {
             return MDMT_OK;
         }
-        if (s->update.weights) {
-            mdmt_adam adam = s->adam;
-            adam.step += *done;
-            double norm = 0;
-            MDMT_TRY(b->adam(b, &adam, &s->update, &norm));
-            if (s->norms) {
-                s->norms[*done] = norm;
-            }
-            if (!isfinite(norm)) {
-                return MDMT_OK;
-            }
+        double norm = 0;
+        MDMT_TRY(s->update.weights ? host_update(b, s, *done, &norm) : MDMT_OK);
+        if (!isfinite(norm)) {
+            return MDMT_OK;
         }
+    }
+    return MDMT_OK;
+}
+
+static mdmt_status check_call(const mdmt_mode *mode, const mdmt_series_call *call)
+{
+    const mdmt_parts *parts = &call->parts;
+    if (call->count < 1 || !mode->from_store) {
+        return mdmt_fail(MDMT_BAD_ARGUMENT,
+                         "a series has at least one step, with images of resident data sets");
+    }
+    if (parts->count > 1 && (!call->adam || parts->first < 0 || parts->first >= parts->count)) {
+        return mdmt_fail(MDMT_BAD_ARGUMENT,
+                         "a step in %d parts ends with an update, and cannot go on with part %d",
+                         parts->count, parts->first);
     }
     return MDMT_OK;
 }
@@ -211,21 +251,21 @@ mdmt_status mdmt_network_series(mdmt_network *n, const mdmt_mode *mode,
 {
     mdmt_program *p;
     mdmt_series s;
+    int batches = 0;
     *done = 0;
-    if (call->count < 1 || !mode->from_store) {
-        return mdmt_fail(MDMT_BAD_ARGUMENT,
-                         "a series has at least one step, with images of resident data sets");
-    }
+    MDMT_TRY(check_call(mode, call));
     MDMT_TRY(mdmt_network_program(n, mode, &p));
     MDMT_TRY(describe(n, p, mode, call, &s));
-    MDMT_TRY(p->backend->series_open ? run_beside(p, call, &s, done) : run_here(p, call, &s, done));
-    if (*done < s.count && isfinite(((const float *)call->to[0])[*done])) {
-        return mdmt_gradient_not_finite(call->first.step + (uint64_t)*done);
+    mdmt_status status =
+        p->backend->series_open ? run_beside(p, call, &s, &batches) : run_here(p, call, &s, &batches);
+    *done = mdmt_updates_of(&s.parts, batches);
+    if (status != MDMT_OK || batches == s.count) {
+        return status;
     }
-    if (*done < s.count) {
-        return mdmt_loss_not_finite(
-            mode, (const float *)call->to[1] + (size_t)*done * 2 * (size_t)mode->loss.tasks,
-            call->first.step + (uint64_t)*done);
+    uint64_t step = call->first.step + (uint64_t)*done;
+    if (isfinite(((const float *)call->to[0])[batches])) {
+        return mdmt_gradient_not_finite(step);
     }
-    return MDMT_OK;
+    return mdmt_loss_not_finite(
+        mode, (const float *)call->to[1] + (size_t)batches * 2 * (size_t)mode->loss.tasks, step);
 }

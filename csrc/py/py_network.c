@@ -304,14 +304,23 @@ static mdmt_status check_loss(mdmt_program *program, const mdmt_mode *mode, cons
     return mdmt_loss_not_finite(mode, per_task, step->step);
 }
 
+/* Of a step in parts, one of them; the last one updates. */
 static mdmt_status run_step(py_network *self, mdmt_program *program, const mdmt_mode *mode,
-                            const mdmt_step *step, const mdmt_adam *adam, double *norm,
+                            const mdmt_py_step *s, const mdmt_adam *adam, double *norm,
                             double *seconds)
 {
-    MDMT_TRY(seconds ? mdmt_program_profile(program, step, seconds)
-                     : mdmt_program_run(program, step));
+    const mdmt_parts *parts = &s->parts;
+    mdmt_step step = s->step;
+    step.step = mdmt_part_step(step.step, parts->first);
+    MDMT_TRY(seconds ? mdmt_program_profile(program, &step, seconds)
+                     : mdmt_program_run(program, &step));
     if (mode->want_gradients) {
-        MDMT_TRY(check_loss(program, mode, step));
+        MDMT_TRY(check_loss(program, mode, &s->step));
+    }
+    if (parts->count > 1) {
+        MDMT_TRY(mdmt_network_accumulate(self->network, mode, parts->first, parts->count,
+                                         parts->scale[0]));
+        adam = parts->first == parts->count - 1 ? adam : NULL;
     }
     return adam ? mdmt_network_adam(self->network, mode, adam, norm) : MDMT_OK;
 }
@@ -429,14 +438,14 @@ static PyObject *network_run(PyObject *object, PyObject *args, PyObject *keyword
         prepare(self, dict, feeds, &mode, &program) < 0 || mdmt_py_step_parse(&s, keywords) < 0) {
         return NULL;
     }
-    if (mode.from_store && (s.samples != mode.batch || s.steps != 1)) {
+    if (mode.from_store && (s.samples != mode.batch || s.batches != 1)) {
         PyErr_SetString(PyExc_ValueError, "a batch needs a data set and an index per sample");
         mdmt_py_step_free(&s);
         return NULL;
     }
     mdmt_status status;
     Py_BEGIN_ALLOW_THREADS status =
-        run_step(self, program, &mode, &s.step, adam, &norm, NULL);
+        run_step(self, program, &mode, &s, adam, &norm, NULL);
     Py_END_ALLOW_THREADS mdmt_py_step_free(&s);
     return status == MDMT_OK ? with_norm(read_named(program, names), adam, norm)
                              : mdmt_py_raise(status);
@@ -482,7 +491,7 @@ static PyObject *network_profile(PyObject *object, PyObject *args, PyObject *key
     double *seconds = PyMem_Calloc((size_t)program->graph->ops + 1, sizeof *seconds);
     mdmt_status status = seconds ? MDMT_OK : mdmt_fail(MDMT_NO_MEMORY, "out of memory");
     if (seconds) {
-        Py_BEGIN_ALLOW_THREADS status = run_step(self, program, &mode, &s.step, NULL, NULL, seconds);
+        Py_BEGIN_ALLOW_THREADS status = run_step(self, program, &mode, &s, NULL, NULL, seconds);
         Py_END_ALLOW_THREADS
     }
     mdmt_py_step_free(&s);
@@ -559,9 +568,8 @@ static PyMethodDef network_methods[] = {
      "Returns {output: array}"},
     {"series", (PyCFunction)(void (*)(void))network_series_alone, METH_VARARGS | METH_KEYWORDS,
      "series($self, mode, feeds, outputs, adam=None, /, **step)\n--\n\n"
-     "Returns {output: array (steps, ...)}: as run "
-     "with\n"
-     "from_store, for the rows of dataset and index (steps, batch)."},
+     "Returns {output: array (batches, ...)}: as run with from_store, for the rows of dataset\n"
+     "and index (batches, batch)."},
     {"set_groups", network_set_groups_alone, METH_VARARGS,
      "set_groups($self, factors, numbers, /)\n--\n\n"
      "Groups of parameters, [(of lr, of weight_decay)], and which each is of; []: none"},

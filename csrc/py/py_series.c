@@ -20,12 +20,12 @@ static PyArrayObject *labels(PyObject *feeds, const char *key, int type, npy_int
     return array;
 }
 
-/* A new array (steps, ...) for an output of the program. */
-static PyObject *room_for(const mdmt_program *program, PyObject *name, int steps)
+/* A new array (batches, ...) for an output of the program. */
+static PyObject *room_for(const mdmt_program *program, PyObject *name, int batches)
 {
     const char *text = PyUnicode_AsUTF8(name);
     int t = text ? mdmt_graph_find(program->graph, text) : -1;
-    npy_intp dim[5] = {steps};
+    npy_intp dim[5] = {batches};
     if (t < 0) {
         return PyErr_Format(PyExc_KeyError, "the network has no output named %S", name);
     }
@@ -43,7 +43,7 @@ typedef struct {
 
 /* Makes the arrays; a new dictionary that holds them. */
 static PyObject *make_outputs(mdmt_network *network, const mdmt_mode *mode, PyObject *names,
-                              int steps, outputs *o)
+                              int batches, outputs *o)
 {
     mdmt_program *program;
     mdmt_status status = mdmt_network_program(network, mode, &program);
@@ -52,7 +52,7 @@ static PyObject *make_outputs(mdmt_network *network, const mdmt_mode *mode, PyOb
     }
     PyObject *dict = PyDict_New();
     for (Py_ssize_t i = 0; dict && i < PyTuple_GET_SIZE(names); i++) {
-        PyObject *name = PyTuple_GET_ITEM(names, i), *array = room_for(program, name, steps);
+        PyObject *name = PyTuple_GET_ITEM(names, i), *array = room_for(program, name, batches);
         if (!array || PyDict_SetItem(dict, name, array) < 0) {
             Py_CLEAR(dict);
         } else {
@@ -96,18 +96,19 @@ PyObject *mdmt_py_series(mdmt_network *network, const mdmt_mode *mode, PyObject 
     PyArrayObject *norms = NULL;
     outputs o;
     waiting w;
-    npy_intp samples = (npy_intp)s->steps * mode->batch;
-    mdmt_series_call call = {.count = s->steps,
+    npy_intp samples = (npy_intp)s->batches * mode->batch;
+    mdmt_series_call call = {.count = s->batches,
                              .first = s->step,
                              .adam = adam,
+                             .parts = s->parts,
                              .outputs = (int)PyTuple_GET_SIZE(names),
                              .name = o.name,
                              .to = o.to,
                              .stop = signalled,
                              .context = &w};
-    if (s->steps < 1 || s->samples != mode->batch || call.outputs > MAX_OUTPUTS) {
+    if (s->batches < 1 || s->samples != mode->batch || call.outputs > MAX_OUTPUTS) {
         return PyErr_Format(PyExc_ValueError,
-                            "a series needs a data set and an index per step and sample, and at "
+                            "a series needs a data set and an index per batch and sample, and at "
                             "most %d outputs",
                             MAX_OUTPUTS);
     }
@@ -116,9 +117,9 @@ PyObject *mdmt_py_series(mdmt_network *network, const mdmt_mode *mode, PyObject 
         target = task ? labels(feeds, "target", NPY_FLOAT32, samples * mode->target_width) : NULL;
     }
     PyObject *dict =
-        mode->want_gradients && !target ? NULL : make_outputs(network, mode, names, s->steps, &o);
+        mode->want_gradients && !target ? NULL : make_outputs(network, mode, names, s->batches, &o);
     if (dict && adam && adam->clip > 0) {
-        npy_intp steps = s->steps;
+        npy_intp steps = mdmt_updates_of(&s->parts, s->batches);
         norms = (PyArrayObject *)PyArray_ZEROS(1, &steps, NPY_FLOAT64, 0);
         if (!norms || PyDict_SetItemString(dict, MDMT_PY_NORM, (PyObject *)norms) < 0) {
             Py_CLEAR(dict);

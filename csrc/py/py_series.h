@@ -9,8 +9,8 @@
 /* Where adam clips: its norms before that. */
 #define MDMT_PY_NORM "gradient_norm"
 
-/* {output: array (steps, ...)} for the outputs named in the tuple `names`; feeds: {"task",
- * "target"} with a row per step, used with mode->want_gradients. *done: steps that took effect. */
+/* {output: array (batches, ...)} for the outputs named in the tuple `names`; feeds: {"task",
+ * "target"} with a row per batch, used with mode->want_gradients. *done: steps that took effect. */
 PyObject *mdmt_py_series(mdmt_network *network, const mdmt_mode *mode, PyObject *feeds,
                          PyObject *names, const mdmt_adam *adam, const mdmt_py_step *s, int *done);
 

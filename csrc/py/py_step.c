@@ -83,7 +83,7 @@ static int parse_masks(mdmt_py_step *s, PyObject *list)
     return 0;
 }
 
-/* (samples), or (steps, samples). */
+/* (samples), or (batches, samples). */
 static int parse_samples(mdmt_py_step *s, PyObject *dataset, PyObject *index)
 {
     PyArrayObject *d = hold(s, dataset, NPY_INT32, 1, 2, "dataset");
@@ -96,7 +96,7 @@ static int parse_samples(mdmt_py_step *s, PyObject *dataset, PyObject *index)
         PyErr_SetString(PyExc_ValueError, "dataset and index must have one length");
         return -1;
     }
-    s->steps = dims == 1 ? 1 : (int)PyArray_DIM(d, 0);
+    s->batches = dims == 1 ? 1 : (int)PyArray_DIM(d, 0);
     s->samples = (int)PyArray_DIM(d, dims - 1);
     s->step.sample_source = PyArray_DATA(d);
     s->step.sample_index = PyArray_DATA(i);
@@ -110,6 +110,30 @@ static int parse_samples(mdmt_py_step *s, PyObject *dataset, PyObject *index)
             return -1;
         }
     }
+    return 0;
+}
+
+/* (parts of a step, the first one, their factors), for the batches that were parsed. */
+static int parse_parts(mdmt_py_step *s, PyObject *tuple)
+{
+    PyObject *scale;
+    mdmt_parts *p = &s->parts;
+    int batches = s->batches ? s->batches : 1;
+    if (!PyArg_ParseTuple(tuple, "iiO", &p->count, &p->first, &scale)) {
+        return -1;
+    }
+    PyArrayObject *array = hold(s, scale, NPY_FLOAT32, 1, 1, "the factors of sums");
+    if (!array) {
+        return -1;
+    }
+    if (p->count < 1 || p->first < 0 || p->first >= p->count ||
+        PyArray_SIZE(array) * p->count < p->first + batches) {
+        PyErr_Format(PyExc_ValueError, "%d batches from part %d of %d on need as many factors as "
+                     "steps, not %zd", batches, p->first, p->count,
+                     (Py_ssize_t)PyArray_SIZE(array));
+        return -1;
+    }
+    p->scale = PyArray_DATA(array);
     return 0;
 }
 
@@ -160,12 +184,14 @@ int mdmt_py_step_parse(mdmt_py_step *s, PyObject *keywords)
     PyObject *dataset = PyDict_GetItemString(keywords, "dataset");
     PyObject *index = PyDict_GetItemString(keywords, "index");
     PyObject *augmentation = PyDict_GetItemString(keywords, "augmentation");
+    PyObject *parts = PyDict_GetItemString(keywords, "parts");
     int failed = number(keywords, "seed", &s->step.seed) < 0 ||
                  number(keywords, "step", &s->step.step) < 0 ||
                  number(keywords, "epoch", &s->step.epoch) < 0 ||
                  (sources && parse_sources(s, sources) < 0) ||
                  (sources && masks && parse_masks(s, masks) < 0) ||
                  (dataset && index && parse_samples(s, dataset, index) < 0) ||
+                 (parts && parse_parts(s, parts) < 0) ||
                  (augmentation && augmentation != Py_None &&
                   parse_augmentation(&s->step.augmentation, augmentation) < 0);
     if (failed) {
