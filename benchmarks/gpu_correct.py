@@ -172,7 +172,7 @@ CLIP = 0.5
 def recipe(device, name, size, batch, together=True, precision="fp32"):
     """(losses (steps,), model) of four steps with all of a recipe."""
     model = model_of(name, device, precision, size, weighted=True)
-    model.groups = GROUPS
+    model.groups, model.micro_batch = GROUPS, batch // 2
     how = dict(ADAM, clip=CLIP)
     if together:
         return train(model, 4, batch, how), model

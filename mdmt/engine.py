@@ -16,6 +16,7 @@ import numpy as np
 
 from . import _core, kinds, weighting
 from .errors import BadInput, Interrupted, write_failure
+from .inputs import micro_batches
 from .loss import masked_loss
 from .paths import write_csv
 
@@ -144,6 +145,16 @@ def available_memory() -> int | None:
     return _core.available_memory()
 
 
+def at_once(settings: dict) -> int:
+    """Samples that a training computes at once, of `train` of the configuration."""
+    return min(settings["batch_size"], settings.get("micro_batch") or settings["batch_size"])
+
+
+def in_parts(batch_size: int, most: int | None) -> str:
+    """What follows the size of a batch of which at most so many samples are computed at once."""
+    return f" in parts of at most {most}" if most and most < batch_size else ""
+
+
 def takes_one(model) -> bool:
     """Whether a training step can be of a single image: whether its smallest feature map, over
     which the batch is normalised, has more than one pixel."""
@@ -154,22 +165,38 @@ def takes_one(model) -> bool:
     return True
 
 
+def leaves_one(batch: int, most: int | None) -> bool:
+    """Whether a batch of so many images, or one of its parts, is of a single image."""
+    return micro_batches(batch, most)[-1][0] == 1
+
+
 def lonely(model, images: int, batch_size: int) -> str:
-    """The sentence for an epoch of so many images whose last batch is one that cannot be."""
+    """The sentence for an epoch of so many images whose last batch, or a part of it, is one image,
+    which cannot be."""
+    last = (images - 1) % batch_size + 1
     size = " x ".join(map(str, model.image_size))
+    parted = f"{last}{in_parts(last, model.micro_batch)}, with a part of " if last > 1 else ""
+    key = "train.micro_batch, train.batch_size" if last > 1 else "train.batch_size"
     return (
-        f"{images} training images in batches of {batch_size} leave a last batch of one, which "
-        f"{model.backbone} cannot normalise at {size} pixels; set sampler.drop_last to true, or "
-        "change train.batch_size or image_size"
+        f"{images} training images in batches of {batch_size} leave a last batch of {parted}one, "
+        f"which {model.backbone} cannot normalise at {size} pixels; set sampler.drop_last to true, "
+        f"or change {key} or image_size"
     )
 
 
+# What to do where the memory is too small; follows a MemoryError.
+SMALLER = "set or lower train.micro_batch, or lower train.batch_size or image_size"
+
+
 def check_memory(model, batch_size: int) -> int:
-    """Return the planned bytes of a training step; MemoryError names them when they cannot fit.
-    BadInput for a batch that no training step can be of."""
-    if batch_size == 1 and not takes_one(model):
+    """Return the planned bytes of a training step; MemoryError names them when they cannot fit, and
+    the largest of some micro-batches with which they would. BadInput for a batch that no training
+    step can be of."""
+    if leaves_one(batch_size, model.micro_batch) and not takes_one(model):
+        key = "batch_size is 1" if batch_size == 1 else f"micro_batch is {model.micro_batch}"
+        of = "" if batch_size == 1 else f" (of a batch of {batch_size})"
         raise BadInput(
-            f"train.batch_size is 1, and {model.backbone} cannot normalise a single image of "
+            f"train.{key}, and {model.backbone} cannot normalise a single image{of} of "
             f"{' x '.join(map(str, model.image_size))} pixels; give a larger batch or image_size"
         )
     try:
@@ -180,10 +207,28 @@ def check_memory(model, batch_size: int) -> int:
     available = available_memory() if model.device == "cpu" else None
     if available is not None and planned > available:
         raise MemoryError(
-            f"a batch of {batch_size} needs {planned / 2**30:.1f} GiB as planned, and "
-            f"{available / 2**30:.1f} GiB are free"
+            f"a batch of {batch_size}{in_parts(batch_size, model.micro_batch)} needs "
+            f"{planned / 2**30:.1f} GiB as planned, and {available / 2**30:.1f} GiB are free"
+            f"{_fitting(model, batch_size, available)}"
         )
     return planned
+
+
+def _fitting(model, batch_size: int, available: int) -> str:
+    """A micro-batch with which a step fits, as the end of a sentence; "" where none of 2 or more
+    does."""
+    former = model.micro_batch
+    try:
+        most = min(former or batch_size, batch_size) // 2
+        while most >= 2:
+            model.micro_batch = most
+            planned = sum(model.memory(batch_size, training=True).values())
+            if planned <= available:
+                return f", of which train.micro_batch {most} would need {planned / 2**30:.1f}"
+            most //= 2
+    finally:
+        model.micro_batch = former
+    return ""
 
 
 def augmentation(settings: dict | None, size: int) -> dict | None:
@@ -278,6 +323,7 @@ class Fit:
                 raise BadInput(
                     f"task '{tasks[part.task]}': the training part is empty; give more patients"
                 )
+        model.micro_batch = settings.get("micro_batch")
         check_memory(model, settings["batch_size"])
         self.units = self._units()
         #: {task: (K,) weights of its classes, or of its findings' positives}
@@ -318,8 +364,9 @@ class Fit:
         if self.freeze or not self.epochs or not steps or (most is not None and most < steps):
             return
         size = self.settings["batch_size"]
-        if len(self.sampler.batch(0, steps - 1)[1]) == 1 and not takes_one(self.model):
-            raise BadInput(lonely(self.model, (steps - 1) * size + 1, size))
+        last = len(self.sampler.batch(0, steps - 1)[1])
+        if leaves_one(last, self.model.micro_batch) and not takes_one(self.model):
+            raise BadInput(lonely(self.model, (steps - 1) * size + last, size))
 
     def _schedule(self):
         """The schedule of the settings, of the length that this training has."""
@@ -522,7 +569,7 @@ class Fit:
         logits, labels = [], []
         for d, part in enumerate(self.parts):
             if part.task == task and len(part.val):
-                out = predict(self.model, d, part.val, self.settings["batch_size"], self.stop)
+                out = predict(self.model, d, part.val, at_once(self.settings), self.stop)
                 logits.append(out[name])
                 labels.append(part.labels[part.val])
         logits, labels = np.concatenate(logits), np.concatenate(labels)
@@ -538,7 +585,7 @@ class Fit:
         return value, float(np.mean(right))
 
     def _validate_masks(self, task: int) -> tuple[float, float]:
-        scores, batch = [], self.settings["batch_size"]
+        scores, batch = [], at_once(self.settings)
         for d, part in enumerate(self.parts):
             for start in range(0, len(part.val) if part.task == task else 0, batch):
                 rows = part.val[start : start + batch]

@@ -56,7 +56,7 @@ FORMAT = 1
 PLACE = ("release", "validation", "fold")
 # Keys of `train` that descriptions name only where they are not the default: trainings that were
 # made before there were these keys keep their ids.
-LATER = ("schedule", "lr_minimum", "lr_warmup_epochs", "groups", "clip_norm")
+LATER = ("schedule", "lr_minimum", "lr_warmup_epochs", "groups", "clip_norm", "micro_batch")
 
 
 @dataclass
@@ -344,6 +344,8 @@ class _Planner:
             train[name] = min(train[name], max(train["epochs"] - 1, 0))
         if train["schedule"] in ("plateau", "constant"):
             del train["lr_minimum"]
+        if (train["micro_batch"] or 0) >= train["batch_size"]:
+            train["micro_batch"] = None
         train = {k: v for k, v in train.items() if k not in LATER or v != TRAIN.fields[k].default}
         own = stage["sampler"] or {}
         sampler = {**values["sampler"], **own}

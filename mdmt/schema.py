@@ -228,6 +228,16 @@ TRAIN = _map(
     ),
     patience=Key("int", 40, "epochs without improvement before stopping", low=1),
     batch_size=Key("int", 128, "samples per step", low=1),
+    micro_batch=Key(
+        "int",
+        None,
+        "samples computed at once: a larger batch is cut into as few and as equal parts as that "
+        "takes, whose gradients are added up for one step, with the memory of one part; the loss "
+        "stays the mean over the whole batch, batch normalisation sees a part (default: the whole "
+        "batch at once)",
+        low=1,
+        optional=True,
+    ),
     lr=Key("float", 0.001, "learning rate of Adam", low=0),
     schedule=Key(
         "text",

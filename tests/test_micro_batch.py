@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import mdmt
-from mdmt import _core, inputs
+from mdmt import _core, engine, inputs
+from mdmt.errors import BadConfig, Interrupted
 from mdmt.model import Model
 from tests import cudahost, oracle
 from tests.exactness import statistics
@@ -327,3 +328,76 @@ def test_a_part_that_batch_norm_cannot_take():
     model.micro_batch = 1
     with pytest.raises(ValueError, match="larger batch"):
         model.train_step(mixed()[0][:4], [0] * 4, [0] * 4)
+
+
+# In studies ----------------------------------------------------------------------------------
+
+
+def test_a_training_is_resumed_within_an_epoch_to_the_same_bits(tmp_path):
+    from tests import test_engine
+
+    def stop():
+        asked.append(1)
+        return len(asked) > 5
+
+    asked: list = []
+    recipe = {"micro_batch": 3, "clip_norm": 2.0}
+    whole = test_engine.fit(epochs=2, **recipe)
+    history, weights = whole.run().history, whole.model.state_dict()
+    with pytest.raises(Interrupted):
+        test_engine.fit(tmp_path / "checkpoint", stop=stop, epochs=2, **recipe).run()
+    resumed = test_engine.fit(tmp_path / "checkpoint", epochs=2, **recipe)
+    assert resumed.run().history == history and resumed.resumed
+    assert same(resumed.model.state_dict(), weights)
+    plain = test_engine.fit(epochs=2, clip_norm=2.0)
+    assert plain.run().history != history
+
+
+def test_descriptions_name_it_where_it_matters():
+    """Trainings without it, or with parts that are whole batches, keep their ids."""
+    from tests.test_experiments import by_name, own, plan
+
+    size = "train.batch_size=16"
+    without, found = (by_name(plan(size, *more)) for more in ([], ["train.micro_batch=4"]))
+    assert found["MDMT"].description["train"]["micro_batch"] == 4
+    assert found["MDMT"].id != without["MDMT"].id
+    for most in (16, 20):
+        assert by_name(plan(size, f"train.micro_batch={most}"))["MDMT"].id == without["MDMT"].id
+    stages = [{"tasks": ["tau1"], "train": {"micro_batch": 2}}, {"tasks": ["tau1"], "init": 0}]
+    first, second = (job.description["train"] for job in own(*stages)[:2])
+    assert first["micro_batch"] == 2 and "micro_batch" not in second
+    with pytest.raises(BadConfig, match=r"train.micro_batch is 0; it must be at least 1"):
+        plan("train.micro_batch=0")
+
+
+def test_the_report_names_it():
+    from mdmt import config
+    from mdmt.report import recipe
+
+    values = config.load("demo", ["train.batch_size=16", "train.micro_batch=4"])
+    said = ", batches in parts of at most 4, whose gradients are added up"
+    assert recipe.optimiser(values) == said
+    values["experiments"] = {"MINE": [{"train": {"micro_batch": None}}]}
+    values["configurations"] = ["MINE"]
+    assert recipe.optimiser(values) == f"{said} (in stage 0 of MINE, whole batches at once)"
+    values["train"]["micro_batch"] = 16
+    values["configurations"] = ["MDMT"]
+    assert recipe.optimiser(values) == ""
+
+
+def test_too_little_memory_names_a_micro_batch_that_would_do(monkeypatch):
+    model = tiny("resnet18", image_size=64)
+    model.micro_batch = 8
+    room = sum(model.memory(64).values())
+    monkeypatch.setattr(engine, "available_memory", lambda: room)
+    assert engine.check_memory(model, 64) == room
+    model.micro_batch = None
+    with pytest.raises(MemoryError, match=r"a batch of 64 needs .* of which train.micro_batch 8 "):
+        engine.check_memory(model, 64)
+    assert model.micro_batch is None
+    model.micro_batch = 16
+    with pytest.raises(MemoryError, match=r"a batch of 64 in parts of at most 16 needs .* 8 would"):
+        engine.check_memory(model, 64)
+    monkeypatch.setattr(engine, "available_memory", lambda: 1000)
+    with pytest.raises(MemoryError, match=r"GiB are free$"):
+        engine.check_memory(model, 64)

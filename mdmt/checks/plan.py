@@ -55,7 +55,7 @@ def fits(report, quiet: bool = False) -> None:
 
 def _last_batches(report, name: str, heads: dict) -> None:
     """BadInput where trainings of a backbone end an epoch in a batch that cannot be trained on."""
-    from ..engine import lonely, takes_one
+    from ..engine import leaves_one, lonely, takes_one
     from ..model import Model
 
     def alone(job) -> int:
@@ -63,8 +63,9 @@ def _last_batches(report, name: str, heads: dict) -> None:
         d = job.description
         if d["backbone"] != name or d.get("freeze") or "steps_of" in d or not d["train"]["epochs"]:
             return 0
-        images = images_per_epoch(job)
-        return images if images % d["train"]["batch_size"] == 1 else 0
+        images, train = images_per_epoch(job), d["train"]
+        last = (images - 1) % train["batch_size"] + 1
+        return images if leaves_one(last, train.get("micro_batch")) else 0
 
     found = [job for job in report.study.jobs if alone(job)]
     if not found:
@@ -73,6 +74,7 @@ def _last_batches(report, name: str, heads: dict) -> None:
     model = Model(name, heads=heads, image_size=report.values["image_size"], **how)
     if not takes_one(model):
         d = found[0].description
+        model.micro_batch = d["train"].get("micro_batch")
         more = f" (and {len(found) - 1} more trainings)" if len(found) > 1 else ""
         sentence = lonely(model, alone(found[0]), d["train"]["batch_size"])
         raise BadInput(f"{d['validation']}, fold {d['fold']}: {sentence}{more}")
@@ -109,18 +111,19 @@ def _measured(report, values: dict, tasks: list, quiet: bool) -> tuple[dict, lis
 
 def _planned(values: dict, name: str, heads: dict) -> tuple[dict, float]:
     """Bytes of a step and of the weights, and multiply-adds of an image. Raises BadConfig."""
-    from ..engine import check_memory
+    from ..engine import SMALLER, check_memory
     from ..model import Model
 
     try:
         model = Model(
             name, heads=heads, image_size=values["image_size"], **estimate.measured_on(values)
         )
+        model.micro_batch = values["train"].get("micro_batch")
         memory = check_memory(model, values["train"]["batch_size"])
     except BadInput:
         raise
     except (MemoryError, ValueError) as error:
-        raise BadConfig(f"{name}: {error}; lower train.batch_size or image_size") from error
+        raise BadConfig(f"{name}: {error}; {SMALLER}") from error
     weights = model.memory(1, training=False)["parameters"]
     return {"memory": memory, "weights": weights}, model.cost()["macs"]
 

@@ -9,6 +9,7 @@ import textwrap
 import numpy as np
 
 from .. import kinds
+from ..engine import in_parts
 from ..experiments import weights_text
 from ..kfold import PARTS
 from ..runner.display import clock
@@ -137,6 +138,7 @@ def cost_facts(report: Report) -> list[tuple[str, str]]:
     found = [("plan", plan), ("store", store_size(report))]
     if costs is None:
         return found
+    train = values["train"]
     guessed = f" ({_counted(costs['guessed'], 'backbone')} not measured)" * bool(costs["guessed"])
     return [
         *found,
@@ -147,7 +149,7 @@ def cost_facts(report: Report) -> list[tuple[str, str]]:
         (
             "memory",
             f"{size_text(costs['memory'])} for a step of the largest backbone, batch "
-            f"{values['train']['batch_size']}",
+            f"{train['batch_size']}{in_parts(train['batch_size'], train.get('micro_batch'))}",
         ),
         (
             "disk",

@@ -1,5 +1,5 @@
-"""What of the training recipe differs from the plain one: class weights, smoothing, groups of
-parameters, clipping."""
+"""What of the training recipe differs from the plain one: class weights, smoothing, batches in
+parts, groups of parameters, clipping."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from ..analysis.folder import Outcome
 from ..paths import read_json
 from ..tables.grid import number
 from .words import joined
+
+# Keys of `train` that are said of a stage, too.
+OWN = ("micro_batch", "groups", "clip_norm")
 
 
 def weighted(spec: dict) -> bool:
@@ -66,7 +69,7 @@ def optimiser(values: dict) -> str:
     said = [_optimiser(values["train"])]
     for name in values["configurations"]:
         for i, stage in enumerate(values["experiments"].get(name, [])):
-            own = {k: v for k, v in (stage["train"] or {}).items() if k in ("groups", "clip_norm")}
+            own = {k: v for k, v in (stage["train"] or {}).items() if k in OWN}
             if own:
                 said.append(f" (in stage {i} of {name}{_optimiser(own, plain=True)})")
     return "".join(said)
@@ -75,6 +78,11 @@ def optimiser(values: dict) -> str:
 def _optimiser(train: dict, plain: bool = False) -> str:
     """Of the keys that are there; plain: says so where there is nothing."""
     said = []
+    most = train.get("micro_batch")
+    if most is not None and most < train.get("batch_size", most + 1):
+        said.append(f"batches in parts of at most {most}, whose gradients are added up")
+    elif most is None and plain and "micro_batch" in train:
+        said.append("whole batches at once")
     if "groups" in train and (train["groups"] or plain):
         some = groups_.text(train["groups"])
         said.append(f"factors by parameters ({some})" if some else "no factors by parameters")

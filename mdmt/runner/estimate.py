@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import kinds
+from ..engine import SMALLER, check_memory, in_parts
 from ..errors import BadConfig
 from ..paths import flush_to_disk
 from .child import default_threads, search_path
@@ -70,7 +71,6 @@ def measure(
     planned bytes of a full batch and bytes of the weights. place: folder to save the weights in, as
     an unnamed file.
     """
-    from ..engine import check_memory
     from ..model import Model
 
     size, batch = values["image_size"], values["train"]["batch_size"]
@@ -78,10 +78,11 @@ def measure(
     begin = time.perf_counter()
     model = Model(backbone, heads=heads, image_size=size, **measured_on(values, device))
     start = time.perf_counter() - begin
+    model.micro_batch = values["train"].get("micro_batch")
     try:
         planned = check_memory(model, batch)
     except MemoryError as error:
-        raise BadConfig(f"{backbone}: {error}; lower train.batch_size or image_size") from error
+        raise BadConfig(f"{backbone}: {error}; {SMALLER}") from error
     count = min(SAMPLES, batch)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (count, size, size), dtype=np.uint8)
@@ -196,6 +197,7 @@ def estimate(
     """Time, memory and disk of the jobs that are not finished yet, as text."""
     found = forecast(values, jobs, out, workers, device=device)
     batch, lines = values["train"]["batch_size"], []
+    parted = in_parts(batch, values["train"].get("micro_batch"))
     used = measured_on(values, device)["precision"]
     if used != values["precision"]:
         lines.append(
@@ -206,7 +208,7 @@ def estimate(
         rate = batch / (f["step"] + batch * f["image"])
         lines.append(
             f"  {name:<24}{rate:8.1f} img/s in training, {f['start']:5.1f} s to start and end, a "
-            f"step of {batch} images needs {size_text(f['memory'])} as planned"
+            f"step of {batch} images{parted} needs {size_text(f['memory'])} as planned"
         )
     if found["todo"] < len(jobs):
         lines.append(f"finished already: {len(jobs) - found['todo']} jobs")

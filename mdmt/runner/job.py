@@ -291,7 +291,7 @@ def _start(description: dict, inputs: dict, heads: dict) -> dict:
 def _write_predictions(folder, description, model, parts, tasks) -> None:
     """Write the test part's predictions of every task: one row per case; of numbers without
     probabilities."""
-    from ..engine import decoded, predict
+    from ..engine import at_once, decoded, predict
 
     rows, columns = [], ["dataset", "task", "row", "label", "predicted"]
     for d, dataset in enumerate(description["datasets"]):
@@ -300,7 +300,7 @@ def _write_predictions(folder, description, model, parts, tasks) -> None:
         task = tasks[part.task]
         if len(test) == 0:
             continue
-        logits = predict(model, d, test, description["train"]["batch_size"])[task]
+        logits = predict(model, d, test, at_once(description["train"]))[task]
         if not np.isfinite(logits).all():
             raise BadInput(f"task '{task}': the network's outputs are not finite; lower train.lr")
         spec = description["tasks"][part.task]
@@ -356,7 +356,9 @@ def _sentence(error: BaseException) -> tuple[str, int]:
     if isinstance(error, FloatingPointError):
         return f"{error}; lower train.lr or look at the images", 2
     if isinstance(error, MemoryError):
-        return f"{error or 'not enough memory'}; lower train.batch_size or image_size", 2
+        from ..engine import SMALLER
+
+        return f"{error or 'not enough memory'}; {SMALLER}", 2
     if isinstance(error, OSError):
         sentence = str(error) if error.filename is None else f"{error.filename}: {error.strerror}"
         return f"{sentence}; free some space or choose another --out", 2
