@@ -8,7 +8,7 @@ import pytest
 
 import mdmt
 from mdmt import _core, engine, inputs
-from mdmt.errors import BadConfig, Interrupted
+from mdmt.errors import BadConfig, BadInput, Interrupted
 from mdmt.model import Model
 from tests import cudahost, oracle
 from tests.exactness import statistics
@@ -401,3 +401,21 @@ def test_too_little_memory_names_a_micro_batch_that_would_do(monkeypatch):
     monkeypatch.setattr(engine, "available_memory", lambda: 1000)
     with pytest.raises(MemoryError, match=r"GiB are free$"):
         engine.check_memory(model, 64)
+
+
+def test_a_part_of_one_image_is_refused_before_training():
+    found = {(n, most): engine.leaves_one(n, most) for n in range(1, 9) for most in (1, 2, 3, None)}
+    assert {case for case, one in found.items() if one} == {
+        *((n, 1) for n in range(1, 9)), *((n, 2) for n in (1, 3, 5, 7)), (1, 3), (1, None),
+    }  # fmt: skip
+    model = tiny("resnet18")
+    model.micro_batch = 2
+    engine.check_memory(model, 8)
+    with pytest.raises(
+        BadInput, match=r"^train.micro_batch is 2, .* image \(of a batch of 5"
+    ):
+        engine.check_memory(model, 5)
+    engine.check_memory(tiny("resnet18", image_size=64), 5)
+    said = engine.lonely(model, 27, 8)
+    assert "a last batch of 3 in parts of at most 2, with a part of one, which resnet18" in said
+    assert said.endswith("or change train.micro_batch, train.batch_size or image_size")
