@@ -411,9 +411,7 @@ def test_a_part_of_one_image_is_refused_before_training():
     model = tiny("resnet18")
     model.micro_batch = 2
     engine.check_memory(model, 8)
-    with pytest.raises(
-        BadInput, match=r"^train.micro_batch is 2, .* image \(of a batch of 5"
-    ):
+    with pytest.raises(BadInput, match=r"^train.micro_batch is 2, .* image \(of a batch of 5"):
         engine.check_memory(model, 5)
     engine.check_memory(tiny("resnet18", image_size=64), 5)
     said = engine.lonely(model, 27, 8)
