@@ -7,13 +7,24 @@
 #include "ir/record.h"
 #include "ops/attrs.h"
 
-/* Images of one data set, resident for the whole training: uint8, grey. */
+/* Images of one data set, resident for the whole training: uint8, grey or with a plane for each
+ * channel of the network. */
 typedef struct {
-    const uint8_t *pixels; /* (count, height, width) */
+    const uint8_t *pixels; /* (count, planes, height, width) */
     const uint8_t *masks;  /* (count, height, width), 255 inside; NULL: it has none */
     int64_t count;
-    int height, width;
+    int planes, height, width; /* planes: 1, or the channels */
 } mdmt_image_source;
+
+/* Bytes of one image, and of its mask. */
+static inline size_t mdmt_mask_bytes(const mdmt_image_source *s)
+{
+    return (size_t)s->height * (size_t)s->width;
+}
+static inline size_t mdmt_image_bytes(const mdmt_image_source *s)
+{
+    return (size_t)s->planes * mdmt_mask_bytes(s);
+}
 
 /* Ranges of the training augmentation (paper's code; notes.md): each transform
  * is applied with probability `probability`. Zero range = never. */
@@ -25,7 +36,8 @@ typedef struct {
     float rotation;         /* degrees, +-                                */
     float elastic_alpha[2]; /* pixels, low and high                       */
     float elastic_sigma;    /* pixels                                     */
-    /* Of the grey values v in 0..1, in this order, each cut to 0..1 (masks stay as they are): */
+    /* Of the grey values v in 0..1, in this order, each cut to 0..1 (masks stay as they are); of
+     * an image in colour, each plane by itself with the same numbers, but noise of its own: */
     float gamma;      /* v ^ exp(g), g within +- gamma                         */
     float contrast;   /* m + c (v - m), c within 1 +- contrast, m the mean     */
     float brightness; /* v + b, b within +- brightness                         */

@@ -70,30 +70,35 @@ def augment(
 ) -> np.ndarray:
     """Images as a training step sees them, for study and contact sheets.
 
-    images (N, h, w) or (h, w) uint8. dataset, index: integers or arrays (N); together with epoch
-    and seed they are all that the random numbers depend on, so that image i is augmented as sample
-    index[i] of data set dataset[i] is in that epoch. size: (H, W) of the result, or its side;
-    default (h, w). ranges: those of RANGES that differ from it.
+    images (N, h, w) or (h, w) uint8, or in colour (N, C, h, w) with C of 1 to 4. dataset, index:
+    integers or arrays (N); together with epoch and seed they are all that the random numbers depend
+    on, so that image i is augmented as sample index[i] of data set dataset[i] is in that epoch.
+    size: (H, W) of the result, or its side; default (h, w). ranges: those of RANGES that differ
+    from it.
 
     Shift, zoom, flip, rotation and elastic deformation (Simard et al. 2003) form one map with one
     bilinear sampling; beyond its border an image is mirrored. Then come gamma, contrast,
-    brightness, inversion and noise. masks: the images are masks (255 inside), which are moved as
-    the image of the same numbers is and keep their values otherwise.
+    brightness, inversion and noise; in colour the same for each channel (contrast about the
+    channel's own mean), but noise is drawn for each. masks: the images are masks (255 inside),
+    which are moved as the image of the same numbers is and keep their values otherwise.
 
-    Returns (N, H, W) or (H, W): uint8, rounded, or the dtype that is asked for, in 0 to 255.
+    Returns (N, H, W), (H, W) or (N, C, H, W): uint8, rounded, or the dtype that is asked for, in
+    0 to 255.
     """
     r = complete(ranges)
     images = np.asarray(images)
-    if images.dtype != np.uint8 or images.ndim not in (2, 3):
+    channels = images.shape[1] if images.ndim == 4 else 1
+    if images.dtype != np.uint8 or images.ndim not in (2, 3, 4) or not 1 <= channels <= 4:
         raise ValueError(
-            f"images must be uint8 (N, h, w) or (h, w), not {images.dtype} {images.shape}"
+            "images must be uint8 (N, h, w), (h, w) or (N, C, h, w) with 1 to 4 channels, not "
+            f"{images.dtype} {images.shape}"
         )
     stack = np.ascontiguousarray(images[None] if images.ndim == 2 else images)
     keys = [np.broadcast_to(np.asarray(k, np.int64), len(stack)).copy() for k in (dataset, index)]
     low, high = r["elastic_alpha"]
     packed = (r["probability"], r["shift"], r["zoom"], r["flip"], r["rotation"], low, high)
     packed = (*map(float, packed), float(r["elastic_sigma"]), *(float(r[k]) for k in TONE))
-    height, width = stack.shape[1:] if size is None else size if np.ndim(size) else (size, size)
+    height, width = stack.shape[-2:] if size is None else size if np.ndim(size) else (size, size)
     out = _core.augment(
         stack, *keys, int(seed), int(epoch), packed, (int(height), int(width)), int(threads), masks
     )

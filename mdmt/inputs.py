@@ -293,26 +293,37 @@ def _fields(i, entry):
         ) from None
 
 
-def datasets(entries, heads: dict) -> tuple[list, list, list]:
-    """Of data sets as Model.attach takes them: images (M, H, W) uint8; (task, target (M, k)
-    float32, weights (M, k) float32 or None); masks (M, H, W) uint8 or None."""
+def _check_images(i: int, pictures, channels: int) -> None:
+    """The images of data set i must be as Model.attach takes them."""
+    colour = f" or (M, {channels}, H, W)" if channels > 1 else ""
+    kind = f"C-ordered uint8 (M, H, W){colour}"
+    if pictures.dtype != np.uint8 or pictures.ndim not in (3, 4):
+        raise ValueError(
+            f"the images of data set {i} must be {kind}, not {pictures.dtype} {pictures.shape}"
+        )
+    if pictures.size == 0:
+        raise ValueError(f"data set {i} has no images: {pictures.shape}; leave it out")
+    if pictures.ndim == 4 and pictures.shape[1] != channels:
+        raise ValueError(
+            f"the images of data set {i} must be {kind}, not {pictures.shape}"
+            f"{_shape_hint(pictures, channels)}"
+        )
+    if not pictures.flags.c_contiguous:
+        raise ValueError(
+            f"the images of data set {i} must be {kind}: they are in another order; use "
+            "np.ascontiguousarray"
+        )
+
+
+def datasets(entries, heads: dict, channels: int) -> tuple[list, list, list]:
+    """Of data sets as Model.attach takes them: images (M, H, W) or (M, channels, H, W) uint8;
+    (task, target (M, k) float32, weights (M, k) float32 or None); masks (M, H, W) uint8 or None."""
     if isinstance(entries, Mapping):
         raise ValueError("attach takes a list of data sets; put brackets around a single one")
     sources, labels, resident = [], [], []
     for i, entry in enumerate(entries):
         pictures, task, target, weight = _fields(i, entry)
-        if pictures.dtype != np.uint8 or pictures.ndim != 3:
-            raise ValueError(
-                f"the images of data set {i} must be C-ordered uint8 (M, H, W), not "
-                f"{pictures.dtype} {pictures.shape}"
-            )
-        if not pictures.flags.c_contiguous:
-            raise ValueError(
-                f"the images of data set {i} must be C-ordered uint8 (M, H, W): they are in "
-                "another order; use np.ascontiguousarray"
-            )
-        if pictures.size == 0:
-            raise ValueError(f"data set {i} has no images: {pictures.shape}; leave it out")
+        _check_images(i, pictures, channels)
         if isinstance(task, str):
             raise ValueError(
                 f"task of data set {i} must be an integer, not {task!r}{_numbered(task, heads)}"
@@ -320,9 +331,10 @@ def datasets(entries, heads: dict) -> tuple[list, list, list]:
         n, k = len(pictures), whole(f"task of data set {i}", task, 0, len(heads) - 1)
         resident.append(None)
         if heads_.is_mask(list(heads.values())[k]):
-            if target.dtype != np.uint8 or target.shape != pictures.shape:
+            like = (n, *pictures.shape[-2:])
+            if target.dtype != np.uint8 or target.shape != like:
                 raise ValueError(
-                    f"the masks of data set {i} must be uint8 {pictures.shape}, like its images, "
+                    f"the masks of data set {i} must be uint8 {like}, like its images, "
                     f"not {target.dtype} {target.shape}"
                 )
             resident[i], target = np.ascontiguousarray(target), None

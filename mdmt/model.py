@@ -181,6 +181,7 @@ class Model(Network):
         if store is not None:
             mean, std = inputs.scaling(self.mean, self.std, self.channels)
             mode |= {"from_store": 1, "augment": int(store), "mean": mean, "std": std}
+            mode["colour"] = int(any(source.ndim == 4 for source in self._sources))
         return mode
 
     def normalise(self, pictures: ArrayLike) -> np.ndarray:
@@ -310,13 +311,16 @@ class Model(Network):
     def attach(self, datasets: Iterable[Any]) -> None:
         """Makes data sets resident for fit_step and predict.
 
-        datasets: mappings or objects with images (M, H, W) uint8 C-ordered (a memory map will do),
+        datasets: mappings or objects with images uint8 C-ordered (a memory map will do), grey
+        (M, H, W), or in colour (M, channels, H, W); a grey image is repeated over the channels;
         task (int: the k-th head) and target (M) or (M, k) float32; of a task with a mask, target is
         (M, H, W) uint8 like images, 255 inside. Optional: sample_weight (M,) or (M, k), as for
         loss_and_gradients; 1 in data sets without. On a GPU images and masks are copied when they
         are first used, and later changes of the arrays are not seen.
         """
-        self._sources, self._labels, self._resident = inputs.datasets(datasets, self.heads)
+        self._sources, self._labels, self._resident = inputs.datasets(
+            datasets, self.heads, self.channels
+        )
         self._network.forget_images()
 
     def _samples(self, dataset, index):

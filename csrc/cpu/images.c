@@ -259,10 +259,9 @@ static elastic_grid make_fields(const mdmt_warp *warp, int height, int width, fl
     return grid;
 }
 
-static void copy_image(const mdmt_warp *warp, const uint8_t *source, float *out, int height,
-                       int width)
+static void copy_rows(const mdmt_warp *warp, const uint8_t *source, float *out, int rows, int width)
 {
-    for (int y = 0; y < height; y++, source += width, out += width) {
+    for (int y = 0; y < rows; y++, source += width, out += width) {
         for (int x = 0; x < width; x++) {
             out[x] = (float)source[warp->flip ? width - 1 - x : x];
         }
@@ -270,12 +269,12 @@ static void copy_image(const mdmt_warp *warp, const uint8_t *source, float *out,
 }
 
 void mdmt_warp_apply(const mdmt_warp *warp, mdmt_sample_row_fn sample_row, const uint8_t *source,
-                     int sh, int sw, float *out, int height, int width, float *scratch)
+                     int planes, int sh, int sw, float *out, int height, int width, float *scratch)
 {
     int elastic = warp->alpha > 0;
     if (!elastic && sh == height && sw == width && warp->zoom == 1 && warp->angle == 0 &&
         warp->shift[0] == 0 && warp->shift[1] == 0) {
-        copy_image(warp, source, out, height, width);
+        copy_rows(warp, source, out, planes * height, width);
         return;
     }
     size_t field_size = (size_t)(height + 1) * (size_t)(width + 1);
@@ -288,7 +287,7 @@ void mdmt_warp_apply(const mdmt_warp *warp, mdmt_sample_row_fn sample_row, const
         grid = make_fields(warp, height, width, field, noise);
     }
     memset(ux, 0, sizeof(float) * 2 * (size_t)(width + 1));
-    for (int y = 0; y < height; y++, out += width) {
+    for (int y = 0; y < height; y++) {
         if (elastic) {
             displacements(&grid, field[0], y, width, line, ux);
             displacements(&grid, field[1], y, width, line, uy);
@@ -298,7 +297,10 @@ void mdmt_warp_apply(const mdmt_warp *warp, mdmt_sample_row_fn sample_row, const
             px[x] = map.x0 + map.xx * qx + map.xy * qy;
             py[x] = map.y0 + map.yx * qx + map.yy * qy;
         }
-        sample_row(source, sh, sw, px, py, out, width);
+        for (int p = 0; p < planes; p++) {
+            sample_row(source + (size_t)p * (size_t)sh * (size_t)sw, sh, sw, px, py,
+                       out + ((size_t)p * (size_t)height + (size_t)y) * (size_t)width, width);
+        }
     }
 }
 
@@ -307,24 +309,25 @@ static void augment_one(void *context, int i, int thread)
     const mdmt_augment_job *job = context;
     mdmt_warp warp = mdmt_warp_draw(&job->augmentation, job->seed, job->epoch,
                                     (int)job->data_set[i], job->index[i]);
+    size_t pixels = (size_t)job->height * (size_t)job->width, image = (size_t)i * (size_t)job->planes;
+    float *out = job->out + image * pixels;
     mdmt_warp_apply(&warp, mdmt_sample_row__ref,
-                    job->images + (size_t)i * (size_t)job->sh * (size_t)job->sw, job->sh, job->sw,
-                    job->out + (size_t)i * (size_t)job->height * (size_t)job->width, job->height,
-                    job->width,
+                    job->images + image * (size_t)job->sh * (size_t)job->sw, job->planes, job->sh,
+                    job->sw, out, job->height, job->width,
                     job->scratch + (size_t)thread * mdmt_warp_scratch(job->height, job->width));
     mdmt_tone tone = mdmt_tone_draw(&job->augmentation, job->seed, job->epoch,
                                     (int)job->data_set[i], job->index[i]);
-    size_t pixels = (size_t)job->height * (size_t)job->width;
-    float *grey = job->out + (size_t)i * pixels;
     if (!mdmt_tone_changes(&tone) || job->masks) {
         return;
     }
-    for (size_t k = 0; k < pixels; k++) {
-        grey[k] /= 255.0f;
-    }
-    mdmt_tone_apply(&tone, grey, pixels);
-    for (size_t k = 0; k < pixels; k++) {
-        grey[k] *= 255.0f;
+    for (int p = 0; p < job->planes; p++, out += pixels) {
+        for (size_t k = 0; k < pixels; k++) {
+            out[k] /= 255.0f;
+        }
+        mdmt_tone_apply(&tone, p, out, pixels);
+        for (size_t k = 0; k < pixels; k++) {
+            out[k] *= 255.0f;
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-/* From stored grey images (uint8) to network input: training augmentation and
+/* From stored images (uint8) to network input: training augmentation and
  * resampling as one inverse map with one bilinear sampling. The arithmetic of
  * the op images and of the NumPy function augment.
  *
@@ -57,9 +57,9 @@ typedef void (*mdmt_sample_row_fn)(const uint8_t *source, int sh, int sw, const 
                                    const float *y, float *out, int count);
 void mdmt_sample_row__ref(const uint8_t *source, int sh, int sw, const float *x, const float *y,
                           float *out, int count);
-/* source (sh, sw) u8 -> out (height, width) f32 of grey values 0 .. 255. */
+/* source (planes, sh, sw) u8 -> out (planes, height, width) f32 of values 0 .. 255. */
 void mdmt_warp_apply(const mdmt_warp *warp, mdmt_sample_row_fn sample_row, const uint8_t *source,
-                     int sh, int sw, float *out, int height, int width, float *scratch);
+                     int planes, int sh, int sw, float *out, int height, int width, float *scratch);
 
 /* The op images with that sampling (images_ref.c); needs() of all its kernels. */
 mdmt_status mdmt_images_run(const mdmt_site *site, const mdmt_call *call,
@@ -68,13 +68,13 @@ void mdmt_images_needs(const mdmt_site *site, mdmt_needs *needs);
 
 /* Augments single images, each as sample (data_set[i], index[i]) of the epoch. */
 typedef struct {
-    const uint8_t *images; /* (n, sh, sw) */
-    int sh, sw;
+    const uint8_t *images; /* (n, planes, sh, sw) */
+    int planes, sh, sw;
     const int64_t *data_set, *index; /* (n) */
     uint64_t seed, epoch;
     mdmt_augmentation augmentation;
     int masks;  /* 1: the images are masks, moved alike, but their values are left alone */
-    float *out; /* (n, height, width) grey values 0 .. 255 */
+    float *out; /* (n, planes, height, width) values 0 .. 255 */
     int height, width;
     float *scratch; /* mdmt_warp_scratch(height, width) floats per thread of the pool */
 } mdmt_augment_job;

@@ -1,6 +1,6 @@
 /* Kernel of the op images: for each sample of the step, augment (images.h), and
- * write (v / 255 - mean[c]) / std[c] for every channel: the grey value repeated,
- * normalised per channel; where masks are wanted, those of the samples, moved alike, as v / 255.
+ * write (v / 255 - mean[c]) / std[c] for every channel: its plane, or the grey value
+ * repeated, normalised per channel; where masks are wanted, those of the samples, moved alike, as v / 255.
  * One task per sample. */
 #include "images.h"
 
@@ -41,10 +41,17 @@ static void one_mask(const images_run *r, const mdmt_image_source *source, const
         memset(mask, 0, sizeof(float) * pixels);
         return;
     }
-    mdmt_warp_apply(warp, r->sample_row, source->masks + at, source->height, source->width, mask,
+    mdmt_warp_apply(warp, r->sample_row, source->masks + at, 1, source->height, source->width, mask,
                     height, width, scratch);
     for (size_t i = 0; i < pixels; i++) {
         mask[i] /= 255.0f;
+    }
+}
+
+static void normalise(float *out, const float *in, size_t count, float mean, float deviation)
+{
+    for (size_t i = 0; i < count; i++) {
+        out[i] = (in[i] - mean) / deviation;
     }
 }
 
@@ -55,7 +62,6 @@ static void one_sample(void *context, int sample, int thread)
     int data_set = r->step->sample_source[sample];
     int64_t index = r->step->sample_index[sample];
     const mdmt_image_source *source = &r->step->sources[data_set];
-    size_t size = (size_t)source->height * (size_t)source->width;
     size_t pixels = (size_t)attrs->size[0] * (size_t)attrs->size[1];
     float *scratch = (float *)(void *)(r->scratch + (size_t)thread * r->scratch_bytes);
     mdmt_warp warp = mdmt_warp_identity();
@@ -66,27 +72,36 @@ static void one_sample(void *context, int sample, int thread)
         tone = mdmt_tone_draw(&step->augmentation, step->seed, step->epoch, data_set, index);
     }
     float *out = r->out + (size_t)sample * (size_t)attrs->channels * pixels;
-    float *grey = out + (size_t)(attrs->channels - 1) * pixels; /* overwritten last */
-    mdmt_warp_apply(&warp, r->sample_row, source->pixels + (size_t)index * size, source->height,
-                    source->width, grey, attrs->size[0], attrs->size[1], scratch);
-    for (size_t i = 0; i < pixels; i++) {
-        grey[i] /= 255.0f;
+    /* The last planes: of a grey image the one that is overwritten last. */
+    float *first = out + (size_t)(attrs->channels - source->planes) * pixels;
+    mdmt_warp_apply(&warp, r->sample_row,
+                    source->pixels + (size_t)index * mdmt_image_bytes(source), source->planes,
+                    source->height, source->width, first, attrs->size[0], attrs->size[1], scratch);
+    for (size_t i = 0; i < (size_t)source->planes * pixels; i++) {
+        first[i] /= 255.0f;
     }
-    mdmt_tone_apply(&tone, grey, pixels);
+    for (int p = 0; p < source->planes; p++) {
+        mdmt_tone_apply(&tone, p, first + (size_t)p * pixels, pixels);
+    }
     for (int c = 0; c < attrs->channels; c++) {
         float *plane = out + (size_t)c * pixels;
-        float mean = attrs->mean[c], deviation = attrs->std[c];
-        for (size_t i = 0; i < pixels; i++) {
-            plane[i] = (grey[i] - mean) / deviation;
-        }
+        normalise(plane, source->planes == 1 ? first : plane, pixels, attrs->mean[c],
+                  attrs->std[c]);
     }
     if (r->masks) {
-        one_mask(r, source, &warp, sample, (size_t)index * size, scratch);
+        one_mask(r, source, &warp, sample, (size_t)index * mdmt_mask_bytes(source), scratch);
     }
 }
 
-static mdmt_status check_samples(const mdmt_step *step, int samples)
+static mdmt_status check_samples(const mdmt_step *step, int samples, int channels)
 {
+    for (int i = 0; i < step->source_count; i++) {
+        if (step->sources[i].planes != 1 && step->sources[i].planes != channels) {
+            return mdmt_fail(MDMT_BAD_ARGUMENT,
+                             "the images of data set %d have %d channels, the network takes %d", i,
+                             step->sources[i].planes, channels);
+        }
+    }
     for (int i = 0; i < samples; i++) {
         int data_set = step->sample_source[i];
         int64_t index = step->sample_index[i];
@@ -111,7 +126,7 @@ mdmt_status mdmt_images_run(const mdmt_site *site, const mdmt_call *call,
     if (!call->step || !call->step->sources) {
         return mdmt_fail(MDMT_BAD_ARGUMENT, "no images are attached: attach data sets first");
     }
-    MDMT_TRY(check_samples(call->step, attrs->batch));
+    MDMT_TRY(check_samples(call->step, attrs->batch, attrs->channels));
     if (attrs->augment) {
         MDMT_TRY(mdmt_augmentation_check(&call->step->augmentation));
     }

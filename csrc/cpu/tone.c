@@ -69,12 +69,12 @@ static inline float within(float v)
     return v < 0 ? 0 : v > 1 ? 1 : v;
 }
 
-static void add_noise(const mdmt_tone *tone, float *grey, size_t count)
+static void add_noise(const mdmt_tone *tone, int plane, float *grey, size_t count)
 {
     uint64_t key = mdmt_stream_key(tone->noise_key, MDMT_STREAM_NOISE);
     float unit = tone->noise * 2.44948974f / 65536; /* the sum has the variance 65536^2 / 6 */
     for (size_t at = 0; at < count; at += 4) {
-        mdmt_philox4 four = mdmt_philox(key, at / 4, 0);
+        mdmt_philox4 four = mdmt_philox(key, at / 4, (uint64_t)plane);
         for (size_t i = 0; i < 4 && at + i < count; i++) {
             int sum = (int)(four.v[i] & 0xFFFF) + (int)(four.v[i] >> 16) - 65535;
             grey[at + i] = within(grey[at + i] + unit * (float)sum);
@@ -82,7 +82,7 @@ static void add_noise(const mdmt_tone *tone, float *grey, size_t count)
     }
 }
 
-void mdmt_tone_apply(const mdmt_tone *tone, float *grey, size_t count)
+void mdmt_tone_apply(const mdmt_tone *tone, int plane, float *grey, size_t count)
 {
     if (tone->gamma != 1) {
         for (size_t i = 0; i < count; i++) {
@@ -110,6 +110,6 @@ void mdmt_tone_apply(const mdmt_tone *tone, float *grey, size_t count)
         }
     }
     if (tone->noise > 0) {
-        add_noise(tone, grey, count);
+        add_noise(tone, plane, grey, count);
     }
 }

@@ -19,8 +19,8 @@ mdmt_tone mdmt_tone_draw(const mdmt_augmentation *augmentation, uint64_t seed, u
                          int data_set, int64_t index);
 mdmt_status mdmt_tone_check(const mdmt_augmentation *augmentation);
 int mdmt_tone_changes(const mdmt_tone *tone);
-/* grey (count) in 0..1, in place. Noise is the sum of two uniform numbers, so that a pixel is never
+/* grey (count) in 0..1, of one plane of an image, in place; contrast is about its mean. Noise is the sum of two uniform numbers, so that a pixel is never
  * off by more than sqrt(6) deviations. */
-void mdmt_tone_apply(const mdmt_tone *tone, float *grey, size_t count);
+void mdmt_tone_apply(const mdmt_tone *tone, int plane, float *grey, size_t count);
 
 #endif

@@ -12,7 +12,7 @@ struct mdmt_gpu_source {
     const uint8_t *pixels, *masks;
     int64_t count;
     int64_t masked; /* whether there are masks */
-    int height, width;
+    int planes, height, width;
 };
 
 /* The step as kernels read it: arguments of a launch never change from step to

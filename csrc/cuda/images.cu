@@ -1,13 +1,14 @@
-/* From resident grey images (uint8) to network input: training augmentation,
+/* From resident images (uint8) to network input: training augmentation,
  * resampling, normalisation. The map, the elastic field and every random number
- * are those of cpu/images.h, which explains them. */
+ * are those of cpu/images.h, which explains them. Where some images are in colour,
+ * each plane of a sample is as an image by itself, with a plan of its own. */
 #include "divisor.cuh"
 #include "tiles.cuh"
 #include "tone.cuh"
 
 enum { TAPS_MAX = 40 }; /* 2 * ceil(3 * 6) + 1 = 37: sigma / step is below 6 */
 
-/* What was drawn for a sample, and what follows from it. */
+/* What was drawn for a sample, or one of its planes, and what follows from it. */
 struct alignas(16) image_plan {
     const uint8_t *pixels, *masks;   /* masks NULL: there is none */
     int sh, sw;                      /* of the source */
@@ -44,7 +45,7 @@ static image_room room_of(int height, int width)
     return r;
 }
 
-/* ---- plans: a block per sample; its first thread draws, each thread makes a tap ---- */
+/* ---- plans: a block per plan; its first thread draws, each thread makes a tap ---- */
 
 struct make_plans {
     enum { THREADS = 64, PHASES = 3 };
@@ -54,8 +55,9 @@ struct make_plans {
     };
     const mdmt_gpu_step *step;
     image_plan *plan;
-    mdmt_grey *grey; /* of each sample */
+    mdmt_grey *grey; /* of each plan */
     int height, width, augment;
+    int copies; /* plans of a sample: 1, or one for each channel */
 
     MDMT_HD static double spread_of(float sigma, int step)
     {
@@ -123,27 +125,31 @@ struct make_plans {
             p->noise_unit = alpha / (float)p->step / 32768;
         }
     }
-    MDMT_HD void make(uint32_t sample) const
+    MDMT_HD void make(uint32_t number) const
     {
-        image_plan *p = &plan[sample];
+        image_plan *p = &plan[number];
+        uint32_t sample = number / (uint32_t)copies;
         int data_set = step->sample_source[sample];
         int64_t index = step->sample_index[sample];
         const mdmt_gpu_source *source = &step->source[data_set];
         float shift[2] = {0, 0}, zoom = 1, angle = 0;
         p->sh = source->height;
         p->sw = source->width;
-        size_t size = (size_t)p->sh * (size_t)p->sw, from = (size_t)index * size;
+        size_t size = (size_t)p->sh * (size_t)p->sw, image = (size_t)source->planes * size;
+        int plane = source->planes > 1 ? (int)(number % (uint32_t)copies) : 0;
         const uint8_t *here = step->streamed + (size_t)sample * step->stride;
-        p->pixels = source->pixels ? source->pixels + from : here;
-        p->masks = source->masks ? source->masks + from : here + (source->pixels ? 0 : size);
+        p->pixels = source->pixels ? source->pixels + (size_t)index * image : here;
+        p->pixels += (size_t)plane * size;
+        p->masks = source->masks ? source->masks + (size_t)index * size
+                                 : here + (source->pixels ? 0 : image);
         p->masks = source->masked ? p->masks : NULL;
         p->flip = p->elastic = p->grey = 0;
         p->step = 1;
         p->rows = p->columns = p->radius = 0;
         if (augment) {
             draw(p, data_set, index, shift, &zoom, &angle);
-            grey[sample] = mdmt_grey_drawn(step, data_set, index);
-            p->grey = grey[sample].changes;
+            grey[number] = mdmt_grey_drawn(step, data_set, index, plane);
+            p->grey = grey[number].changes != 0;
         }
         p->plain = !p->elastic && p->sh == height && p->sw == width && zoom == 1 && angle == 0 &&
                    shift[0] == 0 && shift[1] == 0;
@@ -166,7 +172,8 @@ struct make_plans {
 /* ---- the elastic field: noise, smoothed along y, then along x ---- */
 
 struct elastic {
-    const image_plan *plan;
+    const image_plan *plan; /* (samples, copies) */
+    int copies;
     image_room room;
     float *noise;     /* (samples, 2, room.noise)                              */
     mdmt_pair *field; /* (samples, room.field): displacement along x, along y  */
@@ -183,7 +190,7 @@ struct draw_noise : elastic {
         (void)phase;
         (void)shared;
         uint32_t plane = (uint32_t)block / SHARES;
-        const image_plan &p = plan[plane / 2];
+        const image_plan &p = plan[plane / 2 * (uint32_t)copies];
         if (!p.elastic) {
             return;
         }
@@ -262,7 +269,7 @@ struct smooth_noise : elastic {
         uint32_t rest = (uint32_t)block / (uint32_t)tiles();
         int strip = (int)(rest % (uint32_t)strips());
         uint32_t plane = rest / (uint32_t)strips();
-        const image_plan &p = plan[plane / 2];
+        const image_plan &p = plan[plane / 2 * (uint32_t)copies];
         int x0 = tile * WIDE, y0 = strip * HIGH;
         if (!p.elastic || x0 >= p.columns || y0 >= p.rows) {
             return;
@@ -332,7 +339,7 @@ MDMT_HD float whole_of(float x, int *whole)
 struct sampling : elastic {
     enum { FEW = 4, ROWS = 4 };
     float *out; /* (N, C, H, W) */
-    int samples, channels;
+    int samples, channels; /* in colour: N C of one channel */
     int of_masks; /* their masks, moved alike, instead of the images; zeros where there is none */
     float mean[4], scale[4]; /* 1 / deviation */
     mdmt_divisor by_each, by_fews;
@@ -347,13 +354,13 @@ struct sampling : elastic {
     }
 };
 
-/* GREY: some images' grey values change after it. */
-template <bool GREY> struct sample_images : sampling {
+/* GREY: some images' grey values change after it. COLOUR: a plan for each plane. */
+template <bool GREY, bool COLOUR> struct sample_images : sampling {
     enum { THREADS = 128, PHASES = 1, RESIDENT = 8 };
     typedef mdmt_nothing shared_type;
     /* What a thread makes. */
     struct piece {
-        uint32_t sample;
+        uint32_t sample; /* in colour: and plane */
         int x, y, end; /* rows y ... end - 1 */
     };
 
@@ -376,7 +383,7 @@ template <bool GREY> struct sample_images : sampling {
         at.y = (int)by_fews.split(&few) * ROWS;
         at.x = (int)few * FEW;
         at.end = at.y + ROWS < room.height ? at.y + ROWS : room.height;
-        const image_plan &p = plan[at.sample];
+        const image_plan &p = plan[COLOUR && of_masks ? at.sample * (uint32_t)copies : at.sample];
         const uint8_t *pixels = of_masks ? p.masks : p.pixels;
         int grey = GREY && p.grey;
         if (!pixels) {
@@ -445,7 +452,8 @@ template <bool GREY> struct sample_images : sampling {
         int node = at.x / step, above = at.y / step, below = at.y - above * step;
         int after = at.x - node * step;
         float per_step = 1 / (float)step;
-        nodes n = {field + (size_t)at.sample * room.field + above * p.columns + node, p.columns, 0};
+        size_t sample = COLOUR && !of_masks ? at.sample / (uint32_t)copies : at.sample;
+        nodes n = {field + sample * room.field + above * p.columns + node, p.columns, 0};
         MDMT_ROLLED
         for (; at.y < at.end; at.y++) {
             mdmt_pair u[FEW];
@@ -505,7 +513,8 @@ template <bool GREY> struct sample_images : sampling {
             MDMT_UNROLL
             for (int k = 0; k < FEW; k++) {
                 float v = grey_values[k];
-                made.v[k] = grey ? v : (v * (1 / 255.0f) - mean[c]) * scale[c];
+                int of = COLOUR && !of_masks ? (int)(at.sample % (uint32_t)copies) : c;
+                made.v[k] = grey ? v : (v * (1 / 255.0f) - mean[of]) * scale[of];
             }
             float *there = to + (size_t)c * area;
             if (room.width % FEW == 0) {
@@ -522,11 +531,17 @@ template <bool GREY> struct sample_images : sampling {
     }
 };
 
+static int copies_of(const mdmt_images_attrs *a)
+{
+    return a->colour ? a->channels : 1;
+}
+
 /* Of plans, and of what grey values need. */
 static size_t plan_bytes(const mdmt_images_attrs *a)
 {
-    size_t grey = a->augment ? mdmt_grey_images::bytes(a->batch) : 0;
-    return sizeof(image_plan) * (size_t)a->batch + mdmt_round_up(grey, 16);
+    int plans = a->batch * copies_of(a);
+    size_t grey = a->augment ? mdmt_grey_images::bytes(plans) : 0;
+    return sizeof(image_plan) * (size_t)plans + mdmt_round_up(grey, 16);
 }
 
 static mdmt_status change_grey(const mdmt_cuda_site *site, const mdmt_cuda_call *call,
@@ -539,18 +554,40 @@ static mdmt_status change_grey(const mdmt_cuda_site *site, const mdmt_cuda_call 
     g.images = sampled.out;
     g.samples = sampled.samples;
     g.channels = sampled.channels;
+    g.copies = sampled.copies;
     g.area = (uint32_t)sampled.room.height * (uint32_t)sampled.room.width;
     memcpy(g.mean, sampled.mean, sizeof g.mean);
     memcpy(g.scale, sampled.scale, sizeof g.scale);
     return mdmt_grey_launch(site->stream, &call->step->augmentation, g);
 }
 
-template <bool GREY> static mdmt_status sample(const mdmt_cuda_site *site, const sampling &f)
+template <bool GREY, bool COLOUR>
+static mdmt_status launch_sampling(const mdmt_cuda_site *site, const sampling &f)
 {
-    sample_images<GREY> kernel;
+    sample_images<GREY, COLOUR> kernel;
     (sampling &)kernel = f;
     size_t blocks = kernel.prepare();
     return mdmt_launch(site->stream, blocks, kernel);
+}
+
+template <bool GREY> static mdmt_status sample(const mdmt_cuda_site *site, const sampling &f)
+{
+    return f.copies > 1 ? launch_sampling<GREY, true>(site, f)
+                        : launch_sampling<GREY, false>(site, f);
+}
+
+static mdmt_status check_planes(const mdmt_step *step, const mdmt_images_attrs *a)
+{
+    for (int i = 0; i < step->source_count; i++) {
+        int planes = step->sources[i].planes;
+        if (planes != 1 && (planes != a->channels || !a->colour)) {
+            return mdmt_lent->fail(
+                MDMT_BAD_ARGUMENT,
+                "the images of data set %d have %d channels, the network takes %d%s", i, planes,
+                a->channels, a->colour ? "" : " of grey images");
+        }
+    }
+    return MDMT_OK;
 }
 
 /* The masks as the images of `f`, of values in 0..1. */
@@ -558,6 +595,7 @@ static mdmt_status sample_masks(const mdmt_cuda_site *site, const mdmt_cuda_call
 {
     f.out = (float *)call->out[1];
     f.of_masks = f.channels = 1;
+    f.samples = MDMT_ATTRS(mdmt_images_attrs, site->op)->batch;
     f.mean[0] = 0;
     f.scale[0] = 1;
     return sample<false>(site, f);
@@ -570,22 +608,25 @@ static mdmt_status images(const mdmt_cuda_site *site, const mdmt_cuda_call *call
     if (!call->step || !call->step->sources) {
         return mdmt_lent->fail(MDMT_BAD_ARGUMENT, "no images are attached: attach data sets first");
     }
+    MDMT_TRY(check_planes(call->step, a));
     MDMT_TRY(mdmt_gpu_take_step(gpu, call->step, a->batch, a->augment));
+    int copies = copies_of(a), count = a->batch * copies;
     image_room room = room_of(a->size[0], a->size[1]);
     image_plan *plan = (image_plan *)(void *)call->workspace;
     size_t planes = 2 * (size_t)a->batch;
-    mdmt_grey *grey = (mdmt_grey *)(void *)(plan + a->batch);
-    make_plans plans = {&gpu->state->step, plan, grey, room.height, room.width, a->augment};
-    MDMT_TRY(mdmt_launch(site->stream, (size_t)a->batch, plans));
+    mdmt_grey *grey = (mdmt_grey *)(void *)(plan + count);
+    make_plans plans = {&gpu->state->step, plan, grey, room.height, room.width, a->augment, copies};
+    MDMT_TRY(mdmt_launch(site->stream, (size_t)count, plans));
     sampling f;
     memset((void *)&f, 0, sizeof f);
     f.plan = plan;
+    f.copies = copies;
     f.room = room;
     f.noise = (float *)(void *)(call->workspace + plan_bytes(a));
     f.field = (mdmt_pair *)(void *)(f.noise + planes * room.noise);
     f.out = (float *)call->out[0];
-    f.samples = a->batch;
-    f.channels = a->channels;
+    f.samples = count;
+    f.channels = a->channels / copies;
     memcpy(f.mean, a->mean, sizeof f.mean);
     for (int c = 0; c < a->channels; c++) {
         f.scale[c] = 1 / a->std[c];

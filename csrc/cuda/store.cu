@@ -24,11 +24,6 @@ mdmt_status mdmt_gpu_check_samples(const mdmt_step *step, size_t count)
     return MDMT_OK;
 }
 
-static size_t image_bytes(const mdmt_image_source *s)
-{
-    return (size_t)s->height * (size_t)s->width;
-}
-
 /* Bytes that images may take of the GPU's memory: what is free, less a sixteenth of all (libraries
  * and other processes); MDMT_CUDA_STORE_MB lowers it. */
 static mdmt_status store_room(const mdmt_gpu *gpu, size_t *room)
@@ -97,16 +92,18 @@ mdmt_status mdmt_gpu_take_sources(mdmt_gpu *gpu, const mdmt_step *step, mdmt_gpu
     for (int i = 0; i < step->source_count && i < MDMT_GPU_SOURCES; i++) {
         const mdmt_image_source *s = &step->sources[i];
         mdmt_gpu_source *to = &next->source[i];
-        size_t bytes = (size_t)s->count * image_bytes(s), each = 0;
+        size_t count = (size_t)s->count, each = 0;
         to->count = s->count;
+        to->planes = s->planes;
         to->height = s->height;
         to->width = s->width;
         to->masked = s->masks != NULL;
         to->masks = NULL;
-        MDMT_TRY(resident(gpu, s->pixels, bytes, &to->pixels));
-        MDMT_TRY(s->masks ? resident(gpu, s->masks, bytes, &to->masks) : MDMT_OK);
-        each += to->pixels ? 0 : image_bytes(s);
-        each += s->masks && !to->masks ? image_bytes(s) : 0;
+        MDMT_TRY(resident(gpu, s->pixels, count * mdmt_image_bytes(s), &to->pixels));
+        MDMT_TRY(s->masks ? resident(gpu, s->masks, count * mdmt_mask_bytes(s), &to->masks)
+                          : MDMT_OK);
+        each += to->pixels ? 0 : mdmt_image_bytes(s);
+        each += s->masks && !to->masks ? mdmt_mask_bytes(s) : 0;
         *streamed = each > *streamed ? each : *streamed;
     }
     return MDMT_OK;
@@ -177,14 +174,15 @@ mdmt_status mdmt_gpu_stage(mdmt_gpu *gpu, const mdmt_step *step, int samples, si
     for (int i = 0; i < samples; i++) {
         const mdmt_image_source *s = &step->sources[step->sample_source[i]];
         const mdmt_gpu_source *there = &sources->source[step->sample_source[i]];
-        size_t bytes = image_bytes(s), from = (size_t)step->sample_index[i] * bytes;
+        size_t index = (size_t)step->sample_index[i];
+        size_t bytes = mdmt_image_bytes(s), mask = mdmt_mask_bytes(s);
         char *at = pinned + (size_t)i * stride;
         if (!there->pixels) {
-            memcpy(at, s->pixels + from, bytes);
+            memcpy(at, s->pixels + index * bytes, bytes);
             at += bytes;
         }
         if (s->masks && !there->masks) {
-            memcpy(at, s->masks + from, bytes);
+            memcpy(at, s->masks + index * mask, mask);
         }
     }
     MDMT_TRY(mdmt_pinned_write(gpu->copies, to, pinned, (size_t)samples * stride));

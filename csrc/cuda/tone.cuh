@@ -10,7 +10,8 @@
 /* What was drawn for a sample; mdmt_grey_drawn begins with one that changes nothing. */
 struct alignas(16) mdmt_grey {
     float gamma, contrast, brightness, noise_unit;
-    int invert, changes;
+    int invert;
+    int changes; /* 0, or 1 + the plane whose noise this one's is */
     uint64_t noise_key;
 };
 
@@ -19,7 +20,7 @@ MDMT_HD float mdmt_spread(uint32_t bits, float range)
     return range * (2 * mdmt_uniform(bits) - 1);
 }
 
-MDMT_HD mdmt_grey mdmt_grey_drawn(const mdmt_gpu_step *step, int data_set, int64_t index)
+MDMT_HD mdmt_grey mdmt_grey_drawn(const mdmt_gpu_step *step, int data_set, int64_t index, int plane)
 {
     const mdmt_augmentation *a = &step->augmentation;
     mdmt_grey g = {1, 1, 0, 0, 0, 0, 0};
@@ -49,8 +50,9 @@ MDMT_HD mdmt_grey mdmt_grey_drawn(const mdmt_gpu_step *step, int data_set, int64
     g.invert = mdmt_uniform(more.v[0]) < a->invert;
     g.noise_key =
         mdmt_stream_key((uint64_t)more.v[1] | (uint64_t)more.v[2] << 32, MDMT_STREAM_NOISE);
-    g.changes =
+    int changes =
         g.gamma != 1 || g.contrast != 1 || g.brightness != 0 || g.invert || g.noise_unit > 0;
+    g.changes = changes ? 1 + plane : 0;
     return g;
 }
 
@@ -60,7 +62,8 @@ struct mdmt_grey_images {
     const mdmt_grey *grey; /* (samples) */
     double *sums;          /* (samples, PARTS) */
     float *images;         /* (samples, channels, area) */
-    int samples, channels;
+    int samples, channels; /* in colour: all planes, of one channel; */
+    int copies;            /* 1, or in colour planes of an image */
     uint32_t area;
     float mean[4], scale[4]; /* 1 / deviation */
 
@@ -155,9 +158,10 @@ struct mdmt_grey_values : mdmt_grey_images {
             few v = load(planes(sample) + at, count);
             change(g, g.contrast != 1 ? shared.mean : 0.0f, at, &v);
             for (int c = 0; c < channels; c++) {
+                int of = copies > 1 ? (int)(sample % (uint32_t)copies) : c;
                 few made;
                 for (int i = 0; i < FEW; i++) {
-                    made.v[i] = (v.v[i] - mean[c]) * scale[c];
+                    made.v[i] = (v.v[i] - mean[of]) * scale[of];
                 }
                 store(planes(sample) + (size_t)c * area + at, made, count);
             }
@@ -167,7 +171,7 @@ struct mdmt_grey_values : mdmt_grey_images {
     {
         mdmt_philox4 drawn = {{0, 0, 0, 0}};
         if (g.noise_unit > 0) {
-            drawn = mdmt_philox(g.noise_key, at / FEW, 0);
+            drawn = mdmt_philox(g.noise_key, at / FEW, (uint64_t)(g.changes - 1));
         }
         for (int i = 0; i < FEW; i++) {
             float x = start(g, v->v[i]);

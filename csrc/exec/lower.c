@@ -279,7 +279,8 @@ static mdmt_status lower_sources(lowering *l)
                                        .channels = from->dim[1],
                                        .size = {l->mode->height, l->mode->width},
                                        .augment = l->mode->augment,
-                                       .want_mask = wants_mask(l->mode)};
+                                       .want_mask = wants_mask(l->mode),
+                                       .colour = l->mode->colour};
             memcpy(attrs.mean, l->mode->mean, sizeof attrs.mean);
             memcpy(attrs.std, l->mode->std, sizeof attrs.std);
             MDMT_TRY(mdmt_lower_append(l, &mdmt_op_images, &attrs, 0, NULL, &v->stored));

@@ -13,6 +13,7 @@ typedef struct {
     char learns[32];    /* with it: of parameters whose names begin so; "": of all   */
     int from_store;     /* the image comes from the step's sources, not from outside */
     int augment;        /* with from_store                                           */
+    int colour;         /* with from_store: some data sets have a plane for each channel    */
     float mean[4], std[4];
     mdmt_loss_attrs loss; /* with want_gradients: all but want_gradient                */
     int target_width;     /* columns of the target, with those of weights              */

@@ -192,7 +192,7 @@ static int same_mode(const entry *e, const mdmt_mode *mode)
         return 0;
     }
     if (a->from_store &&
-        (a->augment != mode->augment || memcmp(a->mean, mode->mean, sizeof a->mean) != 0 ||
+        (a->augment != mode->augment || a->colour != mode->colour || memcmp(a->mean, mode->mean, sizeof a->mean) != 0 ||
          memcmp(a->std, mode->std, sizeof a->std) != 0)) {
         return 0;
     }

@@ -145,6 +145,7 @@ typedef struct {
     int batch, channels, size[2]; /* of the output */
     int augment;                  /* 1: training augmentation */
     int want_mask;                /* second output: the masks of the samples, 0..1 */
+    int colour;                   /* 1: some data sets have a plane for each channel */
     float mean[4], std[4];        /* per channel, of values in 0..1 */
 } MDMT_ATTRS_TYPE mdmt_images_attrs;
 

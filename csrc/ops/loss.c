@@ -71,8 +71,9 @@ const mdmt_op_record mdmt_op_masked_loss = {.name = "masked_loss",
 static const mdmt_field images_fields[] = {
     MDMT_INT_FIELD(mdmt_images_attrs, batch, 1),     MDMT_INT_FIELD(mdmt_images_attrs, channels, 1),
     MDMT_INT_FIELD(mdmt_images_attrs, size, 2),      MDMT_INT_FIELD(mdmt_images_attrs, augment, 1),
-    MDMT_INT_FIELD(mdmt_images_attrs, want_mask, 1), MDMT_FLOAT_FIELD(mdmt_images_attrs, mean, 4),
-    MDMT_FLOAT_FIELD(mdmt_images_attrs, std, 4),     {NULL, MDMT_FIELD_INT, 0, 0}};
+    MDMT_INT_FIELD(mdmt_images_attrs, want_mask, 1), MDMT_INT_FIELD(mdmt_images_attrs, colour, 1),
+    MDMT_FLOAT_FIELD(mdmt_images_attrs, mean, 4),    MDMT_FLOAT_FIELD(mdmt_images_attrs, std, 4),
+    {NULL, MDMT_FIELD_INT, 0, 0}};
 
 static mdmt_status images_infer(mdmt_graph *graph, mdmt_op *op)
 {

@@ -262,6 +262,7 @@ static int parse_mode(PyObject *dict, mdmt_mode *mode)
     mode->want_gradients = flag(dict, "gradients");
     mode->from_store = flag(dict, "from_store");
     mode->augment = flag(dict, "augment");
+    mode->colour = flag(dict, "colour");
     mode->target_width = flag(dict, "target_width");
     if (PyErr_Occurred() || parse_floats(dict, "mean", mode->mean) < 0 ||
         parse_floats(dict, "std", mode->std) < 0 || parse_learns(dict, mode) < 0) {

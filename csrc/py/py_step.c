@@ -41,15 +41,18 @@ static int parse_sources(mdmt_py_step *s, PyObject *list)
             Py_CLEAR(item);
         }
         PyArrayObject *array =
-            item ? hold(s, item, NPY_UINT8, 3, 3, "resident images (count, height, width)") : NULL;
+            item ? hold(s, item, NPY_UINT8, 3, 4, "resident images (count, [channels,] height, width)")
+                 : NULL;
         Py_XDECREF(item);
         if (!array) {
             return -1;
         }
+        int dims = PyArray_NDIM(array);
         s->source[i] = (mdmt_image_source){.pixels = PyArray_DATA(array),
                                            .count = PyArray_DIM(array, 0),
-                                           .height = (int)PyArray_DIM(array, 1),
-                                           .width = (int)PyArray_DIM(array, 2)};
+                                           .planes = dims == 4 ? (int)PyArray_DIM(array, 1) : 1,
+                                           .height = (int)PyArray_DIM(array, dims - 2),
+                                           .width = (int)PyArray_DIM(array, dims - 1)};
     }
     s->step.sources = s->source;
     s->step.source_count = (int)count;

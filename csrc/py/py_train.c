@@ -132,19 +132,23 @@ static PyObject *masked_loss(PyObject *self, PyObject *args)
 PyDoc_STRVAR(
     augment_doc,
     "augment($module, images, dataset, index, seed, epoch, ranges, size, threads, masks, /)\n--\n\n"
-    "images (N, h, w) uint8; dataset, index (N) int64: what the random numbers are keyed "
+    "images (N, h, w) or (N, C, h, w) uint8; dataset, index (N) int64: what the random numbers are keyed "
     "by; ranges:\n(probability, shift, zoom, flip, rotation, alpha low, alpha high, "
     "sigma, gamma, contrast, brightness,\ninvert, noise); size (H, W); masks: move "
-    "only. grey (N, H, W) float32, 0 to 255.");
+    "only. float32 of as many dimensions, 0 to 255.");
 
 /* Checks the arrays of an augment job and takes their data. */
 static int take_images(PyArrayObject *images, PyArrayObject *set, PyArrayObject *index,
                        mdmt_augment_job *job)
 {
-    npy_intp n = PyArray_NDIM(images) == 3 ? PyArray_DIM(images, 0) : -1;
+    int dims = PyArray_NDIM(images), colour = dims == 4;
+    npy_intp n = dims == 3 || colour ? PyArray_DIM(images, 0) : -1;
     if (PyArray_TYPE(images) != NPY_UINT8 || !PyArray_ISCARRAY_RO(images) || n < 0 || n > INT_MAX ||
-        PyArray_DIM(images, 1) < 1 || PyArray_DIM(images, 2) < 1) {
-        PyErr_SetString(PyExc_ValueError, "images must be a C-ordered uint8 array (N, h, w)");
+        PyArray_DIM(images, dims - 2) < 1 || PyArray_DIM(images, dims - 1) < 1 ||
+        (colour && (PyArray_DIM(images, 1) < 1 || PyArray_DIM(images, 1) > 4))) {
+        PyErr_SetString(PyExc_ValueError,
+                        "images must be a C-ordered uint8 array (N, h, w), or (N, C, h, w) with 1 "
+                        "to 4 channels");
         return -1;
     }
     PyArrayObject *const keys[] = {set, index};
@@ -156,8 +160,9 @@ static int take_images(PyArrayObject *images, PyArrayObject *set, PyArrayObject 
         }
     }
     job->images = PyArray_DATA(images);
-    job->sh = (int)PyArray_DIM(images, 1);
-    job->sw = (int)PyArray_DIM(images, 2);
+    job->planes = colour ? (int)PyArray_DIM(images, 1) : 1;
+    job->sh = (int)PyArray_DIM(images, dims - 2);
+    job->sw = (int)PyArray_DIM(images, dims - 1);
     job->data_set = PyArray_DATA(set);
     job->index = PyArray_DATA(index);
     return 0;
@@ -180,15 +185,18 @@ static mdmt_status run_augment(mdmt_augment_job *job, int n, int threads)
     return status;
 }
 
-/* A new array (n, H, W) of the augmented images. */
-static PyObject *augmented(mdmt_augment_job *job, npy_intp n, int threads)
+/* A new array of the augmented images, of as many dimensions. */
+static PyObject *augmented(mdmt_augment_job *job, PyArrayObject *images, int threads)
 {
     if (job->height < 1 || job->width < 1 || job->height > 32768 || job->width > 32768) {
         return PyErr_Format(PyExc_ValueError, "an image cannot have the size %d x %d", job->height,
                             job->width);
     }
-    npy_intp shape[3] = {n, job->height, job->width};
-    PyObject *out = PyArray_SimpleNew(3, shape, NPY_FLOAT32);
+    int dims = PyArray_NDIM(images);
+    npy_intp n = PyArray_DIM(images, 0), shape[4] = {n, job->planes, job->height, job->width};
+    shape[dims - 2] = job->height;
+    shape[dims - 1] = job->width;
+    PyObject *out = PyArray_SimpleNew(dims, shape, NPY_FLOAT32);
     if (!out) {
         return NULL;
     }
@@ -222,7 +230,7 @@ static PyObject *augment(PyObject *self, PyObject *args)
     }
     job.seed = seed;
     job.epoch = epoch;
-    return augmented(&job, PyArray_DIM(images, 0), threads);
+    return augmented(&job, images, threads);
 }
 
 /* ---- schedule ---- */
