@@ -66,13 +66,21 @@ def table(run):
                     run.attempt(f"{case.id}, tensor", precision, lambda c=case: one(c, "bf16"))
 
 
+COLOUR = "in colour, "
+
+
 def images(run):
-    from tests import test_cuda_masks, test_cuda_net
+    from tests import test_colour, test_cuda_masks, test_cuda_net
+
+    def in_colour(name, device, samples):
+        return test_colour.run(test_colour.CASES[name.removeprefix(COLOUR)], device=device)[0]
 
     def one(name, samples=12 if run.dry else 128):
         made, bound = lambda *how: test_cuda_masks.moved(*how)[0], test_cuda_masks.MASK_BOUND
         if name in test_cuda_net.IMAGE_CASES:
             made, bound = test_cuda_net.images, test_cuda_net.IMAGE_CASES[name][3]
+        elif name.startswith(COLOUR):
+            made, bound = in_colour, test_cuda_net.BOTH
         device = run.device("fp32")
         found = made(name, device, samples)
         off = float(np.abs(found - made(name, None, samples)).max())
@@ -391,10 +399,11 @@ def table_cases(options):
 
 
 def image_cases(options):
+    from tests.test_colour import CASES
     from tests.test_cuda_masks import MASK_CASES
     from tests.test_cuda_net import IMAGE_CASES
 
-    return [*IMAGE_CASES, *MASK_CASES]
+    return [*IMAGE_CASES, *MASK_CASES, *(COLOUR + name for name in CASES)]
 
 
 def golden_cases(options):
