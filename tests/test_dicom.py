@@ -255,7 +255,7 @@ def test_pydicoms_own_files(path):
 
 def check_against_another_decoder(path):
     """One sentence that refuses the file, or the pixels of a decoder that mdmt does not use."""
-    start = time.perf_counter()
+    start = time.process_time()
     expected = verdict(path)
     if expected is not None:
         with pytest.raises(BadData) as error:
@@ -271,7 +271,7 @@ def check_against_another_decoder(path):
             difference = np.abs(wanted - grey)
             assert difference.max() <= tolerance[0]
             assert difference.mean() <= tolerance[1]
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20
 
 
 def test_every_shipped_file_has_a_verdict():
@@ -540,10 +540,10 @@ def test_no_preamble(tmp_path):
 )
 def test_refusals(tmp_path, changes, sentence):
     path = write_dicom(tmp_path / "a.dcm", stored(12, False), bits=12, **changes)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(BadData, match=sentence):
         dicom.read_dicom(path)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_what_a_file_says_stays_on_one_line(tmp_path):

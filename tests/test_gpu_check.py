@@ -12,6 +12,8 @@ from benchmarks import gpu_check, gpu_peer, gpu_speed
 from tests import cudahost, oracle
 from tests.test_cuda_ops import CASES
 
+PATIENCE = 600  # seconds, for a machine that has other work
+
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
@@ -154,11 +156,11 @@ def test_what_compiles_ahead_halts_until_it_is_called():
     names = ["shufflenet_v2_x0_5", "resnet18"]
     assert gpu_peer.compiled_rate(names[0]) is None
     with gpu_peer.ahead(names, "cpu", 2, 32) as folder:
-        first = next(gpu_peer.by_readiness(names, time.monotonic() + 60))
-        assert gpu_peer.compiled_rate(first) > 0
+        first = next(gpu_peer.by_readiness(names, time.monotonic() + PATIENCE))
+        assert gpu_peer.compiled_rate(first, PATIENCE) > 0
         (other,) = set(names) - {first}
         assert not (folder / f"{other}.rate").exists()
-        assert gpu_peer.compiled_rate(other) > 0
+        assert gpu_peer.compiled_rate(other, PATIENCE) > 0
         assert gpu_peer.compiled_rate("googlenet") is None
     assert gpu_peer.folder() is None and not folder.exists()
 
@@ -168,4 +170,4 @@ def test_what_cannot_be_compiled_is_named_with_its_last_words():
     oracle.need("torch")
     said = r"torch\.compile of vgg is not done: TypeError"
     with gpu_peer.ahead(["vgg"], "cpu", 2, 32), pytest.raises(RuntimeError, match=said):
-        gpu_peer.compiled_rate("vgg")
+        gpu_peer.compiled_rate("vgg", PATIENCE)

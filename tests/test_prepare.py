@@ -435,7 +435,7 @@ def test_the_page_on_narrow_and_wide_screens(study, tmp_path, width, columns, ca
         [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files",
          "--virtual-time-budget=3000", "--dump-dom",
          f"--user-data-dir={tmp_path / 'profile'}", frame.as_uri()],
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     over, side_by_side, wide, high = map(float, re.search("<title>(.*?)</title>", done.stdout)[1]
                                          .split(","))  # fmt: skip
@@ -481,17 +481,17 @@ tasks: {{t: {{classes: [MILD, SEVERE]}}}}
     # A shell's background jobs, and what they start, ignore Ctrl-C.
     heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(line, preexec_fn=heed, **options)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.poll() is None:
         found = list((tmp_path / "store").glob(".building-*/entries.jsonl"))
         if found and found[0].stat().st_size:
             break
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=300)
     assert process.returncode == 75
     assert error == "mdmt: interrupted; run the same command to go on\n"
-    done = subprocess.run(line, check=True, timeout=60, **options)
+    done = subprocess.run(line, check=True, timeout=300, **options)
     decoded, _, there = map(int, re.findall(r"(\d+) (?:decoded|copied|there)", done.stdout))
     assert decoded + there == len(names) and there >= 1
 

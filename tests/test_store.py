@@ -230,7 +230,7 @@ def test_an_interrupted_preparation_serves_a_larger_one(tmp_path, monkeypatch):
 def test_several_writers_at_once(tmp_path):
     make_cases(tmp_path / "images", 40)
     processes = [start(tmp_path, 40, 0.05) for _ in range(3)]
-    lines = [p.communicate(timeout=60)[0].splitlines() for p in processes]
+    lines = [p.communicate(timeout=300)[0].splitlines() for p in processes]
     assert all(p.returncode == 0 for p in processes)
     done = [line[-1].split() for line in lines]
     assert len({d[-1] for d in done}) == 1
