@@ -10,6 +10,7 @@ import copy
 import difflib
 import re
 import reprlib
+import sys
 from pathlib import Path
 
 from . import kinds
@@ -119,9 +120,27 @@ def load(name: str = "demo", overrides=(), check: bool = True) -> dict:
         raw = {}
     if not isinstance(raw, dict):
         raise BadConfig(f"{path}: must hold `key: value` lines, not a {_kind(raw)}")
-    for text_ in overrides:
-        override(raw, text_)
-    return resolve(raw, str(path)) if check else raw
+    return overridden(raw, overrides, str(path)) if check else _changed(raw, overrides)
+
+
+def overridden(raw: dict, overrides, source: str) -> dict:
+    """Return `raw` with the `key.sub=value` overrides, resolved; an error names `source`, or --set
+    where what `source` holds is right without them."""
+    changed = _changed(raw, overrides)
+    try:
+        return resolve(changed, source)
+    except BadConfig:
+        if not overrides:
+            raise
+        resolve(raw, source)
+        return resolve(changed, "--set")
+
+
+def _changed(raw: dict, overrides) -> dict:
+    raw = copy.deepcopy(raw)
+    for text in overrides:
+        override(raw, text)
+    return raw
 
 
 def resolve(raw: dict, source: str = "configuration") -> dict:
@@ -184,6 +203,8 @@ def _kind(value) -> str:
     return names.get(type(value), type(value).__name__)
 
 
+LARGEST = sys.float_info.max
+
 _WANTED = {
     "int": "a whole number",
     "float": "a number",
@@ -210,9 +231,10 @@ def _convert(kind: str, value):
             except ValueError:
                 return False, None
         good = isinstance(value, (int, float)) and not isinstance(value, bool)
+        good = good and -LARGEST <= value <= LARGEST
         if good and float(value) == int(value if abs(value) < 2**53 else 0):
             return True, int(value) if isinstance(value, int) else float(value)
-        return good and value == value and abs(value) != float("inf"), value
+        return good, value
     if kind == "bool":
         return isinstance(value, bool), value
     if kind == "text":

@@ -60,7 +60,10 @@ class Known:
             name = given["store"]
             if name not in self._stores:
                 self._stores[name] = Store(name)
-            store, rows = self._stores[name], read_json(given["rows"])
+            store = self._stores[name]
+            # In the run's folder, wherever that is by now: the file's name says what is in it.
+            own = folder.parent.parent / "inputs" / Path(given["rows"]).name
+            rows = read_json(own if own.is_file() else given["rows"])
             for row in (r for part in ("train", "val") for r in rows[part]):
                 found.add(store.sources[row])
                 self._places.setdefault(store.sources[row], (store, row))

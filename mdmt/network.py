@@ -111,9 +111,9 @@ class Network:
     def _draw(self):
         """A Builder with the network as ops on tensors, with its heads, for images of
         image_size."""
-        b = Builder(*self.image_size, self.channels)
+        family, b = nets.family(self.backbone), Builder(*self.image_size, self.channels)
         try:
-            features = nets.family(self.backbone).build(b, self.backbone)
+            features = family.build(b, self.backbone)
         except ValueError as error:
             size = " x ".join(map(str, self.image_size))
             raise ValueError(f"{self.backbone} with images of {size} pixels: {error}") from None

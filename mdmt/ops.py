@@ -2,8 +2,9 @@
 
 Arrays are float32 in the order of PyTorch: images and feature maps x (N,C,H,W), convolution
 weights w (K,C/groups,kh,kw), rows (N,F). Every function takes `backend`: None (the best path of
-this processor), "ref" (portable C), "avx2", "avx512", "neon" or "cuda". A backward function takes
-the gradient at the output, `dy`, and returns the gradients at the inputs in their order.
+this processor), "ref" (portable C), "avx2", "avx512", "neon" or "cuda" (the first GPU). A backward
+function takes the gradient at the output, `dy`, and returns the gradients at the inputs in their
+order.
 
 Raises ValueError with one sentence for shapes that do not fit, NotImplementedError for a backend
 that this machine or build does not have.
@@ -61,14 +62,13 @@ class _Call:
 
     def __init__(self, backend):
         from mdmt import _core
+        from mdmt.system import open_device
 
         if backend not in _BACKENDS:
             raise ValueError(f"backend must be one of {_BACKENDS}, not {backend!r}")
-        if backend == "cuda":
-            raise NotImplementedError(
-                "this build has no CUDA backend; use backend=None for the CPU"
-            )
-        self.core, self.isa = _core, backend
+        on_gpu = backend == "cuda"
+        self.core, self.isa = _core, None if on_gpu else backend
+        self.device = (*open_device("cuda"), "fp32") if on_gpu else None
         self.graph, self.feeds, self.buffers = _core.Graph(), {}, []
 
     def feed(self, kind, array, role="input"):
@@ -85,7 +85,7 @@ class _Call:
         """The arrays of these tensors, then the buffers as they are afterwards."""
         for i, tensor in enumerate(outputs):
             self.graph.output(tensor, f"out{i}")
-        program = self.core.Program(self.graph, isa=self.isa)
+        program = self.core.Program(self.graph, isa=self.isa, device=self.device)
         found = program.run(self.feeds, seed=seed, step=step)
         arrays = [np.array(found[f"out{i}"]) for i in range(len(outputs))]
         return arrays + [np.array(program.read(name)) for name in self.buffers]

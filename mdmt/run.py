@@ -161,9 +161,7 @@ def load_values(arguments) -> dict:
         stored = Path(arguments.out) / "config.yaml"
         if stored.is_file():
             raw = config.read_yaml(stored.read_text(encoding="utf-8"), str(stored))
-            for override in arguments.overrides:
-                config.override(raw, override)
-            return config.resolve(raw, str(stored))
+            return config.overridden(raw, arguments.overrides, str(stored))
         raise BadInput(
             f"{arguments.out}: there is no run to go on with (no config.yaml); name its CONFIG"
         )
@@ -251,6 +249,8 @@ def run(values: dict, out=None, **options) -> list[dict]:
     chosen.device = resolve_device(asked, values, elsewhere)
     if not chosen.only_collect:
         chosen.where = device_line(asked, chosen.device, values["precision"], elsewhere)
+    if chosen.dask is not None and not chosen.dask.strip():
+        raise BadConfig("--dask: is empty; give the scheduler's address, its file, or slurm")
     if chosen.workers < 1:
         raise BadConfig(f"--workers {chosen.workers}: must be at least 1")
     if chosen.retries < 0:
@@ -436,11 +436,12 @@ def tell(made: dict) -> None:
 def _check_environment() -> None:
     """Variables that the engine reads: a wrong one is told before anything is done."""
     from . import _core
-    from .system import cpu_path
+    from .system import cpu_path, winograd
 
     try:
         _core.get_num_threads()
         cpu_path()
+        winograd()
     except ValueError as error:
         raise BadConfig(str(error)) from error
 

@@ -84,6 +84,14 @@ def cpu_path():
     return wish if wish in paths else paths[-1]
 
 
+def winograd():
+    """The largest tile of Winograd convolutions: "on", or what MDMT_WINOGRAD lowers it to."""
+    wish = os.environ.get("MDMT_WINOGRAD")
+    if wish and wish not in ("off", "2", "4"):
+        raise ValueError(f"the environment variable MDMT_WINOGRAD is '{wish}'; use off, 2 or 4")
+    return wish or "on"
+
+
 def cpu_has_bf16():
     """Whether the CPU has the precision bf16: a build and a processor with AVX512-BF16, within what
     MDMT_CPU allows."""
@@ -303,7 +311,7 @@ def show_config() -> dict:
         "CPU path": f"{cpu_path()} (the processor has {cpu['isa']})",
         "bfloat16": "on the CPU" if cpu_has_bf16() else "not on the CPU (no AVX512-BF16)",
         "threads": get_num_threads(),
-        "Winograd": os.environ.get("MDMT_WINOGRAD") or "on",
+        "Winograd": winograd(),
         "CUDA": cuda_text(),
     }
     for key, value in lines.items():

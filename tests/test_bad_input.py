@@ -63,7 +63,10 @@ def refused(action, kinds=(ValueError, OSError)):
 # The model ----------------------------------------------------------------------------------------
 
 ARGUMENTS = {
-    "unknown": ({"backbone": "resnet19"}, "no backbone 'resnet19'; did you mean 'resnet18'"),
+    "unknown": (
+        {"backbone": "resnet19"},
+        "^there is no backbone 'resnet19'; did you mean 'resnet18'",
+    ),
     "nearest": ({"backbone": "mobilenetv2"}, "did you mean 'mobilenet_v2'"),
     "no text": ({"backbone": ["resnet18"]}, "no backbone"),
     "small": (

@@ -65,6 +65,8 @@ def test_overrides_take_scalars_lists_and_items_of_lists():
         ("train.lr=fast", ["train.lr", "'fast'", "a number"]),
         ("train.lr=0", ["train.lr", "above 0"]),
         ("train.lr=.nan", ["train.lr", "a number"]),
+        ("train.lr=.inf", ["train.lr", "a number"]),
+        (f"train.lr={10**400}", ["train.lr", "a number"]),
         ("train.schedule=cosin", ["train.schedule", "'cosine'"]),
         ("train.lr_minimum=1e-6", ["train.lr_minimum", "train.plateau.minimum"]),
         ("train={schedule: linear, lr_minimum: 1}", ["train.lr_minimum is 1", "lr 0.001"]),
@@ -100,9 +102,18 @@ def test_a_bad_value_is_one_sentence_that_names_key_and_remedy(override, fragmen
     with pytest.raises(BadConfig) as caught:
         load(override)
     message = str(caught.value)
-    assert "\n" not in message
+    assert "\n" not in message and message.startswith("--set")
     for fragment in fragments:
         assert fragment in message
+
+
+def test_what_is_wrong_in_the_file_is_said_of_the_file(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(config.find("demo").read_text().replace("image_size: 64", "image_size: 6"))
+    for overrides in ([], ["train.epochs=3"], ["train.epoch=3"]):
+        with pytest.raises(BadConfig, match=f"^{path}: image_size is 6"):
+            config.load(path, overrides)
+    assert config.load(path, ["image_size=96"])["image_size"] == 96
 
 
 def test_short_run_has_a_shorter_warm_up():

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -122,6 +124,22 @@ def test_a_run_whose_files_are_gone_knows_nothing(trained, tmp_path):
     assert known.learnt_from(tmp_path) is None
     assert not network(known, tmp_path).knows([SimpleNamespace(source="x")])
     assert known.shown([], []) == []
+
+
+def test_a_run_that_was_moved_knows_what_it_knew(trained, tmp_path):
+    runs, whole, files = trained
+    moved = tmp_path / "elsewhere" / "runs"
+    shutil.copytree(runs, moved)
+    (moved.parent / "inputs").mkdir()
+    for name in ("first", "second"):
+        given = json.loads((moved / name / "inputs.json").read_text())
+        rows = Path(given["datasets"]["d"]["rows"])
+        shutil.copy(rows, moved.parent / "inputs" / rows.name)
+        given["datasets"]["d"]["rows"] = f"/where/it/was/inputs/{rows.name}"
+        (moved / name / "inputs.json").write_text(json.dumps(given))
+    known = Known()
+    assert known.learnt_from(moved / "second") == Known().learnt_from(runs / "second")
+    assert len(known.learnt_from(moved / "first")) == 6
 
 
 def test_a_saved_again_picture_is_predicted_out_of_fold(finished, tmp_path, capsys):  # noqa: F811

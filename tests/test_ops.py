@@ -1,14 +1,17 @@
 """mdmt.ops: the NumPy functions against float64 statements, and what they say to bad shapes."""
 
+import sys
+
 import numpy as np
 import pytest
 
 from mdmt import ops
 from tests import statements as say
+from tests.cudahost import gpu  # noqa: F401
 from tests.opcase import ACTS, ISAS, available
 
 RNG = np.random.default_rng(0)
-BACKENDS = [None, *ISAS]
+BACKENDS = [None, *ISAS, "cuda"]
 
 
 def normal(*shape):
@@ -23,7 +26,10 @@ def near(found, exact):
 
 @pytest.fixture(params=BACKENDS, ids=str)
 def backend(request):
-    if request.param and request.param not in available():
+    """The value of `backend`; "cuda" is the backend on the processor, beside stand-ins."""
+    if request.param == "cuda":
+        request.getfixturevalue("gpu")
+    elif request.param and request.param not in available():
         pytest.skip(f"this processor has no {request.param}")
     return request.param
 
@@ -167,6 +173,7 @@ def test_bad_arguments_get_one_sentence(call, said):
     assert "\n" not in str(error.value)
 
 
-def test_cuda_is_named_where_it_is_missing():
-    with pytest.raises(NotImplementedError, match="CUDA"):
+def test_a_gpu_is_named_where_it_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mdmt._cuda", None)
+    with pytest.raises(NotImplementedError, match="the device 'cuda' is not available here"):
         ops.relu(normal(2, 2), backend="cuda")
