@@ -398,6 +398,8 @@ def test_edited_predictions(small):
     for column, value, match in (
         (10, "SEVERE" if cells[10] == "MILD" else "MILD", "not those of the training"),
         (11, "SEVERE" if cells[11] == "MILD" else "MILD", "line 2 predicts another class"),
+        (7, "nobody", f"do not agree on image '{cells[8]}'.*was changed after"),
+        (9, "nowhere", f"do not agree on image '{cells[8]}'.*was changed after"),
         (12, "0.9999", "line 2 has probabilities that do not add up"),
         (12, "x", "near line 2 a probability is not a number"),
         (8, "two_1", "not the test part of that fold"),

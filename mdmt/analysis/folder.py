@@ -151,6 +151,7 @@ def read(out, verify: bool = True) -> Outcome:
         read_cohort(out / COHORT),
         {"predictions.csv": digest_file(path)},
     )
+    _check_people(outcome)
     if outcome.external:
         _count_missing(outcome)
         return outcome
@@ -403,6 +404,24 @@ def _check_splits(outcome: Outcome) -> None:
                 f"{outcome.out / 'splits.json'}; the two files belong to different studies or one "
                 f"was changed: {_again(path)}"
             )
+
+
+def _check_people(outcome: Outcome) -> None:
+    """Networks that were tested on the same images must agree whose these are, and from where."""
+    known: dict = {}
+    for part in outcome.parts:
+        found = set(zip(part.image, part.patient, part.center, strict=True))
+        place = (part.release, part.validation, part.fold, part.task)
+        first, wanted = known.setdefault(place, (part, found))
+        if found == wanted or sorted(part.image) != sorted(first.image):
+            continue
+        image, patient, center = min(found ^ wanted)
+        path = outcome.out / "predictions.csv"
+        raise BadInput(
+            f"{path}: {_called(part)} and {_called(first)} do not agree on image '{image}' (of "
+            f"patient '{patient}' and center '{center}' in one of them); it was changed after it "
+            f"was written: {_again(path)}"
+        )
 
 
 def _count_missing(outcome: Outcome) -> None:

@@ -22,8 +22,8 @@ KINDS = {"never_tested": "warning", "tested_twice": "warning", "class_missing": 
 REMEDIES = {
     "never_tested": "give these cases a fold, or report the results as of fewer cases",
     "tested_twice": "a case should be tested in one fold",
-    "class_missing": "use fewer folds; there the AUC is left empty or leaves the class out, the F1 "
-    "of an absent positive class is 0 and the G-mean is of the classes that occur",
+    "class_missing": "use fewer folds; what such a part leaves undefined (AUC, F1, G-mean) is left "
+    "empty and counts in no mean",
     "small_training": "read the results of such a fold with care, or use cv",
     "class_balance": "use fewer folds or other seeds",
     "center_balance": "use fewer folds, or loco to test centers",
