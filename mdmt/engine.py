@@ -252,18 +252,22 @@ def make_sampler(sizes: list[int], batch_size: int, settings: dict, seed: int):
     """Return the MixedBatchSampler that the `sampler` part of a configuration describes.
 
     A last batch that is not full is kept, whatever drop_last says, where it is the only one.
+    Raises BadInput.
     """
     from .sampler import MixedBatchSampler
 
-    return MixedBatchSampler(
-        sizes,
-        batch_size,
-        mode=settings["mode"],
-        ratio=settings["ratio"],
-        epoch=settings["epoch"],
-        drop_last=settings["drop_last"] and sum(sizes) >= batch_size,
-        seed=seed,
-    )
+    try:
+        return MixedBatchSampler(
+            sizes,
+            batch_size,
+            mode=settings["mode"],
+            ratio=settings["ratio"],
+            epoch=settings["epoch"],
+            drop_last=settings["drop_last"] and sum(sizes) >= batch_size,
+            seed=seed,
+        )
+    except ValueError as error:
+        raise BadInput(f"sampler: {error}") from error
 
 
 class _Stop(Exception):

@@ -272,6 +272,13 @@ def test_early_stopping(tmp_path):
     assert state.history[-1]["best"] == 0
 
 
+def test_a_sampler_that_gives_no_batch_is_refused_in_a_sentence():
+    some = {**SAMPLER, "mode": "ratio", "ratio": [9, 1], "epoch": "shortest", "drop_last": True}
+    with pytest.raises(BadInput, match=r"^sampler: .* has no batch: lower the batch size$"):
+        engine.make_sampler([10, 90], 50, some, 0)
+    assert len(engine.make_sampler([10, 90], 8, some, 0)) == 1
+
+
 def test_an_empty_training_part_is_refused():
     empty = parts()
     empty[1].train = empty[1].train[:0]
