@@ -1,12 +1,14 @@
 """Test parts of one class: what they leave undefined is empty and counts in no mean, everywhere."""
 
 import csv
+import sys
 
 import numpy as np
 import pytest
 from sklearn import metrics as reference
 
 from mdmt import analysis, report, stats
+from mdmt.analysis.external import together
 from mdmt.results import fewer_folds, final_table
 from tests import outfolder
 
@@ -14,7 +16,7 @@ SAID = (
     "F1, G-mean and AUC are means over 2 of 3 folds: test parts of one class leave them undefined."
 )
 
-pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning", "error::UserWarning")
 
 
 def rows(path):
@@ -100,6 +102,28 @@ def test_nothing_defined_at_all(study, tmp_path):
     assert table["loco_f1"] == "" and table["loco_accuracy"] != ""
     found = {r["metric"]: r for r in rows(out / "comparisons.csv") if r["against"] == "FT"}
     assert found["gmean"]["difference"] == "" and found["accuracy"]["difference"] != ""
+
+
+def test_cases_of_one_patient_alone(monkeypatch, tmp_path):
+    """A small test part: figures of the cases, and a sentence instead of intervals by patient."""
+    out = outfolder.make(tmp_path / "out", n=90, validation=["loco"], jobs=False)
+    module = sys.modules["mdmt.analysis.compare"]
+    monkeypatch.setattr(module, "people", lambda *given: np.full(len(given[3]), "p", object))
+    made = report.make(out, resamples=100)
+    for task in ("prognosis", "severity"):
+        assert any(f"{task}, loco: all tested cases are of one" in n for n in made["notes"])
+    table = next(r for r in rows(out / "table1.csv") if r["source"] == "this run")
+    assert table["loco_accuracy"] != ""
+    found = rows(out / "comparisons.csv")
+    assert {(r["low"], r["high"], r["pvalue"], r["patients"]) for r in found} == {("", "", "", "1")}
+    row = next(r for r in found if r["against"] == "FT" and r["metric"] == "accuracy")
+    mean = {c: np.mean([float(r["accuracy"]) for r in rows(out / "results.csv")
+                        if r["task"] == row["task"] and r["configuration"] == c])
+            for c in ("MDMT", "FT")}  # fmt: skip
+    assert float(row["difference"]) == pytest.approx(mean["MDMT"] - mean["FT"], abs=1e-6)
+    outcome = analysis.read(out, verify=False)
+    m = module.matrix(outcome, *outcome.places[0])
+    assert set(together(m, 100).values()) == {None}
 
 
 def test_the_sentence():

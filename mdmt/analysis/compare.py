@@ -28,6 +28,9 @@ METHOD = "MDMT"
 ON_CLASSES = (*CUT, "balanced_accuracy", "f1_macro", "f1_weighted", "mcc", "sensitivity",
               "specificity", "quadratic_weighted_kappa")  # fmt: skip
 RARELY = 0.01  # share of resampled test parts without a class that is worth no sentence
+ONE_PATIENT = (
+    "all tested cases are of one patient, so there are no intervals and no tests; test on more."
+)
 FEW_BACKBONES = 5  # below, backbones are taken as given: too few to say how others would do
 
 
@@ -328,13 +331,38 @@ def _compare(outcome: Outcome, m: Matrix, n: int, seed: int) -> Analysis:
                 for b, pair in zip(m.backbones, pairs, strict=True):
                     part = _or_nan(lambda k=k, p=pair: drawn[k].mean_difference([p]), 4)
                     comparisons.append(_one(outcome, m, b, other, k, part))
-    few = fewer_folds(m)
-    for text in filter(None, (few, missing(m))):
+    alone = "" if several_patients(m) else ONE_PATIENT
+    for text in filter(None, (alone, fewer_folds(m), "" if alone else missing(m))):
         notes.append(f"{m.task}, {m.validation}{m.named}: {text}")
     for text in dict.fromkeys(str(w.message) for w in caught):
         notes.append(f"{m.task}, {m.validation}{m.named}: {text}.")
     comparisons = _corrected(comparisons)
     return Analysis(m, n, many, estimates, comparisons, _ranks(m), notes)
+
+
+def several_patients(m: Matrix) -> bool:
+    """Whether there are patients to draw from: intervals and tests are by patient."""
+    return len(set(m.patient.tolist())) > 1
+
+
+class _OnePatient:
+    """In the place of `stats.Resampled` where nothing can be drawn: values without intervals."""
+
+    def __init__(self, m: Matrix, keys: list):
+        self.values = np.array([self._of_cases(m, *key) for key in keys])
+
+    @staticmethod
+    def _of_cases(m: Matrix, backbone: str, configuration: str, metric: str) -> float:
+        p = [m.p[(*net, configuration)] for net in m.trainings(backbone)]
+        each = np.array([value(m, metric, m.fold == f, one) for one in p for f in m.folds])
+        return float(each[~np.isnan(each)].mean()) if not np.isnan(each).all() else float("nan")
+
+    def mean(self, which) -> tuple:
+        return (float(np.mean(self.values[which])), *[float("nan")] * 2)
+
+    def mean_difference(self, pairs, backbones="fixed") -> tuple:
+        one, other = np.reshape(pairs, (-1, 2)).T
+        return (float(np.mean(self.values[one] - self.values[other])), *[float("nan")] * 3)
 
 
 def _drawn(m: Matrix, names: tuple, n: int, seed: int) -> tuple[dict, dict]:
@@ -348,9 +376,13 @@ def _drawn(m: Matrix, names: tuple, n: int, seed: int) -> tuple[dict, dict]:
         for b, c, k in keys:
             each = [m.given(k, m.p[(*net, c)]) for net in m.trainings(b)]
             wanted.append((m.named_metric(k), stats.Repeated(each) if len(each) > 1 else each[0]))
-        found = stats.resample(
-            m.truth(some[0]), wanted, m.patient, n, seed, folds=m.fold, sets=[b for b, _, _ in keys]
-        )
+        if not several_patients(m):
+            found = _OnePatient(m, keys)
+        else:
+            found = stats.resample(
+                m.truth(some[0]), wanted, m.patient, n, seed, folds=m.fold,
+                sets=[b for b, _, _ in keys],
+            )  # fmt: skip
         drawn |= dict.fromkeys(some, found)
         at |= {key: i for i, key in enumerate(keys)}
     return drawn, at

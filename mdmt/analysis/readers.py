@@ -59,7 +59,7 @@ def readers(m: Matrix, cohort: dict | None, n: int = 1000, seed: int = 0) -> Rea
     # where folds are gone through again, an image counts once
     first = {image: i for i, image in reversed(list(enumerate(m.image))) if image in second}
     rows = np.array(sorted(first.values()))
-    if len(rows) < 2:
+    if len(rows) < 2 or len(set(m.patient[rows])) < 2:  # kappa's interval is by patient
         return None
     y, patient = m.y[rows], m.patient[rows].astype(str)
     other = kinds.values_of(m.kind, m.classes, [second[i] for i in m.image[rows]])

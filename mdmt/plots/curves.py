@@ -179,7 +179,7 @@ def decisions(m: Matrix):
     weights = _weights(m, max(40, min(BANDS, 4000 // (len(m.nets) * len(m.configurations)))))
     thresholds = np.arange(1, 100) / 100
     event = m.target().astype(np.float64)
-    share = float(event.mean())
+    share = float(event.mean()) or 1.0  # without an event there is nothing to gain, only to lose
     fig, axes = style.figure(5.4, 3.9, 1, 1)
     ax = axes[0, 0]
     for c in m.configurations:

@@ -539,7 +539,8 @@ def false_positives(outcome: Outcome, a: Analysis, n_simulations: int = 400) -> 
     backbones = len(m.backbones) if len(m.backbones) > 1 else 18
     known = a.estimates.get((m.configurations[0], "accuracy"), (0.67,))[0]  # else the paper's
     accuracy = float(np.clip(known, 0.51, 0.95))
-    cases, folds = min(2000, len(m.y)), max(2, len(m.folds))
+    folds = max(2, len(m.folds))
+    cases = max(min(2000, len(m.y)), 2 * folds)
     arguments = (
         f"n_simulations={n_simulations}, shared=0.3, accuracy={accuracy:.2f}, cases={cases}, "
         f"backbones={backbones}, folds={folds}"
