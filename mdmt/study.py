@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import __version__, config, experiments, splits
+from . import __version__, config, experiments, kinds, splits
 from .errors import BadConfig, BadInput, nearest
 from .paths import canonical, digest, read_json, write_json
 
@@ -204,8 +204,9 @@ def refuse_masks(values: dict) -> None:
 
 
 def check_names(values: dict) -> None:
-    """Unknown backbones and configurations stop before any data is read."""
-    from .nets import backbones
+    """Unknown backbones and configurations, and tasks that no head can be named after, stop before
+    any data is read."""
+    from .nets import backbones, heads
 
     refuse_masks(values)
     if "external" in values["validation"]:
@@ -220,6 +221,11 @@ def check_names(values: dict) -> None:
     for name in values["weights"] if isinstance(values["weights"], dict) else ():
         if name not in known:
             raise BadConfig(f"weights: '{name}' is no backbone{nearest(name, known)}")
+    for name, task in values["tasks"].items():
+        try:
+            heads.normalise({name: kinds.head_of(task)})
+        except ValueError as error:
+            raise BadConfig(f"tasks: {error}") from error
     for name in values["configurations"]:
         experiments.stages_of(values, name)
 

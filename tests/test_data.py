@@ -303,6 +303,25 @@ def test_huge_image_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
         images.read_grey(tmp_path / "images" / "a.png")
 
 
+@pytest.mark.filterwarnings("error")
+def test_huge_images_beyond_the_limit_of_pillow(tmp_path, monkeypatch):
+    """Neither a warning of its own nor damage where there is none."""
+    path = tmp_path / "a.png"
+    Image.fromarray(np.zeros((30, 20), np.uint8)).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
+    assert images.read_grey(path).shape == (30, 20)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
+    with pytest.raises(BadData, match=r"a\.png: has more than 0 million pixels; scale"):
+        images.read_grey(path)
+
+
+def test_a_picture_of_a_kind_that_is_not_read_is_named(tmp_path):
+    write(tmp_path, HEAD + "a,p,MILD,A\nb,q,SEVERE,B\n")
+    (tmp_path / "images" / "b.png").rename(tmp_path / "images" / "b.webp")
+    with pytest.raises(BadData, match=r"image 'b' .* is missing \(b\.webp is of no kind that is"):
+        table.read_cases(spec(), TASK, tmp_path)
+
+
 def test_same_picture_under_two_patients(tmp_path):
     write(tmp_path, HEAD + "a,p,MILD,A\nb,q,SEVERE,B\n")
     (tmp_path / "images" / "b.png").write_bytes((tmp_path / "images" / "a.png").read_bytes())

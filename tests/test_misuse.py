@@ -407,7 +407,7 @@ def test_scaling_has_a_number_per_channel(pictures):
         model.predict([0], [0])
 
 
-@pytest.mark.parametrize("name", ["a\0b", "a\nb", "\ud800", "a.b", "", "features", 3])
+@pytest.mark.parametrize("name", ["a\0b", "a\nb", "\ud800", "a.b", "", "features", 3, "ä" * 48])
 def test_names_that_no_head_can_have(name):
     with pytest.raises(ValueError, match="cannot be named"):
         make({name: 2})

@@ -419,6 +419,17 @@ BAD = {
     "missing data root": (["--set", "data.root=/nowhere"], "/nowhere does not exist"),
     "missing column": (["--set", "data.datasets.0.columns.label=prognoses"], "mean 'prognosis'"),
     "unknown label": (["--set", "tasks.prognosis.classes=[MILD, SEVER]"], "'SEVERE'"),
+    "a task with a dot": (
+        [
+            "--set",
+            "tasks={a.b: {classes: [x, y]}}",
+            "--set",
+            "data.datasets.0.task=a.b",
+            "--set",
+            "data.datasets.1.task=a.b",
+        ],
+        "tasks: a head cannot be named",
+    ),
     "device": (["--device", "tpu"], "not a device"),
     "workers": (["--workers", "0"], "at least 1"),
     "ImageNet weights": (["--set", "weights=imagenet"], "cannot be fetched"),

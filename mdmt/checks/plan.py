@@ -122,8 +122,10 @@ def _planned(values: dict, name: str, heads: dict) -> tuple[dict, float]:
         memory = check_memory(model, values["train"]["batch_size"])
     except BadInput:
         raise
-    except (MemoryError, ValueError) as error:
+    except MemoryError as error:
         raise BadConfig(f"{name}: {error}; {SMALLER}") from error
+    except ValueError as error:
+        raise BadConfig(f"{name}: {error}") from error
     weights = model.memory(1, training=False)["parameters"]
     return {"memory": memory, "weights": weights}, model.cost()["macs"]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 
 from ..errors import BadData
@@ -56,7 +58,10 @@ def _read_picture(path) -> np.ndarray:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with Image.open(path) as image:
+        with warnings.catch_warnings():  # what is too large is decided here
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            opened = Image.open(path)
+        with opened as image:
             if image.width * image.height > MAX_PIXELS:
                 raise BadData(
                     f"{path}: has {image.width} x {image.height} pixels, more than "
@@ -80,6 +85,11 @@ def _read_picture(path) -> np.ndarray:
         raise
     except UnidentifiedImageError:
         raise BadData(f"{path}: is not an image that can be read; replace the file") from None
+    except Image.DecompressionBombError:  # beyond Pillow's own limit
+        most = min(MAX_PIXELS, 2 * Image.MAX_IMAGE_PIXELS) // 10**6
+        raise BadData(
+            f"{path}: has more than {most} million pixels; scale the image down"
+        ) from None
     except FileNotFoundError:
         raise BadData(f"{path}: image is missing; add the file or remove the row") from None
     except (
@@ -88,7 +98,6 @@ def _read_picture(path) -> np.ndarray:
         SyntaxError,
         EOFError,
         MemoryError,
-        Image.DecompressionBombError,
     ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BadData(

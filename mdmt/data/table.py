@@ -510,6 +510,11 @@ class _Files:
         found = [self.folder / f for f in sorted(set(self.known.get(key, [])))]
         return [f for f in found if f.is_file()]
 
+    def of_another_kind(self, name: str) -> str:
+        """A file that has the name and an extension of pictures that are not read, or ""."""
+        named = next((k for k in self.known if k.startswith(f"{_one_form(name)}.")), None)
+        return self.known[named][0] if named else ""
+
 
 def _locate(folder: Path, names: list[str], table: Path) -> list[Path]:
     """Return the file of each image in `folder`; see `_Files`."""
@@ -531,8 +536,10 @@ def _locate(folder: Path, names: list[str], table: Path) -> list[Path]:
             absent.append(name)
     if absent:
         more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
+        other = files.of_another_kind(absent[0])
+        hint = f" ({other} is of no kind that is read: PNG, JPEG, TIFF, BMP, DICOM)" * bool(other)
         raise BadData(
-            f"{folder}: image '{absent[0]}' of {table} is missing{more}; add the file "
+            f"{folder}: image '{absent[0]}' of {table} is missing{more}{hint}; add the file "
             "or remove the row"
         )
     return paths

@@ -11,6 +11,7 @@ LOSSES = ("ce", "bce", "mse", "ordinal", "dice_ce")
 MASK = "dice_ce"  # the loss of a mask: soft Dice and binary cross-entropy
 MOST = (1 << 31) - 1  # classes, and neurons of a hidden layer
 DEFAULT = {"hidden": [128, 32], "dropout": 0.5, "loss": "ce"}
+LONGEST = 95  # bytes of a head's name: the engine's names of its layers have 111 at most
 # Names that the engine gives to tensors of its own.
 RESERVED = ("input", "image", "features", "task", "target", "mask", "loss", "per_task")
 
@@ -44,6 +45,11 @@ def _normalise(task, head):
         raise ValueError(
             f"a head cannot be named {task!r}: use a printable word without dots other than "
             f"{', '.join(RESERVED)}"
+        )
+    if len(task.encode()) > LONGEST:
+        raise ValueError(
+            f"a head cannot be named {task[:20]!r}...: the name has {len(task.encode())} bytes; "
+            f"use at most {LONGEST}"
         )
     head = dict(head) if isinstance(head, Mapping) else {"classes": head}
     known = ("classes", *DEFAULT, "smoothing")
