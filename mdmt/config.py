@@ -384,15 +384,11 @@ def _check_columns(where: str, dataset: dict, tasks: dict) -> None:
 
 def _check_train(values: dict, source: str) -> None:
     """Checks of the keys of `train` that depend on each other."""
-    if len(values["train"]["betas"]) != 2:
-        raise BadConfig(f"{source}: train.betas must be two numbers")
-    if values["train"]["lr"] <= 0:
-        raise BadConfig(f"{source}: train.lr is {values['train']['lr']}; it must be above 0")
     # A model must be selectable in the last epoch at least: a short run has a shorter warm-up.
     train = values["train"]
     for name in ("warmup_epochs", "lr_warmup_epochs"):
         train[name] = min(train[name], train["epochs"] - 1)
-    check_schedule(train, "train", source)
+    check_train(train, "train", source)
     stages = [s for some in values.get("experiments", {}).values() for s in some]
     falls = [train["schedule"], *((s["train"] or {}).get("schedule") for s in stages)]
     if train["lr_minimum"] and not {"cosine", "linear"} & set(falls):
@@ -400,16 +396,18 @@ def _check_train(values: dict, source: str) -> None:
             f"{source}: train.lr_minimum is {train['lr_minimum']}, which only the schedules cosine "
             f"and linear reach; leave it out, or with plateau set train.plateau.minimum"
         )
-    augment = values["train"]["augment"]
-    if augment and (
-        len(augment["elastic_alpha"]) != 2
-        or augment["elastic_alpha"][0] > augment["elastic_alpha"][1]
-    ):
-        raise BadConfig(f"{source}: train.augment.elastic_alpha must be two numbers, low <= high")
 
 
-def check_schedule(train: dict, where: str, source: str) -> None:
-    """Checks of the keys of the learning rate that depend on each other."""
+def check_train(train: dict, where: str, source: str) -> None:
+    """Checks of the keys of `train`, whole or as a stage has them, that no range can say."""
+    for name in ("lr", "eps"):
+        if train[name] <= 0:
+            raise BadConfig(f"{source}: {where}.{name} is {train[name]}; it must be above 0")
+    if len(train["betas"]) != 2:
+        raise BadConfig(f"{source}: {where}.betas must be two numbers")
+    alpha = (train["augment"] or {}).get("elastic_alpha", [0, 0])
+    if len(alpha) != 2 or alpha[0] > alpha[1]:
+        raise BadConfig(f"{source}: {where}.augment.elastic_alpha must be two numbers, low <= high")
     if train["schedule"] in ("cosine", "linear") and train["lr_minimum"] > train["lr"]:
         raise BadConfig(
             f"{source}: {where}.lr_minimum is {train['lr_minimum']} and lr {train['lr']}; the "
@@ -421,14 +419,15 @@ def check_sampler(sampler: dict, where: str, source: str) -> None:
     """Checks of the keys of `sampler` that depend on each other."""
     if (sampler["mode"] == "ratio") != (sampler["ratio"] is not None):
         raise BadConfig(f"{source}: {where}.ratio must be given with mode ratio, and only then")
-    if isinstance(sampler["epoch"], str) and sampler["epoch"] not in (
-        "union",
-        "longest",
-        "shortest",
-    ):
+    if not all(share > 0 for share in sampler["ratio"] or ()):
+        raise BadConfig(f"{source}: {where}.ratio is {sampler['ratio']}; shares must be above 0")
+    epoch, known = sampler["epoch"], ("union", "longest", "shortest")
+    if isinstance(epoch, str) and epoch not in known:
+        raise BadConfig(f"{source}: {where}.epoch is '{epoch}'{nearest(epoch, known)}")
+    if isinstance(epoch, int) and not 1 <= epoch < 1 << 31:
         raise BadConfig(
-            f"{source}: {where}.epoch is '{sampler['epoch']}'"
-            f"{nearest(sampler['epoch'], ('union', 'longest', 'shortest'))}"
+            f"{source}: {where}.epoch is {epoch}; it must be {', '.join(known)} or a number of "
+            "steps from 1 to 2147483647"
         )
 
 

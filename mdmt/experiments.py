@@ -16,7 +16,7 @@ from pathlib import Path
 
 from . import groups as groups_
 from . import kinds
-from .config import check_sampler, check_schedule
+from .config import check_sampler, check_train
 from .errors import BadConfig, BadInput, nearest
 from .paths import digest, digest_file
 from .schema import STAGE, TRAIN
@@ -339,7 +339,7 @@ class _Planner:
         values = self.values
         train = _overlaid(values["train"], stage["train"] or {})
         train = {k: v for k, v in train.items() if not k.startswith("checkpoint_")}
-        check_schedule(train, f"{where}.train", "configuration")
+        check_train(train, f"{where}.train", "configuration")
         for name in ("warmup_epochs", "lr_warmup_epochs"):
             train[name] = min(train[name], max(train["epochs"] - 1, 0))
         if train["schedule"] in ("plateau", "constant"):

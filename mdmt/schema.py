@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+SEED = 2**63 - 1  # the largest seed of a training
+
 
 @dataclass(frozen=True)
 class Key:
@@ -554,7 +556,9 @@ SCHEMA = _map(
         "{backbone: weights}",
         item=Key("text"),
     ),
-    seeds=Key("list", [0], "seeds of the training", item=Key("int", low=0), nonempty=True),
+    seeds=Key(
+        "list", [0], "seeds of the training", item=Key("int", low=0, high=SEED), nonempty=True
+    ),
     train=TRAIN,
     sampler=SAMPLER,
     mdmt=_map(
@@ -626,7 +630,7 @@ MASKS = _map(
         low=0,
         high=10,
     ),
-    seed=Key("int", 0, "seed of the training", low=0),
+    seed=Key("int", 0, "seed of the training", low=0, high=SEED),
     train=TRAIN,
     precision=PRECISION,
 )

@@ -282,6 +282,21 @@ def own(*stages):
     return experiments.plan(config.resolve(raw), datasets, made)
 
 
+@pytest.mark.parametrize(
+    "changed, words",
+    [
+        ({"train": {"lr": 0}}, "MINE.0.train.lr is 0; it must be above 0"),
+        ({"train": {"eps": 0}}, "MINE.0.train.eps is 0; it must be above 0"),
+        ({"train": {"betas": [0.9]}}, "MINE.0.train.betas must be two numbers"),
+        ({"train": {"augment": {"elastic_alpha": [3]}}}, "MINE.0.train.augment.elastic_alpha must"),
+        ({"sampler": {"epoch": 0}}, "MINE.0.sampler.epoch is 0; it must be"),
+    ],
+)
+def test_keys_of_a_stage_are_checked_as_those_of_all(changed, words):
+    with pytest.raises(BadConfig, match=words):
+        own({"tasks": ["tau1", "tau2"], **changed})
+
+
 def test_a_stage_may_differ_in_training_sampling_weights_and_freezing():
     jobs = own(
         {"tasks": ["tau2"], "train": {"epochs": 7, "plateau": {"patience": 2}}},
