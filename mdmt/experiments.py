@@ -140,7 +140,7 @@ def _check_init(where: str, position: int, stage: dict, beta: float) -> None:
     if isinstance(init, list) and len(init) < 2:
         raise BadConfig(f"{where}.init lists {len(init)} stages; it must be two or more")
     for source in sources:
-        if source >= position:
+        if not 0 <= source < position:
             raise BadConfig(
                 f"{where}.init names stage {source}, which is not before stage {position}"
             )

@@ -282,6 +282,14 @@ def own(*stages):
     return experiments.plan(config.resolve(raw), datasets, made)
 
 
+@pytest.mark.parametrize("init", [1, -1, -5, [0, -1]])
+def test_a_stage_starts_from_one_before_it(init):
+    with pytest.raises(
+        BadConfig, match=r"MINE\.1\.init names stage (1|-1|-5), which is not before"
+    ):
+        own({"tasks": ["tau1"]}, {"tasks": ["tau1"], "init": init})
+
+
 @pytest.mark.parametrize(
     "changed, words",
     [
