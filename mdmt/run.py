@@ -255,6 +255,10 @@ def run(values: dict, out=None, **options) -> list[dict]:
         raise BadConfig(f"--workers {chosen.workers}: must be at least 1")
     if chosen.retries < 0:
         raise BadConfig(f"--retries {chosen.retries}: must be at least 0")
+    if chosen.tensorboard and not elsewhere:
+        from .runner.job import check_tensorboard
+
+        check_tensorboard()
     out = Path(out) if out is not None else Path("results") / values["name"]
     if out.exists() and not out.is_dir():
         raise BadInput(f"{out}: is a file; choose another --out")
@@ -320,7 +324,8 @@ def _run_in(out: Path, values: dict, options: Options) -> list[dict]:
         if options.emit_slurm:
             from .runner import slurm
 
-            print(slurm.emit(study, out, Inputs(study, out, options.device)))
+            inputs = Inputs(study, out, options.device)
+            print(slurm.emit(study, out, inputs, _more(options)))
             return []
         outcome = _train(study, out, options)
         results = collect(study, out, set(outcome.done))
@@ -342,6 +347,11 @@ def _run_in(out: Path, values: dict, options: Options) -> list[dict]:
     return results
 
 
+def _more(options: Options) -> dict[str, str]:
+    """What trainings are told by their environment."""
+    return {"MDMT_TENSORBOARD": "1"} if options.tensorboard else {}
+
+
 def _train(study: Study, out: Path, options: Options):
     """Run the jobs on what the options name; return the Outcome."""
     from .runner import kept, sweep
@@ -351,7 +361,7 @@ def _train(study: Study, out: Path, options: Options):
         done = [j.id for j in study.jobs if kept.finished(out / "runs" / j.id)]
         kept.Kept(study.jobs, out / "runs", done, keep)
         return sweep.Outcome(done)
-    more = {"MDMT_TENSORBOARD": "1"} if options.tensorboard else {}
+    more = _more(options)
     if options.dask:
         from .runner.cluster import Cluster
 

@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 from mdmt import metrics, run
 from mdmt.config import load
 from mdmt.data import synthetic
+from mdmt.errors import BadInput
 
 ROOT = Path(__file__).parents[1]
 TINY = """
@@ -278,6 +279,17 @@ def test_a_last_batch_of_one_small_image_is_told_before_any_training(tiny, tmp_p
     done = call(tiny, "--out", tmp_path / "one", *plain, "--set", "train.batch_size=1")
     assert done.returncode == 2
     assert "train.batch_size is 1, and resnet18 cannot normalise a single image" in done.stderr
+
+
+def test_tensorboard_is_looked_for_before_any_training(tiny, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    values, out = load(tiny), tmp_path / "out"
+    with pytest.raises(BadInput, match="--tensorboard needs the package tensorboard"):
+        run.run(values, out, tensorboard=True, quiet=True)
+    assert not out.exists()
+    run.run(values, out, tensorboard=True, emit_slurm=True, quiet=True)
+    script = (out / "slurm" / "level0-0.sbatch").read_text()
+    assert script.index("export MDMT_TENSORBOARD=1\n") < script.index("mdmt.runner.job")
 
 
 def test_dry_run_lists_the_jobs_and_writes_nothing(tiny, tmp_path):

@@ -80,6 +80,8 @@ def execute(folder, stop=None, emit=None) -> dict:
         remove_unfinished(folder)
         if finished(folder):
             return read_json(folder / RESULT)
+        if os.environ.get("MDMT_TENSORBOARD"):
+            check_tensorboard()
         paths = _sign(folder)
         if inputs.get("twin"):
             result = _copied(folder, Path(inputs["runs"]) / inputs["twin"])
@@ -326,18 +328,24 @@ def _write_predictions(folder, description, model, parts, tasks) -> None:
     write_csv(Path(folder) / PREDICTIONS, columns + [f"p{k}" for k in range(most)], rows)
 
 
+def check_tensorboard() -> None:
+    """Raises BadInput where what --tensorboard needs is not installed."""
+    try:
+        import tensorboard.summary.writer.event_file_writer  # noqa: F401
+    except ImportError as error:
+        raise BadInput(
+            f'--tensorboard needs the package tensorboard ({error}); install "mdmt[tensorboard]"'
+        ) from error
+
+
 def _write_tensorboard(folder: Path, history: list[dict]) -> None:
     """The history as TensorBoard scalars, where MDMT_TENSORBOARD asks for them."""
     if not os.environ.get("MDMT_TENSORBOARD"):
         return
-    try:
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
-    except ImportError as error:
-        raise BadInput(
-            f"--tensorboard needs the package tensorboard ({error}); install mdmt[tensorboard]"
-        ) from error
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
     writer = EventFileWriter(str(folder / TENSORBOARD))
     for row in history:
         values = [

@@ -75,9 +75,13 @@ def levels_of(jobs: list) -> list[list]:
     return found
 
 
-def emit(study, out: Path, inputs_of) -> str:
-    """Write the scripts of the jobs that are not finished to `out`/slurm; say how to submit."""
-    settings, folder = study.values["cluster"], Path(out).resolve() / "slurm"
+def emit(study, out: Path, inputs_of, more: dict | None = None) -> str:
+    """Write the scripts of the jobs that are not finished to `out`/slurm; say how to submit.
+
+    more: environment variables of the trainings."""
+    settings, folder = dict(study.values["cluster"]), Path(out).resolve() / "slurm"
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in (more or {}).items()]
+    settings["setup"] = [*settings["setup"], *exports]
     runs = Path(out).resolve() / "runs"
     done = set(done_and_usable(study.jobs, runs))
     todo = [j for j in study.jobs if j.id not in done]
