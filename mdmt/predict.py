@@ -160,7 +160,10 @@ def opened(out, **chosen) -> Opened:
             "pictures the networks were trained on"
         )
     if values["data"]["synthetic"] is not None:
-        notes.append("SYNTHETIC data trained these networks: they know nothing of patients")
+        notes.append(
+            "SYNTHETIC data trained these networks: they know nothing of patients; drawn pictures all "
+            "look alike, so that one is taken for the run's own only where its pixels are equal"
+        )
     cuts = {name: task for name, task in values["tasks"].items()
             if kinds.kind_of(task) == kinds.NUMBER and task["thresholds"]}  # fmt: skip
     return Opened(nets, picture.settings_of(values), known, cuts, notes)
