@@ -189,6 +189,7 @@ def check(arguments) -> None:
     from . import checks
 
     values = config.load(arguments.config, arguments.overrides)
+    refuse_masks(values)
     report = checks.examine(values, None, arguments.quiet, not arguments.quick)
     path = Path(arguments.out or Path("results") / f"{values['name']}-check.html")
     write_atomic(path, checks.page.page(report))
@@ -253,10 +254,21 @@ def _show_results(out: Path) -> None:
     if not (out / "results.csv").is_file():
         raise BadInput(f"{out}: has no results yet; run `mdmt run --resume --out {out}`")
     rows = read_csv(out / "results.csv")
-    for row in rows:
-        row["fold"], row["seed"] = int(row["fold"]), int(row["seed"])
-        for column in columns_of(values)[8 : -len(MORE_COLUMNS)]:
-            row[column] = float(row[column]) if row.get(column) else None
+    try:
+        if config.is_masks(values):
+            from .mask_study import text
+
+            print(text([{"fold": int(r["fold"]), "dice": float(r["dice"])} for r in rows]))
+            return
+        for row in rows:
+            row["fold"], row["seed"] = int(row["fold"]), int(row["seed"])
+            for column in columns_of(values)[8 : -len(MORE_COLUMNS)]:
+                row[column] = float(row[column]) if row.get(column) else None
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadInput(
+            f"{out / 'results.csv'}: is not as it was written ({error}); delete it and `mdmt run "
+            f"--resume --out {out}` writes it again"
+        ) from error
     if values["data"]["synthetic"] is not None:
         print("SYNTHETIC data: these figures show that the software works, nothing else.\n")
     print(run.final_table(rows, values), end="")

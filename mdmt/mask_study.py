@@ -383,16 +383,22 @@ def run(
         kept = study.folder(FINAL) / "model.safetensors"
         write_atomic(out / f"{values['name']}.safetensors", kept.read_bytes())
     if not quiet:
-        _conclude(found, out, values)
+        _conclude(results, out, values)
     return found
 
 
-def _conclude(found: list[dict], out: Path, values: dict) -> None:
-    print(f"{'fold':>6}{'pictures':>10}{'Dice':>8}{'5th percentile':>16}{'worst':>8}")
-    for row in found:
+def text(results: list[dict]) -> str:
+    """The table of `results` (fold, dice) in percent, as lines."""
+    lines = [f"{'fold':>6}{'pictures':>10}{'Dice':>8}{'5th percentile':>16}{'worst':>8}"]
+    for row in table(results):
         figures = (100 * row[k] for k in ("mean", "percentile_5", "worst"))
         mean, low, worst = figures
         name = row["fold"] if row["fold"] == "all" else row["fold"] + 1
-        print(f"{name:>6}{row['n']:>10}{mean:>8.1f}{low:>16.1f}{worst:>8.1f}")
+        lines.append(f"{name:>6}{row['n']:>10}{mean:>8.1f}{low:>16.1f}{worst:>8.1f}")
+    return "\n".join(lines)
+
+
+def _conclude(results: list[dict], out: Path, values: dict) -> None:
+    print(text(results))
     print(f"results   {out / 'results.csv'}\npictures  {out / 'pictures.csv'}")
     print(f"network   {out / values['name']}.safetensors", flush=True)

@@ -161,8 +161,8 @@ def opened(out, **chosen) -> Opened:
         )
     if values["data"]["synthetic"] is not None:
         notes.append(
-            "SYNTHETIC data trained these networks: they know nothing of patients; drawn pictures all "
-            "look alike, so that one is taken for the run's own only where its pixels are equal"
+            "SYNTHETIC data trained these networks: they know nothing of patients; drawn pictures "
+            "all look alike, so that one is taken for the run's own only where its pixels are equal"
         )
     cuts = {name: task for name, task in values["tasks"].items()
             if kinds.kind_of(task) == kinds.NUMBER and task["thresholds"]}  # fmt: skip

@@ -511,6 +511,10 @@ def _masks(values: dict, arguments) -> None:
         if getattr(arguments, name):
             option = name.replace("_", "-")
             raise BadConfig(f"--{option}: is not for a configuration of kind masks; leave it out")
+    if arguments.workers != 1:
+        raise BadConfig(
+            f"--workers {arguments.workers}: a study of kind masks is one process; leave it out"
+        )
     device = resolve_device(arguments.device, values)
     where = device_line(arguments.device, device, values["precision"])
     mask_study.run(values, arguments.out, device=device, quiet=arguments.quiet, where=where)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import mdmt
-from mdmt import config, mask_study, run
+from mdmt import cli, config, mask_study, run
 from mdmt.errors import BadConfig, BadData, BadInput, Interrupted
 from mdmt.preprocess import lungs, negatives
 from tests import cudahost
@@ -78,6 +78,13 @@ def test_writes_what_it_promises(folder, tmp_path, capsys):
     assert {pictures[r["image"]]["network"] == f"fold-{r['fold']}" for r in results} == {True}
     model = mdmt.Model.load(out / "lungs.safetensors")
     assert model.backbone == "unet_tiny" and model.image_size == (32, 32)
+    assert cli.main(["show", str(out)]) == 0
+    assert (shown := capsys.readouterr().out.rstrip()) and said.out.startswith(shown)
+    assert cli.main(["report", str(out)]) == 2
+    assert "is a run of kind masks, of which there is no report" in capsys.readouterr().err
+    (out / "results.csv").write_text("fold,image,patient,dice\n0,p0,s0,much\n")
+    assert cli.main(["show", str(out)]) == 2
+    assert "results.csv: is not as it was written (could not" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -135,6 +142,10 @@ def test_bad_input_is_one_sentence(folder, tmp_path, capsys):
     refused("p3.jpg: is missing")
     assert run.main(["lungs", "--dask", "here", "--set", f"data.root={folder}"]) == 2
     assert "--dask" in capsys.readouterr().err
+    assert run.main(["lungs", "--workers", "2", "--set", f"data.root={folder}"]) == 2
+    assert "--workers 2: a study of kind masks is one process" in capsys.readouterr().err
+    assert cli.main(["check", "lungs", "--set", f"data.root={folder}"]) == 2
+    assert "kind masks, which only `mdmt run` takes" in capsys.readouterr().err
 
 
 def test_drawn_pictures_are_of_every_kind_and_depend_on_the_seed_alone():

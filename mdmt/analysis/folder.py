@@ -133,6 +133,11 @@ def read(out, verify: bool = True) -> Outcome:
     values = config.resolve(
         config.read_yaml(stored.read_text(encoding="utf-8"), str(stored)), str(stored)
     )
+    if config.is_masks(values):
+        raise BadInput(
+            f"{out}: is a run of kind masks, of which there is no report; `mdmt show {out}` prints "
+            "its results"
+        )
     record = splits.read(out / "splits.json") if (out / "splits.json").is_file() else None
     environment = out / "environment.json"
     path = out / "predictions.csv"
