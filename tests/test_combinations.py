@@ -195,13 +195,19 @@ class Theirs:
         mean, std = (torch.tensor(v)[:, None, None] for v in (self.mean, self.std))
         return (torch.tensor(np.asarray(grey, float))[:, None] / 255 - mean) / std
 
+    def outputs(self, x):
+        """Of a batch, which is normalised in as few and as equal parts as micro_batch takes."""
+        most = self.settings.get("micro_batch") or len(x)
+        given = [self.net(part) for part in torch.tensor_split(x, -(-len(x) // most))]
+        return {name: torch.cat([some[name] for some in given]) for name in given[0]}
+
     def step(self, optimizer, dataset, index, epoch, task_weights):
         """One step: (sum of the losses and number of samples of each task, norm)."""
         optimizer.zero_grad()
         sums, total = np.zeros((len(self.heads), 2)), 0.0
         order = [(d, self.parts[d].train[i]) for d, i in zip(dataset, index)]
         x = torch.cat([self.images(d, np.array([row]), epoch) for d, row in order])
-        out = self.net(x)
+        out = self.outputs(x)
         for k, (name, head) in enumerate(self.heads.items()):
             mine = [j for j, (d, _) in enumerate(order) if self.parts[d].task == k]
             if not mine:
@@ -311,9 +317,11 @@ def one_thread():
 
 
 @pytest.mark.oracle
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", range(26))
 def test_a_drawn_recipe_is_that_of_pytorch(seed, one_thread):
     heads, members, settings, more = draw(seed)
+    if seed >= 21:
+        settings |= {"batch_size": 13, "micro_batch": 7}
     torch.manual_seed(seed)
     net = oracle.two_heads(NET, heads={n: h["classes"] for n, h in heads.items()}, hidden=())
     for name, head in heads.items():  # hidden layers differ
