@@ -361,3 +361,82 @@ def test_a_drawn_recipe_is_that_of_pytorch(seed, one_thread):
         moved = norm(best[key] - start[key])
         off = norm(found[key] - best[key])
         assert off <= 5e-3 * moved + 1e-6 * norm(best[key]) + 1e-7, (key, off, moved, told)
+
+
+# The loss alone -------------------------------------------------------------------------------
+
+
+def draw_batch(rng):
+    """Arguments of mdmt.masked_loss: tasks of any losses, labels and weights here and there."""
+    tasks, n = rng.integers(1, 5), int(rng.integers(1, 12))
+    losses = [str(rng.choice(["ce", "bce", "mse", "ordinal"])) for _ in range(tasks)]
+    outputs = [int(rng.integers(1 if k in ("bce", "mse") else 2, 6)) for k in losses]
+    width = max(c if k in ("bce", "mse") else 1 for c, k in zip(outputs, losses))
+    task, target = rng.integers(-1, tasks, n), np.full((n, width), np.nan, np.float32)
+    for i in np.flatnonzero(task >= 0):
+        k, c = losses[task[i]], outputs[task[i]]
+        drawn = {"mse": rng.normal(size=c), "bce": rng.integers(0, 2, c)}
+        target[i, : c if k in drawn else 1] = drawn.get(k, rng.integers(0, c))
+        if rng.random() < 0.25:
+            target[i, rng.integers(0, width)] = np.nan
+    shape = [None, (n,), (n, width)][rng.integers(3)]
+    return {
+        "logits": [np.float32(rng.normal(size=(n, c)) * rng.choice([1, 5, 20])) for c in outputs],
+        "task": task,
+        "target": target,
+        "reduction": str(rng.choice(["mean", "per_task_mean", "sum"])),
+        "weights": rng.choice([0, 0.3, 1, 2.5], tasks).tolist(),
+        "losses": losses,
+        "sample_weight": None if shape is None else rng.choice([0, 0.5, 1, 3], shape),
+        "smoothing": [float(rng.choice([0, 0.1, 0.5])) if k == "ce" else 0.0 for k in losses],
+    }
+
+
+def of_sample(loss, z, y, w, smoothing):
+    """The loss of logits z (C,) of one sample, or None where it has no label; y, w: its row."""
+    c = len(z)
+    y, w = torch.tensor(y).double(), torch.tensor(w).double()
+    if loss == "bce":
+        known = ~torch.isnan(y[:c])
+        each = torch.nn.functional.binary_cross_entropy_with_logits
+        some = each(z[known], y[:c][known], weight=w[:c][known], reduction="sum")
+        return some / known.sum() if known.any() else None
+    if torch.isnan(y[: c if loss == "mse" else 1]).any():
+        return None
+    if loss == "mse":
+        return ((z - y[:c]) ** 2 * w[:c]).mean()
+    if loss == "ordinal":  # by logarithms of both sides: log(1 - F) loses digits
+        p, k = torch.log_softmax(z, 0), int(y[0])
+        return -w[0] * sum(torch.logsumexp(p[: j + 1] if k <= j else p[j + 1 :], 0)
+                           for j in range(c - 1))  # fmt: skip
+    return w[0] * torch.nn.functional.cross_entropy(z, y[0].long(), label_smoothing=smoothing)
+
+
+@pytest.mark.oracle
+def test_the_loss_of_drawn_batches_is_that_of_pytorch(one_thread):
+    for seed in range(150):
+        given = draw_batch(np.random.default_rng(seed))
+        loss, gradients, per_task = mdmt.masked_loss(**given)
+        logits = [torch.tensor(z).double().requires_grad_() for z in given["logits"]]
+        each: list = [[] for _ in logits]
+        weight = given["sample_weight"]
+        weight = np.ones_like(given["target"]) if weight is None else np.float32(weight)
+        weight = np.broadcast_to(weight.reshape(len(weight), -1), given["target"].shape)
+        for i in np.flatnonzero(given["task"] >= 0):
+            k = given["task"][i]
+            one = of_sample(given["losses"][k], logits[k][i], given["target"][i], weight[i],
+                            given["smoothing"][k])  # fmt: skip
+            each[k] += [] if one is None else [one]
+        sums = [sum(some, 0 * z.sum()) for some, z in zip(each, logits)]
+        labelled = sum(map(len, each))
+        counts = {"sum": [1] * len(each), "mean": [max(labelled, 1)] * len(each),
+                  "per_task_mean": [max(len(some), 1) for some in each]}  # fmt: skip
+        share = counts[given["reduction"]]
+        total = sum(w * t / n for w, t, n in zip(given["weights"], sums, share))
+        total.backward()
+        assert loss == pytest.approx(total.item(), rel=1e-5, abs=1e-5), seed
+        assert per_task[:, 1].tolist() == [len(some) for some in each], seed
+        np.testing.assert_allclose(per_task[:, 0], [t.item() for t in sums], 1e-5, 1e-5)
+        for found, z in zip(gradients, logits):
+            most = 2e-6 * max(1.0, float(z.grad.abs().max()))
+            np.testing.assert_allclose(found, z.grad, 2e-5, most, err_msg=str(seed))
