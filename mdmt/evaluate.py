@@ -22,8 +22,17 @@ from . import __version__, config, kinds, predict, study
 from .analysis import cohort
 from .errors import BadConfig, BadInput, nearest
 from .known import Known
-from .paths import atomic, digest_file, folder_lock, write_atomic, write_csv, write_json
+from .paths import (
+    atomic,
+    digest_file,
+    folder_lock,
+    read_json,
+    write_atomic,
+    write_csv,
+    write_json,
+)
 from .results import PREDICTION_COLUMNS, probable
+from .runner.kept import RESULT
 
 SCHEME = "external"
 RECORD = "evaluation.json"
@@ -305,9 +314,17 @@ def _write(to: Path, out: Path, values: dict, every, chosen, tested: dict, notes
             "run_predictions": _digest(out / "predictions.csv"),
             "release": sorted({r for r, _ in places})[0],
             "validation": sorted({v for _, v in places})[0],
+            "thresholds": _thresholds(every),
             "notes": notes,
         },
     )
+
+
+def _thresholds(every: list[Group]) -> dict:
+    """{training: its operating points by task}, as it chose them on its validation part."""
+    folders = {net.folder for group in every for net in group.nets}
+    results = [(f.name, f / RESULT) for f in sorted(folders)]
+    return {name: read_json(p).get("thresholds", {}) for name, p in results if p.is_file()}
 
 
 def _digest(path: Path) -> str | None:

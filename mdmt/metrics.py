@@ -11,7 +11,7 @@ classes the mean of one class against the rest.
 A share of nothing is NaN, not 0: f1 of a class without a case, and where all cases are of one
 class macro f1, gmean, balanced_accuracy, mcc and auc, since what they compare is not there. Which
 of these are defined depends on y alone, never on the predictions, so that means over folds compare
-the same folds of every network.
+the same folds of every network. (ppv and npv are shares of those that are called so, or not.)
 """
 
 from __future__ import annotations
@@ -95,6 +95,22 @@ def specificity(y, predicted, positive=1) -> float:
     y, predicted = _pair(y, predicted)
     rest = y != positive
     return float(np.mean(predicted[rest] != positive)) if rest.any() else float("nan")
+
+
+def ppv(y, predicted, positive=1) -> float:
+    """TP / (TP + FP), positive predictive value (precision): share of the cases (n,) called
+    `positive` that are; NaN where none is called so."""
+    y, predicted = _pair(y, predicted)
+    chosen = predicted == positive
+    return float(np.mean(y[chosen] == positive)) if chosen.any() else float("nan")
+
+
+def npv(y, predicted, positive=1) -> float:
+    """TN / (TN + FN), negative predictive value: share of the cases (n,) not called `positive` that
+    are not; NaN where all are called so."""
+    y, predicted = _pair(y, predicted)
+    rest = predicted != positive
+    return float(np.mean(y[rest] != positive)) if rest.any() else float("nan")
 
 
 def mcc(y, predicted) -> float:

@@ -435,7 +435,8 @@ def tell(made: dict) -> None:
     if shown:
         _say("tables       " + ", ".join(shown), indent=" " * 13)
     names = {"external.csv": "external", "comparisons.csv": "comparisons",
-             "sensitivity.csv": "sensitivity", "trainings.csv": "trainings", "figures": "figures",
+             "sensitivity.csv": "sensitivity", "trainings.csv": "trainings",
+             "operating.csv": "operating", "figures": "figures",
              "report.html": "report"}  # fmt: skip
     for path in made["written"]:
         if path.name in names:

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from sklearn import metrics as oracle
 
-from mdmt import cli, config, evaluate, run
+from mdmt import cli, config, evaluate, points, run
 from mdmt import predict as predictor
 from mdmt.data import synthetic
 from mdmt.errors import BadConfig, BadInput
+from mdmt.paths import read_json
 from tests import test_kinds_study as study
 from tests.test_run import two_folds
 
@@ -81,6 +82,33 @@ def test_figures_are_those_of_the_networks(finished):
     mdmt = [r for r in networks if r["configuration"] == "MDMT"]
     assert [(r["seed"], r["run_fold"]) for r in mdmt] == [("0", "0"), ("1", "1")]
     assert all((out / "runs" / r["training"]).is_dir() for r in networks)
+
+
+def test_operating_points_are_those_that_the_run_chose(finished):
+    """The thresholds of each training's own validation part, on the other data."""
+    out, _, _, other, external = finished
+    severe = {r["image"].removesuffix(".png"): r["prognosis"] == "SEVERE"
+              for r in rows_of(other / "prognosis.csv")}  # fmt: skip
+    folders = {r["seed"]: r["training"] for r in rows_of(external / "networks.csv")
+               if r["configuration"] == "MDMT"}  # fmt: skip
+    found = {(r["chosen_for"], r["measure"]): r for r in rows_of(external / "operating.csv")
+             if r["configuration"] == "MDMT"}  # fmt: skip
+    rows = [r for r in rows_of(external / "predictions.csv")
+            if (r["configuration"], r["task"]) == ("MDMT", "prognosis")]  # fmt: skip
+    for name in points.POINTS:
+        each = []
+        for seed, training in folders.items():
+            cut = read_json(out / "runs" / training / "result.json")["thresholds"]["prognosis"]
+            mine = [r for r in rows if r["seed"] == seed]
+            called = [float(r["p_SEVERE"]) > cut[name] for r in mine]
+            y = [severe[r["image"]] for r in mine]
+            each.append(
+                (oracle.recall_score(y, called), oracle.recall_score(y, called, pos_label=0))
+            )
+        for k, value in zip(("sensitivity", "specificity"), np.mean(each, 0), strict=True):
+            assert float(found[name, k]["value"]) == pytest.approx(value)
+    text = (external / "report.html").read_text()
+    assert "operating points that each training&#x27;s validation part chose" in text
 
 
 def test_the_report_is_one_of_an_external_validation(finished, capsys):

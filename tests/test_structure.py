@@ -25,7 +25,7 @@ STAGES = [
     ["__init__", "_core", "errors", "kinds", "schema", "config", "paths", "shown", "system",
      "apart", "alone", "checked",
      "py"],
-    ["ops", "sampler", "loss", "augmentation", "schedule", "metrics", "measures",
+    ["ops", "sampler", "loss", "augmentation", "schedule", "metrics", "measures", "points",
      "weighting"],
     ["nets", "weights", "onnx", "summary", "inputs", "groups"],
     ["network"],

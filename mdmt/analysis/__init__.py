@@ -10,6 +10,7 @@ from .compare import Analysis, Comparison, Matrix, compare
 from .describe import Calibration, Subgroup, calibration, operating, subgroups
 from .external import together
 from .folder import Outcome, Part, read, results
+from .points import Point, operating_points
 from .readers import Readers, readers
 from .sensitivity import Sensitivity, sensitivity
 from .trainings import Spread, spreads
@@ -21,6 +22,7 @@ __all__ = [
     "Matrix",
     "Outcome",
     "Part",
+    "Point",
     "Readers",
     "Sensitivity",
     "Spread",
@@ -28,6 +30,7 @@ __all__ = [
     "calibration",
     "compare",
     "operating",
+    "operating_points",
     "read",
     "readers",
     "results",

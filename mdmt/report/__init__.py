@@ -17,7 +17,7 @@ from ..errors import BadInput
 from ..measures import compared
 from ..paths import folder_lock, read_csv, write_atomic, write_csv
 from ..results import MORE_COLUMNS, RESULT_COLUMNS, columns_of
-from . import checklists, external, recipe, sections, sensitivity, trainings, words
+from . import checklists, external, points, recipe, sections, sensitivity, trainings, words
 from .page import escape, listing, page, paragraph, picture, text_table
 
 RESAMPLES = 10000
@@ -93,6 +93,14 @@ def _make(out: Path, resamples: int, seed: int, wanted: tuple, verify: bool) -> 
         made_of = [r for a in analyses for r in trainings.records(a, repeats[a.matrix.place])]
         written.append(out / "trainings.csv")
         write_csv(written[-1], trainings.COLUMNS, made_of)
+    operating = {
+        a.matrix.place: analysis.operating_points(outcome, a.matrix, max(200, resamples // 5), seed)
+        for a in analyses
+    }
+    if any(operating.values()):
+        made_of = [r for a in analyses for r in points.records(a, operating[a.matrix.place])]
+        written.append(out / "operating.csv")
+        write_csv(written[-1], points.COLUMNS, made_of)
     for a in analyses:
         notes += a.notes
     groups = {
@@ -108,7 +116,7 @@ def _make(out: Path, resamples: int, seed: int, wanted: tuple, verify: bool) -> 
     figures = plots.draw(outcome, analyses, groups, wanted[1]) if draw else []
     if problem:
         notes.append(problem)
-    found = (analyses, groups, people, others, repeats)
+    found = (analyses, groups, people, others, repeats, operating)
     made = joint if outcome.external else made
     text = _page(outcome, made, found, figures, notes, (resamples, seed))
     write_atomic(out / "report.html", text)
@@ -215,8 +223,8 @@ def _ordered(analyses: list) -> list:
 
 
 def _page(outcome: Outcome, made, found, figures, notes, drawn) -> str:
-    """The content of report.html; found: analyses; subgroups, readers, sensitivity and repeated
-    trainings by place."""
+    """The content of report.html; found: analyses; subgroups, readers, sensitivity, repeated
+    trainings and operating points by place."""
     show = _Pictures(outcome.out / "figures", figures)
     by_release = found[0]
     analyses = _ordered(by_release)
@@ -249,13 +257,14 @@ def _page(outcome: Outcome, made, found, figures, notes, drawn) -> str:
 
 def _own(outcome, made, found, analyses, notes, drawn, show) -> list[tuple]:
     """The sections of a run."""
-    by_release, groups, people, others, repeats = found
+    by_release, groups, people, others, repeats, operating = found
     return [
         ("question", "Question", sections.question(outcome)),
         ("data", "Data", sections.data(outcome)),
         ("results", "Results", _results(made, by_release, repeats, show)),
         ("sensitivity", "Sensitivity analyses", sensitivity.section(analyses, others)),
-        ("calibration", "Operating point and calibration", _calibration(analyses, people, show)),
+        ("calibration", "Operating points and calibration",
+         _calibration(analyses, operating, people, show)),
         ("subgroups", "Subgroups and centers", _subgroups(analyses, groups, show)),
         ("paper", "The paper's statistics", _paper(outcome, made, analyses)),
         ("training", "Training", show(None, "learning") or paragraph(NO_CURVES)),
@@ -270,7 +279,7 @@ def _own(outcome, made, found, analyses, notes, drawn, show) -> list[tuple]:
 
 def _external(outcome, joint, found, analyses, notes, drawn, show) -> list[tuple]:
     """The sections of an external validation; joint: `analysis.together` by place."""
-    _, groups, people, others, repeats = found
+    _, groups, people, others, repeats, operating = found
     results = [
         *(paragraph(MEANING[k]) for k in dict.fromkeys(a.matrix.kind for a in analyses)),
         *(tables.to_html(external.table(a, joint[a.matrix.place])) for a in analyses),
@@ -282,7 +291,11 @@ def _external(outcome, joint, found, analyses, notes, drawn, show) -> list[tuple
         ("data", "Data", sections.data(outcome)),
         ("results", "Results", "\n".join(results)),
         ("sensitivity", "Sensitivity analyses", sensitivity.section(analyses, others)),
-        ("calibration", "Operating point and calibration", _calibration(analyses, people, show)),
+        (
+            "calibration",
+            "Operating points and calibration",
+            _calibration(analyses, operating, people, show),
+        ),
         ("subgroups", "Subgroups and centers", _subgroups(analyses, groups, show)),
         ("cases", "Single cases", _cases(analyses, show)),
         ("audit", "Audit", external.audit(outcome, notes)),
@@ -340,7 +353,7 @@ def _differences(a, repeats, show) -> str:
     return "\n".join(out)
 
 
-def _calibration(analyses, people, show) -> str:
+def _calibration(analyses, operating, people, show) -> str:
     out = []
     for a in analyses:
         m = a.matrix
@@ -352,6 +365,8 @@ def _calibration(analyses, people, show) -> str:
         if expected := recipe.reweighted(m.task, m.spec):
             out.append(paragraph(expected, "note"))
         out.append(tables.to_html(sections.all_metrics(a)))
+        if operating[m.place]:
+            out.append(tables.to_html(points.table(a, operating[m.place])))
         out.append(show(m.place, "reliability", "decision", "bland_altman", "confusion"))
         out += _human(a, people.get(m.place))
     return "\n".join(out)

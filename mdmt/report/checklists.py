@@ -277,7 +277,7 @@ def _readers(people: dict, tasks: dict) -> str:
     kappa = found.readings[0].kappa
     return (
         f"Two readers of {task} on {found.n} images: {measure} {kappa.estimate:.2f} (95 % "
-        f"interval {kappa.low:.2f} to {kappa.high:.2f}); see Operating point and calibration. "
+        f"interval {kappa.low:.2f} to {kappa.high:.2f}); see Operating points and calibration. "
         "Within a reader: " + YOURS.lower()
     )
 
@@ -313,7 +313,8 @@ PREDICTIONS = {
     "probability of one half.",
 }
 OUTPUT = {
-    kinds.CLASSES: "A probability per class; no threshold was tuned.",
+    kinds.CLASSES: "A probability per class; the most probable is called. Operating points of two "
+    "classes: thresholds chosen on the validation parts, see there.",
     kinds.NUMBER: "A number; classes only by the thresholds of the configuration.",
     kinds.FINDINGS: "A probability per finding; no threshold was tuned.",
 }

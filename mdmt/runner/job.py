@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import __version__, kinds
+from .. import __version__, kinds, points
 from ..errors import BadInput, Interrupted, MdmtError, NoSpace, debugging, write_failure
 from ..paths import (
     atomic,
@@ -219,12 +219,30 @@ def _train(folder: Path, description: dict, inputs: dict, stop, emit) -> dict:
         "steps": model.training_step,
         "val_loss": fit.best_loss(),
     }
+    if found := _thresholds(description, model, parts, tasks):
+        result["thresholds"] = found
     if fit.class_weights:
         classes = {t["name"]: t["classes"] for t in description["tasks"]}
         result["class_weights"] = {
             t: dict(zip(classes[t], w.tolist(), strict=True)) for t, w in fit.class_weights.items()
         }
     return result
+
+
+def _thresholds(description: dict, model, parts, tasks) -> dict:
+    """{task of two classes: its operating points}, chosen on its validation part."""
+    from ..engine import at_once, decoded, predict
+
+    seen: dict = {}
+    for d, part in enumerate(parts):
+        spec = description["tasks"][part.task]
+        if kinds.kind_of(spec) == kinds.CLASSES and len(spec["classes"]) == 2 and len(part.val):
+            positive = kinds.positive_of(spec)
+            logits = predict(model, d, part.val, at_once(description["train"]))
+            p = decoded(kinds.CLASSES, logits[tasks[part.task]])[:, positive]
+            seen.setdefault(tasks[part.task], []).append((part.labels[part.val] == positive, p))
+    found = {t: points.thresholds(*map(np.concatenate, zip(*each))) for t, each in seen.items()}
+    return {task: values for task, values in found.items() if values}
 
 
 def _class_weights(description: dict) -> dict:

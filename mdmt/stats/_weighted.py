@@ -19,6 +19,8 @@ CLASS_METRICS = (
     "balanced_accuracy",
     "sensitivity",
     "specificity",
+    "ppv",
+    "npv",
     "f1",
     "f1_macro",
     "f1_weighted",
@@ -36,6 +38,8 @@ _FUNCTIONS = {
     metrics.balanced_accuracy: "balanced_accuracy",
     metrics.sensitivity: "sensitivity",
     metrics.specificity: "specificity",
+    metrics.ppv: "ppv",
+    metrics.npv: "npv",
     metrics.f1: "f1",
     metrics.gmean: "gmean",
     metrics.mcc: "mcc",
@@ -68,7 +72,7 @@ def _class_metric(name: str, y: np.ndarray, predicted: np.ndarray, positive):
             "apply a threshold, or use 'auc' or 'brier'"
         )
     classes = np.unique(np.concatenate([y, predicted]))
-    if name in ("sensitivity", "specificity", "f1"):
+    if name in ("sensitivity", "specificity", "ppv", "npv", "f1"):
         classes = np.array([positive])
     is_true = (y[:, None] == classes).astype(np.float64)
     is_called = (predicted[:, None] == classes).astype(np.float64)
@@ -97,6 +101,11 @@ def _from_counts(name, true, called, right, hits, total):
     if name == "specificity":
         others = total - true[:, 0]
         return _share(others - called[:, 0] + right[:, 0], others)
+    if name == "ppv":
+        return _share(right[:, 0], called[:, 0])
+    if name == "npv":
+        others = total - called[:, 0]
+        return _share(others - true[:, 0] + right[:, 0], others)
     single = np.sum(true > 0, 1) < 2
     if name == "mcc":
         below = (total**2 - np.sum(called**2, 1)) * (total**2 - np.sum(true**2, 1))

@@ -207,14 +207,15 @@ def paired_bootstrap(
     """Bootstrap of metric(y, a) - metric(y, b) over cases, or over patients.
 
     y (cases,) labels. a, b: predictions of the same cases, (cases,) predicted classes or scores, or
-    (cases, K) scores. metric: "accuracy", "balanced_accuracy", "sensitivity", "specificity", "f1"
-    (of the class `positive`), "f1_macro", "f1_weighted", "gmean", "mcc", "auc", "brier",
-    "quadratic_weighted_kappa", of numbers "mae", "rmse", "r2", "pearson", "ccc", the mdmt.stats
-    function of that name, or any function of (y, prediction), which is slow. groups (cases,): whole
-    groups (patients) are drawn with all their cases (cluster bootstrap; Field & Welsh, J. R. Stat.
-    Soc. B 69, 2007). n resamples. folds (cases,): the metric is the mean over folds of its value
-    within each, as tables of cross-validation have it (and as "auc" should, since the scores of
-    different folds come from different networks); otherwise all cases are pooled.
+    (cases, K) scores. metric: "accuracy", "balanced_accuracy", "sensitivity", "specificity", "ppv",
+    "npv", "f1" (of the class `positive`), "f1_macro", "f1_weighted", "gmean", "mcc", "auc",
+    "brier", "quadratic_weighted_kappa", of numbers "mae", "rmse", "r2", "pearson", "ccc", the
+    mdmt.stats function of that name, or any function of (y, prediction), which is slow. groups
+    (cases,): whole groups (patients) are drawn with all their cases (cluster bootstrap; Field &
+    Welsh, J. R. Stat. Soc. B 69, 2007). n resamples. folds (cases,): the metric is the mean over
+    folds of its value within each, as tables of cross-validation have it (and as "auc" should,
+    since the scores of different folds come from different networks); otherwise all cases are
+    pooled.
 
     low, high: the BCa interval (`bca_interval`; jackknife over the same groups). pvalue: the level
     at which that interval's end reaches 0, at least 1 / (n + 1); so p < 0.05 says that the 95 %

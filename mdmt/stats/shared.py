@@ -28,8 +28,8 @@ from .bootstrap import (
 
 # Where a metric ends: drawn trainings, whose deviations are scaled, may lie beyond.
 BOUNDS = {
-    **dict.fromkeys(("accuracy", "balanced_accuracy", "sensitivity", "specificity", "f1",
-                     "f1_macro", "f1_weighted", "gmean", "auc"), (0, 1)),
+    **dict.fromkeys(("accuracy", "balanced_accuracy", "sensitivity", "specificity", "ppv", "npv",
+                     "f1", "f1_macro", "f1_weighted", "gmean", "auc"), (0, 1)),
     **dict.fromkeys(("mcc", "quadratic_weighted_kappa", "pearson", "ccc"), (-1, 1)),
     **dict.fromkeys(("brier", "mae", "rmse"), (0, None)), "r2": (None, 1),
 }  # fmt: skip
