@@ -353,14 +353,14 @@ def test_a_drawn_recipe_is_that_of_pytorch(seed, one_thread):
     assert len(state.history) == len(history), told
     for ours, other in zip(state.history, history):
         for key, value in other.items():
-            assert ours[key] == pytest.approx(value, rel=5e-4, abs=1e-5), (key, told)
+            assert ours[key] == pytest.approx(value, rel=1e-3, abs=1e-5), (key, told)
     for name, unit in run.units.items():  # back to the unit of training
         model.rescale_head(name, 1 / unit.deviation, -unit.mean / unit.deviation)
     found, norm = model.state_dict(), np.linalg.norm
     for key in model._learnt:
         moved = norm(best[key] - start[key])
         off = norm(found[key] - best[key])
-        assert off <= 5e-3 * moved + 1e-6 * norm(best[key]) + 1e-7, (key, off, moved, told)
+        assert off <= 2e-2 * moved + 1e-6 * norm(best[key]) + 1e-7, (key, off, moved, told)
 
 
 # The loss alone -------------------------------------------------------------------------------
