@@ -2,6 +2,7 @@
 
 import csv
 import html.parser
+import json
 import re
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
-from mdmt import analysis, cli, metrics, plots, report, stats, tables
+from mdmt import analysis, cli, config, metrics, plots, report, stats, tables
 from mdmt.errors import BadInput
 from mdmt.plots import style
 from mdmt.report import checklists, words
@@ -645,3 +646,46 @@ def test_labels_and_axes_that_would_fall_together():
     axes[0, 0].plot([0, 1], [0, 0])
     style.least_range(axes[0, 0])
     assert axes[0, 0].get_ylim() == pytest.approx((-1, 1))
+
+
+def test_the_recipe_is_told():
+    """What a configuration does otherwise than plainly, of all trainings and of single stages."""
+    from mdmt.report import recipe
+
+    values = config.load("demo", ["sampler.drop_last=false"])
+    assert recipe.joint(values) == recipe.arithmetic(values) == recipe.stages(values) == ""
+    stages = [
+        {"tasks": ["tau1"]},
+        {"tasks": ["tau1", "tau2"], "init": 0, "freeze": True, "task_weights": {"tau1": 2},
+         "train": {"lr": 0.1, "clip_norm": 1}, "sampler": {"mode": "balanced"}},
+    ]  # fmt: skip
+    changes = {
+        "precision": "bf16",
+        "mdmt": {"task_weights": "uncertainty"},
+        "sampler": {"mode": "ratio", "ratio": [1, 2], "epoch": 30, "drop_last": True},
+        "experiments": {"E": stages, "NOT-RUN": stages},
+        "configurations": ["STL-tau1", "MDMT", "E"],
+    }
+    values = config.load("demo", [f"{k}={json.dumps(v)}" for k, v in changes.items()])
+    assert recipe.arithmetic(values) == ", computed in bfloat16, mixed with float32"
+    assert recipe.joint(values) == (
+        ", samples of the data sets as 1 : 2 in a batch, 30 steps an epoch, last batches that are "
+        "not full left out, losses of the tasks over their means in the epoch before (MDMT)"
+    )
+    assert recipe.stages(values) == (
+        " Stage 1 of E: the backbone frozen, lr 0.1, equally many samples of each data set in a "
+        "batch, losses of the tasks weighed (tau1 x 2; scaled to a mean of 1)."
+    )
+
+
+def test_the_checklist_has_the_recipe(tmp_path):
+    train = {"decoupled": True}
+    out = outfolder.make(tmp_path / "out", n=40, cv={"folds": 2}, train=train, precision="bf16",
+                         mdmt={"task_weights": {"prognosis": 3}})  # fmt: skip
+    report.make(out, resamples=100, figures=False, samples=False)
+    page = (out / "report.html").read_text()
+    assert (
+        "weight decay 0.0001 (decoupled, AdamW), losses of the tasks weighed (prognosis x 3; "
+        in page
+    )
+    assert "scaled to a mean of 1) (MDMT), computed in bfloat16, mixed with float32, aug" in page

@@ -389,10 +389,10 @@ def answers(outcome, analyses: list, people: dict | None = None) -> dict:
         + "; see Reproduction.",
         "training": f"Adam, learning rate {_rate(train)}, batch {train['batch_size']}, at most "
         f"{train['epochs']} epochs, weight decay {train['weight_decay']}"
-        f"{recipe.optimiser(values)}, augmentation: "
+        f"{' (decoupled, AdamW)' * train['decoupled']}{recipe.optimiser(values)}"
+        f"{recipe.joint(values)}{recipe.arithmetic(values)}, augmentation: "
         f"{_augmented(train)}{recipe.smoothing(values)}; seeds "
-        f"{', '.join(map(str, values['seeds']))}. All of it: "
-        "config.yaml.",
+        f"{', '.join(map(str, values['seeds']))}.{recipe.stages(values)} All of it: config.yaml.",
         "selected": "Epoch with the lowest validation loss of the first task"
         + (f", after {train['warmup_epochs']} epochs" if train["warmup_epochs"] else "")
         + f"; patience {train['patience']}.",

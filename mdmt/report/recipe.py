@@ -1,5 +1,5 @@
 """What of the training recipe differs from the plain one: class weights, smoothing, batches in
-parts, groups of parameters, clipping."""
+parts, groups of parameters, clipping, sampling, weights of tasks, arithmetic, single stages."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from .words import joined
 
 # Keys of `train` that are said of a stage, too.
 OWN = ("micro_batch", "groups", "clip_norm")
+ARITHMETIC = {"bf16": "bfloat16, mixed with float32", "tf32": "TensorFloat-32"}
 
 
 def weighted(spec: dict) -> bool:
@@ -92,6 +93,66 @@ def _optimiser(train: dict, plain: bool = False) -> str:
     elif plain and "clip_norm" in train:
         said.append("no clipping of gradients")
     return "".join(f", {s}" for s in said)
+
+
+def sampling(sampler: dict) -> list[str]:
+    """ "equally many samples of each data set in a batch" and the like, of the keys that are there;
+    nothing where batches are drawn from the union of the data sets and none is left out."""
+    said, mode, epoch = [], sampler.get("mode"), sampler.get("epoch", "union")
+    if mode == "balanced":
+        said.append("equally many samples of each data set in a batch")
+    elif mode == "ratio":
+        shares = " : ".join(f"{share:g}" for share in sampler["ratio"])
+        said.append(f"samples of the data sets as {shares} in a batch")
+    if epoch in ("longest", "shortest"):
+        said.append(f"an epoch as long as the {epoch} data set at its share")
+    elif epoch != "union":
+        said.append(f"{epoch} steps an epoch")
+    if sampler.get("drop_last"):
+        said.append("last batches that are not full left out")
+    return said
+
+
+def balance(weights) -> str:
+    """How the losses of tasks that are trained together count; "" where all count alike."""
+    if weights == "equal":
+        return ""
+    if weights == "uncertainty":
+        return "losses of the tasks over their means in the epoch before"
+    each = ", ".join(f"{task} x {weight:g}" for task, weight in weights.items())
+    return f"losses of the tasks weighed ({each}; scaled to a mean of 1)"
+
+
+def joint(values: dict) -> str:
+    """Sampling, and the weights of tasks that are trained together."""
+    said, weights = sampling(values["sampler"]), balance(values["mdmt"]["task_weights"])
+    mine = [c for c in values["configurations"] if c.startswith("MDMT")]
+    said += [f"{weights} ({', '.join(mine)})"] if weights and mine else []
+    return "".join(f", {s}" for s in said)
+
+
+def stages(values: dict) -> str:
+    """What stages of the study's own configurations do otherwise than the keys of all say, beside
+    what `optimiser` tells: sentences, each with a space before it."""
+    said = []
+    for name in values["configurations"]:
+        for i, stage in enumerate(values["experiments"].get(name, [])):
+            own = {k: v for k, v in (stage.get("train") or {}).items() if k not in OWN}
+            some = ["the backbone frozen"] if stage.get("freeze") else []
+            some += [f"{key} {value}" for key, value in own.items() if not isinstance(value, dict)]
+            some += [f"{key} as in config.yaml" for key, v in own.items() if isinstance(v, dict)]
+            some += sampling(stage.get("sampler") or {})
+            if len(stage.get("tasks", ())) > 1:
+                some += filter(None, [balance(stage.get("task_weights", "equal"))])
+            if some:
+                said.append(f" Stage {i} of {name}: {', '.join(some)}.")
+    return "".join(said)
+
+
+def arithmetic(values: dict) -> str:
+    """ ", computed in bfloat16, mixed with float32", or "" where it is float32."""
+    name = ARITHMETIC.get(values["precision"])
+    return f", computed in {name}" if name else ""
 
 
 def reweighted(task: str, spec: dict) -> str:
