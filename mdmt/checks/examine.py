@@ -28,6 +28,7 @@ REMEDIES = {
     "class_balance": "use fewer folds or other seeds",
     "center_balance": "use fewer folds, or loco to test centers",
     "center_mixed": "this is no leave-one-center-out; do not report it as one",
+    "copy_overlap": "set data.near_duplicates: together, or name one of each pair in leave_out",
     "near_duplicate": "look at them in the page; set data.near_duplicates: together, or name one "
     "of each pair in leave_out",
     "empty_part": "give more patients or fewer folds",
