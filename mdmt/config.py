@@ -146,6 +146,7 @@ def _changed(raw: dict, overrides) -> dict:
 def resolve(raw: dict, source: str = "configuration") -> dict:
     """Check `raw` against the schema, return a new mapping with every default filled in."""
     if is_masks(raw):
+        _check_masks(raw, source)
         values = _check(MASKS, copy.deepcopy(raw), "", source)
         _check_train(values, source)
         return values
@@ -154,9 +155,23 @@ def resolve(raw: dict, source: str = "configuration") -> dict:
     return values
 
 
+def _check_masks(raw: dict, source: str) -> None:
+    """A key that only studies have, and that a user may look for here."""
+    if isinstance(raw.get("data"), dict) and "colour" in raw["data"]:
+        raise BadConfig(
+            f"{source}: data.colour is given, but a configuration of kind masks trains on grey "
+            "pictures; leave it out"
+        )
+
+
 def is_masks(values: dict) -> bool:
     """Whether a configuration trains a network for masks (`kind: masks`)."""
     return "kind" in values
+
+
+def pictured(values: dict) -> str:
+    """What one of a study's images is called in sentences."""
+    return "photograph" if values["data"]["colour"] else "radiograph"
 
 
 def override(raw: dict, text: str) -> None:
@@ -358,6 +373,11 @@ def _cross_check(values: dict, source: str) -> None:
     clip = values["data"]["clip"]
     if clip is not None and (len(clip) != 2 or clip[0] >= clip[1]):
         raise BadConfig(f"{source}: data.clip is {clip}; it must be two percentiles, low < high")
+    if values["data"]["colour"] and values["data"]["crop"] != "whole":
+        raise BadConfig(
+            f"{source}: data.crop is '{values['data']['crop']}' and data.colour true, but lungs "
+            "are found in X-rays, which are grey; set data.crop to whole or data.colour to false"
+        )
     _check_train(values, source)
     check_sampler(values["sampler"], "sampler", source)
 

@@ -49,9 +49,9 @@ class Unit:
 class Part:
     """One data set as the engine sees it.
 
-    images (M, S, S) uint8; labels: (M,) class numbers, (M,) numbers in their unit, (M, K) findings
-    (1, 0, NaN: not labelled), or masks (M, S, S) uint8, 255 inside, of a head that gives masks;
-    task: number of the head; train, val, test: rows.
+    images (M, S, S) or, in colour, (M, 3, S, S) uint8; labels: (M,) class numbers, (M,) numbers in
+    their unit, (M, K) findings (1, 0, NaN: not labelled), or masks (M, S, S) uint8, 255 inside, of
+    a head that gives masks; task: number of the head; train, val, test: rows.
     """
 
     images: np.ndarray

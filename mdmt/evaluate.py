@@ -38,7 +38,7 @@ SCHEME = "external"
 RECORD = "evaluation.json"
 NETWORKS = "networks.csv"
 # Keys of `data` that are the run's: what the networks' own images went through.
-PREPARED = ("voi", "clip", "crop", "border", "square", "minmax")
+PREPARED = ("colour", "voi", "clip", "crop", "border", "square", "minmax")
 
 
 @dataclass

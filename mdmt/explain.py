@@ -2,9 +2,9 @@
 number.
 
 Occlusion (Zeiler & Fergus, ECCV 2014): a square of the network's input is painted in the picture's
-mean grey, and the predicted class's probability, or the number, falls by so much. No network is
-looked into, so that the map means the same for all of them. It says what the network used, not what
-is ill.
+mean grey or colour, and the predicted class's probability, or the number, falls by so much. No
+network is looked into, so that the map means the same for all of them. It says what the network
+used, not what is ill.
 """
 
 from __future__ import annotations
@@ -28,23 +28,26 @@ CHUNK = 64  # pictures whose maps are drawn together, after every network was as
 def occlusion(pixels: np.ndarray, probabilities) -> dict:
     """Fall of probabilities where a square is hidden, mean over the squares that cover a pixel.
 
-    pixels (S, S) uint8; probabilities: function from pictures (n, S, S) uint8 to {what: (n,)}.
+    pixels (S, S) or (3, S, S) uint8; probabilities: function from n such pictures to {what: (n,)}.
     Returns {what: (S, S) float64}, positive where the picture speaks for it.
     """
     hidden, places = _hidden(pixels)
     found = {what: np.asarray(p, np.float64) for what, p in probabilities(hidden).items()}
-    return {what: _spread(p[0] - p[1:], places, pixels.shape) for what, p in found.items()}
+    return {what: _spread(p[0] - p[1:], places, pixels.shape[-2:]) for what, p in found.items()}
 
 
 def _hidden(pixels: np.ndarray) -> tuple[np.ndarray, list[tuple]]:
-    """The picture and its copies with a square hidden each, (n + 1, S, S); the squares' slices."""
-    side = len(pixels)
+    """The picture and its copies with a square hidden each, (n + 1, S, S) or (n + 1, 3, S, S); the
+    squares' slices of the last two axes."""
+    side = pixels.shape[-1]
     square = max(side // SQUARES, 1)
     starts = sorted({*range(0, side - square, max(square // STEPS, 1)), side - square})
     places = [np.s_[y : y + square, x : x + square] for y in starts for x in starts]
     hidden = np.repeat(pixels[None], len(places) + 1, 0)
+    cover = [round(float(plane.mean())) for plane in pixels.reshape(-1, side, side)]
+    cover = np.array(cover, np.uint8).reshape(*pixels.shape[:-2], 1, 1)
     for one, place in zip(hidden[1:], places, strict=True):
-        one[place] = round(float(pixels.mean()))
+        one[(..., *place)] = cover
     return hidden, places
 
 
@@ -87,8 +90,9 @@ def explain(out, images, folder, *, device: str = "cpu", skip: bool = False, qui
 
 @dataclass
 class _Picture:
-    """A picture (S, S) uint8 and the networks (by number) that do not know it; given {task: for
-    each of them the probabilities or numbers (1 + squares, C), the whole picture's first}."""
+    """A picture, (S, S) or (3, S, S) uint8, and the networks (by number) that do not know it; given
+    {task: for each of them the probabilities or numbers (1 + squares, C), the whole picture's
+    first}."""
 
     path: Path
     pixels: np.ndarray
@@ -133,7 +137,7 @@ def _drawn(one: _Picture, tasks: dict):
     for task, spec in tasks.items():
         p = np.mean(one.given[task], 0)
         best = int(p[0].argmax())
-        found = _spread(p[0, best] - p[1:, best], places, one.pixels.shape)
+        found = _spread(p[0, best] - p[1:, best], places, one.pixels.shape[-2:])
         number = kinds.kind_of(spec) == kinds.NUMBER
         said = f"{p[0, 0]:.2f}" if number else f"{spec['classes'][best]}, {100 * p[0, best]:.1f} %"
         title = f"{one.path.name}\n{task}: {said}"

@@ -77,7 +77,7 @@ class Known:
     def shown(self, paths: list[Path], pixels: list[np.ndarray]) -> list[list[Shown]]:
         """For each picture those of the run that it shows, the most alike first.
 
-        pixels: (S, S) uint8 each, prepared as the run's were.
+        pixels: (S, S) or (3, S, S) uint8 each, prepared as the run's were.
         """
         found: list[dict[str, Shown]] = []
         for path, image in zip(paths, pixels, strict=True):
@@ -86,7 +86,7 @@ class Known:
             if source in self._places:
                 same[source] = self._shown(source, 1.0, True)
             found.append(same)
-        if pixels and not self.equal_only and pixels[0].shape[0] >= similar.SMALLEST:
+        if pixels and not self.equal_only and pixels[0].shape[-1] >= similar.SMALLEST:
             names = list(self._places)
             known = [store.images[row] for store, row in self._places.values()]
             for pair in similar.copies(pixels, known):

@@ -133,13 +133,15 @@ def find_images(given) -> list[Path]:
 class Opened:
     """The networks of a run and what they need. settings: of `mdmt.preprocess.picture`; known: the
     pictures that they learnt from; cuts: {task of a number: its entry in the configuration} where
-    thresholds make classes of it; notes: what a user should know."""
+    thresholds make classes of it; notes: what a user should know; what: one of the pictures in
+    words."""
 
     nets: list[Network]
     settings: dict
     known: Known
     cuts: dict[str, dict]
     notes: list[str]
+    what: str = "radiograph"
 
 
 def opened(out, **chosen) -> Opened:
@@ -166,7 +168,8 @@ def opened(out, **chosen) -> Opened:
         )
     cuts = {name: task for name, task in values["tasks"].items()
             if kinds.kind_of(task) == kinds.NUMBER and task["thresholds"]}  # fmt: skip
-    return Opened(nets, picture.settings_of(values), known, cuts, notes)
+    what = config.pictured(values)
+    return Opened(nets, picture.settings_of(values), known, cuts, notes, what)
 
 
 def prepared(paths: list[Path], settings: dict):
@@ -200,12 +203,13 @@ def predict(out, images, *, device: str = "cpu", skip: bool = False, quiet: bool
     with Progress(len(paths), quiet, "predicting") as progress:
         for start in range(0, len(paths), CHUNK):
             rows += _chunk(paths[start : start + CHUNK], run, device, skip, progress, own)
-    run.notes += told_known(own, len(paths))
+    run.notes += told_known(own, len(paths), run.what)
     return rows, run.notes
 
 
-def told_known(own: dict[Path, Shown], total: int) -> list[str]:
-    """Sentences about the pictures that networks know; own: what each of them shows."""
+def told_known(own: dict[Path, Shown], total: int, what: str = "radiograph") -> list[str]:
+    """Sentences about the pictures that networks know; own: what each of them shows; what: one of
+    them in words."""
     files = [path for path, s in own.items() if s.same_file]
     copies = [(path, s) for path, s in own.items() if not s.same_file]
     notes, left_out = [], "networks that learnt from them were left out"
@@ -217,7 +221,7 @@ def told_known(own: dict[Path, Shown], total: int) -> list[str]:
     if copies:
         said = "; ".join(f"{p.name} = {s.name}, {s.likeness:.2f}" for p, s in copies[:3])
         notes.append(
-            f"{len(copies)} of {total} pictures show a radiograph of the run in another file "
+            f"{len(copies)} of {total} pictures show a {what} of the run in another file "
             f"({said}{'; ...' if len(copies) > 3 else ''}): {left_out}"
         )
     return notes
@@ -297,7 +301,7 @@ def loaded(nets: list[Network], device: str):
 
 
 def probabilities(models, images: np.ndarray) -> dict:
-    """{task: (networks, images, C) float64} of images (n, S, S) uint8, as from
+    """{task: (networks, images, C) float64} of images (n, S, S) or (n, 3, S, S) uint8, as from
     `mdmt.engine.decoded`: probabilities of classes or findings, or the number (C = 1); models: as
     `loaded` gives them."""
     from . import engine

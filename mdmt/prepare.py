@@ -180,28 +180,49 @@ def page(name: str, surveys: list[Survey], written: list, out: Path) -> str:
     """index.html: how to read the sheets, and per data set the figures, the refused, the sheets."""
     tags = " ".join(
         f'<span class="tag" style="background:rgb{colour}">{escape(text)}</span>'
-        for colour, text in sheets.STATES.values()
+        for state, (colour, text) in sheets.STATES.items()
+        if not (state == "doubted" and _colour(surveys))
     )
     sections = "".join(
         _section(survey, paths, out) for survey, paths in zip(surveys, written, strict=True)
     )
+    words = "<code>whole</code>, <code>exclude</code>"
+    if not _colour(surveys):
+        words = f"<code>accept</code> (the lungs are right as\noutlined), {words}"
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(name)}: prepared images</title><style>{_STYLE}</style></head><body>
 <h1>{escape(name)}: prepared images</h1>
-<p>Every cell is the whole picture with the outline of the lung mask (cyan) and the square that the
-network sees (yellow); below it the file, how doubtful the lungs are (0: not at all; 1: refused) and
-why. The head of a cell says what became of the image: {tags}. Refused images come first, then the
-others by falling doubt.</p>
+<p>{_reading(surveys, tags)}</p>
 <p>To decide about single images, write a table with the columns <code>image</code> and
 <code>box</code> into the data set's folder and name it in the configuration as
-<code>corrections</code>; <code>box</code> is <code>accept</code> (the lungs are right as
-outlined), <code>whole</code>, <code>exclude</code>, or four numbers <code>left top right
+<code>corrections</code>; <code>box</code> is {words}, or four numbers <code>left top right
 bottom</code> in pixels of the picture. Rows of <code>images.csv</code> can be taken as they are.
 Only the images named are prepared again.</p>
 {sections}</body></html>
 """
+
+
+def _colour(surveys: list[Survey]) -> bool:
+    """Whether the pictures are in colour, so that no lungs were looked for."""
+    return any(s.store.settings.get("colour") for s in surveys)
+
+
+def _reading(surveys: list[Survey], tags: str) -> str:
+    """How to read the sheets."""
+    if _colour(surveys):
+        return (
+            "Every cell is the whole picture with the square that the network sees (yellow); below "
+            f"it the file. The head of a cell says what became of the image: {tags}. Refused "
+            "images come first."
+        )
+    return (
+        "Every cell is the whole picture with the outline of the lung mask (cyan) and the square "
+        "that the\nnetwork sees (yellow); below it the file, how doubtful the lungs are (0: not at "
+        "all; 1: refused) and\nwhy. The head of a cell says what became of the image: "
+        f"{tags}. Refused images come first, then the\nothers by falling doubt."
+    )
 
 
 def _section(survey: Survey, paths: list[Path], out: Path) -> str:

@@ -453,6 +453,12 @@ SCHEMA = _map(
             "folder of the preprocessed images (default: the user's cache)",
             optional=True,
         ),
+        colour=Key(
+            "bool",
+            False,
+            "keep the images in colour (RGB), for dermatoscopy, fundus photographs, histology; "
+            "a grey image then has three equal channels. false: everything becomes grey",
+        ),
         voi=Key("bool", True, "apply the window or lookup table that a DICOM file carries"),
         clip=Key(
             "list",
@@ -482,7 +488,7 @@ SCHEMA = _map(
             "where that ends, black is padded, or the square is cropped to the image",
             choices=("pad", "crop"),
         ),
-        minmax=Key("bool", False, "spread the grey values to the full range after resizing"),
+        minmax=Key("bool", False, "spread the values to the full range after resizing"),
         near_duplicates=Key(
             "text",
             "together",

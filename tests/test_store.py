@@ -395,7 +395,7 @@ with store.Builder(root / "a-1", {{"size": 256}}, 1536) as builder:
     for start in range(0, 1536, 64):
         builder.add([({{"source": str(start + i)}}, noise[i], None) for i in range(64)])
     builder.finish()
-known = store.Known(root / "a-2", 65536)
+known = store.Known(root / "a-2", (256, 256))
 with store.Builder(root / "a-2", {{"size": 256}}, 1536) as builder:
     for i in range(1536):
         builder.add([known.find({{"source": str(i)}})])

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import kinds, metrics, stats
+from ..config import pictured
 from ..measures import CUT, MEASURES, compared
 from ..results import undefined
 from .cohort import people
@@ -265,7 +266,7 @@ def matrix(outcome: Outcome, release: str, validation: str, task: str) -> Matrix
     if joined:
         notes.append(
             f"{where}: {len(set(patient.tolist()))} patient ids are {len(set(person.tolist()))} "
-            "patients, since some show the same radiograph; these count as one."
+            f"patients, since some show the same {pictured(outcome.values)}; these count as one."
         )
     return Matrix(
         release,

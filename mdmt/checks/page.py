@@ -9,7 +9,8 @@ from html import escape
 
 import numpy as np
 
-from .. import __version__
+from .. import __version__, config
+from ..data.levels import shown
 from ..kfold import PARTS
 from ..preprocess import sheets
 from ..report.page import facts, paragraph
@@ -22,7 +23,7 @@ DOUBTFUL = 120  # images on the contact sheets of a data set
 SHEETS = 24 * 2**20  # bytes of contact sheets in the page
 TITLES = {"error": "Errors: training would fail", "warning": "Warnings: look at these",
           "note": "Notes"}  # fmt: skip
-ODD = {"constant": "One grey value only", "tiny": "Few pixels", "inverted": "Perhaps inverted"}
+ODD = {"constant": "One {tone} only", "tiny": "Few pixels", "inverted": "Perhaps inverted"}
 STYLE = (
     f"""<style>{sheets.STYLE}</style>"""
     + """<style>
@@ -98,13 +99,14 @@ def _table(caption: str, heads: list[str], rows: list[list[str]]) -> str:
 def _pictures(report: Report) -> str:
     """Near-duplicates side by side, then what looks odd."""
     looks, out = report.looks, []
+    what = config.pictured(report.values)
     groups: dict[str, list] = {}
     for pair in looks.alike if looks else []:
         groups.setdefault(looks.kind(pair), []).append(pair)
     heads = {
-        "data sets": "The same radiograph in two data sets",
-        "patients": "The same radiograph under two patients",
-        "same patient": "The same radiograph twice under one patient",
+        "data sets": f"The same {what} in two data sets",
+        "patients": f"The same {what} under two patients",
+        "same patient": f"The same {what} twice under one patient",
     }
     for kind, title in heads.items():
         pairs = groups.get(kind, [])
@@ -124,7 +126,8 @@ def _pictures(report: Report) -> str:
         if len(pairs) > PAIRS:
             out.append(paragraph(f"... and {len(pairs) - PAIRS} more pairs.", "note"))
     for kind, places in (looks.odd if looks else {}).items():
-        out.append(f"<h3>{ODD[kind]}: {len(places)}</h3>")
+        title = ODD[kind].format(tone=looks.tone)
+        out.append(f"<h3>{title}: {len(places)}</h3>")
         cells = "".join(
             f"<figure>{_image(looks, p)}<figcaption>{escape(looks.name(p))}</figcaption></figure>"
             for p in places[:PAIRS]
@@ -141,7 +144,7 @@ def _image(looks, place: tuple[int, int]) -> str:
     usable = [e for e in store.entries if "reason" not in e]
     picture, _ = store.look(usable[place[1]])
     if picture is None:
-        picture = np.asarray(store.images[place[1]])
+        picture = np.ascontiguousarray(shown(store.images[place[1]]))
     return _inside(picture, looks.cases[place[0]].images[place[1]])
 
 
@@ -204,9 +207,12 @@ def _sheets(report: Report) -> str:
             if room > 0:
                 kept.append(text)
         most = min(len(survey.cases), DOUBTFUL)
+        colour = survey.store.settings.get("colour")
         said = (
-            f"The {most} most doubtful of {len(survey.cases)} images; `mdmt prepare` draws all. "
-            "Yellow: what the network sees; cyan: the lung mask."
-        )
+            f"{most} of {len(survey.cases)} images, refused ones first"
+            if colour
+            else f"The {most} most doubtful of {len(survey.cases)} images"
+        ) + "; `mdmt prepare` draws all. Yellow: what the network sees"
+        said += "." if colour else "; cyan: the lung mask."
         out.append(f"<h3>{escape(name)}</h3>{paragraph(said, 'note')}{''.join(kept)}")
     return "\n".join(out)

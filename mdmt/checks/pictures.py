@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from .. import config
 from ..data import similar
 
 TINY = 200  # shorter side of a picture, in pixels, below which there is little to see
@@ -24,7 +25,8 @@ class Looks:
     the data set, row)]} with the kinds constant, tiny and inverted; together: whether
     near-duplicates count as one patient; side: of the pictures, in pixels, where that is too little
     to look for near-duplicates, else 0;
-    shared: pairs that are one file in two data sets, under one patient id.
+    shared: pairs that are one file in two data sets, under one patient id; what, tone: a picture
+    and what one consists of, in words.
     """
 
     cases: list
@@ -34,6 +36,8 @@ class Looks:
     together: bool = True
     side: int = 0
     shared: list = field(default_factory=list)
+    what: str = "radiograph"
+    tone: str = "grey value"
 
     def kind(self, pair) -> str:
         """What the cases of a pair have in common: same file, same patient, patients, data sets."""
@@ -59,6 +63,7 @@ class Looks:
             *self._too_small(),
             *self._shared_files(),
             *self._alike_findings(),
+            *self._untried(),
             *self._odd_findings(),
         ]
 
@@ -91,7 +96,7 @@ class Looks:
             if kind == "same patient":
                 yield (
                     "note", self.cases[n].name,
-                    f"{count} of pictures of one patient {show} the same radiograph ({shown}): it "
+                    f"{count} of pictures of one patient {show} the same {self.what} ({shown}): it "
                     "counts more than once; name one of each in leave_out if that is not wanted",
                 )  # fmt: skip
                 continue
@@ -109,8 +114,19 @@ class Looks:
                 who, topic = f"{who} of two data sets", f"{topic} and {self.cases[m].name}"
             yield (
                 "warning", topic,
-                f"{count} of pictures {show} the same radiograph under {who} ({shown}): correct "
+                f"{count} of pictures {show} the same {self.what} under {who} ({shown}): correct "
                 f"the patient ids, or name one of each in leave_out; {done}",
+            )  # fmt: skip
+
+    def _untried(self):
+        """What is not known of likeness in colour."""
+        if self.alike and self.what != "radiograph":
+            yield (
+                "note", "pictures",
+                "likeness is judged by the luminance, at a threshold found on radiographs: "
+                "pictures with little in them and one frame (a fundus on black) may be taken for "
+                "one; look at the pairs, and where they are not one set data.near_duplicates: "
+                "report",
             )  # fmt: skip
 
     def _patients(self, pair) -> frozenset:
@@ -118,7 +134,7 @@ class Looks:
 
     def _odd_findings(self):
         sentences = {
-            "constant": ("warning", "one grey value only; name them in leave_out"),
+            "constant": ("warning", f"one {self.tone} only; name them in leave_out"),
             "tiny": ("warning", f"fewer than {TINY} pixels on a side; give larger files"),
             "inverted": (
                 "warning",
@@ -168,6 +184,8 @@ def look(values: dict, gathered: list[tuple], alike: list[list]) -> Looks:
     looks.shared = [p for p in every if looks.kind(p) == "same file"]
     every = [p for p in every if looks.kind(p) != "same file"]
     looks.alike = [p for p in every if p.correlation >= SAME or looks.kind(p) != "same patient"]
+    looks.what = config.pictured(values)
+    looks.tone = "colour" if values["data"]["colour"] else looks.tone
     looks.together = values["data"]["near_duplicates"] == "together"
     if values["data"]["synthetic"] is None:
         looks.odd = _odd(looks.stores)
@@ -196,9 +214,13 @@ def _odd(stores: list) -> dict:
             continue
         small = similar.thumbnails(store.images)
         flat = small.reshape(len(small), -1).std(1) <= 1
+        if store.images.ndim == 4:  # one luminance may be many hues
+            for i in np.flatnonzero(flat):
+                planes = similar.thumbnails(store.images[i])
+                flat[i] = (planes.reshape(len(planes), -1).std(1) <= 1).all()
         odd["constant"] += [(n, int(i)) for i in np.flatnonzero(flat)]
         rows = np.flatnonzero(~flat)
-        if len(rows) < MEDIAN:
+        if len(rows) < MEDIAN or store.images.ndim == 4:  # only X-rays can be inverted
             continue
         detail = similar.flatten(small[rows]).reshape(len(rows), -1)
         detail = detail - detail.mean(1, keepdims=True)

@@ -1,4 +1,4 @@
-"""DICOM: one frame of a file to grey values, or one sentence why not. The only user of pydicom.
+"""DICOM: one frame of a file to grey or RGB, or one sentence why not. The only user of pydicom.
 
 Order of the transforms: stored values -> modality (rescale or lookup table) -> VOI (lookup table
 or first window; can be switched off) -> inversion of MONOCHROME1 and of PresentationLUTShape
@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import BadData
-from .levels import Levels, count
+from .levels import Levels, count, of_integers
 
 SUFFIXES = (".dcm", ".dicom", ".dic")
 MAX_BYTES = 512 * 2**20  # of a file
@@ -103,26 +103,31 @@ def read_dicom(path, voi: bool = True, frame: int | None = None) -> np.ndarray:
     return read_levels(path, voi, frame).grey
 
 
-def read_levels(path, voi: bool = True, frame: int | None = None, alone: bool = False) -> Levels:
+def read_levels(
+    path, voi: bool = True, frame: int | None = None, alone: bool = False, colour: bool = False
+) -> Levels:
     """`read_dicom` as codes and a table.
 
     alone: this process may be ended by a decoder, so that compressed files are decoded in it.
+    colour: RGB, YBR and palettes are kept as RGB (rows, columns, 3) instead.
     """
     from . import isolated
 
     path = Path(path)
     try:
-        return read_here(path, voi, frame, alone)
+        return read_here(path, voi, frame, alone, colour)
     except _Compressed:
         try:
-            return isolated.read(path, voi, frame)
+            return isolated.read(path, voi, frame, colour)
         except isolated.Failed as reason:
             raise BadData(f"{path}: {reason}") from None
     except Refused as reason:
         raise BadData(f"{path}: {reason}") from None
 
 
-def read_here(path, voi: bool, frame: int | None, alone: bool = True) -> Levels:
+def read_here(
+    path, voi: bool, frame: int | None, alone: bool = True, colour: bool = False
+) -> Levels:
     """`read_levels` in this process; Refused without the file's name.
 
     alone: this process may be ended by a decoder; otherwise _Compressed is raised before it.
@@ -130,7 +135,7 @@ def read_here(path, voi: bool, frame: int | None, alone: bool = True) -> Levels:
     path = Path(path)
     try:
         with open(path, "rb") as stream:
-            return _read(path, stream, voi, frame, alone)
+            return _read(path, stream, voi, frame, alone, colour)
     except Refused as reason:
         raise Refused(_printable(reason)) from None
     except _Compressed:
@@ -158,7 +163,7 @@ def _first(error: BaseException) -> str:
     return text[:160].rstrip(".") or type(error).__name__
 
 
-def _read(path: Path, stream, voi: bool, frame: int | None, alone: bool) -> Levels:
+def _read(path: Path, stream, voi: bool, frame: int | None, alone: bool, colour: bool) -> Levels:
     size = stream.seek(0, 2)
     stream.seek(0)
     if size > MAX_BYTES:
@@ -177,11 +182,11 @@ def _read(path: Path, stream, voi: bool, frame: int | None, alone: bool) -> Leve
         raise Refused(f"has {frames} frames, there is no frame {frame}")
     stored = _pixels(stream, header, bare, frame, alone)
     if samples == 3:
-        return Levels(_luma(stored))
+        return of_integers(stored) if colour else Levels(_luma(stored))
     if header.PhotometricInterpretation == "PALETTE COLOR":
         stream.seek(0)
         whole = _pydicom().dcmread(stream, force=bare, stop_before_pixels=True)
-        return _palette(stored, whole)
+        return _palette(stored, whole, colour)
     return _levels(stored, header, voi)
 
 
@@ -457,8 +462,14 @@ def _levels(stored: np.ndarray, header, voi: bool) -> Levels:
     return Levels(codes, table, counted)
 
 
-def _palette(stored: np.ndarray, whole) -> Levels:
-    """Luma of the colours that stored values (rows, columns) name (PS3.3 C.7.6.3.1.5)."""
+def _palette(stored: np.ndarray, whole, colour: bool) -> Levels:
+    """The colours that stored values (rows, columns) name (PS3.3 C.7.6.3.1.5), or their luma."""
+    codes, table = _colours(stored, whole)
+    return of_integers(table[codes]) if colour else Levels(codes, _luma(table))
+
+
+def _colours(stored: np.ndarray, whole) -> tuple[np.ndarray, np.ndarray]:
+    """Stored values as codes (rows, columns), and red, green, blue of every code (codes, 3)."""
     codes, base = _coded(stored)
     index = np.arange(1 << (8 * codes.dtype.itemsize), dtype=np.int64) + base
     little = whole.original_encoding[1] is not False
@@ -468,7 +479,7 @@ def _palette(stored: np.ndarray, whole) -> Levels:
         if stored.dtype.itemsize == 2 and int(whole.RedPaletteColorLookupTableDescriptor[2]) != 16:
             raise Refused("has a palette of 8 bits for pixels of 16, in segments; convert it")
         rgb = _pydicom().pixels.apply_color_lut(index, whole)[..., :3]
-        return Levels(codes, _luma(rgb))
+        return codes, rgb
     channels = []
     for colour in ("Red", "Green", "Blue"):
         descriptor = whole.get(f"{colour}PaletteColorLookupTableDescriptor")
@@ -480,7 +491,7 @@ def _palette(stored: np.ndarray, whole) -> Levels:
             first -= 1 << 16
         table = _table(bytes(element.value), entries, little, words=element.VR != "OB")
         channels.append(table[np.clip(index - first, 0, entries - 1)])
-    return Levels(codes, _luma(np.stack(channels, -1)))
+    return codes, np.stack(channels, -1)
 
 
 def _table(raw: bytes, entries: int, little: bool, words: bool) -> np.ndarray:

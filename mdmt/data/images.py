@@ -1,7 +1,9 @@
-"""Image files of every kind that is read: JPEG, PNG, TIFF, BMP (8 to 16 bits) and DICOM to grey."""
+"""Image files of every kind that is read: JPEG, PNG, TIFF, BMP (8 to 16 bits) and DICOM, to grey or
+to colour."""
 
 from __future__ import annotations
 
+import sys
 import warnings
 
 import numpy as np
@@ -12,6 +14,9 @@ from .levels import Levels, of_integers
 
 MAX_PIXELS = 200_000_000
 NEW_SUBFILE_TYPE = 254  # TIFF 6.0, page 36: bit 0 marks a smaller copy of another page
+BITS_PER_SAMPLE, PLANAR = 258, 284  # pages 29 and 38: bits of each channel; 2: channels in planes
+WIDE = ("RGB;16", "RGBX;16", "RGBA;16")  # how Pillow calls channels of 16 bits in a file
+OTHER_END = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
 
 
 def read_grey(path, voi: bool = True) -> np.ndarray:
@@ -22,16 +27,18 @@ def read_grey(path, voi: bool = True) -> np.ndarray:
     return read_levels(path, voi).grey
 
 
-def read_levels(path, voi: bool = True, alone: bool = False) -> Levels:
+def read_levels(path, voi: bool = True, alone: bool = False, colour: bool = False) -> Levels:
     """`read_grey` as codes and a table.
 
     alone: this process may be ended by a decoder (a worker's may), so that no helper process is
-    needed for compressed DICOM files.
+    needed for compressed DICOM files. colour: a picture in colour is kept as RGB (H, W, 3) of 8 or
+    16 bits; palettes and CMYK are converted without a colour profile, what is transparent lies over
+    black. A grey one is grey then, too.
     """
     if dicom.is_dicom(path):
-        return dicom.read_levels(path, voi, alone=alone)
-    values = _read_picture(path)
-    if values.ndim != 2 or values.size == 0:
+        return dicom.read_levels(path, voi, alone=alone, colour=colour)
+    values = _read_picture(path, colour)
+    if values.shape[2:] not in ((), (3,)) or values.size == 0:
         raise BadData(f"{path}: is not a two-dimensional image; replace the file")
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise BadData(f"{path}: holds values that are not finite; replace the file")
@@ -53,15 +60,84 @@ def _pages(image) -> int:
     return full
 
 
-def _read_picture(path) -> np.ndarray:
-    """Grey values of a file that Pillow reads: (H, W)."""
+def _opened(path):
+    """The file as a picture that is not decoded yet."""
+    from PIL import Image
+
+    with warnings.catch_warnings():  # what is too large is decided here
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(path)
+
+
+def _check_planes(path, image) -> None:
+    """Pillow takes channels in planes of their own for 8 bits each, whatever they have."""
+    if image.format != "TIFF" or image.tag_v2.get(PLANAR) != 2:
+        return
+    bits = image.tag_v2.get(BITS_PER_SAMPLE, (1,))
+    if len(bits) > 1 and max(bits) > 8:
+        raise BadData(
+            f"{path}: keeps its channels in separate planes of {max(bits)} bits, which are not "
+            "read; save it with interleaved channels"
+        )
+
+
+def _is_grey(mode: str) -> bool:
+    """Whether a picture of this mode of Pillow's has no colour."""
+    return mode in ("1", "L", "LA", "La", "F", "I") or mode.startswith("I;16")
+
+
+def _over_black(image):
+    """A picture with what is transparent lying over black: RGBA."""
+    from PIL import Image
+
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+
+
+def _rgb(path, image):
+    """A picture in colour as RGB of 8 bits."""
+    if image.mode in ("RGBA", "RGBa", "PA") or "transparency" in image.info:
+        return _over_black(image).convert("RGB")
+    if image.mode not in ("RGB", "RGBX", "P", "CMYK", "YCbCr"):
+        raise BadData(f"{path}: has colours of the kind {image.mode}; save it as RGB")
+    return image.convert("RGB")
+
+
+def _low_bytes(path, image):
+    """The low bytes of channels of 16 bits, of which Pillow gives the high ones, as a picture of
+    8 bits; None where there are none. Read with the bytes of each number the other way round."""
+    wanted = []
+    for tile in image.tile:
+        first, *rest = (tile[3],) if isinstance(tile[3], str) else tuple(tile[3] or ("",))
+        if not isinstance(first, str) or first[:-1] not in WIDE or first[-1] not in OTHER_END:
+            return None
+        wanted.append((first[:-1] + OTHER_END[first[-1]], *rest))
+    if not wanted or "transparency" in image.info:
+        return None
+    with _opened(path) as low:
+        low.tile = [
+            tile._replace(args=args) if hasattr(tile, "_replace") else (*tile[:3], args)
+            for tile, args in zip(low.tile, wanted, strict=True)
+        ]
+        low.load()
+        return low
+
+
+def _wide(high, low) -> np.ndarray:
+    """RGB (H, W, 3) uint16 of its high and its low bytes; what is transparent lies over black."""
+    values = np.asarray(high).astype(np.uint16) << 8 | np.asarray(low)
+    if high.mode != "RGBA":
+        return values[..., :3]
+    opaque = values[..., 3:].astype(np.uint32)
+    return ((values[..., :3] * opaque + 32767) // 65535).astype(np.uint16)
+
+
+def _read_picture(path, colour: bool = False) -> np.ndarray:
+    """Values of a file that Pillow reads: grey (H, W); with `colour`, (H, W, 3) of a colour one."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with warnings.catch_warnings():  # what is too large is decided here
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            opened = Image.open(path)
-        with opened as image:
+        with _opened(path) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise BadData(
                     f"{path}: has {image.width} x {image.height} pixels, more than "
@@ -72,12 +148,16 @@ def _read_picture(path) -> np.ndarray:
                 raise BadData(
                     f"{path}: holds {pages} pictures; keep the right one in a file of its own"
                 )
+            _check_planes(path, image)
+            low = _low_bytes(path, image) if colour else None
             image.load()
             image = ImageOps.exif_transpose(image)
+            if low is not None:
+                return _wide(image, ImageOps.exif_transpose(low))
+            if colour and not _is_grey(image.mode):
+                return np.asarray(_rgb(path, image))
             if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                image = image.convert("RGBA")
-                ground = Image.new("RGBA", image.size, (0, 0, 0, 255))
-                image = Image.alpha_composite(ground, image).convert("L")
+                image = _over_black(image).convert("L")
             elif image.mode not in ("L", "F", "I") and not image.mode.startswith("I;16"):
                 image = image.convert("L")  # ITU-R 601: 0.299 R + 0.587 G + 0.114 B
             return np.asarray(image)

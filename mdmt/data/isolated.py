@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import select
 import subprocess
@@ -61,9 +62,9 @@ class _Helper:
             answer = json.loads(self._take(size, deadline))
             if "refused" in answer:
                 raise Failed(answer["refused"])
-            (rows, columns), kind = answer["shape"], np.dtype(answer["kind"])
-            raw = self._take(kind.itemsize * rows * columns, deadline)
-            codes = np.frombuffer(raw, kind).reshape(rows, columns)
+            shape, kind = answer["shape"], np.dtype(answer["kind"])
+            raw = self._take(kind.itemsize * math.prod(shape), deadline)
+            codes = np.frombuffer(raw, kind).reshape(shape)
             if not answer["table"]:
                 return Levels(codes)
             raw = self._take(4 * answer["table"], deadline)
@@ -101,7 +102,7 @@ class _Helper:
         return self.process.poll() is None
 
 
-def read(path, voi: bool, frame: int | None) -> Levels:
+def read(path, voi: bool, frame: int | None, colour: bool = False) -> Levels:
     """`mdmt.data.dicom.read_levels` in a helper. Raises Failed."""
     global _owner
     with _lock:
@@ -112,7 +113,7 @@ def read(path, voi: bool, frame: int | None) -> Levels:
     if helper is None or not helper.alive():
         helper = _Helper()
     try:
-        return helper.ask({"path": os.fspath(path), "voi": voi, "frame": frame})
+        return helper.ask({"path": os.fspath(path), "voi": voi, "frame": frame, "colour": colour})
     except BaseException as error:
         if not isinstance(error, Failed):  # interrupted between question and answer
             helper.close()
@@ -144,8 +145,10 @@ def serve() -> None:
             request = json.loads(line)
             found, answer = None, {}
             try:
-                found = dicom.read_here(request["path"], request["voi"], request["frame"])
-                answer["shape"], answer["kind"] = found.shape, found.codes.dtype.str
+                found = dicom.read_here(
+                    request["path"], request["voi"], request["frame"], colour=request["colour"]
+                )
+                answer["shape"], answer["kind"] = found.codes.shape, found.codes.dtype.str
                 answer["table"] = 0 if found.table is None else len(found.table)
             except dicom.Refused as reason:
                 answer["refused"] = str(reason)

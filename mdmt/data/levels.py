@@ -12,11 +12,11 @@ _BLOCK = 1 << 20  # pixels counted at a time, so that a count needs little memor
 
 @dataclass(frozen=True)
 class Levels:
-    """A grey picture of at most 65,536 grey values.
+    """A picture of at most 65,536 values, grey or in colour.
 
-    codes (H, W) uint8 or uint16; table (L,) float32: the grey value of code k is table[k], for
-    every code that occurs. Where table is None, codes (H, W) float32 are the grey values
-    themselves. counted: `counts`, where they are known.
+    codes (H, W) uint8 or uint16, of a colour picture (H, W, 3) red, green, blue; table (L,)
+    float32: the value of code k is table[k] in every channel, for every code that occurs. Where
+    table is None, codes float32 are the values themselves. counted: `counts`, where they are known.
     """
 
     codes: np.ndarray
@@ -25,15 +25,26 @@ class Levels:
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self.codes.shape
+        return self.codes.shape[:2]
+
+    @property
+    def colour(self) -> bool:
+        """True for red, green and blue."""
+        return self.codes.ndim == 3
 
     @property
     def grey(self) -> np.ndarray:
-        """Grey values (H, W) float32."""
+        """The values, float32: (H, W), of a colour picture (H, W, 3)."""
         return self.part(slice(None), slice(None))
 
+    def planes(self) -> list[Levels]:
+        """Red, green and blue as pictures of their own; of a grey picture itself."""
+        if not self.colour:
+            return [self]
+        return [Levels(self.codes[..., c], self.table) for c in range(self.codes.shape[2])]
+
     def part(self, rows: slice, columns: slice) -> np.ndarray:
-        """Grey values of some rows and columns: float32."""
+        """The values of some rows and columns: float32."""
         codes = self.codes[rows, columns]
         if self.table is None:
             return codes
@@ -48,7 +59,8 @@ class Levels:
 
     @cached_property
     def counts(self) -> np.ndarray:
-        """Pixels of each code of the table, (L,) int64; only with a table."""
+        """Values of each code of the table, in all channels together, (L,) int64; only with a
+        table."""
         counted = count(self.codes) if self.counted is None else self.counted
         return counted[: len(self.table)]
 
@@ -67,7 +79,7 @@ def count(codes: np.ndarray) -> np.ndarray:
 
 
 def of_integers(values: np.ndarray) -> Levels:
-    """Levels of integer grey values (H, W); those of 8 or 16 unsigned bits get a table."""
+    """Levels of integer values (H, W) or (H, W, 3); those of 8 or 16 unsigned bits get a table."""
     if values.dtype.kind in "iu" and values.dtype.itemsize > 2:
         if values.min() < 0 or values.max() > 0xFFFF:
             return Levels(values.astype(np.float32))
@@ -76,3 +88,17 @@ def of_integers(values: np.ndarray) -> Levels:
         return Levels(values.astype(np.float32))
     codes = np.ascontiguousarray(values, values.dtype.newbyteorder("="))
     return Levels(codes, np.arange(1 << (8 * codes.dtype.itemsize), dtype=np.float32))
+
+
+def shown(pixels: np.ndarray) -> np.ndarray:
+    """Pixels of a store, (S, S) or (3, S, S), as drawing takes them: (S, S) or (S, S, 3)."""
+    return pixels if pixels.ndim == 2 else np.moveaxis(pixels, 0, -1)
+
+
+def luminance(pixels: np.ndarray) -> np.ndarray:
+    """The luminance (S, S) uint8 of pixels of a store (ITU-R 601); of grey ones they themselves."""
+    if pixels.ndim == 2:
+        return pixels
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(np.ascontiguousarray(shown(pixels))).convert("L"))

@@ -4,7 +4,8 @@ A store is a folder `<settings>-<content>` of two content hashes: of what its pi
 besides the sources, and of its sources in order, each by the SHA-256 of its bytes and what a person
 decided about it. In it are
 
-- `images.u8`: (M, S, S) uint8 in C order, the images that can be used;
+- `images.u8`: (M, S, S) uint8 in C order, the images that can be used; (M, 3, S, S) where they are
+  kept in colour: red, green and blue planes;
 - `looks.bin`: for each image a small JPEG of the whole picture and a PNG of the lung mask;
 - `index.json`: the settings and an entry per image, refused ones included, with the reason.
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import sys
@@ -41,8 +43,9 @@ STALE = 14 * 86400.0  # seconds after which a preparation that nobody went on wi
 class Store:
     """A finished store.
 
-    images (M, S, S) uint8 memory map; key, folder; settings; entries: a dictionary per image,
-    refused ones included; sources: SHA-256 of each usable image's file; bad: the refused entries.
+    images (M, S, S) or (M, 3, S, S) uint8 memory map; key, folder; settings; entries: a dictionary
+    per image, refused ones included; sources: SHA-256 of each usable image's file; bad: the refused
+    entries.
     """
 
     def __init__(self, folder):
@@ -53,10 +56,9 @@ class Store:
         self.entries: list[dict] = index["entries"]
         self.sources: list[str] = [e["source"] for e in self.entries if "reason" not in e]
         self.bad: list[dict] = [e for e in self.entries if "reason" in e]
-        size = self.settings["size"]
-        shape = (len(self.sources), size, size)
+        shape = (len(self.sources), *picture_shape(self.settings))
         path = self.folder / IMAGES
-        if path.stat().st_size != shape[0] * size * size:
+        if path.stat().st_size != math.prod(shape):
             raise ValueError(f"{IMAGES} has the wrong size")
         self.images = (
             np.memmap(path, np.uint8, "r", shape=shape) if shape[0] else np.empty(shape, np.uint8)
@@ -66,9 +68,9 @@ class Store:
         return Store, (self.folder,)  # another process maps the file itself
 
     def look(self, entry: dict) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """The whole picture of an entry, small (h, w) uint8, and its lung mask (h, w) bool.
+        """The whole picture of an entry, small, and its lung mask (h, w) bool.
 
-        None for what there is not.
+        The picture (h, w) or, in colour, (h, w, 3) uint8. None for what there is not.
         """
         start, picture, mask = entry.get("look") or (0, 0, 0)
         if not picture:
@@ -90,6 +92,12 @@ def _decoded(raw: bytes, kind=np.uint8) -> np.ndarray:
 
     with Image.open(io.BytesIO(raw)) as image:
         return np.asarray(image).astype(kind)
+
+
+def picture_shape(settings: dict) -> tuple[int, ...]:
+    """Shape of an image's pixels under the settings of a store: (S, S) or (3, S, S)."""
+    size = settings["size"]
+    return (3, size, size) if settings.get("colour") else (size, size)
 
 
 def store_folder(values: dict) -> Path:
@@ -139,7 +147,7 @@ class Builder:
         self.done = False
         self._lock = None
         self._streams: list = []
-        self._pixels = settings["size"] ** 2
+        self._pixels = math.prod(picture_shape(settings))
 
     def __enter__(self) -> Builder:
         make_folder(self.folder.parent)
@@ -182,7 +190,8 @@ class Builder:
             )
 
     def add(self, entries: list[tuple]) -> None:
-        """Append (entry, pixels (S, S) uint8 or None, look (JPEG bytes, PNG bytes) or None)."""
+        """Append (entry, pixels uint8 of the shape `picture_shape` or None, look (JPEG bytes, PNG
+        bytes) or None)."""
         images, looks, journal = self._streams
         lines = []
         for entry, pixels, look in entries:
@@ -289,14 +298,15 @@ def _journal(folder: Path, pixels: int) -> list[dict]:
 class Known:
     """Entries of the stores beside `folder` that have the same settings, finished or not."""
 
-    def __init__(self, folder: Path, pixels: int):
-        self._pixels = pixels
+    def __init__(self, folder: Path, shape: tuple[int, ...]):
+        """shape: of an image's pixels, as from `picture_shape`."""
+        self._shape, self._pixels = shape, math.prod(shape)
         self._where: dict[str, tuple[Path, dict, int]] = {}
         prefix = folder.name.split("-")[0]
         parent = folder.parent
         for other in sorted(parent.glob(f"{BUILDING}{prefix}-*")):
             if other.is_dir() and other.name != f"{BUILDING}{folder.name}":
-                self._take(other, _journal(other, pixels))
+                self._take(other, _journal(other, self._pixels))
         for other in sorted(parent.glob(f"{prefix}-*")):
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 self._take(other, json.loads((other / INDEX).read_text("utf-8"))["entries"])
@@ -324,8 +334,7 @@ class Known:
                 raw = _part(folder / IMAGES, row * self._pixels, self._pixels)
                 if zlib.crc32(raw) != entry["crc"]:
                     return None
-                side = round(self._pixels**0.5)
-                pixels = np.frombuffer(raw, np.uint8).reshape(side, side)
+                pixels = np.frombuffer(raw, np.uint8).reshape(self._shape)
             if entry.get("look"):
                 start, picture, mask = entry["look"]
                 raw = _part(folder / LOOKS, start, picture + mask)

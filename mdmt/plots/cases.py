@@ -9,11 +9,12 @@ import numpy as np
 from .. import kinds
 from ..analysis.compare import METHOD, Matrix
 from ..analysis.describe import mean_truth
+from ..data.levels import shown
 from . import style
 
 
 def find_images(cohort: dict | None, task: str) -> dict:
-    """{image: (memory map (M, S, S) uint8, row)} of the task's image stores that are here."""
+    """{image: (memory map of a store, row)} of the task's image stores that are here."""
     from ..data.store import Store
 
     found: dict = {}
@@ -52,7 +53,7 @@ def sheet(m: Matrix, images: dict, each: int = 6):
             ax.set_axis_off()
         for ax, i in zip(line, chosen, strict=False):
             pixels, row = images[m.image[i]]
-            ax.imshow(pixels[row], cmap="gray", vmin=0, vmax=255)
+            ax.imshow(shown(pixels[row]), cmap="gray", vmin=0, vmax=255)
             ax.set_title(f"{what}: {_told(m, name, truth, i)}", fontsize=8)
     return fig
 

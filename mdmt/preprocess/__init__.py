@@ -1,1 +1,1 @@
-"""Preprocessing: which part of an image the network sees, and how its grey values are scaled."""
+"""Preprocessing: which part of an image the network sees, and how its values are scaled."""

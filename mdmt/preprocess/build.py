@@ -15,6 +15,7 @@ from ..data.store import (
     key_of,
     needs_package,
     open_store,
+    picture_shape,
     remove_old,
     retire,
     store_folder,
@@ -185,7 +186,7 @@ def _fill(builder, cases, wanted, unreadable, settings, workers, progress) -> di
     """Append an entry for every image to a store; return what was done."""
     done = len(builder.entries)
     figures = {"decoded": 0, "copied": 0, "found": done, "decoder_seconds": 0.0}
-    known = Known(builder.folder, settings["size"] ** 2)
+    known = Known(builder.folder, picture_shape(settings))
     tasks, ready = [], {}
     for i in range(done, len(wanted)):
         if i in unreadable:

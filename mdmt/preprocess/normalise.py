@@ -1,4 +1,8 @@
-"""Grey values to the range 0..255: percentile clipping, and the min-max at the end."""
+"""Values to the range 0..255: percentile clipping, and the min-max at the end.
+
+Red, green and blue are scaled by the same numbers, found in all of them together, so that the hue
+stays.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ TOP = 255.0
 
 
 def normalise(picture, clip=(2, 98)) -> np.ndarray:
-    """`normalised`, of `Levels` or of grey values (H, W), as grey values: float32 (H, W)."""
+    """`normalised`, of `Levels` or of values (H, W) or (H, W, 3): float32 of the same shape."""
     if not isinstance(picture, Levels):
         picture = of_integers(np.asarray(picture))
     return normalised(picture, clip).grey
@@ -67,5 +71,5 @@ def stretched(grey: np.ndarray) -> np.ndarray:
 
 
 def to_bytes(grey: np.ndarray) -> np.ndarray:
-    """Round grey values (H, W) to uint8."""
+    """Round values to uint8."""
     return np.clip(np.rint(grey), 0, 255).astype(np.uint8)

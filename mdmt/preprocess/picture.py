@@ -16,7 +16,7 @@ import numpy as np
 
 from ..data.images import read_levels
 from ..data.levels import Levels
-from ..data.store import FORMAT
+from ..data.store import FORMAT, picture_shape
 from ..errors import BadData
 from . import crop
 from .normalise import normalised, stretched, to_bytes
@@ -43,9 +43,10 @@ class Task:
 class Prepared:
     """What became of an image.
 
-    pixels (S, S) uint8, or None with a reason. facts: what the store's entry keeps: doubt (0..1 or
-    more, how unlike lungs the mask is), shape (H, W), box (left, top, right, bottom; None where no
-    lungs were found). look: JPEG and PNG bytes for the contact sheet. seconds: of the decoder.
+    pixels (S, S) uint8, in a study in colour (3, S, S), or None with a reason. facts: what the
+    store's entry keeps: doubt (0..1 or more, how unlike lungs the mask is), shape (H, W), box
+    (left, top, right, bottom; None where no lungs were found). look: JPEG and PNG bytes for the
+    contact sheet. seconds: of the decoder.
     """
 
     pixels: np.ndarray | None
@@ -68,6 +69,8 @@ def settings_of(values: dict) -> dict:
     }
     if data["crop"] != "whole":
         found |= {"border": float(data["border"]), "lungs": _lungs_version()}
+    if data["colour"]:
+        found["colour"] = True
     return found
 
 
@@ -79,7 +82,7 @@ def _lungs_version() -> str:
 
 
 def preprocess(path, settings: dict, decision: list | None = None) -> np.ndarray:
-    """Return one image as the network's input pixels: uint8 (S, S). Raises BadData."""
+    """Return one image as the network's input pixels, uint8 (S, S) or (3, S, S). Raises BadData."""
     (found,) = prepare([Task(Path(path), decision)], settings)
     if found.pixels is None:
         raise BadData(f"{path}: {found.facts['reason']}")
@@ -101,7 +104,7 @@ def prepare(tasks: list[Task], settings: dict, begin=None, alone: bool = False) 
         start = time.perf_counter()
         levels, reason = None, None
         try:
-            levels = read_levels(task.path, settings["voi"], alone)
+            levels = read_levels(task.path, settings["voi"], alone, settings.get("colour", False))
             held += levels.codes.size
         except BadData as error:
             reason = str(error).removeprefix(f"{task.path}: ")
@@ -166,10 +169,11 @@ def _prepared(picture: Levels, decision, lungs, settings: dict, seconds: float) 
     """
     facts: dict = {"shape": list(picture.shape)}
     mask, box = None, None
-    if settings["crop"] == "whole" or decision == ["whole"]:
-        box = crop.whole(picture.shape)
-    elif decision is not None and decision[0] == "box":
+    given = decision is not None and decision[0] == "box"
+    if given and (settings["crop"] != "whole" or settings.get("colour")):
         box = _given(decision, picture.shape, facts)
+    elif settings["crop"] == "whole" or decision == ["whole"]:
+        box = crop.whole(picture.shape)
     else:
         mask, verdict = lungs
         inner = crop.bounding_box(mask)
@@ -184,10 +188,11 @@ def _prepared(picture: Levels, decision, lungs, settings: dict, seconds: float) 
         square = crop.squared(box, picture.shape, settings["square"])
         facts["box"] = list(square)
         if "reason" not in facts:
-            part = crop.cut(picture, square)
+            parts = (crop.cut(plane, square) for plane in picture.planes())
             if settings["crop"] == "masked" and mask is not None:
-                part = part * crop.cut(_enlarged(mask, picture.shape), square)
-            pixels = _resized(part, settings)
+                seen = crop.cut(_enlarged(mask, picture.shape), square)
+                parts = (part * seen for part in parts)
+            pixels = _resized(parts, settings)
     return Prepared(pixels, facts, _look(picture, mask), seconds)
 
 
@@ -230,21 +235,27 @@ def _enlarged(mask: np.ndarray, shape) -> np.ndarray:
     return np.repeat(np.repeat(mask, step, 0), step, 1)[: shape[0], : shape[1]]
 
 
-def _resized(square: np.ndarray, settings: dict) -> np.ndarray:
-    """Scale a square picture to the network's size: uint8 (S, S)."""
+def _resized(planes, settings: dict) -> np.ndarray:
+    """Scale the square planes (H, H) of a picture, one or three, to the network's size: uint8, as
+    of `picture_shape`; a grey picture's plane is repeated where the study is in colour."""
     from PIL import Image
 
-    size = settings["size"]
-    if square.shape[0] != size:
-        picture = Image.fromarray(np.ascontiguousarray(square))
-        square = np.asarray(
-            picture.resize((size, size), Image.Resampling.BILINEAR)
-        )  # with antialiasing when scaling down
-    return to_bytes(stretched(square) if settings["minmax"] else square)
+    size, found = settings["size"], []
+    for square in planes:
+        if square.shape[0] != size:
+            picture = Image.fromarray(np.ascontiguousarray(square))
+            square = np.asarray(
+                picture.resize((size, size), Image.Resampling.BILINEAR)
+            )  # with antialiasing when scaling down
+        found.append(square)
+    stack = np.stack(found)
+    pixels = to_bytes(stretched(stack) if settings["minmax"] else stack)
+    shape = picture_shape(settings)
+    return np.ascontiguousarray(np.broadcast_to(pixels, shape)) if len(shape) == 3 else pixels[0]
 
 
 def _look(picture: Levels, mask: np.ndarray | None) -> tuple[bytes, bytes]:
-    """A small JPEG of a picture (H, W) and a small PNG of its mask."""
+    """A small JPEG of a picture and a small PNG of its mask (h, w)."""
     from PIL import Image
 
     height, width = picture.shape

@@ -80,8 +80,10 @@ def write(survey: Survey, folder, most: int | None = None, progress=None) -> lis
     written = []
     for number, image in enumerate(_pages(survey, most), start=1):
         path = folder / f"sheet-{number:03d}.png"
+        if not survey.store.settings.get("colour"):
+            image = image.quantize(palette=_palette(), dither=0)
         with atomic(path, sync=False) as stream:
-            image.quantize(palette=_palette(), dither=0).save(stream, "PNG")
+            image.save(stream, "PNG")
         written.append(path)
         if progress is not None:
             progress()
@@ -172,10 +174,10 @@ def _cell(survey: Survey, i: int):
     if picture is None:
         draw.text((WIDTH / 2, HEAD + LOOK / 2), "no picture", (200, 200, 200), _font(14), "mm")
     else:
-        shown = np.repeat(picture[..., None], 3, 2)
+        shown = np.repeat(picture[..., None], 3, 2) if picture.ndim == 2 else picture
         if mask is not None:
             shown[outline(mask)] = OUTLINE
-        height, width = picture.shape
+        height, width = picture.shape[:2]
         x, y = (WIDTH - width) // 2, HEAD + MARGIN + (LOOK - height) // 2
         cell.paste(Image.fromarray(shown), (x, y))
         if entry.get("box"):

@@ -242,11 +242,15 @@ def _preprocessing(values: dict) -> str:
     """The steps from an image file to the network's input, as a sentence."""
     data = values["data"]
     clip = data["clip"]
-    steps = [
-        f"grey levels clipped at percentiles {clip[0]} and {clip[1]}"
+    steps, levels = [], "grey levels"
+    if data["colour"]:
+        steps = ["images kept in colour (RGB), grey ones with three equal channels"]
+        levels = "values of all three channels together"
+    steps.append(
+        f"{levels} clipped at percentiles {clip[0]} and {clip[1]}"
         if clip
-        else "grey levels spread over the full range"
-    ]
+        else f"{levels} spread over the full range"
+    )
     if data["crop"] != "whole":
         steps.append(
             "lungs segmented by the U-Net of mdmt; the box of the two largest regions with a "
@@ -260,7 +264,7 @@ def _preprocessing(values: dict) -> str:
         f"resized to {values['image_size']} pixels",
     ]
     if data["minmax"]:
-        steps.append("grey levels spread to the full range again")
+        steps.append(f"{levels} spread to the full range again")
     bad = "that cannot be read" + " or show no plausible lungs" * (data["crop"] != "whole")
     how = "stop the run" if data["on_bad_image"] == "error" else "are excluded and listed"
     return f"{steps[0][0].upper()}{'; '.join(steps)[1:]}. Images {bad} {how}."
@@ -372,7 +376,8 @@ def answers(outcome, analyses: list, people: dict | None = None) -> dict:
     loco = any(a.matrix.validation.startswith("loco") for a in analyses)
     known = {
         "readers": _readers(people or {}, values["tasks"]),
-        "title": "Convolutional networks, multi-data-set multi-task learning on chest radiographs.",
+        "title": "Convolutional networks, multi-data-set multi-task learning on "
+        f"{'images in colour' if values['data']['colour'] else 'chest radiographs'}.",
         "retrospective": "Retrospective use of existing images."
         if not outcome.synthetic
         else "Neither: the images were drawn by software.",

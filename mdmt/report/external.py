@@ -7,6 +7,7 @@ from pathlib import Path
 from .. import kinds
 from ..analysis.compare import METHOD, Analysis
 from ..analysis.folder import Outcome
+from ..config import pictured
 from ..measures import MEASURES, compared, leading
 from ..paths import read_json
 from ..tables.grid import Cell, Row, Table, measured
@@ -158,8 +159,8 @@ def audit(outcome: Outcome, notes: list[str]) -> str:
     ]
     out = "<h3>Checked</h3>" + listing(
         [
-            "No network has learnt from a picture that shows the same radiograph as one of the "
-            "tested, as far as pictures tell (files, pixels, near-duplicates).",
+            f"No network has learnt from a picture that shows the same {pictured(outcome.values)} "
+            "as one of the tested, as far as pictures tell (files, pixels, near-duplicates).",
             f"{len(lost)} image{'s' * (len(lost) != 1)} left out for it (see Data).",
             "Classes and numbers of predictions.csv follow from its probabilities.",
         ]

@@ -36,13 +36,13 @@ def question(outcome: Outcome) -> str:
     first, *others = values["tasks"]
     together = [s["tasks"] for c in values["configurations"] for s in stages_of(values, c)[-1:]]
     rest = [t for t in others if any(first in some and t in some for some in together)]
+    seen = "images in colour" if values["data"]["colour"] else "chest radiographs"
     text = paragraph(
-        f"Does a network that learns {first} from chest radiographs become better when it learns "
+        f"Does a network that learns {first} from {seen} become better when it learns "
         f"{words.joined(rest)} from {'another data set' if len(rest) == 1 else 'other data sets'} "
         "at the same time?"
         if rest
-        else f"How well do networks predict {words.joined(words.tested(outcome))} from chest "
-        "radiographs?"
+        else f"How well do networks predict {words.joined(words.tested(outcome))} from {seen}?"
     )
     rows = []
     for name in outcome.values["configurations"]:

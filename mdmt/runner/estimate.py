@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import kinds
+from ..data.store import picture_shape
 from ..engine import SMALLER, check_memory, in_parts
 from ..errors import BadConfig
 from ..paths import flush_to_disk
@@ -85,7 +86,8 @@ def measure(
         raise BadConfig(f"{backbone}: {error}; {SMALLER}") from error
     count = min(SAMPLES, batch)
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (count, size, size), dtype=np.uint8)
+    shape = picture_shape({"size": size, "colour": values["data"]["colour"]})
+    images = rng.integers(0, 256, (count, *shape), dtype=np.uint8)
     columns = [kinds.outputs(t) if kinds.kind_of(t) == kinds.FINDINGS else 1 for t in tasks]
     target = np.zeros((count, max(columns)), np.float32)
     model.attach([{"images": images, "task": 0, "target": target}])
