@@ -324,6 +324,27 @@ def test_a_person_decides_and_only_that_is_made_again(study, tmp_path, capsys):
     assert np.array_equal(found.store.images[3], picture.preprocess(root / "c03.png", plain))
 
 
+def test_a_persons_box_is_heeded_where_whole_pictures_are_used(study, tmp_path, capsys):
+    """The others' pixels stay as they were; the store is another one."""
+    from mdmt import study as module
+
+    whole = ["data.crop=whole", "data.on_bad_image=exclude"]
+    found = []
+    (tmp_path / "data" / "fixed.csv").write_text("image,box\nc03,10 20 60 90\nc04,whole\n")
+    for more in ([], ["data.datasets.0.corrections=fixed.csv"]):
+        values = config.load(str(study), whole + more)
+        (cases,) = module.read_cases(values)
+        found.append(build.inspect(cases, values, progress=False).store)
+    plain, fixed = found
+    names = [Path(e["file"]).stem for e in plain.entries if "reason" not in e]
+    same = [np.array_equal(a, b) for a, b in zip(plain.images, fixed.images, strict=True)]
+    assert [n for n, s in zip(names, same, strict=True) if not s] == ["c03"]
+    assert plain.folder != fixed.folder and "boxes" not in plain.settings
+    path = Path(values["data"]["root"]) / "images" / "c03.png"
+    expected = picture.preprocess(path, plain.settings, ["box", 10, 20, 60, 90])
+    assert np.array_equal(fixed.images[names.index("c03")], expected)
+
+
 def test_many_stores_are_told(study, tmp_path, capsys, monkeypatch):
     from mdmt import prepare
 

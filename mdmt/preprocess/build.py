@@ -104,10 +104,10 @@ def inspect(
     under two patients, NoSpace for a store that cannot be written.
     """
     begin = time.perf_counter()
-    settings = picture.settings_of(values)
     root = store_folder(values)
     workers = _workers() if workers is None else workers
     decided = corrections.decisions(cases, values)
+    settings = picture.settings_of(values, decided)
     cases, decided = _without_excluded(cases, decided)
     with _Bar(cases, "reading", progress) as bar:
         sources = hashes.hashes(cases.paths, root, workers, bar)

@@ -55,8 +55,12 @@ class Prepared:
     seconds: float
 
 
-def settings_of(values: dict) -> dict:
-    """Return what the pixels of a store depend on besides the sources and people's decisions."""
+def settings_of(values: dict, decided=()) -> dict:
+    """Return what the pixels of a store depend on besides the sources and people's decisions.
+
+    decided: these decisions. Stores of whole grey pictures that were made before a person's boxes
+    were heeded there have other pixels: `boxes` tells them apart.
+    """
     data = values["data"]
     found = {
         "format": FORMAT,
@@ -71,6 +75,8 @@ def settings_of(values: dict) -> dict:
         found |= {"border": float(data["border"]), "lungs": _lungs_version()}
     if data["colour"]:
         found["colour"] = True
+    elif data["crop"] == "whole" and any(d and d[0] == "box" for d in decided):
+        found["boxes"] = True
     return found
 
 
@@ -169,8 +175,7 @@ def _prepared(picture: Levels, decision, lungs, settings: dict, seconds: float) 
     """
     facts: dict = {"shape": list(picture.shape)}
     mask, box = None, None
-    given = decision is not None and decision[0] == "box"
-    if given and (settings["crop"] != "whole" or settings.get("colour")):
+    if decision is not None and decision[0] == "box":
         box = _given(decision, picture.shape, facts)
     elif settings["crop"] == "whole" or decision == ["whole"]:
         box = crop.whole(picture.shape)
