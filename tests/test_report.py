@@ -380,6 +380,20 @@ def change(path, old, new, count=1):
     path.write_text(text.replace(old, new, count))
 
 
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ({"resamples": 99}, "--resamples 99: must be at least 100"),
+        ({"resamples": 10**9}, "--resamples 1000000000: must be at most 1000000"),
+        ({"seed": -1}, "--seed -1: must be 0 to"),
+        ({"seed": 1 << 63}, "must be 0 to"),
+    ],
+)
+def test_numbers_that_no_bootstrap_can_have(tmp_path, given, said):
+    with pytest.raises(BadInput, match=said):
+        report.make(tmp_path, **given)
+
+
 def test_no_folder_and_no_out_folder(tmp_path):
     with pytest.raises(BadInput, match="there is no such folder"):
         report.make(tmp_path / "none")

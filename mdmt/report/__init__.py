@@ -39,6 +39,7 @@ MEANING = {
 COMPARED = ["release", "validation", "task", "backbone", "method", "against", "metric",
             "difference", "low", "high", "pvalue", "pvalue_holm", "pvalue_nadeau_bengio",
             "resamples", "images", "patients", "folds"]  # fmt: skip
+MOST = 1_000_000  # resamples: 15 measures of them are 120 MB for each pair of configurations
 
 
 def make(
@@ -59,8 +60,11 @@ def make(
     Returns {"headlines": sentences, "notes": sentences, "written": paths}. Raises BadInput.
     """
     out = Path(out)
-    if resamples < 100:
-        raise BadInput(f"--resamples {resamples}: must be at least 100")
+    if not 100 <= resamples <= MOST:
+        bound = "at least 100" if resamples < 100 else f"at most {MOST}"
+        raise BadInput(f"--resamples {resamples}: must be {bound}")
+    if not 0 <= seed < 1 << 63:
+        raise BadInput(f"--seed {seed}: must be 0 to 2**63 - 1")
     if not (out / "config.yaml").is_file():
         analysis.read(out)  # says what is wrong
     if locked:
