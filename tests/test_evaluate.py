@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -240,6 +241,7 @@ def test_what_was_not_kept_is_said(finished, tmp_path):
     assert {r["task"] for r in found} == {"prognosis"}
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_numbers_and_findings(tmp_path):
     def described(name, seeds):
         root, second = (synthetic.make(tmp_path / name, patients=24, size=32, seed=s)
@@ -266,3 +268,15 @@ def test_numbers_and_findings(tmp_path):
     assert "In the label&#x27;s unit" in page and "each finding" in page
     assert len(made["headlines"]) == 3  # nothing to compare with
     assert made["headlines"][0] in page or "findings" in made["headlines"][0]
+    few = described("few", (7, 8))
+    data = config.load(few)["data"]
+    for source in data["datasets"]:
+        table = Path(data["root"]) / (source["folder"] or "") / source["table"]
+        table.write_text("".join(table.read_text().splitlines(True)[:2]))
+    made = evaluate.evaluate(tmp_path / "out", few, tmp_path / "one")
+    assert len(made["headlines"]) == 3
+    for said in made["headlines"]:
+        assert "1 patient (1 image) there is nothing to say with an interval" in said
+    assert sum("all tested cases are of one patient" in n for n in made["notes"]) == 3
+    rows = rows_of(tmp_path / "one" / "predictions.csv")
+    assert len({(r["task"], r["image"]) for r in rows}) == 3

@@ -11,7 +11,7 @@ import numpy as np
 from .. import points as points_
 from .. import stats
 from ..paths import read_csv, read_json
-from .compare import Matrix
+from .compare import Matrix, several_patients
 from .folder import Outcome, jobs_by_place
 
 MEASURES = ("sensitivity", "specificity", "ppv", "npv")
@@ -34,9 +34,9 @@ class Point:
 
 def operating_points(outcome: Outcome, m: Matrix, n: int = 2000, seed: int = 0) -> list[Point]:
     """The points of every configuration at a place, n resamples; none where the task has not two
-    classes, or trainings kept no thresholds (their validation part lacks a class, or they were made
-    by a version before there were any)."""
-    chosen = _thresholds(outcome, m) if m.two else None
+    classes, all cases are of one patient, or trainings kept no thresholds (their validation part
+    lacks a class, or they were made by a version before there were any)."""
+    chosen = _thresholds(outcome, m) if m.two and several_patients(m) else None
     if not chosen:
         return []
     wanted, keys = [], []

@@ -58,9 +58,15 @@ def headline(a: Analysis, joint: dict) -> str:
             parts.append(
                 f"{what} {measured(k, found.estimate)}{unit} (95 % interval {low} to {high})"
             )
+    patients, images = (len(set(ids)) for ids in (m.patient, m.image))
+    where = (
+        f"For {m.task}{m.named} in external validation on {patients} patient{'s' * (patients > 1)} "
+        f"({images} image{'s' * (images > 1)})"
+    )
+    if not parts:
+        return f"{where} there is nothing to say with an interval: test on more."
     return (
-        f"For {m.task}{m.named} in external validation on {len(set(m.patient))} patients "
-        f"({len(set(m.image))} images), {who} of {label(c)}{of} together reach"
+        f"{where}, {who} of {label(c)}{of} together reach"
         f"{'es' * (nets == 1)}: {words.joined(parts)}."
     )
 

@@ -368,7 +368,8 @@ def _baseline(m) -> str:
             "always the mean an R² of 0."
         )
     if m.kind == kinds.FINDINGS:
-        share = float(np.nanmean(np.maximum(np.nanmean(m.y, 0), 1 - np.nanmean(m.y, 0))))
+        yes = np.nanmean(m.y[:, ~np.isnan(m.y).all(0)], 0)  # of the findings that have labels
+        share = float(np.mean(np.maximum(yes, 1 - yes)))
         return (
             f"Always saying of each finding what is more frequent would have an accuracy of "
             f"{percent(share)} %."

@@ -216,7 +216,9 @@ def grouped_recalibration(y, networks, groups, positive=1, confidence_level=0.95
     codes = np.unique(np.asarray(groups).astype(str), return_inverse=True)[1].reshape(-1)
     values = []
     for function, sloped in ((calibration_intercept, False), (calibration_slope, True)):
-        value = float(np.mean([function(y, p, positive, clip) for p in networks]))
+        each = [function(y, p, positive, clip) for p in networks]
+        with np.errstate(invalid="ignore"):  # infinities of both signs have no mean
+            value = float(np.mean(each))
         width = float("nan")
         if np.isfinite(value) and codes.max() > 0:
             moved = np.mean([_moved(y, p, positive, clip, sloped) for p in networks], 0)
