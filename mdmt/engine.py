@@ -327,6 +327,12 @@ class Fit:
                 raise BadInput(
                     f"task '{tasks[part.task]}': the training part is empty; give more patients"
                 )
+        for k, name in enumerate(tasks):
+            if not any(len(p.val) for p in parts if p.task == k):
+                raise BadInput(
+                    f"task '{name}': the validation part, by which the epoch is selected, is "
+                    "empty; give more patients"
+                )
         model.micro_batch = settings.get("micro_batch")
         check_memory(model, settings["batch_size"])
         self.units = self._units()

@@ -384,6 +384,18 @@ class _Planner:
             ids.append(job.id)
         return ids
 
+    def _check_validation(self, place: dict, tasks: list[str], rows: dict) -> None:
+        """Every task that is trained needs cases by which its epoch is selected."""
+        for task in tasks:
+            mine = [c.name for c, _ in self.datasets if c.task == task]
+            if not any(len(rows[name]["val"]) for name in mine):
+                named = " and ".join(f"'{name}'" for name in mine)
+                raise BadConfig(
+                    f"{place['validation']}, fold {place['fold']}: the validation part of data "
+                    f"set{'s' * (len(mine) > 1)} {named} is empty; give more patients, raise "
+                    "cv.validation, or take another cv.seed"
+                )
+
     def _job(self, place, parts, stage, settings, ids, counted) -> Job:
         values, tasks, init = self.values, stage["tasks"], stage["init"]
         used = [c.name for c, _ in self.datasets if c.task in tasks]
@@ -421,6 +433,7 @@ class _Planner:
         name = f"{place['backbone']}-{place['validation']}{place['fold']}-s{place['seed']}-{number}"
         needs = [*needs, *counted]
         rows = {n: parts[n][0] for n in used}
+        self._check_validation(place, tasks, rows)
         return Job(name, "", description, rows, sorted(set(needs), key=needs.index))
 
 

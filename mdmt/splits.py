@@ -360,10 +360,13 @@ def _without_tested(entries: list[dict], cases_list, linked: set, validation: st
             cases = cases_list[m]
             lost = set(cases.labels.tolist()) - set(cases.labels[fold["train"]].tolist())
             if lost and getattr(cases, "kind", kinds.CLASSES) == kinds.CLASSES:
+                remedy = "give more patients of that class or fewer folds"
+                if validation.startswith("loco"):
+                    remedy = "use cv, or loco instead of loco-all"
                 raise BadInput(
                     f"{validation}, fold {len(out)}: without the patients who are tested in "
                     f"another data set, the training part of data set '{cases.name}' has no case "
-                    f"of class {cases.classes[min(lost)]!r}; use cv, or loco instead of loco-all"
+                    f"of class {cases.classes[min(lost)]!r}; {remedy}"
                 )
         out.append(entry)
     return out

@@ -287,6 +287,16 @@ def test_an_empty_training_part_is_refused():
         engine.Fit(model, empty, ["a", "b"], settings(), SAMPLER)
 
 
+def test_an_empty_validation_part_is_refused():
+    """Of a task: of one of its data sets it may be empty."""
+    one, model = parts(), Model("resnet18", heads=HEADS, image_size=32)
+    shared = [*one, engine.Part(one[1].images, one[1].labels, 1, one[1].train, one[1].val)]
+    one[1].val = one[1].val[:0]
+    with pytest.raises(BadInput, match="task 'b': the validation part, by which the epoch"):
+        engine.Fit(model, one, ["a", "b"], settings(), SAMPLER)
+    engine.Fit(model, shared, ["a", "b"], settings(epochs=1), SAMPLER).run()
+
+
 def test_a_last_batch_of_one_image_that_cannot_be_normalised():
     """26 images in batches of 5: refused at 32 pixels, of which one is left, where a batch is
     normalised at all."""

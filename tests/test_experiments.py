@@ -53,6 +53,17 @@ def test_four_configurations_are_four_trainings_per_fold():
     assert len(two) == 4 * (5 + 3) * 2 * 2
 
 
+def test_a_task_without_validation_cases_is_told_where_it_is_trained():
+    values, datasets, made = setup()
+    made["cv"][2]["severity"] = made["cv"][2]["severity"] | {"val": np.zeros(0, np.int64)}
+    with pytest.raises(
+        BadConfig, match="cv, fold 2: the validation part of data set 'severity' is"
+    ):
+        experiments.plan(values, datasets, made)
+    assert experiments.plan(values | {"configurations": ["STL-tau1"]}, datasets, made)
+    assert experiments.plan(values | {"folds": [0, 1]}, datasets, made)
+
+
 def test_keys_that_came_later_change_no_job():
     """At their defaults: studies begun with an earlier version go on with the jobs they have."""
     for task in plan()[3].description["tasks"]:
