@@ -1,6 +1,6 @@
 """What becomes of intervals and p-values where resamples lack a class.
 
-    python -m benchmarks.rare [--studies 200] [--csv FILE]
+    python -m benchmarks.rare [--studies 500] [--csv FILE]
 
 Draws studies (SYNTHETIC) of few patients with four classes, the rarest 10 %, in five folds: two
 configurations, equally good or not, each called by the class of a hidden severity with noise of
@@ -125,7 +125,7 @@ def main(arguments=None):
     """Entry of the command."""
     parser = argparse.ArgumentParser("python -m benchmarks.rare", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--studies", type=int, default=200, help="of each truth (default 200)")
+    parser.add_argument("--studies", type=int, default=500, help="of each truth (default 500)")
     parser.add_argument("--csv", type=Path, default=machine.RESULTS / "rare.csv")
     options = parser.parse_args(arguments)
     warnings.simplefilter("ignore", RuntimeWarning)
