@@ -37,7 +37,7 @@ class Sides:
         torch.manual_seed(seed)
         self.name = name
         self.single = oracle.randomize(oracle.two_heads(name, dropout=0.0), seed, smooth)
-        with mock.patch("mdmt.model.initial_value", _nothing):  # not worth drawing
+        with mock.patch("mdmt.network.initial_value", _nothing):  # not worth drawing
             self.ours = mdmt.Model(name, heads=PLAIN, image_size=size, precision=precision)
         self._start = copy.deepcopy(self.single.state_dict())
         self.reset()
