@@ -384,7 +384,8 @@ class Model(Network):
         """As fit_step, one step for each row of dataset and index (S, N), with the same result. On
         a GPU the host only starts them: batches, labels and losses stay there until the last one.
 
-        Ctrl-C (KeyboardInterrupt) ends it between two steps. Returns (losses (S,), per_task
+        Ctrl-C (KeyboardInterrupt) ends it between two steps, or between the unequal parts of one
+        (micro_batch), which then has moved running statistics alone. Returns (losses (S,), per_task
         (S, K, 2)). FloatingPointError when a loss, or with clip a norm, is not finite;
         `training_step` then counts the steps that took effect, those before it.
         """

@@ -31,6 +31,26 @@ def parts(seed=0):
     return found
 
 
+def stopped_and_resumed(folder, **recipe):
+    """The history of two epochs of a recipe. A training that is stopped within the first one and
+    goes on has the same, and the same weights, to the bit."""
+    asked: list = []
+
+    def stop():
+        asked.append(1)
+        return len(asked) > 5
+
+    whole = fit(epochs=2, **recipe)
+    history, weights = whole.run().history, whole.model.state_dict()
+    with pytest.raises(Interrupted):
+        fit(folder / "checkpoint", stop=stop, epochs=2, **recipe).run()
+    resumed = fit(folder / "checkpoint", epochs=2, **recipe)
+    assert resumed.run().history == history and resumed.resumed
+    found = resumed.model.state_dict()
+    assert all(np.array_equal(found[key], value) for key, value in weights.items())
+    return history
+
+
 def fit(path=None, stop=None, progress=None, seconds=0, steps=0, class_weights=None, heads=HEADS,
         **changes):  # fmt: skip
     model = Model("resnet18", heads=heads, image_size=32, seed=1)

@@ -8,7 +8,7 @@ import pytest
 
 import mdmt
 from mdmt import _core, groups
-from mdmt.errors import BadConfig, BadInput, Interrupted
+from mdmt.errors import BadConfig, BadInput
 from mdmt.model import Model
 from tests import cudahost, oracle
 from tests.test_model import HEADS, batch, same
@@ -361,18 +361,7 @@ RECIPE = {"groups": {"backbone": {"lr": 0.3}, "bias": {"weight_decay": 0}}, "cli
 def test_a_training_is_resumed_within_an_epoch_to_the_same_bits(tmp_path):
     from tests import test_engine
 
-    def stop():
-        asked.append(1)
-        return len(asked) > 5
-
-    asked: list = []
-    whole = test_engine.fit(epochs=2, **RECIPE)
-    history, weights = whole.run().history, whole.model.state_dict()
-    with pytest.raises(Interrupted):
-        test_engine.fit(tmp_path / "checkpoint", stop=stop, epochs=2, **RECIPE).run()
-    resumed = test_engine.fit(tmp_path / "checkpoint", epochs=2, **RECIPE)
-    assert resumed.run().history == history and resumed.resumed
-    assert same(resumed.model.state_dict(), weights)
+    history = test_engine.stopped_and_resumed(tmp_path, **RECIPE)
     assert all(row["grad_norm"] > 0 for row in history)
     plain = test_engine.fit(epochs=1)
     assert "grad_norm" not in plain.run().history[0]

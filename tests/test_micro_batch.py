@@ -8,7 +8,7 @@ import pytest
 
 import mdmt
 from mdmt import _core, engine, inputs
-from mdmt.errors import BadConfig, BadInput, Interrupted
+from mdmt.errors import BadConfig, BadInput
 from mdmt.model import Model
 from tests import cudahost, oracle
 from tests.exactness import statistics
@@ -336,19 +336,7 @@ def test_a_part_that_batch_norm_cannot_take():
 def test_a_training_is_resumed_within_an_epoch_to_the_same_bits(tmp_path):
     from tests import test_engine
 
-    def stop():
-        asked.append(1)
-        return len(asked) > 5
-
-    asked: list = []
-    recipe = {"micro_batch": 3, "clip_norm": 2.0}
-    whole = test_engine.fit(epochs=2, **recipe)
-    history, weights = whole.run().history, whole.model.state_dict()
-    with pytest.raises(Interrupted):
-        test_engine.fit(tmp_path / "checkpoint", stop=stop, epochs=2, **recipe).run()
-    resumed = test_engine.fit(tmp_path / "checkpoint", epochs=2, **recipe)
-    assert resumed.run().history == history and resumed.resumed
-    assert same(resumed.model.state_dict(), weights)
+    history = test_engine.stopped_and_resumed(tmp_path, micro_batch=3, clip_norm=2.0)
     plain = test_engine.fit(epochs=2, clip_norm=2.0)
     assert plain.run().history != history
 

@@ -1,16 +1,7 @@
 /* Adam in the order of operations of torch.optim.Adam and AdamW, with its numbers in the GPU's
  * memory, and what happens to gradients before it. */
 #include "adam.cuh"
-
-enum { ADAM_PACK = 4 }; /* numbers of a thread; slabs are padded to more */
-
-struct alignas(16) adam_pack {
-    float v[ADAM_PACK];
-};
-
-struct alignas(8) adam_rounded {
-    mdmt_bf16 v[ADAM_PACK];
-};
+#include "fours.cuh"
 
 /* The numbers of a group in this step, in its `own`. */
 struct group_rates {
@@ -47,21 +38,21 @@ template <bool GROUPS, bool CLIPS> struct adam_update {
         const mdmt_gpu_adam n = state->adam;
         float decay_factor = n.decay_factor, l2 = n.l2, step_size = n.step_size;
         if constexpr (GROUPS) {
-            const float *own = groups[group[i / (MDMT_GROUP_FLOATS / ADAM_PACK)]].own;
+            const float *own = groups[group[i / (MDMT_GROUP_FLOATS / MDMT_FOUR)]].own;
             decay_factor = own[0];
             l2 = own[1];
             step_size = own[2];
         }
-        adam_pack w = ((const adam_pack *)(const void *)weights)[i];
-        adam_pack g = ((const adam_pack *)(const void *)gradients)[i];
-        adam_pack m = ((const adam_pack *)(const void *)first)[i];
-        adam_pack v = ((const adam_pack *)(const void *)second)[i];
+        mdmt_four_floats w = ((const mdmt_four_floats *)(const void *)weights)[i];
+        mdmt_four_floats g = ((const mdmt_four_floats *)(const void *)gradients)[i];
+        mdmt_four_floats m = ((const mdmt_four_floats *)(const void *)first)[i];
+        mdmt_four_floats v = ((const mdmt_four_floats *)(const void *)second)[i];
         if constexpr (CLIPS) {
-            for (int k = 0; k < ADAM_PACK; k++) {
+            for (int k = 0; k < MDMT_FOUR; k++) {
                 g.v[k] *= state->clip_scale;
             }
         }
-        for (int k = 0; k < ADAM_PACK; k++) {
+        for (int k = 0; k < MDMT_FOUR; k++) {
             float weight = w.v[k] * decay_factor;
             float gradient = g.v[k] + l2 * weight;
             m.v[k] = m.v[k] + n.one_minus_beta1 * (gradient - m.v[k]);
@@ -69,15 +60,11 @@ template <bool GROUPS, bool CLIPS> struct adam_update {
             float denominator = sqrtf(v.v[k]) / n.root_correction + n.eps;
             w.v[k] = weight - step_size * m.v[k] / denominator;
         }
-        ((adam_pack *)(void *)first)[i] = m;
-        ((adam_pack *)(void *)second)[i] = v;
-        ((adam_pack *)(void *)weights)[i] = w;
+        ((mdmt_four_floats *)(void *)first)[i] = m;
+        ((mdmt_four_floats *)(void *)second)[i] = v;
+        ((mdmt_four_floats *)(void *)weights)[i] = w;
         if (mirror) {
-            adam_rounded r;
-            for (int k = 0; k < ADAM_PACK; k++) {
-                mdmt_from_float(w.v[k], &r.v[k]);
-            }
-            ((adam_rounded *)(void *)mirror)[i] = r;
+            ((mdmt_four_rounded *)(void *)mirror)[i] = mdmt_rounded(w);
         }
     }
 };
@@ -118,8 +105,8 @@ struct square_sums {
         if (phase == 0) {
             double sum = 0;
             for (size_t i = block * THREADS + (size_t)thread; i < packs; i += parts * THREADS) {
-                adam_pack g = ((const adam_pack *)(const void *)gradients)[i];
-                for (int k = 0; k < ADAM_PACK; k++) {
+                mdmt_four_floats g = ((const mdmt_four_floats *)(const void *)gradients)[i];
+                for (int k = 0; k < MDMT_FOUR; k++) {
                     sum += (double)g.v[k] * (double)g.v[k];
                 }
             }
@@ -181,7 +168,7 @@ mdmt_status mdmt_gpu_clip_room(mdmt_gpu *gpu)
 
 static mdmt_status launch_clip(mdmt_gpu *gpu, const mdmt_update *u)
 {
-    size_t packs = (size_t)u->count / ADAM_PACK, wanted = mdmt_ceil_div(packs, 8 * 256);
+    size_t packs = (size_t)u->count / MDMT_FOUR, wanted = mdmt_ceil_div(packs, 8 * 256);
     size_t parts = wanted < SQUARE_PARTS ? wanted : SQUARE_PARTS;
     square_sums sums = {u->gradients, packs, parts, gpu->squares};
     clip_gradient clip = {gpu->state, gpu->squares, parts};
@@ -195,7 +182,7 @@ static mdmt_status launch_adam(mdmt_gpu *gpu, const mdmt_update *u)
     adam_update<GROUPS, CLIPS> f = {gpu->state, u->gradients, u->weights,
                                     u->first,   u->second,    mdmt_gpu_mirrored(gpu, u->weights),
                                     u->groups,  u->group};
-    return mdmt_count_over(gpu->stream, mdmt_ceil_div((size_t)u->count, ADAM_PACK), f);
+    return mdmt_count_over(gpu->stream, mdmt_ceil_div((size_t)u->count, MDMT_FOUR), f);
 }
 
 mdmt_status mdmt_gpu_update(mdmt_gpu *gpu, const mdmt_update *u, int clips)
@@ -257,28 +244,28 @@ struct add_part {
     MDMT_HD void at(uint32_t i, int unused) const
     {
         (void)unused;
-        adam_pack g = ((const adam_pack *)(const void *)gradients)[i];
+        mdmt_four_floats g = ((const mdmt_four_floats *)(const void *)gradients)[i];
         if (!(state ? state->part == 0 : first)) {
-            adam_pack sum = ((const adam_pack *)(const void *)sums)[i];
-            for (int k = 0; k < ADAM_PACK; k++) {
+            mdmt_four_floats sum = ((const mdmt_four_floats *)(const void *)sums)[i];
+            for (int k = 0; k < MDMT_FOUR; k++) {
                 g.v[k] = sum.v[k] + g.v[k];
             }
         }
         if (!last) {
-            ((adam_pack *)(void *)sums)[i] = g;
+            ((mdmt_four_floats *)(void *)sums)[i] = g;
             return;
         }
         float factor = state ? state->scales[state->update] : scale;
-        for (int k = 0; k < ADAM_PACK; k++) {
+        for (int k = 0; k < MDMT_FOUR; k++) {
             g.v[k] = factor * g.v[k];
         }
-        ((adam_pack *)(void *)gradients)[i] = g;
+        ((mdmt_four_floats *)(void *)gradients)[i] = g;
     }
 };
 
 static mdmt_status launch_part(mdmt_gpu *gpu, const mdmt_update *u, const add_part &f)
 {
-    return mdmt_count_over(gpu->stream, mdmt_ceil_div((size_t)u->count, ADAM_PACK), f);
+    return mdmt_count_over(gpu->stream, mdmt_ceil_div((size_t)u->count, MDMT_FOUR), f);
 }
 
 mdmt_status mdmt_gpu_add_part(mdmt_gpu *gpu, const mdmt_update *u, float *sums, int last)

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "backend.cuh"
+#include "fours.cuh"
 
 /* A slab of this backend. */
 struct mdmt_gpu_slab {
@@ -15,15 +16,6 @@ struct mdmt_gpu_slab {
     mdmt_gpu_slab *next;
 };
 
-enum { TOGETHER = 4 }; /* numbers of a thread */
-
-struct alignas(16) four_floats {
-    float v[TOGETHER];
-};
-struct alignas(8) four_rounded {
-    mdmt_bf16 v[TOGETHER];
-};
-
 struct round_weights {
     const float *from;
     mdmt_bf16 *to;
@@ -31,20 +23,16 @@ struct round_weights {
     MDMT_HD void at(uint32_t i, int unused) const
     {
         (void)unused;
-        four_floats f = ((const four_floats *)(const void *)from)[i];
-        four_rounded r;
-        for (int k = 0; k < TOGETHER; k++) {
-            mdmt_from_float(f.v[k], &r.v[k]);
-        }
-        ((four_rounded *)(void *)to)[i] = r;
+        ((mdmt_four_rounded *)(void *)to)[i] =
+            mdmt_rounded(((const mdmt_four_floats *)(const void *)from)[i]);
     }
 };
 
-/* `count`: a multiple of TOGETHER, as everything in a slab is. */
+/* `count`: a multiple of MDMT_FOUR, as everything in a slab is. */
 static mdmt_status round_all(mdmt_gpu *gpu, const float *from, mdmt_bf16 *to, size_t count)
 {
     round_weights f = {from, to};
-    return mdmt_count_over(gpu->stream, count / TOGETHER, f);
+    return mdmt_count_over(gpu->stream, count / MDMT_FOUR, f);
 }
 
 static mdmt_gpu_slab *slab_with(const mdmt_gpu *gpu, const void *data)
@@ -111,6 +99,6 @@ mdmt_bf16 *mdmt_gpu_mirrored(const mdmt_gpu *gpu, const void *weights)
 mdmt_status mdmt_gpu_mirror_again(mdmt_gpu *gpu, const void *weights, size_t bytes)
 {
     mdmt_bf16 *mirror = mdmt_gpu_mirrored(gpu, weights);
-    size_t count = mdmt_round_up(bytes / sizeof(float), TOGETHER);
+    size_t count = mdmt_round_up(bytes / sizeof(float), MDMT_FOUR);
     return mirror ? round_all(gpu, (const float *)weights, mirror, count) : MDMT_OK;
 }
