@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mdmt import analysis, engine, kinds, metrics, points, report, stats
+from mdmt.analysis import points as points_
 from mdmt.paths import read_json, write_json
 
 reference = pytest.importorskip("sklearn.metrics")
@@ -135,6 +136,30 @@ def test_the_report_judges_them_on_the_test_part(run):
             assert float(said) == pytest.approx(expected)
     page = (run / "report.html").read_text()
     assert "operating points that each fold&#x27;s validation part chose" in page
+
+
+def test_a_share_of_all_is_not_certain(run, monkeypatch):
+    """Where every case is called rightly, the interval is Wilson's of the patients, by definition
+    (k = n): n / (n + z^2) to 1; and 0 to z^2 / (n + z^2) of what is never right."""
+    outcome = analysis.read(run)
+    place = next(p for p in outcome.places if p[2] == "prognosis")
+    m = analysis.compare(outcome, 200)[outcome.places.index(place)].matrix
+    for right, value in ((1.0, 1), (0.0, 0)):
+        for key, p in m.p.items():
+            truth = np.eye(2)[m.y] if right else 1 - np.eye(2)[m.y]
+            m.p[key] = truth.astype(p.dtype)
+        monkeypatch.setattr(points_, "_thresholds", half_everywhere)
+        for point in analysis.operating_points(outcome, m, 200):
+            for k, side in (("sensitivity", 1), ("specificity", 0), ("ppv", None), ("npv", None)):
+                side = {"ppv": right, "npv": 1 - right}.get(k, side)
+                n = len(set(m.patient[m.target() == side]))
+                low, high = (n / (n + 1.959964**2), 1) if right else (0, 3.841459 / (n + 3.841459))
+                assert tuple(point.found[k]) == pytest.approx((value, low, high), abs=1e-6), k
+
+
+def half_everywhere(outcome, m):
+    cuts = dict.fromkeys(points.POINTS, 0.5)
+    return {(*net, c, f): cuts for net in m.nets for c in m.configurations for f in m.folds}
 
 
 def test_without_thresholds_there_is_no_table(run, tmp_path):

@@ -23,7 +23,8 @@ class Point:
 
     thresholds: of its networks, one per fold, backbone and seed; found {measure: BootstrapInterval,
     or None where it is not defined}: of all test cases, mean over backbones and seeds, intervals by
-    patient with networks and thresholds as they are.
+    patient with networks and thresholds as they are. Resampling cannot tell a share of 0 or 1 from
+    certainty: there the interval is Wilson's, of the patients that the share is of.
     """
 
     configuration: str
@@ -39,7 +40,8 @@ def operating_points(outcome: Outcome, m: Matrix, n: int = 2000, seed: int = 0) 
     chosen = _thresholds(outcome, m) if m.two and several_patients(m) else None
     if not chosen:
         return []
-    wanted, keys = [], []
+    wanted, keys, patients = [], [], []
+    y = m.target()
     for c in m.configurations:
         for name in points_.POINTS:
             for net in m.nets:
@@ -49,13 +51,14 @@ def operating_points(outcome: Outcome, m: Matrix, n: int = 2000, seed: int = 0) 
                 called = (m.score(m.p[(*net, c)]) > cut).astype(np.int64)
                 wanted += [(k, called) for k in MEASURES]
                 keys += [(c, name, k) for k in MEASURES]
+                patients += [len(set(m.patient[of])) for of in _shared(y, called)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        drawn = stats.resample(m.target(), wanted, m.patient, n, seed)
+        drawn = stats.resample(y, wanted, m.patient, n, seed)
         found = {}
         for key in dict.fromkeys(keys):
             which = [i for i, other in enumerate(keys) if other == key]
-            found[key] = _interval(drawn, which)
+            found[key] = _interval(drawn, which, min(patients[i] for i in which))
     return [
         Point(
             c,
@@ -78,9 +81,18 @@ def _external(outcome: Outcome, m: Matrix) -> tuple[dict, dict]:
     return jobs, {row[0]: record.get(row[0], {}) for row in jobs.values()}
 
 
-def _interval(drawn, which: list[int]):
-    """Mean of the values that are defined, with its interval; None where none is."""
+def _shared(y, called) -> tuple:
+    """The cases that each of MEASURES is a share of."""
+    return y == 1, y == 0, called == 1, called == 0
+
+
+def _interval(drawn, which: list[int], patients: int):
+    """Mean of the values that are defined, with its interval; None where none is. patients: the
+    fewest that a value is of."""
     defined = [i for i in which if np.isfinite(drawn.values[i])]
+    value = np.mean(drawn.values[defined]) if defined else np.nan
+    if value in (0, 1) and patients:
+        return stats.BootstrapInterval(*stats.wilson(patients * value, patients))
     try:
         return drawn.mean(defined) if defined else None
     except ValueError:  # in too few resamples

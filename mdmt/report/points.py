@@ -54,7 +54,8 @@ def table(a: Analysis, rows: list[Point]) -> Table:
         [label(c) for c in m.configurations],
         lines,
         [
-            "Percent with 95 % intervals by patient, networks and thresholds as they are; "
+            "Percent with 95 % intervals by patient (of 0 and 100 % Wilson's), networks and "
+            "thresholds as they are; "
             f"{'' if m.external else 'cases of all test folds, '}mean over networks. A threshold "
             "chosen on few cases holds what it was chosen for but roughly. Predictive values are "
             f"those where {percent(share)} % are {m.classes[m.positive]}, as here."
