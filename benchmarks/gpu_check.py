@@ -19,10 +19,10 @@ time, the others after them, in this order:
     errors      more memory than there is, devices that are none: one sentence, all usable after it
     interrupts  a study on the GPU stopped by a signal (exit status 75) and resumed: same results
     sanitizer   compute-sanitizer over small cases, where it is installed
-    kernels     time of each kernel of a step against the bytes it moves; gaps between launches
     speed       images per second of the whole step at batch 128 in bf16, beside PyTorch's eager AMP
                 with channels-last memory; share of limit P; memory of both
     sharing     images that are streamed instead of kept on the GPU; several trainings at once
+    kernels     time of each kernel of a step against the bytes it moves; gaps between launches
     tf32        speed in tf32, beside eager
     compile     speed in bf16, beside torch.compile, which has compiled since the beginning
 
@@ -46,11 +46,12 @@ from pathlib import Path
 
 from benchmarks import gpu_correct, gpu_nets, gpu_peer, gpu_speed, machine
 
-# seconds that a slice may take; those of AT_ONCE run at the same time, and may take the longest
+# seconds that a slice may take, and what those after it do not need; those of AT_ONCE run at the
+# same time, and may take the longest
 LIMITS = {
-    "table": 120, "images": 120, "golden": 120, "steps": 120, "nets": 120, "resume": 120,
-    "errors": 120, "interrupts": 120, "sanitizer": 120, "kernels": 40, "speed": 160,
-    "sharing": 25, "tf32": 65, "compile": 130,
+    "table": 130, "images": 130, "golden": 130, "steps": 130, "nets": 130, "resume": 130,
+    "errors": 130, "interrupts": 130, "sanitizer": 130, "speed": 160, "sharing": 25,
+    "kernels": 40, "tf32": 60, "compile": 125,
 }  # fmt: skip
 PRECISIONS = ("fp32", "tf32", "bf16")
 COLUMNS = ["slice", "case", "precision", "value", "ok", "text", "device", "mdmt", "when"]
@@ -220,7 +221,7 @@ def pieces(options, part):
         return [{"precisions": [precision]} for precision in options.precisions]
     if part == "nets":
         names = with_masks(options.backbones)
-        return [{"backbones": names[i::3]} for i in range(min(3, len(names)))]
+        return [{"backbones": names[i::6]} for i in range(min(6, len(names)))]
     return [{}]
 
 
@@ -232,11 +233,17 @@ def with_masks(names):
     return [*names, gpu_correct.MASK_NET] if every else list(names)
 
 
+def share(options, parts, left):
+    """Seconds of those left that `parts`, side by side, may take: what the slices after them do
+    not need, at least their own limit."""
+    ends = max((options.slices.index(p) for p in parts), default=-1)
+    later = sum(LIMITS[p] for p in options.slices[ends + 1 :])
+    return min(left, max([left - later, *(LIMITS[p] for p in parts)]))
+
+
 def right_at_once(options, parts, seconds):
     """Runs slices that measure no times side by side; {part: result}."""
-    limit = seconds  # a slice that is asked for alone may take all the time
-    if len(options.slices) > 1:
-        limit = min(max((LIMITS[p] for p in parts), default=0), seconds)
+    limit = share(options, parts, seconds)
     jobs = [(part, argparse.Namespace(**vars(options) | piece)) for part in parts
             for piece in pieces(options, part)]  # fmt: skip
     found = {}
@@ -260,7 +267,7 @@ def one_after_the_other(options, found):
         if left < 5:
             left_out.append(f"{part}: no time was left")
             continue
-        limit = left if len(options.slices) == 1 else min(LIMITS[part], left)
+        limit = share(options, [part], left)
         found[part] = (inside if options.inside else outside)(options, part, limit)
     return left_out
 
@@ -275,6 +282,10 @@ def main(arguments=None):
     with contextlib.ExitStack() as stack:
         if "compile" in options.slices and not compiles:
             stack.enter_context(gpu_peer.ahead(options.backbones))
+        if options.dry and not options.inside:
+            from tests import cudahost
+
+            cudahost.module()  # which takes a minute to compile, once
         if not options.inside:
             parts = [part for part in options.slices if part in AT_ONCE]
             found = right_at_once(options, parts, options.seconds)

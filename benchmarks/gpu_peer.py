@@ -1,8 +1,9 @@
 """PyTorch's side of gpu_check's speed slice: eager, and compiled by torch.compile.
 
 torch.compile needs a minute or more of a processor for each backbone and hardly any of the GPU. So
-a process for each compiles while the slices before use the GPU, at the lowest priority, and halts
-at its first own kernel until it is called; it is stopped while PyTorch is measured elsewhere.
+a process for each compiles while the slices before use the GPU, at a low priority, and halts at its
+first own kernel until it is called; it is stopped while something is timed elsewhere.
+TORCHINDUCTOR_CACHE_DIR names a folder that keeps what was compiled.
 
     python -m benchmarks.gpu_peer NAME FOLDER DEVICE BATCH SIZE     (what gpu_check starts)
 
@@ -24,8 +25,8 @@ import numpy as np
 from benchmarks.gpu_correct import HEADS
 
 FOLDER = "MDMT_GPU_COMPILED"  # the variable that names the folder to a slice's process
-# Those that compile longest are started first.
-LONGEST = ("densenet", "efficientnet", "googlenet", "resnet101")
+# Those that compile longest go first.
+LONGEST, LONG = ("densenet1", "densenet2"), ("efficientnet", "googlenet", "resnet101")
 WAIT = 60  # seconds for one that still compiles when nothing else is left to measure
 
 
@@ -144,20 +145,28 @@ def child(name, folder, device, batch, size):
     made.rename(folder / f"{name}.rate")
 
 
+def patience(name):
+    """How nice the process that compiles it is."""
+    return 8 if name.startswith(LONGEST) else 13 if name.startswith(LONG) else 19
+
+
 @contextlib.contextmanager
 def ahead(names, device="cuda", batch=128, size=224):
     """Lets torch.compile work on all these backbones while the body runs; their folder is named in
     the environment. Ends them all at the end."""
     with tempfile.TemporaryDirectory() as folder:
         children = {}
-        order = sorted(names, key=lambda n: not n.startswith(LONGEST))
-        for name in order:
-            threads = "4" if name.startswith("densenet") else "2"
-            where = os.environ | {"TORCHINDUCTOR_COMPILE_THREADS": threads,
-                                  "TORCHINDUCTOR_CACHE_DIR": str(Path(folder, "cache")),
-                                  "OMP_NUM_THREADS": "1"}  # fmt: skip
-            command = ["nice", "-n", "19", sys.executable, "-m", "benchmarks.gpu_peer", name,
-                       folder, device, str(batch), str(size)]  # fmt: skip
+        cache = os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(Path(folder, "cache")))
+        for name in sorted(names, key=patience):
+            threads = "4" if name.startswith(LONGEST) else "2"
+            where = os.environ | {
+                "TORCHINDUCTOR_COMPILE_THREADS": threads,
+                "TORCHINDUCTOR_CACHE_DIR": cache,
+                "OMP_NUM_THREADS": "1",
+            }
+            command = ["nice", "-n", str(patience(name)), sys.executable, "-m",
+                       "benchmarks.gpu_peer", name, folder, device, str(batch),
+                       str(size)]  # fmt: skip
             with Path(folder, f"{name}.log").open("w") as log:
                 children[name] = subprocess.Popen(command, stdout=log, stderr=log, env=where,
                                                   start_new_session=True)  # fmt: skip
@@ -201,10 +210,10 @@ def quiet(but=None):
 
 
 def by_readiness(names, ends):
-    """The names as they are compiled; at `ends` (of time.monotonic) those that are not."""
+    """The names as they are compiled, or failed to be; at `ends` (of time.monotonic) the others."""
     left = list(names)
     while left:
-        ready = [n for n in left if (folder() / f"{n}.ready").exists()]
+        ready = [n for n in left if (folder() / f"{n}.ready").exists() or not alive(group_of(n))]
         if not ready and time.monotonic() < ends:
             time.sleep(0.1)
             continue
@@ -218,7 +227,7 @@ def compiled_rate(name, wait=WAIT):
     where = folder()
     if where is None or not (where / f"{name}.pid").exists():
         return None
-    group, ends = int((where / f"{name}.pid").read_text()), time.monotonic() + wait
+    group, ends = group_of(name), time.monotonic() + wait
     while not (where / f"{name}.ready").exists():
         if not alive(group) or time.monotonic() > ends:
             lines = (where / f"{name}.log").read_text().strip().splitlines()
@@ -232,6 +241,12 @@ def compiled_rate(name, wait=WAIT):
                 raise RuntimeError(f"compiled {name} ended: {(lines or [''])[-1]}")
             time.sleep(0.05)
     return float((where / f"{name}.rate").read_text())
+
+
+def group_of(name):
+    """The process that compiles it, which leads a group; 0 where none was started."""
+    made = folder() / f"{name}.pid"
+    return int(made.read_text()) if made.exists() else 0
 
 
 def alive(process):

@@ -37,15 +37,17 @@ def floor_of(name):
 
 
 def our_rate(run, name, precision, count, batch, size, wait=None):
-    """(images per second, model) in calls of `count` steps each; wait() before it is measured."""
+    """(images per second, model) in calls of `count` steps each; wait() before it is measured, when
+    engines have been chosen."""
     model = model_of(name, run.device_name, precision, size)
     dataset, index = batches(count, batch)
+    model.fit_steps(dataset, index, augment={}, **ADAM)
     if wait:
-        model.fit_steps(dataset, index, augment={}, **ADAM)
         print("ready", flush=True)
         wait()
-    rate = rate_of(lambda: model.fit_steps(dataset, index, augment={}, **ADAM), count * batch,
-                   0.2 if run.dry else 1.0)  # fmt: skip
+    with gpu_peer.quiet():
+        rate = rate_of(lambda: model.fit_steps(dataset, index, augment={}, **ADAM),
+                       count * batch, 0.2 if run.dry else 1.0)  # fmt: skip
     return rate, model
 
 
@@ -86,9 +88,9 @@ def speed(run):
             return
 
         def one(name=name):
-            with gpu_peer.quiet():  # engines are chosen here
-                ours, model = our_rate(run, name, "bf16", count, batch, size)
+            ours, model = our_rate(run, name, "bf16", count, batch, size)
             planned = sum(model.memory(batch, training=True).values())
+            keep_ops(run, name, step_profile(model, batch))
             del model
             share = ours / (LIMIT_P[name] * width / LIMIT_BANDWIDTH)
             text = f"{100 * share:.0f} % of limit P, planned {planned / 2**20:.0f} MiB"
@@ -250,6 +252,17 @@ def kernels(run):
 
     if not run.late("unet"):
         run.attempt("unet: a step", "bf16", masks)
+
+
+def keep_ops(run, name, ops):
+    """Writes each op of a step, its kernel, microseconds and megabytes (in bfloat16), where rows
+    are written."""
+    if run.path is None:
+        return
+    lines = [f"{op}\t{kernel}\t{1e6 * s:.1f}\t{b / 2e6:.2f}\n" for op, kernel, s, b in ops]
+    folder = run.path.parent / "ops"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.tsv").write_text("op\tkernel\tus\tMB\n" + "".join(lines))
 
 
 def grey_cost(run, model, batch, ops):

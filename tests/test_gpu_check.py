@@ -38,6 +38,17 @@ def test_limits_leave_time():
     assert set(limits) == set(gpu_check.SLICES) == set(gpu_check.CASES)
 
 
+def test_time_that_is_not_needed_goes_to_the_slices_asked_for(monkeypatch):
+    monkeypatch.setattr(gpu_check, "LIMITS", gpu_check.LIMITS | {"nets": 90, "table": 130})
+    monkeypatch.setitem(gpu_check.LIMITS, "speed", 160)
+    options = gpu_check.parse(["--only", "table,nets,speed"])
+    assert gpu_check.share(options, ["table", "nets"], 540) == 380  # what speed leaves
+    assert gpu_check.share(options, ["table", "nets"], 200) == 130  # the longest limit of both
+    assert gpu_check.share(options, ["speed"], 410) == 410  # nothing comes after it
+    assert gpu_check.share(options, ["speed"], 50) == 50
+    assert gpu_check.share(options, [], 540) == 160
+
+
 @pytest.mark.parametrize(
     "wrong, says",
     [
@@ -101,6 +112,7 @@ def test_what_needs_a_gpu_is_named_as_left_out(tmp_path, monkeypatch, capsys):
 
 def test_a_limit_cuts_a_slice_off_and_names_the_rest(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(gpu_check.LIMITS, "nets", 0.0)
+    monkeypatch.setitem(gpu_check.LIMITS, "errors", 540.0)
     status, files = run(["--only", "nets,errors"], tmp_path, monkeypatch)
     said = capsys.readouterr().out
     assert status == 0 and set(files) == {"errors"}
@@ -170,4 +182,5 @@ def test_what_cannot_be_compiled_is_named_with_its_last_words():
     oracle.need("torch")
     said = r"torch\.compile of vgg is not done: TypeError"
     with gpu_peer.ahead(["vgg"], "cpu", 2, 32), pytest.raises(RuntimeError, match=said):
+        assert list(gpu_peer.by_readiness(["vgg"], time.monotonic() + PATIENCE)) == ["vgg"]
         gpu_peer.compiled_rate("vgg", PATIENCE)
