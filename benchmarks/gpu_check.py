@@ -26,6 +26,10 @@ time, the others after them, in this order:
     tf32        speed in tf32, beside eager
     compile     speed in bf16, beside torch.compile, which has compiled since the beginning
 
+One call of nine minutes has time for all that asks for results and for speed, but not for tf32 (10
+s a backbone) and compile (15 s, after some minutes of 16 cores) of all: these need a call of their
+own, or several with --backbones.
+
 Rows are added to benchmarks/results/gpu_<slice>.csv as they come, with device, driver and versions.
 What a limit cuts off is named at the end. --dry runs the same logic on the processor, with the
 backend that tests/cudahost.py builds and fewer, smaller cases: it proves this program, not the GPU,

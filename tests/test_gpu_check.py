@@ -3,7 +3,11 @@ the processor, with the backend of tests/cudahost.py, to the same files and summ
 
 import csv
 import os
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -159,6 +163,42 @@ def test_processes_that_train_together_add_up(monkeypatch):
     _, ok, text = gpu_speed.shared("cpu", "shufflenet_v2_x0_5", "fp32", (1, 2), 2, 32)
     alone, both = map(float, text.split(": ")[1].removesuffix(" images/s").split(", "))
     assert ok and alone > 0 and 0 < both < 8 * alone
+
+
+def test_a_stopped_process_takes_its_descendants_along(tmp_path, monkeypatch):
+    """Also those that lead a group of their own; and they go on afterwards."""
+    made = "import subprocess, sys, time; "
+    made += "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], "
+    made += "start_new_session=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", made], start_new_session=True)
+
+    def states(members):
+        stats = [Path(f"/proc/{one}/stat").read_text() for one in members]
+        return {stat.rsplit(")", 1)[1].split()[0] for stat in stats}
+
+    def reaches(wanted, members):
+        ends = time.monotonic() + 20
+        while states(members) != {wanted} and time.monotonic() < ends:
+            time.sleep(0.02)
+        return states(members) == {wanted}
+
+    try:
+        ends = time.monotonic() + 20
+        while len(gpu_peer.family(process.pid)) < 2 and time.monotonic() < ends:
+            time.sleep(0.02)
+        members = gpu_peer.family(process.pid)
+        assert len(members) == 2
+        (tmp_path / "resnet18.pid").write_text(str(process.pid))
+        monkeypatch.setenv(gpu_peer.FOLDER, str(tmp_path))
+        with gpu_peer.quiet():
+            assert reaches("T", members)
+        assert reaches("S", members)
+        with gpu_peer.quiet(but="resnet18"):
+            assert reaches("S", members)
+    finally:
+        for one in gpu_peer.family(process.pid)[::-1]:
+            os.kill(one, signal.SIGKILL)
+        process.wait()
 
 
 @pytest.mark.oracle

@@ -469,6 +469,7 @@ mdmt_status mdmt_cudnn_run(mdmt_gpu *gpu, void *plan, void *x, void *w, void *y,
     finish(&shop, variants);
     int status = shop.failed ? -1 : api.execute(gpu->cudnn, plan, variants);
     drop_all(&shop);
+    mdmt_device_library_ran(gpu->stream);
     return status == CUDNN_SUCCESS
                ? MDMT_OK
                : mdmt_lent->fail(MDMT_INTERNAL, "cuDNN refused a convolution: %s",

@@ -90,6 +90,7 @@ static mdmt_status check_driver(void)
     return MDMT_OK;
 }
 
+enum { NEVER, OWN, ALWAYS };
 static int overlap_wanted, opened_old;
 
 mdmt_status mdmt_device_open(int ordinal)
@@ -125,14 +126,40 @@ mdmt_status mdmt_device_open(int ordinal)
             device.name, device.major, device.minor, cudaGetErrorString(error), device.major,
             device.minor);
     }
-    overlap_wanted = !overlap || strcmp(overlap, "off") != 0;
+    overlap_wanted = !overlap                      ? ALWAYS
+                     : strcmp(overlap, "off") == 0 ? NEVER
+                     : strcmp(overlap, "own") == 0 ? OWN
+                                                   : ALWAYS;
     opened_old |= device.major < 9;
     return MDMT_OK;
 }
 
-int mdmt_device_overlaps(void)
+/* Streams on which a library's kernel was the last; of this thread. */
+enum { STREAMS = 4 };
+static thread_local mdmt_stream_handle after_library[STREAMS];
+
+void mdmt_device_library_ran(mdmt_stream_handle stream)
 {
-    return overlap_wanted && !opened_old;
+    int at = 0;
+    for (int i = 0; i < STREAMS; i++) {
+        if (after_library[i] == stream) {
+            return;
+        }
+        at = after_library[i] ? at : i;
+    }
+    after_library[at] = stream;
+}
+
+int mdmt_device_overlaps(mdmt_stream_handle stream)
+{
+    int own = 1;
+    for (int i = 0; i < STREAMS; i++) {
+        if (after_library[i] == stream) {
+            after_library[i] = NULL;
+            own = 0;
+        }
+    }
+    return !opened_old && (overlap_wanted == ALWAYS || (overlap_wanted == OWN && own));
 }
 
 mdmt_status mdmt_device_use(int ordinal)

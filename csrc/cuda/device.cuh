@@ -17,9 +17,12 @@ mdmt_status mdmt_device_check(const char *what);
 mdmt_status mdmt_device_open(int ordinal);
 /* Makes it current for this thread. */
 mdmt_status mdmt_device_use(int ordinal);
-/* Whether a kernel may come onto the device while the one before it ends: from capability 9.0 on,
- * of all devices opened, unless MDMT_CUDA_OVERLAP=off. */
-int mdmt_device_overlaps(void);
+/* Whether the next kernel on this stream may come onto the device while the one before it ends:
+ * from capability 9.0 on, of all devices opened, unless MDMT_CUDA_OVERLAP is off, or own and the
+ * one before it is a library's. */
+int mdmt_device_overlaps(mdmt_stream_handle stream);
+/* A library's kernel was started on the stream. */
+void mdmt_device_library_ran(mdmt_stream_handle stream);
 /* Bytes free and in all. */
 mdmt_status mdmt_device_room(size_t *available, size_t *total);
 /* first: its work goes before that of other streams wherever there is room for one alone. */

@@ -72,7 +72,7 @@ static mdmt_status mdmt_start(void (*entry)(K), mdmt_stream_handle stream, size_
     config.blockDim = dim3(K::THREADS);
     config.stream = stream;
     config.attrs = &overlap;
-    config.numAttrs = mdmt_device_overlaps() ? 1 : 0;
+    config.numAttrs = mdmt_device_overlaps(stream) ? 1 : 0;
     (void)cudaLaunchKernelEx(&config, entry, kernel); /* the check below finds its error */
     return mdmt_device_check("the start of a kernel");
 }
