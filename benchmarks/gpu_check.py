@@ -11,8 +11,9 @@ time, the others after them, in this order:
     table       every kernel over the op table against its statement, in fp32, tf32 and bf16
     images      augmented images, grey values changed and not, against the CPU's; same bits again
     golden      small networks against PyTorch's float64 figures on file: gradients, ten losses
-    steps       recorded steps against plain ones, one by one, with streamed images, with a frozen
-                backbone, with sample weights, parameter groups and clipping: same bits
+    steps       recorded steps against plain ones, one by one, with streamed images, with starts of
+                kernels that are tried out, with a frozen backbone, with sample weights, parameter
+                groups and clipping: same bits
     nets        the 18 backbones and a network for masks against the CPU backend: features, masks,
                 gradients, ten losses
     resume      checkpoints from the CPU to the GPU and back, and GPU to GPU to the same bits

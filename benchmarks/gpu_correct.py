@@ -189,7 +189,7 @@ def recipe(device, name, size, batch, together=True, precision="fp32"):
 
 
 def steps(run):
-    size, batch, count = (64, 4, 4) if run.dry else (96, 8, 12)
+    size, batch, count = (64, 4, 4) if run.dry else (96, 8, 14)
 
     def whole(name, precision):
         """Whether a recipe's steps have the bits of single ones, and are as on the processor."""
@@ -217,6 +217,7 @@ def steps(run):
             "one by one": trained(together=False) == recorded,
             "plain": trained(MDMT_CUDA_RECORD="off") == recorded,
             "streamed": trained(MDMT_CUDA_STORE_MB="0") == recorded,
+            "starts": trained(MDMT_CUDA_OVERLAP="measured") == recorded,
             "frozen": trained(frozen=True) == trained(together=False, frozen=True),
         }
         same["recipe"], same["recipe as on the CPU"] = whole(name, precision)

@@ -31,6 +31,7 @@ KERNEL_NETS = ("resnet50", "densenet121", "efficientnet_b0", "shufflenet_v2_x1_0
 SETTINGS = (
     "MDMT_CUDA_OVERLAP=off",
     "MDMT_CUDA_OVERLAP=own",
+    "MDMT_CUDA_OVERLAP=measured",
     "MDMT_CUDA_BRANCHES=off",
     "MDMT_CUDA_MIRROR=off",
 )

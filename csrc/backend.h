@@ -231,8 +231,13 @@ struct mdmt_backend {
     mdmt_status (*series_next)(mdmt_backend *backend, const mdmt_series *series);
     mdmt_status (*series_note)(mdmt_backend *backend, const mdmt_series *series, int last);
     mdmt_status (*series_close)(mdmt_backend *backend, const mdmt_series *series, int *done);
-    mdmt_status (*record_begin)(mdmt_backend *backend); /* NULL: nothing is recorded */
-    /* *recording: NULL when the status is not MDMT_OK. */
+    /* A recording is made `ways` times over, each time a little otherwise; the backend keeps what
+     * runs fastest. */
+    int (*record_ways)(mdmt_backend *backend);
+    /* way: 0 to ways - 1, in this order. NULL: nothing is recorded. */
+    mdmt_status (*record_begin)(mdmt_backend *backend, int way);
+    /* *recording: NULL for the first way, then what the ways before made; NULL when the status is
+     * not MDMT_OK. */
     mdmt_status (*record_end)(mdmt_backend *backend, mdmt_recording **recording);
     mdmt_status (*record_run)(mdmt_backend *backend, mdmt_recording *recording);
     void (*record_close)(mdmt_backend *backend, mdmt_recording *recording);

@@ -132,6 +132,23 @@ def test_a_network_for_masks_trains_with_it(with_library, monkeypatch):
         assert np.linalg.norm(found[name] - value) < 1e-3 * np.linalg.norm(value) + 1e-6, name
 
 
+def test_starts_behind_the_librarys_kernels_can_be_kept_apart(with_library, monkeypatch):
+    """MDMT_CUDA_OVERLAP=own: fewer kernels start early than with on, and with off none."""
+    monkeypatch.setitem(sys.modules, "mdmt._cuda", with_library)
+    monkeypatch.setenv("MDMT_CUDA_TUNE", "off")
+    _, get = cudahost.knobs(with_library)
+    pictures, _ = discs(2, 16)
+    early = {}
+    for way in ("on", "own", "off"):
+        monkeypatch.setenv("MDMT_CUDA_OVERLAP", way)
+        model = tiny(size=16, device="cuda")
+        before = get("overlapped"), get("launches")
+        model.forward(normalised(model, pictures))
+        early[way] = get("overlapped") - before[0]
+        launched = get("launches") - before[1]
+    assert 0 == early["off"] < early["own"] < early["on"] == launched
+
+
 @pytest.mark.parametrize("case", TABLE, ids=lambda c: c.id)
 def test_what_is_described_is_the_convolution(case, with_library):
     got, kernel = run(case, with_library, "fp32")

@@ -494,3 +494,40 @@ def test_the_hosts_memory_does_not_limit_a_gpu(gpu, monkeypatch):
     with pytest.raises(MemoryError, match=r"a batch of 4 needs .* GiB as planned"):
         engine.check_memory(make("cpu"), 4)
     assert engine.check_memory(make("cuda"), 4) > 1
+
+
+@pytest.mark.parametrize("cost, kept", [(3, False), (0, True), (-3, True)])
+def test_starts_that_overlap_are_tried_out(gpu, monkeypatch, cost, kept):
+    """A step is recorded in three ways, which take turns to the same bits; one stays."""
+    put, get = gpu
+    plain = run(gpu, [(3, 0), (17, 3)])
+    monkeypatch.setenv("MDMT_CUDA_OVERLAP", "measured")
+    put("reset", 0)
+    put("overlap_cost", cost)
+    net, names = network(cudahost.device("fp32"))
+    graphs = get("graphs")
+    losses = [series(net, 3, 0)["loss"], series(net, 17, 3)["loss"]]
+    assert get("captures") == 3 and get("graph_launches") == 19
+    assert np.concatenate(losses)[:, 0].tobytes() == plain[0].tobytes()
+    assert everything(net, names) == plain[1]
+    assert get("graphs") - graphs == 1
+    before = get("overlapped")
+    series(net, 2, 20)
+    assert (get("overlapped") > before) == kept
+
+
+def test_a_step_that_cannot_be_recorded_in_every_way_runs_op_by_op(gpu, monkeypatch):
+    put, get = gpu
+    plain = run(gpu)
+    monkeypatch.setenv("MDMT_CUDA_OVERLAP", "measured")
+    put("reset", 0)
+    graphs = get("graphs")
+    net, names = network(cudahost.device("fp32"))
+    first = series(net, 1)["loss"]
+    launches = get("launches")
+    series(network_on(cudahost.device("fp32")), 1)
+    put("fail_at_launch", 3 * (get("launches") - launches) // 2)  # in the second recording
+    losses = np.concatenate([first, series(net, STEPS - 1, 1)["loss"]])
+    assert get("captures") == 2 and get("graph_launches") == 0
+    assert get("graphs") == graphs
+    assert losses[:, 0].tobytes() == plain[0].tobytes() and everything(net, names) == plain[1]

@@ -393,6 +393,7 @@ mdmt_status mdmt_cuda_open(mdmt_backend **backend, const mdmt_cuda_services *ser
     base->wait = gpu_wait;
     base->forget_images = gpu_forget_images;
     mdmt_gpu_fill_series(base);
+    mdmt_gpu_fill_recordings(base);
     base->close = gpu_close;
     mdmt_status status = open_device(gpu);
     if (status != MDMT_OK) {

@@ -159,6 +159,8 @@ mdmt_status mdmt_gpu_accumulate(mdmt_gpu *gpu, const mdmt_update *update, float 
                                 int parts, float scale);
 /* Sets the entries of the backend that have to do with series. */
 void mdmt_gpu_fill_series(mdmt_backend *base);
+/* And with recordings. */
+void mdmt_gpu_fill_recordings(mdmt_backend *base);
 
 /* ---- images.cu ---- */
 

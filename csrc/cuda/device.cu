@@ -90,8 +90,7 @@ static mdmt_status check_driver(void)
     return MDMT_OK;
 }
 
-enum { NEVER, OWN, ALWAYS };
-static int overlap_wanted, opened_old;
+static int overlap_wanted, overlap_measured, opened_old;
 
 mdmt_status mdmt_device_open(int ordinal)
 {
@@ -126,10 +125,11 @@ mdmt_status mdmt_device_open(int ordinal)
             device.name, device.major, device.minor, cudaGetErrorString(error), device.major,
             device.minor);
     }
-    overlap_wanted = !overlap                      ? ALWAYS
-                     : strcmp(overlap, "off") == 0 ? NEVER
-                     : strcmp(overlap, "own") == 0 ? OWN
-                                                   : ALWAYS;
+    overlap_wanted = !overlap                      ? MDMT_OVERLAP_ALL
+                     : strcmp(overlap, "off") == 0 ? MDMT_OVERLAP_NONE
+                     : strcmp(overlap, "own") == 0 ? MDMT_OVERLAP_OWN
+                                                   : MDMT_OVERLAP_ALL;
+    overlap_measured = overlap && strcmp(overlap, "measured") == 0;
     opened_old |= device.major < 9;
     return MDMT_OK;
 }
@@ -137,6 +137,17 @@ mdmt_status mdmt_device_open(int ordinal)
 /* Streams on which a library's kernel was the last; of this thread. */
 enum { STREAMS = 4 };
 static thread_local mdmt_stream_handle after_library[STREAMS];
+static thread_local int overlap_now = MDMT_OVERLAP_AS_WISHED;
+
+int mdmt_device_overlap_measured(void)
+{
+    return overlap_measured && !opened_old;
+}
+
+void mdmt_device_overlap(int way)
+{
+    overlap_now = way;
+}
 
 void mdmt_device_library_ran(mdmt_stream_handle stream)
 {
@@ -159,7 +170,8 @@ int mdmt_device_overlaps(mdmt_stream_handle stream)
             own = 0;
         }
     }
-    return !opened_old && (overlap_wanted == ALWAYS || (overlap_wanted == OWN && own));
+    int way = overlap_now == MDMT_OVERLAP_AS_WISHED ? overlap_wanted : overlap_now;
+    return !opened_old && (way == MDMT_OVERLAP_ALL || (way == MDMT_OVERLAP_OWN && own));
 }
 
 mdmt_status mdmt_device_use(int ordinal)

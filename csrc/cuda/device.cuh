@@ -17,9 +17,20 @@ mdmt_status mdmt_device_check(const char *what);
 mdmt_status mdmt_device_open(int ordinal);
 /* Makes it current for this thread. */
 mdmt_status mdmt_device_use(int ordinal);
-/* Whether the next kernel on this stream may come onto the device while the one before it ends:
- * from capability 9.0 on, of all devices opened, unless MDMT_CUDA_OVERLAP is off, or own and the
- * one before it is a library's. */
+/* Which kernels may come onto the device while the one before it on their stream ends: all, those
+ * that do not follow a library's, none. MDMT_CUDA_OVERLAP (on, own, off) says which, or "measured":
+ * recorded steps try them out. None before capability 9.0 of all devices opened. */
+enum {
+    MDMT_OVERLAP_AS_WISHED = -1,
+    MDMT_OVERLAP_ALL,
+    MDMT_OVERLAP_OWN,
+    MDMT_OVERLAP_NONE,
+    MDMT_OVERLAP_WAYS
+};
+int mdmt_device_overlap_measured(void);
+/* What this thread starts from now on: one of these. */
+void mdmt_device_overlap(int way);
+/* Whether the next kernel on this stream may. */
 int mdmt_device_overlaps(mdmt_stream_handle stream);
 /* A library's kernel was started on the stream. */
 void mdmt_device_library_ran(mdmt_stream_handle stream);

@@ -1,7 +1,5 @@
 /* Steps in a row without the host: what changes from step to step lies in the GPU's memory and
  * moves on by itself, so that a step is the same launches every time and can be recorded. */
-#include <stdlib.h>
-
 #include "adam.cuh"
 #include "map.cuh"
 
@@ -337,35 +335,6 @@ static mdmt_status series_close(mdmt_backend *backend, const mdmt_series *s, int
     return mdmt_gpu_check_fault(gpu);
 }
 
-/* ---- recordings ---- */
-
-static mdmt_status record_begin(mdmt_backend *backend)
-{
-    MDMT_TRY(mdmt_device_use(gpu_of(backend)->options.device));
-    return mdmt_record_begin(gpu_of(backend)->stream);
-}
-
-static mdmt_status record_end(mdmt_backend *backend, mdmt_recording **recording)
-{
-    mdmt_graph_handle graph;
-    mdmt_status status = mdmt_record_end(gpu_of(backend)->stream, &graph);
-    *recording = (mdmt_recording *)(void *)graph;
-    return status;
-}
-
-static mdmt_status record_run(mdmt_backend *backend, mdmt_recording *recording)
-{
-    MDMT_TRY(mdmt_device_use(gpu_of(backend)->options.device));
-    return mdmt_record_run((mdmt_graph_handle)(void *)recording, gpu_of(backend)->stream);
-}
-
-static void record_close(mdmt_backend *backend, mdmt_recording *recording)
-{
-    mdmt_device_use(gpu_of(backend)->options.device);
-    mdmt_device_wait(gpu_of(backend)->stream); /* it may still run */
-    mdmt_record_close((mdmt_graph_handle)(void *)recording);
-}
-
 void mdmt_gpu_fill_series(mdmt_backend *base)
 {
     base->series_open = series_open;
@@ -373,9 +342,4 @@ void mdmt_gpu_fill_series(mdmt_backend *base)
     base->series_next = series_next;
     base->series_note = series_note;
     base->series_close = series_close;
-    const char *wish = getenv("MDMT_CUDA_RECORD");
-    base->record_begin = wish && strcmp(wish, "off") == 0 ? NULL : record_begin;
-    base->record_end = record_end;
-    base->record_run = record_run;
-    base->record_close = record_close;
 }

@@ -77,11 +77,15 @@ static mdmt_status start_batch(mdmt_program *p, const mdmt_series *s, int last)
 static mdmt_status record(mdmt_program *p, const mdmt_series *s, int last)
 {
     mdmt_recording *recording = NULL;
-    mdmt_status status = p->backend->record_begin(p->backend);
-    if (status == MDMT_OK) {
-        mdmt_status inside = start_batch(p, s, last);
-        status = p->backend->record_end(p->backend, &recording);
-        status = status == MDMT_OK ? inside : status;
+    mdmt_status status = MDMT_OK;
+    int ways = p->backend->record_ways(p->backend);
+    for (int way = 0; way < ways && status == MDMT_OK; way++) {
+        status = p->backend->record_begin(p->backend, way);
+        if (status == MDMT_OK) {
+            mdmt_status inside = start_batch(p, s, last);
+            status = p->backend->record_end(p->backend, &recording);
+            status = status == MDMT_OK ? inside : status;
+        }
     }
     if (status != MDMT_OK) {
         if (recording) {

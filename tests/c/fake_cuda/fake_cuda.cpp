@@ -29,8 +29,10 @@ namespace
 struct settings {
     long order = 0, driver = 13000, devices = 1, code = 1, capture = 1;
     long lose_after = -1, fail_at_launch = -1, waits = 1, late = 0;
+    long overlap_cost = 0; /* microseconds of a kernel that starts early */
     long long memory = 1ll << 40;
     long long allocations = 0, launches = 0, graph_launches = 0, captures = 0, copies = 0;
+    long long graphs = 0, overlapped = 0; /* kernels that started early */
 } now;
 
 cudaError_t last = cudaSuccess, lost = cudaSuccess;
@@ -50,7 +52,11 @@ struct task {
     void *to = nullptr;          /* copy */
     const void *from = nullptr;
     size_t size = 0;
+    int overlaps = 0; /* a kernel that may start early */
 };
+
+double worked; /* milliseconds of all streams: what early starts cost */
+int next_overlaps;
 
 cudaError_t say(cudaError_t error)
 {
@@ -162,8 +168,12 @@ void perform(const task &t)
     if (t.to) {
         memcpy(t.to, t.from ? t.from : t.bytes.data(), t.size);
     }
+    if (t.overlaps) {
+        now.overlapped++;
+        worked += (double)now.overlap_cost / 1000;
+    }
     if (t.event) {
-        t.event->clock = t.event->stream->clock;
+        t.event->clock = t.event->stream->clock + worked;
     }
 }
 
@@ -198,6 +208,8 @@ cudaError_t give_launch(cudaStream_t s, void (*run)(const void *), const void *k
     task t;
     t.run = run;
     t.bytes.assign((const char *)kernel, (const char *)kernel + bytes);
+    t.overlaps = next_overlaps;
+    next_overlaps = 0;
     return give(s, std::move(t));
 }
 
@@ -526,6 +538,7 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t *made, cudaGraph_t graph, unsig
     (void)flags;
     CHECK(alive());
     *made = new fake_graph(*graph);
+    now.graphs++;
     return cudaSuccess;
 }
 
@@ -579,7 +592,13 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph)
         run_until(s, s->begun);
     }
     delete graph;
+    now.graphs--;
     return cudaSuccess;
+}
+
+void fake_overlap(int overlaps)
+{
+    next_overlaps = overlaps;
 }
 
 cudaError_t fake_launch(cudaStream_t stream, void (*run)(const void *), const void *kernel,
@@ -632,7 +651,8 @@ static std::map<std::string, long *> knobs(void)
             {"devices", &now.devices},       {"code", &now.code},
             {"capture", &now.capture},       {"walk", &fake_walk},
             {"waits", &now.waits},           {"late", &now.late},
-            {"lose_after", &now.lose_after}, {"fail_at_launch", &now.fail_at_launch}};
+            {"lose_after", &now.lose_after}, {"fail_at_launch", &now.fail_at_launch},
+            {"overlap_cost", &now.overlap_cost}};
 }
 
 int fake_cuda_set(const char *name, long long value)
@@ -667,6 +687,8 @@ long long fake_cuda_get(const char *name)
                                                   {"launches", now.launches},
                                                   {"graph_launches", now.graph_launches},
                                                   {"captures", now.captures},
+                                                  {"graphs", now.graphs},
+                                                  {"overlapped", now.overlapped},
                                                   {"copies", now.copies},
                                                   {"streams", (long long)streams.size()}};
     auto found = all.find(name);
