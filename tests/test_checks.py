@@ -99,6 +99,25 @@ def test_clean_data_have_no_findings(data):
     assert "\033" not in text and "\033[" not in terminal.text(report, 100, True)
 
 
+def test_weights_of_classes_are_shown(data):
+    """What `mdmt run` would count each class with: least to most over the training parts."""
+    for i, row in enumerate(data[1]["two"]):
+        row[2] = str(int(i % 4 == 0))
+    report = examine(data, "tasks.severity.class_weights=balanced",
+                     "tasks.prognosis.class_weights={SEVERE: 2.5}")  # fmt: skip
+    text = " ".join(terminal.text(report, 200, False).split())
+    assert "weights prognosis: MILD 1, SEVERE 2.5 in the loss, fixed" in text
+    spans = re.search(r"severity: 0: ([\d.-]+), 1: ([\d.-]+) in the loss, balanced over", text)
+    (release,), parts = report.study.releases, []
+    for fold in release.splits["cv"]:
+        labels = release.cases[1].labels[fold["two"]["train"]]
+        parts.append([len(labels) / (2 * np.sum(labels == k)) for k in (0, 1)])
+    for found, each in zip(spans.groups(), np.transpose(parts), strict=True):
+        ends = sorted({f"{v:.2f}" for v in (each.min(), each.max())}, key=float)
+        assert found == "-".join(ends)
+    assert not any(name == "weights" for name, _ in terminal.cost_facts(examine(data)))
+
+
 def test_classes_without_a_case(data):
     """One class alone cannot be learnt; a class too few of three is said, by its name."""
     rows = data[1]["one"]

@@ -14,6 +14,7 @@ from ..experiments import weights_text
 from ..kfold import PARTS
 from ..runner.display import clock
 from ..runner.estimate import SURE, size_text
+from ..weighting import class_weights
 from .found import Report
 
 COLOURS = {"error": "31;1", "warning": "33;1", "note": "2"}
@@ -135,7 +136,7 @@ def cost_facts(report: Report) -> list[tuple[str, str]]:
         + (f", {many} releases" if many > 1 else "")
         + f"; weights: {weights_text(values)}"
     )
-    found = [("plan", plan), ("store", store_size(report))]
+    found = [("plan", plan), *weight_facts(report), ("store", store_size(report))]
     if costs is None:
         return found
     train = values["train"]
@@ -157,6 +158,43 @@ def cost_facts(report: Report) -> list[tuple[str, str]]:
             f"{size_text(costs['free'])} are free",
         ),
     ]
+
+
+def weight_facts(report: Report) -> list[tuple[str, str]]:
+    """("weights", sentence) for each task whose classes do not count alike: what every class counts
+    in the loss, least to most over the training parts."""
+    found = []
+    for task, spec in report.values["tasks"].items():
+        given, findings = spec["class_weights"], kinds.kind_of(spec) == kinds.FINDINGS
+        if given == "none":
+            continue
+        if given == "balanced":
+            kind = len(spec["classes"]), spec["head"]["loss"]
+            every = _training_labels(report, task, findings)
+            drawn = [class_weights(labels, *kind) for labels in every]
+            if not drawn:
+                continue
+            spans = zip(np.min(drawn, 0), np.max(drawn, 0), strict=True)
+            weights = [f"{a:.2f}" if f"{a:.2f}" == f"{b:.2f}" else f"{a:.2f}-{b:.2f}"
+                       for a, b in spans]  # fmt: skip
+            how = "balanced over each training part"
+        else:
+            weights, how = [f"{given.get(c, 1):g}" for c in spec["classes"]], "fixed"
+        of = "positives of " if findings else ""
+        named = kinds.counted(spec["classes"], weights)
+        found.append(("weights", f"{task}: {of}{named} in the loss, {how}"))
+    return found
+
+
+def _training_labels(report: Report, task: str, findings: bool):
+    """The labels of a task in the training part of every fold of every scheme and release."""
+    for release in report.study.releases:
+        sets = [c for c in release.cases if c.task == task]
+        for folds in release.splits.values():
+            for fold in folds:
+                mine = [(c.values if findings else c.labels)[fold[c.name]["train"]] for c in sets]
+                if mine and sum(map(len, mine)):
+                    yield np.concatenate(mine)
 
 
 def _counted(items, name: str) -> str:
