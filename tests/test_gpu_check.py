@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -199,6 +200,30 @@ def test_a_stopped_process_takes_its_descendants_along(tmp_path, monkeypatch):
         for one in gpu_peer.family(process.pid)[::-1]:
             os.kill(one, signal.SIGKILL)
         process.wait()
+
+
+@pytest.mark.parametrize("theirs, ok", [(900, True), (1099, True), (1101, False)])
+def test_ten_percent_slower_than_compiled_is_too_slow(monkeypatch, theirs, ok):
+    monkeypatch.setattr(gpu_speed, "our_rate", lambda *how: (1000.0, None))
+    monkeypatch.setattr(gpu_peer, "compiled_rate", lambda name, wait: float(theirs))
+    found = gpu_speed.beside_compiled(SimpleNamespace(ends=0), "resnet18")
+    assert found == (f"{1000 / theirs:.2f}", ok, f"1000 and {theirs}")
+
+
+@pytest.mark.parametrize("name, eager, ok", [("resnet18", 760, True), ("resnet18", 780, False),
+                                             ("densenet121", 620, True),
+                                             ("densenet121", 630, False)])  # fmt: skip
+def test_floors_beside_eager(monkeypatch, name, eager, ok):
+    model = SimpleNamespace(memory=lambda batch, training: {"planned": 2**20})
+    monkeypatch.setattr(gpu_speed, "our_rate", lambda *how: (1000.0, model))
+    monkeypatch.setattr(gpu_speed, "step_profile", lambda *how: [])
+    monkeypatch.setattr(gpu_speed, "keep_ops", lambda *how: None)
+    monkeypatch.setattr(gpu_peer, "eager_rate", lambda *how: (float(eager), 2**21))
+    width = gpu_speed.LIMIT_BANDWIDTH * 1000 / gpu_speed.LIMIT_P[name] / 0.5
+    value, right, text = gpu_speed.beside_eager(None, object(), name, 1, 1, 32, width)
+    assert (value, right) == ("1000", ok)
+    assert text.startswith("50 % of limit P, planned 1 MiB, ")
+    assert text.endswith(f"eager {eager} ({1000 / eager:.2f}x, 0.50 of its memory)")
 
 
 @pytest.mark.oracle
