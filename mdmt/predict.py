@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from . import config, kinds
+from . import points as points_
 from .data.table import EXTENSIONS
 from .errors import BadData, BadInput, nearest
 from .known import Known, Shown
@@ -33,12 +34,14 @@ CHUNK = 1024  # images held at a time
 class Network:
     """A finished training. folder: its own below runs/; tasks: {task: its entry in the
     description}; seen: SHA-256 of the files that it or what it started from was trained or
-    selected on, None: not known."""
+    selected on, None: not known; thresholds: {task of two classes: {name of `mdmt.points.POINTS`:
+    threshold that its validation part chose}}."""
 
     folder: Path
     description: dict
     tasks: dict
     seen: set | None
+    thresholds: dict = field(default_factory=dict)
 
     def knows(self, shown) -> bool:
         """Whether it was trained or selected on a picture that shows these `Shown` of the run."""
@@ -86,7 +89,8 @@ def networks(out, values: dict, known: Known, *, configuration=None, backbone=No
             continue
         tasks = {t["name"]: t for t in job["description"]["tasks"]}
         seen = known.learnt_from(path.parent)
-        found.append(Network(path.parent, job["description"], tasks, seen))
+        chose = read_json(path.parent / kept.RESULT).get("thresholds", {})
+        found.append(Network(path.parent, job["description"], tasks, seen, chose))
     if not found:
         what = ", ".join(f"{k} {v}" for k, v in wanted.items())
         why = (
@@ -191,9 +195,11 @@ def predict(out, images, *, device: str = "cpu", skip: bool = False, quiet: bool
     Returns (rows, notes). A row per image and task: `COLUMNS` and "p_<class>", None where a class
     is not the task's: the mean over networks; class: what the task's thresholds make of a number;
     sd: standard deviation over the networks of the predicted class's probability or of the number,
-    None for findings; networks: how many that is; seen: how many were left out because they know
-    the picture; known_as: the run's file that it is or shows; likeness: 1 for the same file or
-    pixels, else the correlation that makes it a near-duplicate; refused: why there is no
+    None for findings; above_<point>: of two classes how many networks call the picture positive at
+    the threshold that their validation part chose for the point (`mdmt.points.POINTS`), None where
+    one of them could choose none; networks: how many that is; seen: how many were left out because
+    they know the picture; known_as: the run's file that it is or shows; likeness: 1 for the same
+    file or pixels, else the correlation that makes it a near-duplicate; refused: why there is no
     prediction. Raises BadInput.
     """
     run = opened(out, **chosen)
@@ -274,7 +280,9 @@ def _chunk(paths, run: Opened, device: str, skip: bool, progress, own: dict) -> 
                 mine = use[:, at[path]]
                 row |= {"networks": int(mine.sum()), "seen": int((~mine).sum())}
                 if mine.any():
-                    row |= _summed(given[task][mine, at[path]], spec, run.cuts.get(task))
+                    p = given[task][mine, at[path]]
+                    row |= _summed(p, spec, run.cuts.get(task))
+                    row |= _votes(p, [n for n, m in zip(nets, mine, strict=True) if m], task)
             rows.append(row)
     return rows
 
@@ -290,6 +298,18 @@ def _summed(p: np.ndarray, task: dict, cut: dict | None) -> dict:
     if cut is not None:
         cells["class"] = cut["classes"][kinds.cut(mean, cut["thresholds"])[0]]
     return {"predicted": predicted, "sd": spread, **cells}
+
+
+def _votes(p: np.ndarray, nets: list[Network], task: str) -> dict:
+    """Cells "above_<point>" of what `nets` give for a picture, p (networks, C)."""
+    each = [n.thresholds.get(task, {}) for n in nets]
+    if not any(each):
+        return {}
+    positive = p[:, kinds.positive_of(nets[0].tasks[task])]
+    return {
+        f"above_{k}": int(np.sum(positive > [t[k] for t in each])) if all(each) else None
+        for k in points_.POINTS
+    }
 
 
 def loaded(nets: list[Network], device: str):
@@ -320,8 +340,11 @@ def probabilities(models, images: np.ndarray) -> dict:
 
 
 def columns_of(rows: list[dict]) -> list[str]:
-    """Columns of the CSV: `COLUMNS`, then the classes' probabilities."""
-    return COLUMNS + [k for k in rows[0] if k.startswith("p_")]
+    """Columns of the CSV: `COLUMNS`, then the classes' probabilities, then the votes at operating
+    points where a row has them."""
+    above = [f"above_{k}" for k in points_.POINTS]
+    votes = [k for k in above if any(k in row for row in rows)]
+    return COLUMNS + [k for k in rows[0] if k.startswith("p_")] + votes
 
 
 def text(rows: list[dict], most: int = 40) -> str:

@@ -1,6 +1,7 @@
 """mdmt predict: the networks of a run on further pictures, and never on those they learnt from."""
 
 import csv
+import json
 import shutil
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 from mdmt import cli
 from mdmt import predict as predictor
 from mdmt.errors import BadInput
+from mdmt.points import POINTS
 from tests.test_run import two_folds
 
 
@@ -92,6 +94,52 @@ def test_pictures_that_cannot_be_used(finished, tmp_path, capsys):
     first, _, third, _ = rows_of(table)
     assert first["predicted"] == "" and "is not an image" in first["refused"]
     assert third["predicted"] and not third["refused"]
+
+
+def test_networks_vote_at_their_operating_points(finished, tmp_path, capsys):
+    """At each network's own threshold, as operating.csv judges it."""
+    out, images, _ = finished
+    chosen = {}
+    for path in out.glob("runs/*/result.json"):
+        job = json.loads((path.parent / "job.json").read_text())
+        if "MDMT" in job["configurations"]:
+            thresholds = json.loads(path.read_text())["thresholds"]
+            chosen[job["description"]["fold"]] = thresholds["prognosis"]
+    assert sorted(chosen) == [0, 1]
+    rng = np.random.default_rng(3)
+    for k in range(6):
+        Image.fromarray(rng.integers(0, 255, (60, 60), np.uint8)).save(tmp_path / f"{k}.png")
+    given = [tmp_path, images]
+    single = [predictor.predict(out, given, fold=f)[0] for f in (0, 1)]
+    table = tmp_path / "p.csv"
+    assert cli.main(["predict", str(out), *map(str, given), "--out", str(table)]) == 0
+    capsys.readouterr()
+    rows, counted = rows_of(table), []
+    for row, *each in zip(rows, *single, strict=True):
+        for point in ("sensitivity", "specificity", "youden"):
+            votes = row[f"above_{point}"]
+            if row["task"] != "prognosis":
+                assert votes == ""
+                continue
+            mine = [(s["p_SEVERE"], chosen[f][point]) for f, s in enumerate(each)
+                    if s["networks"]]  # fmt: skip
+            assert int(row["networks"]) == len(mine)
+            assert int(votes) == sum(p > t for p, t in mine)
+            counted.append((point, int(votes), len(mine)))
+    assert {n for _, _, n in counted} == {1, 2} and len({v for _, v, _ in counted}) > 1
+    more = {p: sum(v for q, v, _ in counted if q == p) for p in ("sensitivity", "specificity")}
+    assert more["sensitivity"] >= more["specificity"]
+
+
+def test_networks_without_thresholds_do_not_vote():
+    """None where one of them could choose none, and no column where none could."""
+    two = {"t": {"loss": "ce", "classes": ["a", "b"], "positive": "a"}}
+    nets = [predictor.Network(None, {}, two, set(), {"t": dict.fromkeys(POINTS, 0.4)}),
+            predictor.Network(None, {}, two, set(), {})]  # fmt: skip
+    p = np.array([[0.5, 0.5], [0.9, 0.1]])
+    assert predictor._votes(p, nets, "t") == dict.fromkeys(f"above_{k}" for k in POINTS)
+    assert predictor._votes(p[:1], nets[:1], "t") == {f"above_{k}": 1 for k in POINTS}
+    assert predictor._votes(p[1:], nets[1:], "t") == {}
 
 
 @pytest.mark.parametrize(
