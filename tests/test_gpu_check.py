@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 import mdmt
-from benchmarks import gpu_check, gpu_peer, gpu_speed
+from benchmarks import gpu_check, gpu_correct, gpu_peer, gpu_speed
 from tests import cudahost, oracle
 from tests.test_cuda_ops import CASES
 
@@ -122,6 +122,28 @@ def test_a_limit_cuts_a_slice_off_and_names_the_rest(tmp_path, monkeypatch, caps
     said = capsys.readouterr().out
     assert status == 0 and set(files) == {"errors"}
     assert "left out: nets: shufflenet_v2_x1_0 and all after it" in said
+
+
+@pytest.mark.parametrize(
+    "says, status, rows",
+    [
+        ("ERROR SUMMARY: 0 errors\ntable: 5 of 5 right (1 s)", 0, [1] * 4),
+        ("ERROR SUMMARY: 2 errors\ntable: 5 of 5 right (1 s)", 9, [0] * 4),
+        ("Error: Device not supported. Please refer to the documentation", 1, []),
+    ],
+)
+def test_what_the_sanitizer_says_counts(tmp_path, monkeypatch, capsys, says, status, rows):
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text(f"#!/bin/sh\necho '{says}'\nexit {status}\n")
+    tool.chmod(0o755)
+    monkeypatch.setattr(gpu_correct.shutil, "which", lambda name: str(tool))
+    run = gpu_check.Run(gpu_check.parse(["--out", str(tmp_path / "out")]), "sanitizer", 60)
+    run.where = ["", ""]
+    gpu_correct.sanitizer(run)
+    capsys.readouterr()
+    assert [row[4] for row in run.rows] == rows
+    assert len(run.left_out) == 4 - len(rows)
+    assert all("does not support this device" in what for what in run.left_out)
 
 
 def test_a_slice_that_fails_is_told(tmp_path, monkeypatch, capsys):
