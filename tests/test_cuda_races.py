@@ -56,7 +56,8 @@ PROGRAM = """
 #include <cstdio>
 const mdmt_cuda_services *mdmt_lent;
 mdmt_status mdmt_device_check(const char *) { return MDMT_OK; }
-cudaError_t fake_launch(cudaStream_t, void (*run)(const void *), const void *k, size_t)
+int mdmt_device_overlaps(mdmt_stream_handle) { return 0; }
+cudaError_t fake_launch(cudaStream_t, void (*run)(const void *), const void *k, size_t, int)
 {
     run(k);
     return cudaSuccess;

@@ -86,8 +86,7 @@ mdmt_status mdmt_launch_rounds(mdmt_stream_handle stream, size_t blocks, const K
     return mdmt_start(mdmt_rounds_entry<K>, stream, blocks, kernel);
 #else
     mdmt_started<K> s = {kernel, blocks};
-    fake_overlap(mdmt_device_overlaps(stream));
-    fake_launch(stream, mdmt_walk_rounds<K>, &s, sizeof s);
+    fake_launch(stream, mdmt_walk_rounds<K>, &s, sizeof s, mdmt_device_overlaps(stream));
     return mdmt_device_check("the start of a kernel");
 #endif
 }

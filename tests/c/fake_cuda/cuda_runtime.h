@@ -113,9 +113,8 @@ static inline size_t fake_place(size_t turn, size_t count)
 /* The block of the device's memory that has `at`: its first byte and its size, or 0. */
 size_t fake_block_with(const void *at, const void **from);
 /* In the place of <<<>>>: run(copy) in the order of the stream; `kernel` of `bytes` is copied. */
-/* Whether the next launch lets its kernel start early. */
-void fake_overlap(int overlaps);
+/* overlaps: whether it may start while what is before it on the stream ends. */
 cudaError_t fake_launch(cudaStream_t stream, void (*run)(const void *), const void *kernel,
-                        size_t bytes);
+                        size_t bytes, int overlaps);
 
 #endif

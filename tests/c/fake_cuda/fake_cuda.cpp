@@ -56,7 +56,6 @@ struct task {
 };
 
 double worked; /* milliseconds of all streams: what early starts cost */
-int next_overlaps;
 
 cudaError_t say(cudaError_t error)
 {
@@ -203,14 +202,19 @@ cudaError_t not_recording(void)
     return cudaSuccess;
 }
 
-cudaError_t give_launch(cudaStream_t s, void (*run)(const void *), const void *kernel, size_t bytes)
+cudaError_t give_kernel(cudaStream_t s, void (*run)(const void *), const void *kernel, size_t bytes,
+                        int overlaps)
 {
     task t;
     t.run = run;
     t.bytes.assign((const char *)kernel, (const char *)kernel + bytes);
-    t.overlaps = next_overlaps;
-    next_overlaps = 0;
+    t.overlaps = overlaps;
     return give(s, std::move(t));
+}
+
+cudaError_t give_launch(cudaStream_t s, void (*run)(const void *), const void *kernel, size_t bytes)
+{
+    return give_kernel(s, run, kernel, bytes, 0);
 }
 
 } // namespace
@@ -596,20 +600,15 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph)
     return cudaSuccess;
 }
 
-void fake_overlap(int overlaps)
-{
-    next_overlaps = overlaps;
-}
-
 cudaError_t fake_launch(cudaStream_t stream, void (*run)(const void *), const void *kernel,
-                        size_t bytes)
+                        size_t bytes, int overlaps)
 {
     CHECK(alive());
     now.launches++;
     if (now.fail_at_launch >= 0 && now.fail_at_launch-- == 0) {
         return say(cudaErrorLaunchFailure);
     }
-    return give_launch(stream, run, kernel, bytes);
+    return give_kernel(stream, run, kernel, bytes, overlaps);
 }
 
 size_t fake_block_with(const void *at, const void **from)
