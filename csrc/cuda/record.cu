@@ -10,8 +10,7 @@ enum { WAYS = MDMT_OVERLAP_WAYS, ROUNDS = 4 };
 
 struct mdmt_recording {
     mdmt_graph_handle graph[WAYS];
-    int count, made;  /* how many there are to be; recorded so far */
-    int runs, chosen; /* chosen: -1: they still take turns */
+    int made, runs, chosen; /* made: graphs; chosen: -1: they still take turns */
     mdmt_event_handle from[ROUNDS][WAYS], to[ROUNDS][WAYS];
 };
 
@@ -80,8 +79,7 @@ static mdmt_status record_end(mdmt_backend *backend, mdmt_recording **recording)
             status = mdmt_lent->fail(MDMT_NO_MEMORY, "out of memory for a recorded step");
         } else {
             memset((void *)r, 0, sizeof *r);
-            r->count = record_ways(backend);
-            r->chosen = r->count > 1 && open_events(r) == MDMT_OK ? -1 : 0;
+            r->chosen = record_ways(backend) > 1 && open_events(r) == MDMT_OK ? -1 : 0;
         }
     }
     if (status == MDMT_OK) {
@@ -99,7 +97,7 @@ static mdmt_status choose(mdmt_recording *r)
 {
     float best = 0;
     int chosen = 0;
-    for (int way = 0; way < r->count; way++) {
+    for (int way = 0; way < r->made; way++) {
         float least = 0, span;
         for (int round = 1; round < ROUNDS; round++) {
             MDMT_TRY(mdmt_event_span(r->from[round][way], r->to[round][way], &span));
@@ -110,7 +108,7 @@ static mdmt_status choose(mdmt_recording *r)
             chosen = way;
         }
     }
-    for (int way = 0; way < r->count; way++) {
+    for (int way = 0; way < r->made; way++) {
         if (way != chosen) {
             mdmt_record_close(r->graph[way]);
             r->graph[way] = NULL;
@@ -125,13 +123,13 @@ static mdmt_status record_run(mdmt_backend *backend, mdmt_recording *r)
 {
     mdmt_stream_handle stream = gpu_of(backend)->stream;
     MDMT_TRY(mdmt_device_use(gpu_of(backend)->options.device));
-    if (r->chosen < 0 && r->runs == ROUNDS * r->count) {
+    if (r->chosen < 0 && r->runs == ROUNDS * r->made) {
         MDMT_TRY(choose(r));
     }
     if (r->chosen >= 0) {
         return mdmt_record_run(r->graph[r->chosen], stream);
     }
-    int way = r->runs % r->count, round = r->runs / r->count;
+    int way = r->runs % r->made, round = r->runs / r->made;
     r->runs++;
     MDMT_TRY(mdmt_event_record(r->from[round][way], stream));
     MDMT_TRY(mdmt_record_run(r->graph[way], stream));
