@@ -106,8 +106,8 @@ def test_weights_of_classes_are_shown(data):
     report = examine(data, "tasks.severity.class_weights=balanced",
                      "tasks.prognosis.class_weights={SEVERE: 2.5}")  # fmt: skip
     text = " ".join(terminal.text(report, 200, False).split())
-    assert "weights prognosis: MILD 1, SEVERE 2.5 in the loss, fixed" in text
-    spans = re.search(r"severity: 0: ([\d.-]+), 1: ([\d.-]+) in the loss, balanced over", text)
+    assert "loss prognosis: MILD 1, SEVERE 2.5, class weights fixed" in text
+    spans = re.search(r"severity: 0: ([\d.-]+), 1: ([\d.-]+), class weights balanced over", text)
     (release,), parts = report.study.releases, []
     for fold in release.splits["cv"]:
         labels = release.cases[1].labels[fold["two"]["train"]]
@@ -115,7 +115,7 @@ def test_weights_of_classes_are_shown(data):
     for found, each in zip(spans.groups(), np.transpose(parts), strict=True):
         ends = sorted({f"{v:.2f}" for v in (each.min(), each.max())}, key=float)
         assert found == "-".join(ends)
-    assert not any(name == "weights" for name, _ in terminal.cost_facts(examine(data)))
+    assert not any(name == "loss" for name, _ in terminal.cost_facts(examine(data)))
 
 
 def test_classes_without_a_case(data):

@@ -136,7 +136,7 @@ def cost_facts(report: Report) -> list[tuple[str, str]]:
         + (f", {many} releases" if many > 1 else "")
         + f"; weights: {weights_text(values)}"
     )
-    found = [("plan", plan), *weight_facts(report), ("store", store_size(report))]
+    found = [("plan", plan), *loss_facts(report), ("store", store_size(report))]
     if costs is None:
         return found
     train = values["train"]
@@ -160,9 +160,9 @@ def cost_facts(report: Report) -> list[tuple[str, str]]:
     ]
 
 
-def weight_facts(report: Report) -> list[tuple[str, str]]:
-    """("weights", sentence) for each task whose classes do not count alike: what every class counts
-    in the loss, least to most over the training parts."""
+def loss_facts(report: Report) -> list[tuple[str, str]]:
+    """("loss", sentence) for each task whose classes do not count alike: the weight of every class,
+    least to most over the training parts."""
     found = []
     for task, spec in report.values["tasks"].items():
         given, findings = spec["class_weights"], kinds.kind_of(spec) == kinds.FINDINGS
@@ -182,7 +182,7 @@ def weight_facts(report: Report) -> list[tuple[str, str]]:
             weights, how = [f"{given.get(c, 1):g}" for c in spec["classes"]], "fixed"
         of = "positives of " if findings else ""
         named = kinds.counted(spec["classes"], weights)
-        found.append(("weights", f"{task}: {of}{named} in the loss, {how}"))
+        found.append(("loss", f"{task}: {of}{named}, class weights {how}"))
     return found
 
 
