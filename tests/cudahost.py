@@ -116,11 +116,8 @@ def said_by(folder, source, *more, watched=False):
     return done.stdout
 
 
-@functools.cache
-def module():
-    """The module `_cuda` that runs on the processor; built once for these sources."""
-    if compilers() is None:
-        pytest.skip("no C++ compiler for Linux is here: no CUDA kernel can be run")
+def compiled():
+    """Path of the module `_cuda` that runs on the processor; built once for these sources."""
     place = Path(tempfile.gettempdir()) / f"mdmt-cuda-on-cpu-{os.getuid()}-{fingerprint()}"
     name = f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
     if not (place / name).exists():
@@ -132,7 +129,15 @@ def module():
             (place / f"{name}.{os.getpid()}").replace(place / name)
         finally:
             shutil.rmtree(work)
-    made = load(place / name)
+    return place / name
+
+
+@functools.cache
+def module():
+    """The module `_cuda` that runs on the processor."""
+    if compilers() is None:
+        pytest.skip("no C++ compiler for Linux is here: no CUDA kernel can be run")
+    made = load(compiled())
     assert made.emulated == 1
     return made
 
