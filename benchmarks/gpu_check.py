@@ -42,6 +42,7 @@ import contextlib
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -188,17 +189,32 @@ def outside(options, part, limit):
         command += ["--dry"] if options.dry else []
         command += ["--out", options.out] if options.out else []
         began = time.monotonic()
+        child = subprocess.Popen(command)
         try:
-            status = subprocess.run(command, timeout=limit + 25).returncode
-            why = f"its process ended with status {status}"
+            why = f"its process ended with status {child.wait(limit + 25)}"
         except subprocess.TimeoutExpired:
             why = f"it hung and was ended after {limit + 25:.0f} s"
+        finally:
+            end(child)
         try:
             return json.loads(report.read_text())
         except (OSError, ValueError):
             row = [part, "the slice", "", "", 0, why]
             print(f"FAILED {part}: {why}", flush=True)
             return {"rows": [row], "left_out": [], "seconds": time.monotonic() - began}
+
+
+def end(child):
+    """Ends a process that still runs, and what it has started, which would use the GPU while other
+    slices measure; what it has stopped for its own measurements goes on."""
+    if child.poll() is None:
+        for one in gpu_peer.family(child.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(one, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(10)  # one that hangs in the driver cannot be ended
+        with gpu_peer.quiet():
+            pass
 
 
 def list_cases(options):
@@ -283,9 +299,9 @@ def main(arguments=None):
         return list_cases(options)
     options.ends = time.monotonic() + options.seconds
     found = {}
-    compiles = options.inside or options.dry or gpu_peer.folder()  # not asked for, or under way
+    ahead = "compile" in options.slices and not (options.inside or options.dry)
     with contextlib.ExitStack() as stack:
-        if "compile" in options.slices and not compiles:
+        if ahead and not gpu_peer.folder() and gpu_peer.is_installed():
             stack.enter_context(gpu_peer.ahead(options.backbones))
         if options.dry and not options.inside:
             from tests import cudahost

@@ -327,7 +327,10 @@ def interrupts(run):
         while child.poll() is None and time.monotonic() < ends and not written():
             time.sleep(0.02)
         child.send_signal(signal.SIGTERM)
-        return child.wait(60)
+        try:
+            return child.wait(60)
+        finally:
+            child.kill()  # it must not go on beside what is measured later
 
     def one():
         with tempfile.TemporaryDirectory() as folder:
@@ -376,12 +379,13 @@ def sanitizer(run):
 
     def verdict(check, status, said):
         found = re.findall(r"ERROR SUMMARY: (.*)|RACECHECK SUMMARY: (.*)", said)
-        cases = re.findall(r"table: (\d+ of \d+ right)", said)
+        cases = re.findall(r"table: (\d+ of [1-9]\d* right)", said)
         text = "".join(found[-1]) if found else said[-200:]
-        if status != 0:  # the first findings and failures in full
+        right = status == 0 and bool(cases)  # a tool that came to no case has found nothing
+        if not right:  # the first findings and failures in full
             lines = [line for line in said.splitlines() if re.search(r"FAILED|rror|Race|haz", line)]
             print(f"{check}:", *lines[:12], sep="\n  ", flush=True)
-        return status, status == 0, f"{text}; {cases[-1] if cases else 'no case done'}"
+        return status, right, f"{text}; {cases[-1] if cases else 'no case done'}"
 
     with tempfile.TemporaryDirectory() as folder:
         children = {check: start(check, folder) for check in CHECKS}

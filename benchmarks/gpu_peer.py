@@ -12,6 +12,7 @@ NAME.pid, .ready, .go, .warm, .measure, .rate and .log in FOLDER are how the two
 
 import contextlib
 import gc
+import importlib.util
 import os
 import signal
 import subprocess
@@ -28,6 +29,12 @@ FOLDER = "MDMT_GPU_COMPILED"  # the variable that names the folder to a slice's 
 # Those that compile longest go first.
 LONGEST, LONG = ("densenet1", "densenet2"), ("efficientnet", "googlenet", "resnet101")
 WAIT = 60  # seconds for one that still compiles when nothing else is left to measure
+GRACE = 20  # seconds more for one that has compiled
+
+
+def is_installed():
+    """Whether there is a PyTorch, which is not loaded."""
+    return importlib.util.find_spec("torch") is not None
 
 
 def torch_here():
@@ -188,7 +195,9 @@ def ahead(names, device="cuda", batch=128, size=224):
                 for one in family(process.pid):
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(one, signal.SIGKILL)
-                process.wait()
+            for process in children.values():
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(10)  # one that hangs in the driver cannot be ended
 
 
 # ---------------------------------------------------------------- who calls them
@@ -257,21 +266,21 @@ def compiled_rate(name, wait=WAIT):
         return None
     group, ends = group_of(name), time.monotonic() + wait
 
-    def reach(what, until=float("inf")):
+    def reach(what, until):
         while not (where / f"{name}.{what}").exists():
             if not alive(group) or time.monotonic() > until:
                 lines = (where / f"{name}.log").read_text().strip().splitlines()
-                why = "is not done" if what == "ready" else "ended"
+                why = "is not done" if what == "ready" or alive(group) else "ended"
                 raise RuntimeError(f"torch.compile of {name} {why}: {(lines or [''])[-1]}")
             time.sleep(0.05)
 
     reach("ready", ends)
     (where / f"{name}.go").touch()
-    reach("warm")
+    reach("warm", ends + GRACE)
     hasten(group)
     with quiet(but=name):
         (where / f"{name}.measure").touch()
-        reach("rate")
+        reach("rate", ends + GRACE)
     return float((where / f"{name}.rate").read_text())
 
 

@@ -87,9 +87,10 @@ class Model(Network):
     steps_at_once : how many steps fit_steps had best be given at once on this device
     unused : keys of the file of weights that the model does not use
 
-    A model may be used from several threads, one call after the other, and in a forked child
-    (there on one thread, until it asks for more with set_num_threads). copy.deepcopy and pickle
-    give a model of its own that goes on to the same bits; a pickle leaves the data sets out.
+    A model may be used from several threads, one call after the other, and, on the CPU, in a
+    forked child (there on one thread, until it asks for more with set_num_threads); a forked child
+    cannot use CUDA. copy.deepcopy and pickle give a model of its own that goes on to the same bits;
+    a pickle leaves the data sets out.
 
     Raises ValueError, NotImplementedError or OSError with one sentence.
 

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -166,6 +167,31 @@ def knobs(made=None):
         assert library.fake_cuda_set(name.encode(), value) == 0, name
 
     return put, lambda name: library.fake_cuda_get(name.encode())
+
+
+def while_recording(action, made=None):
+    """Has another thread do action() within the next recording, which waits for it; list of what
+    it returned or raised, filled then."""
+    library, said = ctypes.CDLL((made or module()).__file__), []
+
+    def attempt():
+        try:
+            said.append(action())
+        except Exception as error:
+            said.append(error)
+
+    def other():
+        thread = threading.Thread(target=attempt)
+        thread.start()
+        thread.join()
+
+    call = ctypes.CFUNCTYPE(None)(other)
+    calls.append(call)  # for as long as it may be called
+    library.fake_cuda_beside(call)
+    return said
+
+
+calls = []
 
 
 def races():

@@ -516,6 +516,18 @@ def test_starts_that_overlap_are_tried_out(gpu, monkeypatch, cost, kept):
     assert (get("overlapped") > before) == kept
 
 
+def test_a_recording_that_could_not_be_started_once_is_tried_out_all_the_same(gpu, monkeypatch):
+    put, get = gpu
+    monkeypatch.setenv("MDMT_CUDA_OVERLAP", "measured")
+    net, _ = network(cudahost.device("fp32"))
+    graphs = get("graphs")
+    put("fail_at_graph", 4)
+    with pytest.raises(MemoryError, match="out of GPU memory during the start of a recording"):
+        series(net, 20)
+    assert np.isfinite(series(net, 20, 5)["loss"]).all()
+    assert get("graphs") - graphs == 1 and get("graph_launches") == 24
+
+
 def test_a_step_that_cannot_be_recorded_in_every_way_runs_op_by_op(gpu, monkeypatch):
     put, get = gpu
     plain = run(gpu)
@@ -531,3 +543,27 @@ def test_a_step_that_cannot_be_recorded_in_every_way_runs_op_by_op(gpu, monkeypa
     assert get("captures") == 2 and get("graph_launches") == 0
     assert get("graphs") == graphs
     assert losses[:, 0].tobytes() == plain[0].tobytes() and everything(net, names) == plain[1]
+
+
+def test_another_thread_may_do_as_it_likes_while_one_records(gpu):
+    """It opens a network of its own, allocates, records, and closes it."""
+    _, get = gpu
+    plain = run(gpu)
+    before = get("captures")
+    said = cudahost.while_recording(lambda: run(gpu))
+    said.append(run(gpu))
+    assert len(said) == 2 and get("captures") == before + 2, said
+    for losses, weights in said:
+        assert losses.tobytes() == plain[0].tobytes() and weights == plain[1]
+
+
+def test_code_that_does_not_wait_at_its_beginning_does_not_start_early(gpu):
+    """A newer device runs what its driver makes of PTX for an older one: without the wait."""
+    put, get = gpu
+    found = []
+    for ptx in (90, 80, 90):
+        put("reset", 0)
+        put("ptx", ptx)
+        found.append((run(gpu)[1], get("overlapped") > 0))
+    assert [early for _, early in found] == [True, False, True]
+    assert len({weights for weights, _ in found}) == 1

@@ -128,6 +128,7 @@ def test_a_limit_cuts_a_slice_off_and_names_the_rest(tmp_path, monkeypatch, caps
     "says, status, rows",
     [
         ("ERROR SUMMARY: 0 errors\ntable: 5 of 5 right (1 s)", 0, [1] * 4),
+        ("ERROR SUMMARY: 0 errors\ntable: 0 of 0 right (1 s)", 0, [0] * 4),
         ("ERROR SUMMARY: 2 errors\ntable: 5 of 5 right (1 s)", 9, [0] * 4),
         ("Error: Device not supported. Please refer to the documentation", 1, []),
     ],
@@ -172,6 +173,40 @@ def test_a_process_that_dies_is_a_failure(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gpu_check.sys, "executable", "/bin/false")
     assert gpu_check.main(["--only", "golden", "--dry", "--out", str(tmp_path)]) == 1
     assert "FAILED golden: its process ended with status 1" in capsys.readouterr().out
+
+
+def test_a_slice_that_hangs_is_ended_with_all_that_it_started(tmp_path, monkeypatch, capsys):
+    script, started = tmp_path / "python", tmp_path / "started"
+    script.write_text(f"#!/bin/sh\nsleep 60 &\necho $! > {started}\nwait\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(gpu_check.sys, "executable", str(script))
+    options = gpu_check.parse(["--only", "golden", "--out", str(tmp_path)])
+    found = gpu_check.outside(options, "golden", 2 - 25)
+    assert found["rows"][0][4:] == [0, "it hung and was ended after 2 s"]
+    ends = time.monotonic() + 20
+    while gpu_peer.alive(int(started.read_text())) and time.monotonic() < ends:
+        time.sleep(0.02)  # it has been sent the signal, and need not have gone yet
+    assert not gpu_peer.alive(int(started.read_text()))
+
+
+def test_without_pytorch_nothing_is_compiled(monkeypatch, capsys):
+    monkeypatch.setattr(gpu_peer.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(gpu_peer, "ahead", lambda names: pytest.fail("it was started"))
+    monkeypatch.setattr(gpu_check, "outside", lambda *how: {"rows": [], "left_out": ["all"],
+                                                            "seconds": 0})  # fmt: skip
+    assert gpu_check.main(["--only", "compile"]) == 0
+    assert "left out: compile: all" in capsys.readouterr().out
+
+
+def test_what_compiled_and_hangs_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setenv(gpu_peer.FOLDER, str(tmp_path))
+    monkeypatch.setattr(gpu_peer, "GRACE", 0.3)
+    with subprocess.Popen(["sleep", "60"]) as process:
+        for name, text in (("pid", str(process.pid)), ("ready", ""), ("log", "tuning\n")):
+            (tmp_path / f"resnet18.{name}").write_text(text)
+        with pytest.raises(RuntimeError, match=r"resnet18 is not done: tuning"):
+            gpu_peer.compiled_rate("resnet18", 0.1)
+        process.kill()
 
 
 def test_without_a_gpu_it_fails_with_the_reason(capsys, monkeypatch, tmp_path):

@@ -90,7 +90,8 @@ static mdmt_status check_driver(void)
     return MDMT_OK;
 }
 
-static int overlap_wanted, overlap_measured, opened_old;
+static int overlap_wanted, overlap_measured;
+static uint64_t opened_old; /* bit i: device i, where kernels must not start early */
 
 mdmt_status mdmt_device_open(int ordinal)
 {
@@ -130,7 +131,11 @@ mdmt_status mdmt_device_open(int ordinal)
                      : strcmp(overlap, "own") == 0 ? MDMT_OVERLAP_OWN
                                                    : MDMT_OVERLAP_ALL;
     overlap_measured = overlap && strcmp(overlap, "measured") == 0;
-    opened_old |= device.major < 9;
+    /* Code that a driver made on a newer device from PTX for an older one does not wait at its
+     * beginning either: mdmt_await_kernel_before is empty there. */
+    uint64_t bit = (uint64_t)1 << (ordinal % 64);
+    int old = device.major < 9 || attributes.ptxVersion < 90;
+    opened_old = old ? opened_old | bit : opened_old & ~bit;
     return MDMT_OK;
 }
 
@@ -231,8 +236,10 @@ mdmt_status mdmt_device_alloc(void **data, size_t bytes, const char *what)
                                (double)total / gib);
     }
     MDMT_TRY(status);
-    TRY_CUDA(cudaMemset(*data, 0, bytes ? bytes : 1), "an allocation");
-    TRY_CUDA(cudaDeviceSynchronize(), "an allocation"); /* our streams do not wait for it */
+    /* On this thread's own stream, which ours do not wait for. A wait for the whole device would
+     * fail, and spoil the recording, where another thread records. */
+    TRY_CUDA(cudaMemsetAsync(*data, 0, bytes ? bytes : 1, cudaStreamPerThread), "an allocation");
+    TRY_CUDA(cudaStreamSynchronize(cudaStreamPerThread), "an allocation");
     return MDMT_OK;
 }
 

@@ -19,7 +19,8 @@ mdmt_status mdmt_device_open(int ordinal);
 mdmt_status mdmt_device_use(int ordinal);
 /* Which kernels may come onto the device while the one before it on their stream ends: all, those
  * that do not follow a library's, none. MDMT_CUDA_OVERLAP (on, own, off) says which, or "measured":
- * recorded steps try them out. None before capability 9.0 of all devices opened. */
+ * recorded steps try them out. None before capability 9.0 of all devices opened, and of the code
+ * that this build has for them. */
 enum {
     MDMT_OVERLAP_AS_WISHED = -1,
     MDMT_OVERLAP_ALL,

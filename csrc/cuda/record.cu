@@ -130,10 +130,11 @@ static mdmt_status record_run(mdmt_backend *backend, mdmt_recording *r)
         return mdmt_record_run(r->graph[r->chosen], stream);
     }
     int way = r->runs % r->made, round = r->runs / r->made;
-    r->runs++;
     MDMT_TRY(mdmt_event_record(r->from[round][way], stream));
     MDMT_TRY(mdmt_record_run(r->graph[way], stream));
-    return mdmt_event_record(r->to[round][way], stream);
+    MDMT_TRY(mdmt_event_record(r->to[round][way], stream));
+    r->runs++; /* one that could not be started has its turn again: without it no span is known */
+    return MDMT_OK;
 }
 
 void mdmt_gpu_fill_recordings(mdmt_backend *base)

@@ -7,7 +7,9 @@
  * drops all waits of streams: to see that they do), and "late" 1 copies from any memory of the host
  * when the copy has its turn, as CUDA may. "walk" 1 takes the blocks and threads of a
  * kernel from the last to the first, 2 without an order. What CUDA forbids during a recording is
- * refused. Fresh and freed memory holds garbage. */
+ * refused: to the thread that records, and waits for the whole device to all. Other threads may do
+ * something while one records alone (fake_cuda_beside), nothing here is locked. Fresh and freed
+ * memory holds garbage. */
 #include "cuda_runtime.h"
 
 #include <algorithm>
@@ -19,6 +21,7 @@
 #include <map>
 #include <numeric>
 #include <string>
+#include <thread>
 #include <vector>
 
 long fake_walk;
@@ -28,7 +31,8 @@ namespace
 
 struct settings {
     long order = 0, driver = 13000, devices = 1, code = 1, capture = 1;
-    long lose_after = -1, fail_at_launch = -1, waits = 1, late = 0;
+    long lose_after = -1, fail_at_launch = -1, fail_at_graph = -1, waits = 1, late = 0;
+    long ptx = 90;         /* what the code is compiled for */
     long overlap_cost = 0; /* microseconds of a kernel that starts early */
     long long memory = 1ll << 40;
     long long allocations = 0, launches = 0, graph_launches = 0, captures = 0, copies = 0;
@@ -54,6 +58,8 @@ struct task {
     size_t size = 0;
     int overlaps = 0; /* a kernel that may start early */
 };
+
+void (*beside)(void); /* what is to be done while a thread records, once */
 
 double worked; /* milliseconds of all streams: what early starts cost */
 
@@ -83,6 +89,7 @@ struct fake_graph {
     std::vector<std::vector<task>> tasks;
     std::vector<uint64_t> awaited; /* tasks of each that the first has waited for */
     int invalid = 0;
+    std::thread::id thread = std::this_thread::get_id(); /* which records */
 
     size_t lane(cudaStream_t s)
     {
@@ -190,11 +197,11 @@ cudaError_t give(cudaStream_t s, task t)
     return cudaSuccess;
 }
 
-/* A call that CUDA refuses while a stream of this thread records. */
-cudaError_t not_recording(void)
+/* A call that CUDA refuses while a stream of this thread records; `any`: of any thread. */
+cudaError_t not_recording(int any = 0)
 {
     for (cudaStream_t s : streams) {
-        if (s->recording) {
+        if (s->recording && (any || s->recording->thread == std::this_thread::get_id())) {
             s->recording->invalid = 1;
             return say(cudaErrorStreamCaptureUnsupported);
         }
@@ -271,6 +278,7 @@ cudaError_t cudaSetDevice(int device)
 
 cudaError_t cudaFuncGetAttributes(struct cudaFuncAttributes *a, void (*function)(void))
 {
+    a->ptxVersion = (int)now.ptx;
     a->binaryVersion = 90;
     function();
     /* 0: has no code for the device; above 1: an error that it ran into before */
@@ -345,8 +353,9 @@ cudaError_t cudaFreeHost(void *data)
     return give_back(data);
 }
 
-cudaError_t cudaMemset(void *to, int value, size_t bytes)
+cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t stream)
 {
+    (void)stream; /* the thread's own, which nothing else is given to */
     CHECK(alive());
     CHECK(not_recording());
     memset(to, value, bytes);
@@ -387,7 +396,7 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpy
 cudaError_t cudaDeviceSynchronize(void)
 {
     CHECK(alive());
-    CHECK(not_recording());
+    CHECK(not_recording(1));
     for (cudaStream_t s : streams) {
         run_until(s, s->begun);
     }
@@ -416,7 +425,9 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream)
 {
     CHECK(alive());
     CHECK(not_recording());
-    run_until(stream, stream->begun);
+    if (stream != cudaStreamPerThread) {
+        run_until(stream, stream->begun);
+    }
     return cudaSuccess;
 }
 
@@ -493,6 +504,9 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event)
 cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t from, cudaEvent_t to)
 {
     CHECK(alive());
+    if (!from->stream || !to->stream) { /* never recorded */
+        return say(cudaErrorInvalidResourceHandle);
+    }
     *milliseconds = (float)(to->clock - from->clock);
     return cudaSuccess;
 }
@@ -580,6 +594,9 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream)
 {
     CHECK(alive());
     CHECK(not_recording());
+    if (now.fail_at_graph >= 0 && now.fail_at_graph-- == 0) {
+        return say(cudaErrorMemoryAllocation);
+    }
     now.graph_launches++;
     return give_launch(stream, run_all, &graph, sizeof graph);
 }
@@ -605,6 +622,11 @@ cudaError_t fake_launch(cudaStream_t stream, void (*run)(const void *), const vo
 {
     CHECK(alive());
     now.launches++;
+    if (beside && stream->recording) {
+        void (*action)(void) = beside;
+        beside = nullptr;
+        action();
+    }
     if (now.fail_at_launch >= 0 && now.fail_at_launch-- == 0) {
         return say(cudaErrorLaunchFailure);
     }
@@ -643,6 +665,8 @@ size_t fake_walked(size_t turn, size_t count)
 extern "C" __attribute__((visibility("default"))) int fake_cuda_set(const char *name,
                                                                     long long value);
 extern "C" __attribute__((visibility("default"))) long long fake_cuda_get(const char *name);
+/* Has the first launch that is recorded from now on call `action`, before it. */
+extern "C" __attribute__((visibility("default"))) void fake_cuda_beside(void (*action)(void));
 
 static std::map<std::string, long *> knobs(void)
 {
@@ -651,7 +675,8 @@ static std::map<std::string, long *> knobs(void)
             {"capture", &now.capture},       {"walk", &fake_walk},
             {"waits", &now.waits},           {"late", &now.late},
             {"lose_after", &now.lose_after}, {"fail_at_launch", &now.fail_at_launch},
-            {"overlap_cost", &now.overlap_cost}};
+            {"overlap_cost", &now.overlap_cost}, {"fail_at_graph", &now.fail_at_graph},
+            {"ptx", &now.ptx}};
 }
 
 int fake_cuda_set(const char *name, long long value)
@@ -676,6 +701,11 @@ int fake_cuda_set(const char *name, long long value)
     }
     *all[name] = (long)value;
     return 0;
+}
+
+void fake_cuda_beside(void (*action)(void))
+{
+    beside = action;
 }
 
 long long fake_cuda_get(const char *name)
