@@ -55,7 +55,7 @@ def images(x, channels: int, backbone: str) -> np.ndarray:
             f"{x.shape[2]} x {x.shape[3]}"
         )
     with np.errstate(over="ignore", invalid="ignore"):
-        x = np.ascontiguousarray(x, np.float32)
+        x = np.require(x, np.float32, "CA")  # aligned, too: a part of a file may begin anywhere
     if not _core.all_finite(x):
         bad = np.flatnonzero(~np.isfinite(x).all(axis=(1, 2, 3)))
         raise FloatingPointError(f"the input holds NaN or infinity in image {bad[0]} of the batch")
@@ -222,11 +222,12 @@ def _check_labels(name, head, labels):
 
 
 def scaling(mean, std, channels: int) -> tuple[list[float], list[float]]:
-    """mean and std of the resident images, one number per channel."""
-    for name, values in (("mean", mean), ("std", std)):
-        if np.shape(values) != (channels,) or not np.isfinite(np.asarray(values, float)).all():
+    """mean and std of the resident images, one number per channel; within what a file may hold."""
+    for name, values, least in (("mean", mean, -1e6), ("std", std, 1e-6)):
+        if np.shape(values) != (channels,) or not all(least <= v <= 1e6 for v in values):
             raise ValueError(
-                f"model.{name} must be {channels} numbers, one per channel, not {values!r}"
+                f"model.{name} must be {channels} numbers of {least:g} to 1e+06, one per channel, "
+                f"not {values!r}"
             )
     return [float(v) for v in mean], [float(v) for v in std]
 

@@ -60,7 +60,7 @@ def masked_loss(
     """
     if isinstance(logits, np.ndarray):
         raise ValueError(f"logits must be a list of one array per task, not one of {logits.shape}")
-    logits = [np.ascontiguousarray(z, np.float32) for z in logits]
+    logits = [np.require(z, np.float32, "CA") for z in logits]
     weights = [1.0] * len(logits) if weights is None else list(weights)
     losses = ["ce"] * len(logits) if losses is None else list(losses)
     spread = [0.0] * len(logits) if smoothing is None else list(smoothing)

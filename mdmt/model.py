@@ -500,11 +500,13 @@ class Model(Network):
     def save(self, path: str | os.PathLike, optimizer: bool = False) -> None:
         """Writes weights and description as safetensors, atomically, whatever the name.
 
-        optimizer: writes Adam's moments, the number of training steps, the groups and micro_batch,
-        too, so that a loaded model goes on to the same bits (three times as large).
-        FloatingPointError, and nothing written, where a weight is not finite: load would refuse it.
-        OSError where the file cannot be written.
+        optimizer: writes Adam's moments, the number of training steps, the groups, micro_batch,
+        task_weights and whether the backbone is frozen, too, so that a loaded model goes on to the
+        same bits (three times as large). FloatingPointError, and nothing written, where a weight is
+        not finite, ValueError for a mean or std that is none: load would refuse them. OSError where
+        the file cannot be written.
         """
+        inputs.scaling(self.mean, self.std, self.channels)
         path, arrays, description = os.fspath(path), self.state_dict(), self.description()
         try:
             given.check_values(arrays)
@@ -513,14 +515,21 @@ class Model(Network):
                 f"{path} was not written: {error}; the training has diverged"
             ) from None
         folder = os.path.dirname(path) or "."
-        if not os.path.isdir(folder) or os.path.isdir(path):
-            what = f"{path} is a folder" if os.path.isdir(path) else f"there is no folder {folder}"
+        taken = os.path.exists(path) and not os.path.isfile(path)  # would be replaced by a file
+        if not os.path.isdir(folder) or taken:
+            what = f"there is no folder {folder}"
+            if taken:
+                what = f"{path} is {'a folder' if os.path.isdir(path) else 'no regular file'}"
             raise FileNotFoundError(f"{path} cannot be written: {what}; choose a file in a folder")
         if optimizer:
             moments, description["training_step"] = self.optimizer_state()
             arrays |= {OPTIMIZER + key: value for key, value in moments.items()}
             description |= {"groups": self._groups} if self._groups else {}
             description |= {"micro_batch": self.micro_batch} if self.micro_batch else {}
+            weights = inputs.task_weights(self.task_weights, self.heads)
+            weights = {task: weight for task, weight in weights.items() if weight != 1}
+            description |= {"task_weights": weights} if weights else {}
+            description |= {"frozen": True} if self._frozen else {}
         metadata = {"format": "np", "mdmt": json.dumps(description)}
         _core.write_safetensors(path, arrays, metadata)
 
@@ -549,8 +558,9 @@ class Model(Network):
         """
         description, state = read_description(path), load_weights(path)
         scaling = {k: tuple(description.pop(k)) for k in ("mean", "std") if k in description}
-        step, groups, micro_batch = (
-            description.pop(k, None) for k in ("training_step", "groups", "micro_batch")
+        step, groups, micro_batch, weights, frozen = (
+            description.pop(k, None)
+            for k in ("training_step", "groups", "micro_batch", "task_weights", "frozen")
         )
         if device == "cpu" and not system.cpu_has(description["precision"]):
             description["precision"] = "fp32"  # trained on a GPU or another processor
@@ -560,6 +570,9 @@ class Model(Network):
             if step is not None:
                 model.load_optimizer_state(read_moments(path), step)
             model.groups, model.micro_batch = groups or {}, micro_batch
+            inputs.task_weights(weights or {}, model.heads)
+            model.task_weights = weights or {}
+            model.freeze_backbone(bool(frozen))
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)}: {error}") from None
         model.mean, model.std = scaling.get("mean", model.mean), scaling.get("std", model.std)

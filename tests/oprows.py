@@ -144,6 +144,8 @@ def pool_table():
     cases += max_pool_cases(odd, kernel=(3, 3), stride=(2, 2), ceil_mode=1)
     cases += max_pool_cases(odd, kernel=(3, 3), stride=(1, 1), pad=(1, 1, 1, 1), ceil_mode=1)
     cases += max_pool_cases(odd, kernel=(2, 2), stride=(2, 2), ceil_mode=1)
+    cases += max_pool_cases((2, 19, 2, 2), kernel=(3, 3), stride=(2, 2), ceil_mode=1)
+    cases += avg_pool_cases((2, 19, 2, 4), kernel=(3, 3), stride=(2, 2), ceil_mode=1)
     cases += max_pool_cases(odd, kernel=(3, 2), stride=(3, 1), pad=(1, 0, 0, 1))
     cases += max_pool_cases(odd, "relu", kernel=(2, 3), stride=(1, 2), dilation=(3, 2))
     for x in [(2, 24, 9, 12), (3, 12, 15, 7)]:

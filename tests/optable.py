@@ -280,6 +280,8 @@ def convolution_table():
         convolutions((1, 9, 17, 16), 16, (3, 2), dilation=(3, 2), stride=(2, 1), pad=(1, 0, 2, 1)),
         convolutions((1, 16, 20, 20), 16, (3, 3), stride=(4, 3), **same),
         convolutions((1, 16, 7, 7), 16, (1, 1), stride=(3, 3), pad=(1, 1, 1, 1), lazy="relu"),
+        convolutions((2, 19, 13, 11), 21, (1, 1), pad=(2, 0, 1, 0)),
+        convolutions((1, 16, 4, 61), 16, (1, 1), pad=(2, 1, 3, 1), lazy="relu"),
         # lazy inputs of every activation and with a gate
         *(convolutions((2, 40, 9, 7), 24, (1, 1), lazy=act, gate=act != "relu6", stats=True)
           for act in ACTS if act != "relu"),

@@ -91,6 +91,21 @@ def test_pooling(backend):
     near(ops.global_avg_pool_backward(rows, x, backend), spread)
 
 
+def test_pooling_windows_that_the_map_does_not_fill(backend):
+    """In ceil mode the only window may be partial; dilated taps may all fall beside the map."""
+    x, how = normal(2, 19, 2, 1), {"ceil_mode": True, "backend": backend}
+    y = ops.max_pool2d(x, (3, 2), 2, **how)
+    near(y, x.astype(float).max((2, 3), keepdims=True))
+    dx = ops.max_pool2d_backward(np.ones_like(y), x, (3, 2), 2, **how)
+    assert np.array_equal(dx, x == y)
+    near(ops.avg_pool2d(x, (3, 2), 2, **how), x.mean((2, 3), dtype=float, keepdims=True))
+    for size in [(1, 20), (20, 1)]:
+        x = normal(4, 31, *size)
+        y = ops.max_pool2d(x, 2, 3, 1, 2, backend=backend)
+        assert y.size and np.isneginf(y).all()
+        assert not ops.max_pool2d_backward(np.ones_like(y), x, 2, 3, 1, 2, backend=backend).any()
+
+
 def test_upsampling_and_masks(backend):
     x = normal(2, 19, 5, 4)
     for mode in ("nearest", "bilinear"):

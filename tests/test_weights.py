@@ -304,3 +304,17 @@ def test_average_of_every_backbone(name):
         theirs = {k: np.broadcast_to(np.float32(0), s) for k, (_, s) in shapes_of(other).items()}
         with pytest.raises(ValueError, match="weights of different networks cannot be averaged"):
             mdmt.average_weights(a, theirs)
+
+
+@pytest.mark.parametrize("damage", ["bytes missing", "name no text"])
+def test_a_zip_archive_with_damaged_records_is_one_sentence(tmp_path, damage):
+    path = tmp_path / "w.pth"
+    zip_file(path, pickle.dumps({}, 2), data__é=b"1234")
+    whole = path.read_bytes()
+    head, name, tail = whole.rpartition("\u00e9".encode())
+    cut = whole.index(b"archive/data.pkl") + 17
+    path.write_bytes(
+        whole[:cut] + whole[cut + 3 :] if damage == "bytes missing" else head + b"\xff\xff" + tail
+    )
+    with pytest.raises(ValueError, match=r"w.pth (was refused|is not a whole \.pth file): "):
+        mdmt.load_weights(path)

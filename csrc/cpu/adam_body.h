@@ -6,6 +6,7 @@
  *   m += (1 - beta1) (g - m),  v = beta2 v + (1 - beta2) g g
  *   w -= lr / (1 - beta1^t) m / (sqrt(v) / sqrt(1 - beta2^t) + eps)
  * Included once by adam_avx2.c and once by adam_avx512.c. */
+#include <float.h>
 #include <math.h>
 
 #include "adam.h"
@@ -21,11 +22,14 @@ typedef struct {
 
 /* x / job->root, correctly rounded (Markstein 1990): one Newton step from the
  * rounded reciprocal, instead of a second division per element. x is a square
- * root of a float, so neither it nor the quotient is denormal. */
+ * root of a float, so neither it nor the quotient is denormal. The root of a
+ * second moment that has overflowed stays infinite, and its weight where it is,
+ * as in PyTorch: without the bound the step would be inf - inf. */
 MDMT_INLINE lanes adam_unbias(const adam_job *job, lanes x)
 {
     lanes root = lanes_set(job->root), reciprocal = lanes_set(job->reciprocal);
-    lanes q = lanes_mul(x, reciprocal);
+    lanes most = lanes_set(FLT_MAX), q = lanes_mul(x, reciprocal);
+    q = lanes_select(lanes_above(q, most), most, q);
     return lanes_fma(lanes_fnma(q, root, x), reciprocal, q);
 }
 

@@ -424,8 +424,8 @@ static void strip_sum(pass *s)
     if (p->every) {
         stage_strip(s, &t);
     }
-    if (t.x_row == t.dy_row && g->kh == 1 && p->every != 1) {
-        t.columns *= s->row_end - s->row;
+    if (t.x_row == t.dy_row && g->kh == 1 && p->every != 1 && s->rows[0] > 0) {
+        t.columns *= s->rows[0]; /* those whose x is no padding */
         s->rows[0] = 1;
     }
     s->dy_ahead = next_strip(s);

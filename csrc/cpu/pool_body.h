@@ -87,8 +87,9 @@ MDMT_INLINE void max_window(const map_float *x, ptrdiff_t row, ptrdiff_t column,
                             int s0, int s1, int kw, lanes_affine affine, load_kind load,
                             map_float *y, uint8_t *argmax)
 {
-    lanes best = pool_load(x + r0 * row + s0 * column, affine, load);
-    lane_bytes index = lane_bytes_set(r0 * kw + s0);
+    const int any = r0 < r1 && s0 < s1; /* dilated taps may all fall beside the map */
+    lanes best = any ? pool_load(x + r0 * row + s0 * column, affine, load) : lanes_set(-INFINITY);
+    lane_bytes index = lane_bytes_set(any ? r0 * kw + s0 : 255);
     for (int r = r0; r < r1; r++) {
         for (int s = s0; s < s1; s++) {
             lanes v = pool_load(x + r * row + s * column, affine, load);

@@ -24,6 +24,7 @@ struct mdmt_network {
     int group_count;  /* 0: all parameters are of one */
     entry cache[MAX_PROGRAMS];
     uint64_t clock;
+    int closed; /* 1 while a device works on a series of steps */
 };
 
 void mdmt_network_rebase(mdmt_network *n, mdmt_backend *backend)
@@ -33,6 +34,17 @@ void mdmt_network_rebase(mdmt_network *n, mdmt_backend *backend)
         memset(&n->cache[i], 0, sizeof n->cache[i]);
     }
     n->backend = backend;
+    n->clock++;
+}
+
+uint64_t mdmt_network_uses(const mdmt_network *n)
+{
+    return n->clock;
+}
+
+void mdmt_network_close_to_others(mdmt_network *n, int closed)
+{
+    n->closed = closed;
 }
 
 const mdmt_graph *mdmt_network_graph(const mdmt_network *network)
@@ -253,6 +265,11 @@ static mdmt_status make_room(mdmt_network *n, const mdmt_program *program)
 mdmt_status mdmt_network_program(mdmt_network *n, const mdmt_mode *mode, mdmt_program **program)
 {
     entry *found = NULL;
+    if (n->closed) {
+        return mdmt_fail(MDMT_INTERNAL,
+                         "the device is in the middle of a series of steps of this network: the "
+                         "handler of a signal can read its weights, but not run it");
+    }
     for (int i = 0; i < MAX_PROGRAMS && !found; i++) {
         found = same_mode(&n->cache[i], mode) ? &n->cache[i] : NULL;
     }

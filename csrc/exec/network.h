@@ -29,6 +29,12 @@ void mdmt_network_close(mdmt_network *network);
  * programs are compiled again when they are next used. */
 void mdmt_network_rebase(mdmt_network *network, mdmt_backend *backend);
 
+/* Changes whenever a program was asked for or all were dropped: one that was got before is then to
+ * be asked for again. */
+uint64_t mdmt_network_uses(const mdmt_network *network);
+/* While it is closed, no program can be had. */
+void mdmt_network_close_to_others(mdmt_network *network, int closed);
+
 const mdmt_graph *mdmt_network_graph(const mdmt_network *network);
 
 /* Plain arrays in and out, by the tensor's name. */

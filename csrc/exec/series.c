@@ -216,18 +216,32 @@ static mdmt_status host_update(mdmt_backend *b, const mdmt_series *s, int i, dou
     return MDMT_OK;
 }
 
-static mdmt_status run_here(mdmt_program *p, const mdmt_series_call *call, const mdmt_series *s,
-                            int *done)
+/* A signal's handler that ran between two steps may have used the network: its programs, their
+ * room and the backend may be others since. */
+static mdmt_status look_again(mdmt_network *n, const mdmt_mode *mode, const mdmt_series_call *call,
+                              uint64_t *uses, mdmt_program **p, mdmt_series *s)
 {
-    mdmt_backend *b = p->backend;
+    if (mdmt_network_uses(n) == *uses) {
+        return MDMT_OK;
+    }
+    MDMT_TRY(mdmt_network_program(n, mode, p));
+    *uses = mdmt_network_uses(n);
+    return describe(n, *p, mode, call, s);
+}
+
+static mdmt_status run_here(mdmt_network *n, const mdmt_mode *mode, const mdmt_series_call *call,
+                            mdmt_program *p, mdmt_series *s, int *done)
+{
+    uint64_t uses = mdmt_network_uses(n);
     for (*done = 0; *done < s->count; ++*done) {
         MDMT_TRY(interrupted(call, *done));
+        MDMT_TRY(look_again(n, mode, call, &uses, &p, s));
         MDMT_TRY(host_batch(p, s, *done));
         if (s->watch && !isfinite(((const float *)s->log[0].host)[*done])) {
             return MDMT_OK;
         }
         double norm = 0;
-        MDMT_TRY(s->update.weights ? host_update(b, s, *done, &norm) : MDMT_OK);
+        MDMT_TRY(s->update.weights ? host_update(p->backend, s, *done, &norm) : MDMT_OK);
         if (!isfinite(norm)) {
             return MDMT_OK;
         }
@@ -260,8 +274,14 @@ mdmt_status mdmt_network_series(mdmt_network *n, const mdmt_mode *mode,
     MDMT_TRY(check_call(mode, call));
     MDMT_TRY(mdmt_network_program(n, mode, &p));
     MDMT_TRY(describe(n, p, mode, call, &s));
-    mdmt_status status =
-        p->backend->series_open ? run_beside(p, call, &s, &batches) : run_here(p, call, &s, &batches);
+    mdmt_status status;
+    if (p->backend->series_open) {
+        mdmt_network_close_to_others(n, 1);
+        status = run_beside(p, call, &s, &batches);
+        mdmt_network_close_to_others(n, 0);
+    } else {
+        status = run_here(n, mode, call, p, &s, &batches);
+    }
     *done = mdmt_updates_of(&s.parts, batches);
     if (status != MDMT_OK || batches == s.count) {
         return status;

@@ -6,6 +6,8 @@
 #include "../base/memory.h"
 #include "record.h"
 
+static const int64_t most_elements = (int64_t)1 << 40;
+
 mdmt_status mdmt_graph_open(mdmt_graph **graph)
 {
     *graph = mdmt_acquire(1, sizeof **graph);
@@ -62,10 +64,10 @@ mdmt_status mdmt_graph_tensor(mdmt_graph *graph, const char *name, mdmt_kind kin
                              "dimension %d of tensor %s is %d; it must be at least 1", i,
                              name ? name : "", dim[i]);
         }
-        elements *= dim[i];
-        if (elements > (int64_t)1 << 40) {
+        if (dim[i] > most_elements / elements) {
             return mdmt_fail(MDMT_BAD_ARGUMENT, "tensor %s is too large", name ? name : "");
         }
+        elements *= dim[i];
     }
     if (name && strlen(name) >= MDMT_NAME_BYTES) {
         return mdmt_fail(MDMT_BAD_ARGUMENT, "the name %s is longer than %d bytes", name,

@@ -14,14 +14,15 @@ static mdmt_status check_attrs(const mdmt_op *op)
 {
     const mdmt_conv_attrs *a = MDMT_ATTRS(mdmt_conv_attrs, op);
     for (int d = 0; d < 2; d++) {
-        if (a->stride[d] < 1 || a->dilation[d] < 1) {
+        if (a->stride[d] < 1 || a->dilation[d] < 1 || a->stride[d] > MDMT_MOST_STEP ||
+            a->dilation[d] > MDMT_MOST_STEP) {
             return mdmt_fail(MDMT_BAD_ARGUMENT,
-                             "%s needs a stride and a dilation of at least 1, not %d and %d",
-                             op->record->name, a->stride[d], a->dilation[d]);
+                             "%s needs a stride and a dilation of 1 to %d, not %d and %d",
+                             op->record->name, MDMT_MOST_STEP, a->stride[d], a->dilation[d]);
         }
     }
     for (int d = 0; d < 4; d++) {
-        if (a->pad[d] < 0) {
+        if (a->pad[d] < 0 || a->pad[d] > MDMT_MOST_STEP) {
             return mdmt_fail(MDMT_BAD_ARGUMENT, "%s cannot pad by %d", op->record->name, a->pad[d]);
         }
     }
@@ -35,8 +36,9 @@ static mdmt_status check_attrs(const mdmt_op *op)
 /* Output length along one side, or 0 when the kernel does not fit. */
 static int out_length(int in, int before, int after, int kernel, int dilation, int stride)
 {
-    int span = in + before + after - dilation * (kernel - 1) - 1;
-    return span < 0 ? 0 : span / stride + 1;
+    int64_t span = (int64_t)in + before + after - (int64_t)dilation * ((int64_t)kernel - 1) - 1;
+    int64_t out = span < 0 ? 0 : span / stride + 1;
+    return out > INT32_MAX ? 0 : (int)out;
 }
 
 static mdmt_kind weight_kind(const mdmt_tensor *x, int out_channels, int groups)

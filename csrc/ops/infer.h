@@ -5,6 +5,9 @@
 #include "../ir/gradient.h"
 #include "attrs.h"
 
+/* Strides, paddings and dilations, in pixels: no product of two leaves an int in any kernel. */
+enum { MDMT_MOST_STEP = 1 << 15 };
+
 static inline const mdmt_tensor *mdmt_in(const mdmt_graph *graph, const mdmt_op *op, int i)
 {
     return op->in[i] < 0 ? NULL : &graph->tensor[op->in[i]];

@@ -15,22 +15,30 @@ static const mdmt_field pool_fields[] = {MDMT_INT_FIELD(mdmt_pool_attrs, kernel,
 static const mdmt_pool_attrs pool_defaults = {
     .kernel = {1, 1}, .stride = {1, 1}, .dilation = {1, 1}, .count_include_pad = 1};
 
+enum { MOST_TAPS = 255 }; /* of a window: the place of its maximum is kept in a byte */
+
 static int out_length(const mdmt_pool_attrs *a, int d, int in)
 {
-    int span = in + a->pad[d] + a->pad[2 + d] - a->dilation[d] * (a->kernel[d] - 1) - 1;
+    int64_t reach = a->dilation[d] * (a->kernel[d] - 1) + 1;
+    int64_t span = (int64_t)in + a->pad[d] + a->pad[2 + d] - reach;
+    span += a->ceil_mode ? a->stride[d] - 1 : 0; /* the first window may be partial, too */
     if (span < 0) {
         return 0;
     }
-    int out = (span + (a->ceil_mode ? a->stride[d] - 1 : 0)) / a->stride[d] + 1;
-    if (a->ceil_mode && (out - 1) * a->stride[d] >= in + a->pad[d]) {
+    int64_t out = span / a->stride[d] + 1;
+    if (a->ceil_mode && (out - 1) * a->stride[d] >= (int64_t)in + a->pad[d]) {
         out--;
     }
-    return out;
+    return out > INT32_MAX ? 0 : (int)out;
 }
 
 static mdmt_status check_attrs(const mdmt_op *op)
 {
     const mdmt_pool_attrs *a = MDMT_ATTRS(mdmt_pool_attrs, op);
+    if ((int64_t)a->kernel[0] * a->kernel[1] > MOST_TAPS) {
+        return mdmt_fail(MDMT_BAD_ARGUMENT, "%s: a window of %d x %d has more than %d elements",
+                         op->record->name, a->kernel[0], a->kernel[1], MOST_TAPS);
+    }
     for (int d = 0; d < 2; d++) {
         if (a->kernel[d] < 1 || a->stride[d] < 1 || a->dilation[d] < 1 || a->pad[d] < 0 ||
             a->pad[2 + d] < 0) {
@@ -39,15 +47,16 @@ static mdmt_status check_attrs(const mdmt_op *op)
                              "of at least 0",
                              op->record->name);
         }
-        if (2 * a->pad[d] > a->kernel[d] || 2 * a->pad[2 + d] > a->kernel[d]) {
+        if (a->stride[d] > MDMT_MOST_STEP || a->dilation[d] > MDMT_MOST_STEP) {
+            return mdmt_fail(MDMT_BAD_ARGUMENT,
+                             "%s needs a stride and a dilation of at most %d, not %d and %d",
+                             op->record->name, MDMT_MOST_STEP, a->stride[d], a->dilation[d]);
+        }
+        if (a->pad[d] > a->kernel[d] / 2 || a->pad[2 + d] > a->kernel[d] / 2) {
             return mdmt_fail(MDMT_BAD_ARGUMENT,
                              "%s: the padding may be at most half the kernel, %d is not for %d",
                              op->record->name, a->pad[d], a->kernel[d]);
         }
-    }
-    if (a->kernel[0] * a->kernel[1] > 255) {
-        return mdmt_fail(MDMT_BAD_ARGUMENT, "%s: a window of %d x %d has more than 255 elements",
-                         op->record->name, a->kernel[0], a->kernel[1]);
     }
     return MDMT_OK;
 }

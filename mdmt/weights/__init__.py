@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # Entries of a saved model's description.
 DESCRIBED = {"backbone", "heads", "image_size", "channels", "precision", "seed", "mean", "std"}
 # What may be missing: of older files, and where no optimiser was kept.
-OPTIONAL = {"mean", "std", "training_step", "groups", "micro_batch"}
+OPTIONAL = {"mean", "std", "training_step", "groups", "micro_batch", "task_weights", "frozen"}
 OPTIMIZER = "optimizer."  # before the keys of Adam's moments in a saved model
 # What safetensors files may hold: the numbers of networks.
 DTYPES = {"F32", "F64", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}

@@ -10,6 +10,7 @@ import io
 import math
 import os
 import pickletools
+import struct
 import zipfile
 from dataclasses import dataclass
 
@@ -44,6 +45,13 @@ FUNCTIONS = {
     ("torch._utils", "_rebuild_tensor"),
     ("torch._utils", "_rebuild_parameter"),
 }
+
+
+# What zipfile raises where the records of an archive are not what they were.
+DAMAGE = (
+    zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, MemoryError,
+    struct.error, UnicodeDecodeError,
+)  # fmt: skip
 
 
 class Refused(ValueError):
@@ -355,7 +363,9 @@ def _member(names, name, size, what):
     info = names.get(name)
     if info is None or info.compress_type != zipfile.ZIP_STORED:
         raise Refused(f"{what} missing or compressed")
-    if info.file_size != info.compress_size or info.header_offset + info.file_size > size:
+    # a cut in the middle of the file puts members before its start
+    end = info.header_offset + info.file_size
+    if info.file_size != info.compress_size or info.header_offset < 0 or end > size:
         raise Refused(f"{what} cut off: {info.file_size} bytes are claimed")
     return info
 
@@ -439,5 +449,5 @@ def read_pth(path, choose):
             return _read_legacy(file, size, choose)
     except Refused as error:
         raise ValueError(f"{path} was refused: {error}") from None
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, MemoryError) as error:
+    except DAMAGE as error:
         raise ValueError(f"{path} is not a whole .pth file: {str(error)[:80]}") from None
