@@ -145,6 +145,11 @@ def _numbers(y, predicted) -> tuple[np.ndarray, np.ndarray]:
     return y, predicted
 
 
+def _centered(values: np.ndarray) -> np.ndarray:
+    """`values` (n,) less their mean: zeros where all are equal, whose mean is it up to rounding."""
+    return np.zeros_like(values) if _single(values) else values - values.mean()
+
+
 def quadratic_weighted_kappa(y, predicted) -> float:
     """Cohen's kappa of ordered classes (n,) with weights (y - predicted)^2.
 
@@ -153,7 +158,8 @@ def quadratic_weighted_kappa(y, predicted) -> float:
     1968). The classes' numbers are their positions. NaN where both hold one and the same class.
     """
     y, predicted = _numbers(y, predicted)
-    expected = y.var() + predicted.var() + (y.mean() - predicted.mean()) ** 2
+    spread = np.mean(_centered(y) ** 2) + np.mean(_centered(predicted) ** 2)
+    expected = spread + (y.mean() - predicted.mean()) ** 2
     return float(1 - np.mean((y - predicted) ** 2) / expected) if expected > 0 else float("nan")
 
 
@@ -173,14 +179,13 @@ def r2(y, predicted) -> float:
     """Coefficient of determination of numbers (n,): 1 - sum (y - p)^2 / sum (y - mean y)^2, 0 for
     always saying the mean of these y; NaN where y is constant."""
     y, predicted = _numbers(y, predicted)
-    spread = np.mean((y - y.mean()) ** 2)
+    spread = np.mean(_centered(y) ** 2)
     return float(1 - np.mean((y - predicted) ** 2) / spread) if spread > 0 else float("nan")
 
 
 def pearson(a, b) -> float:
     """Pearson's correlation of a and b (n,); NaN where one of them is constant."""
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    a, b = a - a.mean(), b - b.mean()
+    a, b = _centered(np.asarray(a, np.float64)), _centered(np.asarray(b, np.float64))
     scale = np.sqrt(np.sum(a * a) * np.sum(b * b))
     return float(np.clip(np.sum(a * b) / scale, -1, 1)) if scale > 0 else float("nan")
 

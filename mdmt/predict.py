@@ -121,7 +121,9 @@ def find_images(given) -> list[Path]:
                 Path(top) / name
                 for top, _, files in os.walk(one)
                 for name in files
-                if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+                if name.lower().endswith(EXTENSIONS)
+                and not name.startswith(".")
+                and not (Path(top) / name).is_fifo()  # opening a pipe would wait for ever
             )
             if not inside:
                 raise BadInput(f"{one}: holds no picture ({', '.join(EXTENSIONS)})")
@@ -131,6 +133,11 @@ def find_images(given) -> list[Path]:
         else:
             raise BadInput(f"{one}: no such file or folder; correct the name")
     return list(dict.fromkeys(found))
+
+
+def text_of(path: Path) -> str:
+    """The path as text that can be written: bytes of a name that are no UTF-8 as \\xNN."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 @dataclass
@@ -271,7 +278,7 @@ def _chunk(paths, run: Opened, device: str, skip: bool, progress, own: dict) -> 
     rows = []
     for path in paths:
         for task, spec in nets[0].tasks.items():
-            row = {"image": str(path), "task": task, "networks": 0, "seen": 0}
+            row = {"image": text_of(path), "task": task, "networks": 0, "seen": 0}
             row |= {f"p_{c}": None for c in classes}
             if path in own:
                 row |= {"known_as": own[path].name, "likeness": own[path].likeness}

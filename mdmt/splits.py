@@ -294,12 +294,14 @@ def _paired(validation: str, cases_list, per_dataset) -> list[dict]:
 
 
 def _linked(cases_list, alike, together: bool) -> set[tuple]:
-    """Patients of two data sets of whom there is the same radiograph: ((data set, id), (..))."""
-    return {
+    """Patients of whom there is the same radiograph: ((data set, id), (..)). Those of one data set
+    are in one part already, but whoever is linked to one of them is linked to the other, too."""
+    pairs = {
         ((n, cases_list[n].patients[i]), (m, cases_list[m].patients[j]))
         for (n, i), (m, j) in ((p.one, p.two) for p in alike)
-        if together and n != m
+        if together
     }
+    return {(one, two) for one, two in pairs if one != two}
 
 
 def _same_people(cases_list, values: dict, files: dict) -> set[tuple]:

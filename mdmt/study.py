@@ -74,10 +74,25 @@ def read_cases(values: dict, out: Path | None = None, release: str | None = None
     elif not Path(root).is_dir():
         raise BadConfig(f"data.root: the folder {root} does not exist; correct it")
     release = release or values["data"]["release"]
-    return [
+    found = [
         readers.read_cases(spec, values["tasks"][spec["task"]], root, release)
         for spec in values["data"]["datasets"]
     ]
+    _check_image_names(found)
+    return found
+
+
+def _check_image_names(cases: list) -> None:
+    """Predictions are told apart by task and image: two data sets of one task must not call two
+    pictures alike, or each would count as the other."""
+    for one, two in itertools.combinations(cases, 2):
+        shared = sorted(set(one.images) & set(two.images)) if one.task == two.task else []
+        if shared:
+            raise BadInput(
+                f"data sets '{one.name}' and '{two.name}' of task '{one.task}' both have an image "
+                f"'{shared[0]}' ({len(shared)} such names); rename those of one, for instance by "
+                "writing them with their folder"
+            )
 
 
 def manifest(cases, store) -> str:
@@ -173,15 +188,20 @@ def check_across(cases: list, stores: list, made: dict) -> None:
                 one.warnings.append(note)
             where = {s: i for i, s in enumerate(stores[b].sources)}
             both = [(i, where[s]) for i, s in enumerate(stores[a].sources) if s in where]
-            for i, j in both:
-                for folds in made.values():
-                    for fold in folds:
-                        if (i in fold[one.name]["test"]) != (j in fold[two.name]["test"]):
-                            raise BadInput(
-                                f"{one.paths[i]}: is the same picture as {two.paths[j]}, and "
-                                f"would be tested in data set '{one.name}' or '{two.name}' and "
-                                "trained on in the other; keep one"
-                            )
+            for fold in itertools.chain.from_iterable(made.values()):
+                mine, other = fold[one.name], fold[two.name]
+                for i, j in both:
+                    if _split_up(mine, i, other, j) or _split_up(other, j, mine, i):
+                        raise BadInput(
+                            f"{one.paths[i]}: is the same picture as {two.paths[j]}, and "
+                            f"would be tested in data set '{one.name}' or '{two.name}' and "
+                            "trained on in the other; keep one"
+                        )
+
+
+def _split_up(mine: dict, i: int, other: dict, j: int) -> bool:
+    """Whether case i is tested and case j learnt from; it may be in no part of its fold."""
+    return i in mine["test"] and (j in other["train"] or j in other["val"])
 
 
 def _trained_on(one, two, made: dict, shared: set) -> bool:

@@ -146,9 +146,9 @@ def test_bca_interval_is_scipys_for_the_same_resamples(name, alternative):
     y, a, b = all_predictions(name, 3, 40)
     metric = plain_metric(name)
 
-    def statistic(rows):
+    def statistic(rows):  # rounded, since SciPy lets rounding decide what ties with the estimate
         rows = rows.astype(int)
-        return metric(y[rows], a[rows]) - metric(y[rows], b[rows])
+        return round(metric(y[rows], a[rows]) - metric(y[rows], b[rows]), 13)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -168,6 +168,35 @@ def test_bca_interval_is_scipys_for_the_same_resamples(name, alternative):
         want.bootstrap_distribution, jackknife, estimate, alternative=alternative
     )
     assert found == pytest.approx(tuple(want.confidence_interval), abs=1e-12)
+
+
+@pytest.mark.parametrize("middle, unit", [(0, 1e-7), (1e8, 1), (3.1, 0.1)])
+def test_numbers_of_any_size_are_resampled_as_exactly(middle, unit):
+    rng = np.random.default_rng(0)
+    y = middle + unit * rng.integers(0, 4, 40)
+    p = np.where(rng.random(40) < 0.5, y, middle + unit * rng.integers(0, 4, 40))
+    same = (y == y[0]) & (p == y[0])  # of these alone both are one and the same number
+    for name in ("quadratic_weighted_kappa", "ccc"):
+        of = evaluator(name, y, p)
+        assert of(np.ones((1, 40)))[0] == pytest.approx(getattr(stats, name)(y, p), rel=1e-6)
+        assert same.any() and np.isnan(of(same[None] * 1.0)[0])
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_rounding_does_not_decide_ties_with_the_estimate(seed):
+    """0.85 - 0.75 and 0.9 - 0.8 are not the same number, but the same difference: the interval is
+    that of the counts, whose arithmetic is exact."""
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(15, 60))
+    y = rng.integers(0, 2, n)
+    a, b = (np.where(rng.random(n) < share, y, 1 - y) for share in (0.8, 0.7))
+    found = stats.paired_bootstrap(y, a, b, n=1000)
+    order = _resample.canonical(y, a, b).order
+    gain = ((a == y) * 1 - (b == y))[order]
+    counts = _resample.weights(0, 1000, n, 0) @ gain
+    jackknife = (gain.sum() - gain) / (n - 1)
+    want = stats.bca_interval(counts, jackknife, gain.sum())
+    assert (found.low * n, found.high * n) == pytest.approx(want, abs=1e-9)
 
 
 def test_paired_bootstrap_is_scipys_up_to_the_draw():

@@ -15,8 +15,10 @@ from PIL import Image
 
 from mdmt import checks, config, study
 from mdmt.checks import page, plan, terminal
+from mdmt.checks.examine import _shared_patients
 from mdmt.checks.pictures import Looks
 from mdmt.data import similar
+from mdmt.errors import BadInput
 from mdmt.runner import estimate
 from tests.realdata import COVID_CXR, needs_covid_cxr
 from tests.test_similar import drawn
@@ -330,6 +332,45 @@ def test_equal_patient_ids_are_noted_where_the_folds_would_leak_them():
         cases = _two_sets()
         study.check_across(cases, stores, {"cv": [{"one": fold, "two": other}]})
         assert any("1 patient ids ('P1', ...)" in w for w in cases[0].warnings) == noted
+
+
+def test_one_picture_in_two_data_sets_is_refused_only_where_it_is_learnt_from():
+    stores = [SimpleNamespace(sources=["same", "x"]), SimpleNamespace(sources=["same", "y"])]
+    fold = {"train": [1], "val": [], "test": [0]}
+    left_out = {"train": [1], "val": [], "test": []}  # as by data.near_duplicates: together
+    study.check_across(_two_sets(), stores, {"cv": [{"one": fold, "two": left_out}]})
+    study.check_across(_two_sets(), stores, {"cv": [{"one": left_out, "two": fold}]})
+    learnt = {"train": [1], "val": [0], "test": []}
+    for one, two in ((fold, learnt), (learnt, fold)):
+        with pytest.raises(BadInput, match="is the same picture as"):
+            study.check_across(_two_sets(), stores, {"cv": [{"one": one, "two": two}]})
+
+
+def test_two_data_sets_of_one_task_name_their_images_apart(tmp_path):
+    for name in "ab":
+        (tmp_path / name / "images").mkdir(parents=True)
+        (tmp_path / name / "t.csv").write_text("image,patient,label\n1,P1,x\n2,P2,y\n")
+        for k in (1, 2):
+            (tmp_path / name / "images" / f"{k}.png").write_bytes(b"")
+    sets = [{"name": n, "folder": n, "table": "t.csv", "task": "t"} for n in "ab"]
+    raw = {"data": {"root": str(tmp_path), "datasets": sets},
+           "tasks": {"t": {"classes": ["x", "y"]}}}  # fmt: skip
+    values = config.resolve(raw, "two")
+    with pytest.raises(BadInput, match="'a' and 'b' of task 't' both have an image '1'"):
+        study.read_cases(values)
+
+
+@pytest.mark.parametrize("same", (False, True))
+def test_patient_ids_that_lost_their_zeros_in_one_data_set_are_named(same):
+    one, two = _two_sets()
+    one.patients, two.patients = ["0007", "P2"], ["7", "P3"]
+    found = []
+    report = SimpleNamespace(values={"data": {"same_patients": same}},
+                             add=lambda *finding: found.append(finding))  # fmt: skip
+    _shared_patients(report, [one, two])
+    ((grade, topic, sentence),) = found
+    assert (grade, topic) == ("warning", "one and two")
+    assert "1 patient ids differ only in case, blanks or leading zeros ('0007' and '7')" in sentence
 
 
 def test_pictures_too_small_to_look_for_near_duplicates_are_said_to_be():

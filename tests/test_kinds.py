@@ -218,6 +218,13 @@ def test_numbers_are_measured_as_scikit_learn_and_scipy_do():
     assert found["pearson"] == pytest.approx(scipy_stats.pearsonr(y, p).statistic, rel=1e-12)
     assert found["spearman"] == pytest.approx(scipy_stats.spearmanr(y, p).statistic, rel=1e-12)
     assert found["ccc"] == pytest.approx(lin(y.tolist(), p.tolist()), rel=1e-12)
+    for same in (1.0, 0.1, 0.7):  # the mean of six times 0.1 is not 0.1
+        once = metrics.number_summary(np.full(6, same), np.full(6, same))
+        assert np.isnan([once[k] for k in ("r2", "pearson", "spearman", "ccc")]).all()
+        once = metrics.number_summary(np.arange(6.0), np.full(6, same))
+        assert np.isnan(once["pearson"]) and np.isfinite(once["r2"])
+        once = metrics.number_summary(np.full(6, same), np.arange(6.0))
+        assert np.isnan([once["r2"], once["pearson"]]).all()
     constant = metrics.number_summary(np.ones(4), np.arange(4.0))
     assert np.isnan([constant["r2"], constant["pearson"], constant["spearman"]]).all()
 

@@ -162,6 +162,14 @@ def half_everywhere(outcome, m):
     return {(*net, c, f): cuts for net in m.nets for c in m.configurations for f in m.folds}
 
 
+def test_a_network_that_calls_nobody_leaves_the_others_uncertain():
+    """Its predictive value is not defined; that of the other is of three patients."""
+    y, patient = np.array([1, 1, 1, 0, 0, 0]), np.array(list("abcdef"))
+    drawn = stats.resample(y, [("ppv", y), ("ppv", 0 * y)], patient, 200, 0)
+    found = points_._interval(drawn, [0, 1], [3, 0])
+    assert tuple(found) == pytest.approx(tuple(stats.wilson(3, 3)))
+
+
 def test_without_thresholds_there_is_no_table(run, tmp_path):
     """As of trainings made before there were any."""
     import shutil

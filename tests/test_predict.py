@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -168,3 +170,11 @@ def test_what_cannot_be_known_is_said(finished):
     finally:
         shutil.move(f"{store}-away", store)
     assert rows[0]["networks"] == 2 and "not known which" in notes[0]
+
+
+def test_names_that_no_text_can_hold_and_pipes_do_not_end_a_prediction(tmp_path):
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    assert [p.name for p in predictor.find_images([tmp_path])] == ["a.png"]
+    named = predictor.text_of(Path(os.fsdecode(b"b\xff.png")))
+    assert named == "b\\xff.png" and predictor.text_of(Path("é.png")) == "é.png"

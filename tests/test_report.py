@@ -641,6 +641,17 @@ def test_nested_and_all_pairs_are_named_as_what_they_are(tmp_path):
     assert "nested CV" in page and "LOCO, all pairs" in page
 
 
+def test_an_image_counts_once_in_a_subgroup_however_often_it_is_tested(tmp_path):
+    outfolder.make(tmp_path / "out", n=80, cv={"folds": 2, "inner": 3}, validation=["nested"],
+                   jobs=False)  # fmt: skip
+    outcome = analysis.read(tmp_path / "out")
+    m = next(a.matrix for a in analysis.compare(outcome, 100) if a.matrix.task == "prognosis")
+    assert len(m.y) == 3 * 80
+    groups = [g for g in analysis.subgroups(m, outcome.cohort, 100) if g.variable == "center"]
+    assert sum(g.n for g in groups) == 80
+    assert sum(g.positive for g in groups) == np.sum(m.target()) / 3
+
+
 def test_correlation_is_of_the_expected_class(releases):
     from scipy.stats import pearsonr
 

@@ -584,7 +584,7 @@ def test_a_picture_in_two_data_sets_is_refused(data, tmp_path):
     for other in sorted((root / "images").glob("severity_*"))[:1]:
         shutil.copy(first, other)
     done = call(config, "--out", tmp_path / "out", "--set", "cv.folds=4", "--set", "cv.seed=1",
-                "--set", "folds=[0]")  # fmt: skip
+                "--set", "folds=[0]", "--set", "data.near_duplicates=report")  # fmt: skip
     assert done.returncode == 2
     assert "is the same picture as" in done.stderr
 

@@ -309,6 +309,23 @@ def test_nested_folds_are_not_taken_for_independent(tmp_path):
     assert check(out) == 3  # STL-tau1, FT, STL-tau2
 
 
+def test_folds_of_a_fixed_test_set_are_not_taken_for_independent(tmp_path, monkeypatch):
+    """All folds test the same cases, whose chance no spread over folds shows."""
+    draw = outfolder.draw_cases
+
+    def marked(*some):
+        cases = draw(*some)
+        cases.fixed = np.array([outfolder.hash_of(p) % 4 == 0 for p in cases.patients])
+        return cases
+
+    monkeypatch.setattr(outfolder, "draw_cases", marked)
+    out = outfolder.make(tmp_path / "out", n=120, jobs=False)
+    report.make(out, resamples=100, figures=False)
+    found = {(r["test"], r["task"]): r for r in rows(out / "sensitivity.csv")}
+    assert found["Nadeau-Bengio", "prognosis"]["note"] == "needs folds that share no tested case"
+    assert {r["pvalue_nadeau_bengio"] for r in rows(out / "comparisons.csv")} == {""}
+
+
 def test_agreement_is_told(study):
     outcome = analysis.read(study, verify=False)
     a = analysis.compare(outcome, 100)[0]

@@ -453,6 +453,20 @@ def alike(one, two, exact=False):
     return Alike(one, two, 1.0 if exact else 0.97, False, exact)
 
 
+@pytest.mark.parametrize("validation", ["cv", "nested", "loco", "loco-all"])
+def test_a_person_of_two_ids_is_left_out_with_both(validation):
+    """Two patients of one data set are one person, and one of them is that of the other data set:
+    where that one is tested, neither is trained on, and the other way round."""
+    for k in range(4, 40, 6):
+        cases = six_and_three()
+        pairs = [alike((0, 0), (0, k)), alike((0, 1), (1, 10))]
+        made = splits.make(cases, study_values("d1", "d2", validation=[validation]), alike=pairs)
+        for fold in made[validation]:
+            one, two = ({r: p for p in PARTS for r in fold[n][p]} for n in ("d1", "d2"))
+            parts = {one.get(r) for r in (0, 1, k, k + 1)} | {two.get(r) for r in (10, 11)}
+            assert "test" not in parts or parts <= {"test", None}
+
+
 def test_near_duplicates_stay_together_or_are_found():
     cases = six_and_three()
     # Of two patients of one data set, and of a patient of each.

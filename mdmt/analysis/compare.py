@@ -136,6 +136,11 @@ class Matrix:
         return self.validation == "external"
 
     @property
+    def repeated(self) -> bool:
+        """Whether a case is tested in several folds."""
+        return len(self.y) > len(set(self.image.tolist()))
+
+    @property
     def over(self) -> str:
         """What measures are means over."""
         return "networks" if self.external else "folds and networks"
@@ -488,13 +493,14 @@ def corrected_t(outcome, m: Matrix, backbone: str, other: str, metric: str):
     """Nadeau & Bengio's two-sided t-test (`stats.nadeau_bengio`) of METHOD minus `other` over the
     folds that define `metric`.
 
-    None where it says nothing: another scheme than cross-validation, no splits.json, fewer than
-    two folds, or the same difference in all of them.
+    None where it says nothing: another scheme than cross-validation, folds that test the same cases
+    (a fixed test set), whose chance they share, no splits.json, fewer than two folds, or the same
+    difference in all of them.
     """
     sizes = _sizes(outcome, m)
     d = by_fold(m, metric, METHOD, backbone) - by_fold(m, metric, other, backbone)
     kept = np.flatnonzero(np.isfinite(d))
-    if sizes is None or len(kept) < 2 or m.validation != "cv":
+    if sizes is None or len(kept) < 2 or m.validation != "cv" or m.repeated:
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)

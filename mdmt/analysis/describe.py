@@ -12,7 +12,7 @@ from ..measures import grouped
 from .cohort import BANDS, groups_of
 from .compare import METHOD, Matrix, by_fold, value
 
-LEAST = 10  # cases below which a subgroup is counted but not scored
+LEAST = 10  # images below which a subgroup is counted but not scored
 PATIENTS = 5  # and patients: resampling fewer says next to nothing of the spread
 
 
@@ -31,9 +31,9 @@ class Calibration(NamedTuple):
 
 
 class Subgroup(NamedTuple):
-    """One level of a variable: n cases of `patients` patients, `positive` of the positive class
-    (-1 where there are not two classes); found {configuration: {metric: BootstrapInterval or
-    None}}."""
+    """One level of a variable: n images of `patients` patients, `positive` of the positive class
+    (-1 where there are not two classes), each counted once however often it is tested; found
+    {configuration: {metric: BootstrapInterval or None}}."""
 
     variable: str
     level: str
@@ -136,11 +136,12 @@ def subgroups(m: Matrix, cohort: dict | None, n: int = 1000, seed: int = 0) -> l
     for variable, level_of in groups_of(cohort, m.task, m.image, m.center).items():
         for level in _level_order(variable, set(level_of)):
             rows = np.flatnonzero(level_of == level)
-            positive = int(np.sum(m.y[rows] == m.positive)) if m.two else -1
+            once = rows[np.unique(m.image[rows].astype(str), return_index=True)[1]]
+            positive = int(np.sum(m.y[once] == m.positive)) if m.two else -1
             patients = len(set(m.patient[rows]))
-            enough = len(rows) >= LEAST and patients >= PATIENTS
+            enough = len(once) >= LEAST and patients >= PATIENTS
             scored = _score(m, rows, n, seed) if enough else {}
-            found.append(Subgroup(variable, level, len(rows), patients, positive, scored))
+            found.append(Subgroup(variable, level, len(once), patients, positive, scored))
     return found
 
 

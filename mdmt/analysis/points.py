@@ -58,7 +58,7 @@ def operating_points(outcome: Outcome, m: Matrix, n: int = 2000, seed: int = 0) 
         found = {}
         for key in dict.fromkeys(keys):
             which = [i for i, other in enumerate(keys) if other == key]
-            found[key] = _interval(drawn, which, min(patients[i] for i in which))
+            found[key] = _interval(drawn, which, [patients[i] for i in which])
     return [
         Point(
             c,
@@ -86,13 +86,14 @@ def _shared(y, called) -> tuple:
     return y == 1, y == 0, called == 1, called == 0
 
 
-def _interval(drawn, which: list[int], patients: int):
-    """Mean of the values that are defined, with its interval; None where none is. patients: the
-    fewest that a value is of."""
+def _interval(drawn, which: list[int], patients: list[int]):
+    """Mean of the values that are defined, with its interval; None where none is. patients: how
+    many each of `which` is of."""
     defined = [i for i in which if np.isfinite(drawn.values[i])]
     value = np.mean(drawn.values[defined]) if defined else np.nan
-    if value in (0, 1) and patients:
-        return stats.BootstrapInterval(*stats.wilson(patients * value, patients))
+    if value in (0, 1):  # what is not defined is of nobody
+        fewest = min(n for n in patients if n)
+        return stats.BootstrapInterval(*stats.wilson(fewest * value, fewest))
     try:
         return drawn.mean(defined) if defined else None
     except ValueError:  # in too few resamples

@@ -210,6 +210,8 @@ def _mcnemar(m: Matrix, people: _People, other: str) -> Sensitivity:
 def _over_folds(outcome: Outcome, m: Matrix, other: str, metric: str) -> Sensitivity:
     if m.validation != "cv":
         reason = "is for the folds of a cross-validation"
+    elif m.repeated:
+        reason = "needs folds that share no tested case"
     elif outcome.splits is None:
         reason = "needs the sizes of the training parts, and splits.json is missing"
     else:
@@ -228,7 +230,7 @@ def _signed_ranks(m: Matrix, tables: dict, other: str, metric: str) -> Sensitivi
     if tables:
         unit, table = "backbones", tables[metric]
         d = table[:, m.configurations.index(METHOD)] - table[:, m.configurations.index(other)]
-    elif len(m.y) > len(set(m.image.tolist())):
+    elif m.repeated:
         return _without("Wilcoxon", other, metric, "folds",
                         "needs folds that share no case")  # fmt: skip
     else:

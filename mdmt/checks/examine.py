@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import kinds, splits, study
+from ..data.table import plain_id
 from ..errors import BadInput
 from . import pictures, plan
 from .found import GRADES, Report
@@ -154,11 +155,12 @@ def _refused(report: Report, survey) -> None:
 
 def _shared_patients(report: Report, cases_list) -> None:
     """Patient ids that two data sets have: only a person knows whether they mean the same."""
-    if report.values["data"]["same_patients"]:
-        return
     for a in range(len(cases_list)):
         for b in range(a + 1, len(cases_list)):
             one, two = cases_list[a], cases_list[b]
+            _written_otherwise(report, one, two)
+            if report.values["data"]["same_patients"]:
+                continue
             shared = sorted(set(one.patients) & set(two.patients))
             same = {str(p) for p in one.paths} & {str(p) for p in two.paths}
             if shared and not same:
@@ -168,6 +170,24 @@ def _shared_patients(report: Report, cases_list) -> None:
                     f"{', ...' if len(shared) > 5 else ''}); if they are the same people, set "
                     "data.same_patients to true",
                 )  # fmt: skip
+
+
+def _written_otherwise(report: Report, one, two) -> None:
+    """Ids that would be equal had a spreadsheet not taken their leading zeros, say: they count as
+    different patients, who may be tested in one data set and learnt from in the other."""
+    mine, known = set(one.patients), {}
+    for name in sorted(set(two.patients) - mine):
+        known.setdefault(plain_id(name), name)
+    pairs = [(n, known[plain_id(n)]) for n in sorted(mine - set(two.patients))
+             if plain_id(n) in known]  # fmt: skip
+    if pairs:
+        shown = "; ".join(f"{x!r} and {y!r}" for x, y in pairs[:3])
+        report.add(
+            "warning", f"{one.name} and {two.name}",
+            f"{len(pairs)} patient ids differ only in case, blanks or leading zeros ({shown}"
+            f"{'; ...' if len(pairs) > 3 else ''}) and count as different patients; write them "
+            "alike if they are the same, and set data.same_patients to true",
+        )  # fmt: skip
 
 
 def _look(report: Report, alike: list[list]) -> None:

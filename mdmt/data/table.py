@@ -387,6 +387,12 @@ def _patients(table: Path, rows: list[dict], columns: dict, warnings: list[str])
     return [p or f"image:{_stem(r[columns['image']])}" for p, r in zip(patients, rows, strict=True)]
 
 
+def plain_id(name: str) -> str:
+    """An id without what programs change: case, blanks, leading zeros of a number."""
+    plain = "".join(unicodedata.normalize("NFKC", name).casefold().split())
+    return re.sub(r"(?<!\d)0+(?=\d)", "", plain)
+
+
 def _doubtful_ids(table: Path, ids: list[str], what: str) -> list[str]:
     """Warnings on ids of patients or centers that may not mean what they say.
 
@@ -395,8 +401,7 @@ def _doubtful_ids(table: Path, ids: list[str], what: str) -> list[str]:
     """
     same: dict[str, list[str]] = {}
     for name in dict.fromkeys(ids):
-        plain = "".join(unicodedata.normalize("NFKC", name).casefold().split())
-        same.setdefault(re.sub(r"(?<!\d)0+(?=\d)", "", plain), []).append(name)
+        same.setdefault(plain_id(name), []).append(name)
     groups = [names for names in same.values() if len(names) > 1]
     found = []
     if groups:

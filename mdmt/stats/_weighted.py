@@ -130,14 +130,16 @@ def _from_counts(name, true, called, right, hits, total):
 
 def _kappa(y, predicted):
     y, predicted = metrics._numbers(y, predicted)
+    y, predicted = y - y.mean(), predicted - y.mean()  # squares of large numbers lose their digits
     table = np.column_stack([y, predicted, y * y, predicted**2, (y - predicted) ** 2])
+    least = 1e-12 * (np.mean(y * y) + np.mean(predicted**2))  # what is rounding
 
     def evaluate(weights):
         mean_y, mean_p, square_y, square_p, distance = (
             weights @ table / weights.sum(1, keepdims=True)
         ).T
         expected = square_y + square_p - 2 * mean_y * mean_p
-        return 1 - _share(distance, np.where(expected > 1e-12, expected, 0))
+        return 1 - _share(distance, np.where(expected > least, expected, 0))
 
     return evaluate
 
@@ -166,7 +168,8 @@ def _number_metric(name: str, y, predicted):
         covariance = product - mean_a * mean_b
         if name == "ccc":
             apart = (mean_a - mean_b + y.mean() - predicted.mean()) ** 2
-            return _share(2 * covariance, spread_a + spread_b + apart)
+            expected = spread_a + spread_b + apart
+            return _share(2 * covariance, np.where(expected > least.sum(), expected, 0))
         return np.clip(_share(covariance, np.sqrt(spread_a * spread_b)), -1, 1)
 
     return evaluate

@@ -47,10 +47,12 @@ def _acceleration(jackknife: np.ndarray) -> float:
 
 
 def _bias(distribution: np.ndarray, at: float) -> float:
-    """z0: normal quantile of the share of resamples below `at`, ties half, never 0 or 1."""
+    """z0: normal quantile of the share of resamples below `at`, ties (but for rounding, which would
+    otherwise decide on which side they fall) half, never 0 or 1."""
     from scipy.special import ndtri
 
-    share = (np.sum(distribution < at) + np.sum(distribution <= at)) / (2 * len(distribution))
+    below, upto = np.sum(distribution < at - EQUAL), np.sum(distribution <= at + EQUAL)
+    share = (below + upto) / (2 * len(distribution))
     least = 0.5 / (len(distribution) + 1)
     return float(ndtri(np.clip(share, least, 1 - least)))
 
