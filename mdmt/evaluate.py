@@ -170,7 +170,11 @@ def unseen(cases, store, known: Known, nets: list, ids: set) -> tuple[np.ndarray
 def _patients(out) -> dict[str, set]:
     """{data set: patient ids} of the run, from its cohort.json."""
     record = cohort.read(Path(out) / cohort.COHORT) or {"datasets": []}
-    return {d["name"]: set(d["cases"]["patient"]) for d in record["datasets"]}
+    found = {}
+    for d in record["datasets"]:
+        prefix = d.get("patient_prefix", "")
+        found[d["name"]] = {name.removeprefix(prefix) for name in d["cases"]["patient"]}
+    return found
 
 
 def select(out, gathered: list[tuple], values: dict, known: Known, nets: list) -> list[tuple]:
@@ -300,7 +304,7 @@ def _write(to: Path, out: Path, values: dict, every, chosen, tested: dict, notes
         cases.warnings[:] = before.warnings
     stores = [store for _, store, _ in chosen]
     release = study.Release(values["data"]["release"], taken, stores, {})
-    write_json(to / cohort.COHORT, cohort.record([release]))
+    write_json(to / cohort.COHORT, cohort.record([release], values))
     write_json(to / "environment.json", study.environment())
     places = {(g.nets[0].description["release"], g.nets[0].description["validation"])
               for g in every}  # fmt: skip
@@ -363,5 +367,4 @@ def _cells(task: dict, classes: list[str], cases, rows: np.ndarray, p: np.ndarra
         cells = [""] * len(classes)
         for c, v in zip(own, p[i] if kind != kinds.NUMBER else (), strict=False):
             cells[classes.index(c)] = str(v)
-        ids = [cases.patients[row], cases.images[row], cases.centers[row]]
-        yield [*ids, labels[i], called[i], *cells]
+        yield [*cases.ids(row), labels[i], called[i], *cells]

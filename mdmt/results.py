@@ -88,8 +88,7 @@ def collect(study, out: Path, done) -> list[dict]:
                 cells = [""] * len(classes)
                 for k, at in enumerate(where):
                     cells[at] = r[f"p{k}"]
-                ids = [case.patients[row], case.images[row], case.centers[row]]
-                writer.writerow([*head, *ids, r["label"], r["predicted"], *cells])
+                writer.writerow([*head, *case.ids(row), r["label"], r["predicted"], *cells])
             results.append(
                 {
                     **place,

@@ -306,8 +306,7 @@ def ready(out: str, values: dict, quiet: bool, memory: bool, where: str) -> Stud
     write_json(out / "splits.json", record)
     if not (out / "environment.json").exists():
         write_json(out / "environment.json", environment())
-    together = values["data"]["near_duplicates"] == "together"
-    write_json(out / cohort.COHORT, cohort.record(study.releases, found.said, together))
+    write_json(out / cohort.COHORT, cohort.record(study.releases, values, found.said))
     write_atomic(out / "check.html", checks.page.page(found))
     return study
 

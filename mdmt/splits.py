@@ -232,12 +232,39 @@ def _waves(members) -> list[str] | None:
     return [w for c in members for w in (getattr(c, "waves", None) or [""] * len(c))]
 
 
-def people(cases, pairs) -> list[str]:
-    """Whom each case shows: its patient id, or the one that stands for all ids of this person.
+def persons(cases_list, values: dict, alike=()) -> list[list[str]]:
+    """Whom each case of each data set shows: its patient as the files of a run name it, or the one
+    that stands for all names that this person has in the data sets of the task.
 
-    pairs: near-duplicates within the data set, as from `alone`, whose patients count as one.
+    cases_list, values, alike: as in `make`. Names are one person's where they share a radiograph
+    (data.near_duplicates: together) or an image file, and where they are the same in two data sets
+    and mean the same (data.same_patients), also by way of another task's data set.
     """
-    return _patients([cases], [pairs], _waves([cases]))
+    together = values["data"].get("near_duplicates", "together") == "together"
+    files = {d["name"]: d.get("published") for d in values["data"]["datasets"]}
+    links = _same_people(cases_list, values, files) | _linked(cases_list, alike, together)
+    for n, cases in enumerate(cases_list):
+        own = _patients([cases], [alone(alike, n) if together else []], _waves([cases]))
+        links |= {((n, a), (n, b)) for a, b in zip(cases.patients, own, strict=True) if a != b}
+    same: dict[tuple, list] = {}
+    for one, two in _closed(links):
+        same.setdefault(one, []).append(two)
+        same.setdefault(two, []).append(one)
+    first: dict[tuple, tuple] = {}
+    for n, cases in enumerate(cases_list):
+        for name, wave in zip(cases.patients, _waves([cases]) or [""] * len(cases), strict=True):
+            rank = (wave, n, name)
+            first[n, name] = min(first.get((n, name), rank), rank)
+    found = []
+    for n, cases in enumerate(cases_list):
+        of_task = {m for m, c in enumerate(cases_list) if c.task == cases.task}
+        names = {}
+        for name in dict.fromkeys(cases.patients):
+            others = [who for who in same.get((n, name), ()) if who[0] in of_task]
+            m, chosen = min([(n, name), *others], key=first.__getitem__)
+            names[name] = cases_list[m].patient_prefix + chosen
+        found.append([names[name] for name in cases.patients])
+    return found
 
 
 def _patients(members, pairs, waves) -> list[str]:
@@ -396,7 +423,7 @@ def as_record(splits: dict, cases_list) -> dict:
         for i, fold in enumerate(folds):
             entry = {"fold": i, "datasets": {}}
             for name, part in fold.items():
-                images = by_name[name].images
+                images = by_name[name].named_images
                 entry["datasets"][name] = {
                     "fold": part["fold"],
                     **{k: part[k] for k in EXTRAS if k in part},

@@ -78,21 +78,20 @@ def read_cases(values: dict, out: Path | None = None, release: str | None = None
         readers.read_cases(spec, values["tasks"][spec["task"]], root, release)
         for spec in values["data"]["datasets"]
     ]
-    _check_image_names(found)
+    _tell_apart(found, values["data"]["same_patients"])
     return found
 
 
-def _check_image_names(cases: list) -> None:
-    """Predictions are told apart by task and image: two data sets of one task must not call two
-    pictures alike, or each would count as the other."""
+def _tell_apart(cases: list, same_patients: bool) -> None:
+    """Give names that two data sets of one task both have a prefix, the data set's name: in the
+    files of a run, an image is known by its task and name, and a patient by the name alone."""
     for one, two in itertools.combinations(cases, 2):
-        shared = sorted(set(one.images) & set(two.images)) if one.task == two.task else []
-        if shared:
-            raise BadInput(
-                f"data sets '{one.name}' and '{two.name}' of task '{one.task}' both have an image "
-                f"'{shared[0]}' ({len(shared)} such names); rename those of one, for instance by "
-                "writing them with their folder"
-            )
+        if one.task != two.task:
+            continue
+        if not set(one.images).isdisjoint(two.images):
+            one.image_prefix, two.image_prefix = f"{one.name}/", f"{two.name}/"
+        if not same_patients and not set(one.patients).isdisjoint(two.patients):
+            one.patient_prefix, two.patient_prefix = f"{one.name}/", f"{two.name}/"
 
 
 def manifest(cases, store) -> str:
@@ -115,7 +114,8 @@ def gather(
     for name in releases_of(values):
         cases, stores = [], []
         for one in read_cases(values, out, name):
-            key = digest([one.name, [str(p) for p in one.paths], one.identity()])
+            names = [one.name, one.image_prefix, one.patient_prefix]
+            key = digest([*names, [str(p) for p in one.paths], one.identity()])
             if key not in built:
                 if surveys is None:
                     built[key] = build(one, values, progress=not quiet)

@@ -346,20 +346,6 @@ def test_one_picture_in_two_data_sets_is_refused_only_where_it_is_learnt_from():
             study.check_across(_two_sets(), stores, {"cv": [{"one": one, "two": two}]})
 
 
-def test_two_data_sets_of_one_task_name_their_images_apart(tmp_path):
-    for name in "ab":
-        (tmp_path / name / "images").mkdir(parents=True)
-        (tmp_path / name / "t.csv").write_text("image,patient,label\n1,P1,x\n2,P2,y\n")
-        for k in (1, 2):
-            (tmp_path / name / "images" / f"{k}.png").write_bytes(b"")
-    sets = [{"name": n, "folder": n, "table": "t.csv", "task": "t"} for n in "ab"]
-    raw = {"data": {"root": str(tmp_path), "datasets": sets},
-           "tasks": {"t": {"classes": ["x", "y"]}}}  # fmt: skip
-    values = config.resolve(raw, "two")
-    with pytest.raises(BadInput, match="'a' and 'b' of task 't' both have an image '1'"):
-        study.read_cases(values)
-
-
 @pytest.mark.parametrize("same", (False, True))
 def test_patient_ids_that_lost_their_zeros_in_one_data_set_are_named(same):
     one, two = _two_sets()

@@ -49,20 +49,20 @@ def read(path) -> dict | None:
     return found
 
 
-def record(releases, found=(), together: bool = True) -> dict:
+def record(releases, values: dict, found=()) -> dict:
     """The content of cohort.json: what each data set was in each release (`study.Release`).
 
-    A data set that several releases share has one entry that names them all. found: sentences on
-    the pictures and patients of the study, such as near-duplicates; together: patients of whom
-    there is the same radiograph count as one.
+    A data set that several releases share has one entry that names them all. values: resolved
+    configuration; found: sentences on the pictures and patients of the study, such as
+    near-duplicates.
     """
     entries: dict = {}
     for release in releases:
-        for k, (cases, store) in enumerate(zip(release.cases, release.stores, strict=True)):
+        persons = splits.persons(release.cases, values, release.alike)
+        for people, cases, store in zip(persons, release.cases, release.stores, strict=True):
             entry = entries.setdefault(id(cases), {"releases": [], **_described(cases, store)})
             entry["releases"].append(release.name)
-            people = splits.people(cases, splits.alone(release.alike, k) if together else [])
-            if people != list(cases.patients):
+            if people != cases.named_patients:
                 entry["cases"]["person"] = people
     return {"format": FORMAT, "datasets": list(entries.values()), "found": list(found)}
 
@@ -82,9 +82,10 @@ def _described(cases, store) -> dict:
         "patients": len(set(cases.patients)),
         "counts": dict(zip(cases.classes, cases.counts().tolist(), strict=True)),
         "store": str(store.folder.resolve()),
+        **({"patient_prefix": cases.patient_prefix} if cases.patient_prefix else {}),
         "cases": {
-            "image": list(cases.images),
-            "patient": list(cases.patients),
+            "image": cases.named_images,
+            "patient": cases.named_patients,
             "center": list(cases.centers),
             "label": cases.texts,
             **(

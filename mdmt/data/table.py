@@ -49,6 +49,8 @@ class Cases:
     fixed (M,) bool: the images that are the test part of every fold, or None.
     values (M, k) float64: what is learnt where it is no class: the number, or findings (1, 0, NaN:
     not labelled); else None.
+    image_prefix, patient_prefix: what tells the names of this data set from those of another with
+    the same task in the files of a run; empty where they differ as they are.
     """
 
     name: str
@@ -69,6 +71,8 @@ class Cases:
     fixed: np.ndarray | None = None
     kind: str = kinds.CLASSES
     values: np.ndarray | None = None
+    image_prefix: str = ""
+    patient_prefix: str = ""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -107,6 +111,21 @@ class Cases:
         """The labels as predictions.csv has them."""
         return kinds.texts(self.kind, self.classes, self.target)
 
+    @property
+    def named_images(self) -> list[str]:
+        """The images as the files of a run name them."""
+        return [self.image_prefix + name for name in self.images]
+
+    @property
+    def named_patients(self) -> list[str]:
+        """The patients as the files of a run name them."""
+        return [self.patient_prefix + name for name in self.patients]
+
+    def ids(self, row: int) -> list[str]:
+        """Patient, image and center of a case as predictions.csv has them."""
+        image, patient = self.images[row], self.patients[row]
+        return [self.patient_prefix + patient, self.image_prefix + image, self.centers[row]]
+
     def stratum(self, number: int) -> str:
         """The name of one of `labels`."""
         return [*self.classes, kinds.NO_FINDING][number]
@@ -137,6 +156,8 @@ class Cases:
             None if self.fixed is None else self.fixed[rows],
             self.kind,
             None if self.values is None else self.values[rows],
+            self.image_prefix,
+            self.patient_prefix,
         )
 
 
