@@ -109,7 +109,7 @@ def make(out, n=90, seed=0, jobs=True, one_class=False, **more):
     (out / "config.yaml").write_text(config.dump(resolved))
     write_json(out / "splits.json", split_record(Study(resolved, releases, [])))
     write_json(out / "environment.json", {"mdmt": "0", "python": "3"})
-    write_json(out / cohort.COHORT, cohort.record(releases))
+    write_json(out / cohort.COHORT, cohort.record(releases, resolved))
     rows = []
     for release in releases:
         for backbone in resolved["backbones"]:

@@ -388,6 +388,18 @@ def test_read_table_takes_quoted_cells(tmp_path):
     assert rows == [{"image": "a, b", "patient": 'p "x"'}]
 
 
+def test_rows_are_numbered_as_a_spreadsheet_does(tmp_path):
+    """Empty rows count, also those before the header."""
+    (tmp_path / "t.csv").write_text("\nimage,patient\na,p\n\n,,\nb,q\na,p\n")
+    _, rows = table.read_table(tmp_path / "t.csv")
+    assert [r.number for r in rows] == [3, 6, 7]
+    with pytest.raises(BadData, match="image 'a' has two rows, 3 and 7"):
+        table._check_rows("t", rows, {"image": "image", "patient": "patient"})
+    (tmp_path / "t.csv").write_text("image,patient\n\na,p,x\n")
+    with pytest.raises(BadData, match="row 3 has 3 cells"):
+        table.read_table(tmp_path / "t.csv")
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.one_of(st.binary(max_size=300), st.text(alphabet='ab,;"\n\t', max_size=60)))
 def test_any_bytes_are_a_table_or_a_sentence(content):

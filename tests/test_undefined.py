@@ -12,6 +12,8 @@ from mdmt.analysis.external import together
 from mdmt.results import fewer_folds, final_table
 from tests import outfolder
 
+compare = sys.modules["mdmt.analysis.compare"]  # of whose name the package has a function
+
 SAID = (
     "F1, G-mean and AUC are means over 2 of 3 folds: test parts of one class leave them undefined."
 )
@@ -107,7 +109,7 @@ def test_nothing_defined_at_all(study, tmp_path):
 def test_cases_of_one_patient_alone(monkeypatch, tmp_path):
     """A small test part: figures of the cases, and a sentence instead of intervals by patient."""
     out = outfolder.make(tmp_path / "out", n=90, validation=["loco"], jobs=False)
-    module = sys.modules["mdmt.analysis.compare"]
+    module = compare
     monkeypatch.setattr(module, "people", lambda *given: np.full(len(given[3]), "p", object))
     made = report.make(out, resamples=100)
     for task in ("prognosis", "severity"):
@@ -124,6 +126,32 @@ def test_cases_of_one_patient_alone(monkeypatch, tmp_path):
     outcome = analysis.read(out, verify=False)
     m = module.matrix(outcome, *outcome.places[0])
     assert set(together(m, 100).values()) == {None}
+
+
+@pytest.mark.parametrize("order", [("MDMT", "STL-tau2"), ("STL-tau2", "MDMT")])
+def test_correlations_are_compared_over_folds_that_every_network_defines(order):
+    """One that says one number in a fold has no correlation there; the other's must not count."""
+    rng = np.random.default_rng(0)
+    tasks = {"severity": {"head": {"loss": "mse"}}, "prognosis": {"classes": ["MILD", "SEVERE"]}}
+    spec = outfolder.values(tasks=tasks)["tasks"]["severity"]
+    y, fold = rng.integers(0, 19, 90) * 1.0, np.arange(90) % 3
+    said = {c: y + 3 * rng.normal(size=90) for c in order}
+    said["STL-tau2"][fold == 2] = np.float32(8.1)
+    names = np.array([str(i) for i in range(90)])
+    m = compare.Matrix(
+        "1", "cv", "severity", spec, list(order), [("resnet18", 0)], y, fold, names, names,
+        np.full(90, ""), {("resnet18", 0, c): p[:, None] for c, p in said.items()},
+    )  # fmt: skip
+    assert compare.defined_folds(m, "pearson") == [0, 1]
+    assert len(compare.defined_folds(m, "mae")) == 3
+    drawn, at = compare._drawn(m, ("mae", "pearson", "ccc"), 200, 0)
+    pair = [at["resnet18", c, "pearson"] for c in ("MDMT", "STL-tau2")]
+    each = [[stats.pearson(y[fold == f], said[c][fold == f]) for f in (0, 1)]
+            for c in ("MDMT", "STL-tau2")]  # fmt: skip
+    found = drawn["pearson"].difference(*pair)
+    assert found.difference == pytest.approx(np.mean(each[0]) - np.mean(each[1]))
+    assert "Correlations are over 2 of 3 folds" in compare.fewer_folds(m)
+    assert drawn["mae"] is drawn["ccc"] and drawn["mae"] is not drawn["pearson"]
 
 
 def test_the_sentence():

@@ -373,20 +373,26 @@ class _OnePatient:
 
 def _drawn(m: Matrix, names: tuple, n: int, seed: int) -> tuple[dict, dict]:
     """({metric: Resampled}, {(backbone, configuration, metric): number in it}); metrics that take
-    the same labels share one, and the patients and trainings drawn are the same in all."""
+    the same labels share one, and the patients and trainings drawn are the same in all. Where some
+    network leaves a fold's correlation undefined, correlations are of the other folds."""
     drawn, at = {}, {}
     cut = [k for k in names if k in ON_CLASSES] if m.kind == kinds.NUMBER else []
-    for some in filter(None, (cut, [k for k in names if k not in cut])):
+    rows, fewer = np.ones(len(m.y), bool), []
+    if "pearson" in names and defined_folds(m, "pearson"):
+        rows = np.isin(m.fold, defined_folds(m, "pearson"))
+        fewer = ["pearson"] * (not rows.all())
+    for some in filter(None, (cut, fewer, [k for k in names if k not in cut + fewer])):
+        of = rows if some is fewer else slice(None)
         keys = [(b, c, k) for b in m.backbones for c in m.configurations for k in some]
         wanted = []
         for b, c, k in keys:
-            each = [m.given(k, m.p[(*net, c)]) for net in m.trainings(b)]
+            each = [m.given(k, m.p[(*net, c)])[of] for net in m.trainings(b)]
             wanted.append((m.named_metric(k), stats.Repeated(each) if len(each) > 1 else each[0]))
         if not several_patients(m):
             found = _OnePatient(m, keys)
         else:
             found = stats.resample(
-                m.truth(some[0]), wanted, m.patient, n, seed, folds=m.fold,
+                m.truth(some[0])[of], wanted, m.patient[of], n, seed, folds=m.fold[of],
                 sets=[b for b, _, _ in keys],
             )  # fmt: skip
         drawn |= dict.fromkeys(some, found)
@@ -449,24 +455,29 @@ def by_fold(m: Matrix, metric: str, configuration: str, backbone: str = "") -> n
     )
 
 
-def defined_folds(m: Matrix, metric: str) -> int:
-    """How many folds' test parts define `metric`, which their labels alone decide; means over
-    folds are of these."""
-    p = m.p[(*m.nets[0], m.configurations[0])]
-    return sum(np.isfinite(value(m, metric, m.fold == f, p)) for f in m.folds)
+def defined_folds(m: Matrix, metric: str) -> list[int]:
+    """The folds that define `metric`, of which its means are: their labels alone decide that, but a
+    correlation is of those in which every network has one."""
+    some = list(m.p.values()) if metric == "pearson" else [m.p[(*m.nets[0], m.configurations[0])]]
+    return [f for f in m.folds
+            if all(np.isfinite(value(m, metric, m.fold == f, p)) for p in some)]  # fmt: skip
 
 
 def fewer_folds(m: Matrix) -> str:
-    """Which metrics are not of all folds, as a sentence; "" for none. A correlation may lack a fold
-    for what a network says, too, and is left to its own cells."""
+    """Which metrics are not of all folds, in sentences; "" for none."""
     found: dict = {}
     for k in compared(m.spec):
-        if k == "pearson":
-            continue
-        n = defined_folds(m, k)
-        if n < len(m.folds):
+        n = len(defined_folds(m, k))
+        if k != "pearson" and n < len(m.folds):
             found.setdefault(n, []).append(MEASURES[k].title)
-    return undefined(found, len(m.folds), "number" if m.kind == kinds.NUMBER else "class")
+    said = [undefined(found, len(m.folds), "number" if m.kind == kinds.NUMBER else "class")]
+    n = len(defined_folds(m, "pearson")) if "pearson" in compared(m.spec) else len(m.folds)
+    if n < len(m.folds):
+        said.append(
+            f"Correlations are over {n} of {len(m.folds)} folds: in the others a network predicts "
+            "one number, or the test part holds one."
+        )
+    return " ".join(filter(None, said))
 
 
 def missing(m: Matrix) -> str:

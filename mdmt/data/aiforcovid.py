@@ -17,7 +17,7 @@ import re
 from pathlib import Path
 
 from ..errors import BadConfig, BadData, nearest
-from .table import Cases, _locate, _stem, assemble, folder_of, missing, read_table
+from .table import Cases, Row, _locate, _stem, assemble, folder_of, missing, read_table
 
 RELEASES = (("AIforCOVID", "imgs"), ("AIforCOVID_r2", "imgs_r2"), ("AIforCOVID_r3", "imgs_r3"))
 OUTCOMES = ("MILD", "SEVERE")
@@ -47,7 +47,7 @@ def read_cases(spec: dict, task: dict, root, release: str = "3") -> Cases:
             where[key] = (folder / images, table)
             rows.append(row)
     every = {name: None for row in rows for name in row}
-    rows = [{name: row.get(name, "") for name in every} for row in rows]
+    rows = [Row({name: row.get(name, "") for name in every}, row.number) for row in rows]
 
     def locate(names):
         paths = {}
@@ -89,8 +89,9 @@ def _rows(table: Path, number: int, notes: list[str]) -> list[dict]:
         rename[names[_plain(wanted)]] = wanted
     fixed, empty, contradictions = [], 0, 0
     found = []
-    for position, row in enumerate(rows, start=2):
-        row = {rename.get(k, k): v for k, v in row.items() if k}
+    for row in rows:
+        position = row.number
+        row = Row({rename.get(k, k): v for k, v in row.items() if k}, position)
         row["Prognosis"], changed = _outcome(row["Prognosis"])
         if changed:
             fixed.append(f"row {position} '{changed}'")
@@ -98,7 +99,8 @@ def _rows(table: Path, number: int, notes: list[str]) -> list[dict]:
         empty += row["Hospital"] == ""
         died = next((row[k] for k in row if _plain(k) == "death"), "")
         contradictions += died.strip().upper() in _YES and row["Prognosis"] == "MILD"
-        found.append({**row, "Release": str(number)})
+        row["Release"] = str(number)
+        found.append(row)
     if fixed:
         notes.append(
             f"{table}: {len(fixed)} of {len(found)} outcomes are misspelt and were read "

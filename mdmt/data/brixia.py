@@ -19,7 +19,7 @@ import numpy as np
 
 from ..errors import BadData, nearest
 from .second import six_digits as regions
-from .table import Cases, _locate, _stem, assemble, folder_of, missing, read_table
+from .table import Cases, Row, _locate, _stem, assemble, folder_of, missing, read_table
 
 TABLE, IMAGES = "metadata_global_v2.csv", "dicom_clean"
 GROUPS = ("SIEMENS", "AGFA", "CARESTREAM")
@@ -54,10 +54,10 @@ def read_cases(spec: dict, task: dict, root) -> Cases:
             raise BadData(f"{table}: has no column '{wanted}'{nearest(wanted, header)}")
     patient = spec["columns"]["patient"]
     patient = patient if patient in header else names.get("patientid")
-    rows = [{k: v for k, v in r.items() if k} for r in rows]
+    rows = [Row({k: v for k, v in r.items() if k}, r.number) for r in rows]
     rows, notes = _consensus(table, rows, names, spec.get("consensus", "keep"))
-    for number, row in enumerate(rows, start=2):
-        _fill(table, number, row, names, spec)
+    for row in rows:
+        _fill(table, row.number, row, names, spec)
     columns = {"image": names["filename"], "patient": patient, "label": "score", "center": "center"}
     cases = assemble(table, rows, columns, spec, task, lambda n: _locate(images, n, table))
     cases.targets = np.array(
@@ -83,15 +83,16 @@ def _consensus(table: Path, rows, names: dict, what: str) -> tuple[list[dict], l
     if column is None:
         raise BadData(f"{table}: has no column 'ConsensusTestset'{nearest('Consensus', names)}")
     inside = []
-    for number, row in enumerate(rows, start=2):
+    for row in rows:
         text = row[column].strip().lower()
         if text not in ("0", "1", "0.0", "1.0", "true", "false"):
             raise BadData(
-                f"{table}: row {number} has ConsensusTestset '{row[column]}'; it must be 0 or 1"
+                f"{table}: row {row.number} has ConsensusTestset '{row[column]}'; it must be 0 or 1"
             )
         inside.append(text in ("1", "1.0", "true"))
     if what == "test":
-        rows = [{**r, "consensus": "1" if i else ""} for r, i in zip(rows, inside, strict=True)]
+        for row, test in zip(rows, inside, strict=True):
+            row["consensus"] = "1" if test else ""
         return rows, [f"{table}: the {sum(inside)} images of the consensus test set are the test "
                       "part of every fold"]  # fmt: skip
     kept = [r for r, i in zip(rows, inside, strict=True) if i == (what == "only")]

@@ -161,10 +161,19 @@ class Cases:
         )
 
 
-def read_table(path, delimiter: str = "auto") -> tuple[list[str], list[dict]]:
+class Row(dict):
+    """A row of a table, {column: text}; number: where it stands in the file, the first row being 1,
+    as a spreadsheet counts."""
+
+    def __init__(self, cells, number: int):
+        super().__init__(cells)
+        self.number = number
+
+
+def read_table(path, delimiter: str = "auto") -> tuple[list[str], list[Row]]:
     """Read a delimited text file or the first sheet of an Excel workbook.
 
-    Returns its columns and its rows as {column: text}.
+    Returns its columns and its rows; empty rows are left out.
     """
     path = Path(path)
     if path.suffix.lower() in (".xlsx", ".xlsm"):
@@ -172,7 +181,7 @@ def read_table(path, delimiter: str = "auto") -> tuple[list[str], list[dict]]:
             lines = read_rows(path)
         except FileNotFoundError:
             raise BadData(_missing_file(path, "table")) from None
-        return _with_header(path, [r for r in lines if any(r)])
+        return _with_header(path, lines)
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
@@ -193,30 +202,25 @@ def read_table(path, delimiter: str = "auto") -> tuple[list[str], list[dict]]:
     first = text.lstrip("\r\n").splitlines()[0]
     mark = _DELIMITERS.get(delimiter) or max(",;\t", key=first.count)
     try:
-        lines = [
-            r
-            for r in csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
-            if any(cell.strip() for cell in r)
-        ]
+        lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True))
     except csv.Error as error:
         raise BadData(f"{path}: is not a valid table ({error}); correct it") from error
-    if not lines:
-        raise BadData(empty)
     return _with_header(path, lines)
 
 
-def _with_header(path: Path, lines: list[list[str]]) -> tuple[list[str], list[dict]]:
-    """Return the columns of the first line and the others as {column: text}."""
-    if not lines:
+def _with_header(path: Path, lines: list[list[str]]) -> tuple[list[str], list[Row]]:
+    """Return the columns of the first line that is not empty, and those after it as rows."""
+    numbered = [(n, r) for n, r in enumerate(lines, 1) if any(cell.strip() for cell in r)]
+    if not numbered:
         raise BadData(f"{path}: is empty; give a table with a header line and one row per image")
-    header = [cell.strip() for cell in lines[0]]
+    header = [cell.strip() for cell in numbered[0][1]]
     while header and not header[-1]:  # empty columns at the right of a spreadsheet
         header.pop()
     for name in header:
         if name and header.count(name) > 1:
             raise BadData(f"{path}: two columns are called '{name}'; rename one")
     rows = []
-    for number, cells in enumerate(lines[1:], start=2):
+    for number, cells in numbered[1:]:
         while len(cells) > len(header) and not cells[-1].strip():
             cells = cells[:-1]
         if len(cells) > len(header):
@@ -225,7 +229,7 @@ def _with_header(path: Path, lines: list[list[str]]) -> tuple[list[str], list[di
                 f"{len(header)}; correct the row"
             )
         cells = [c.strip() for c in cells] + [""] * (len(header) - len(cells))
-        rows.append(dict(zip(header, cells, strict=True)))
+        rows.append(Row(zip(header, cells, strict=True), number))
     return header, rows
 
 
@@ -378,8 +382,8 @@ def _stem(name: str) -> str:
 def _check_rows(table: Path, rows: list[dict], columns: dict) -> None:
     """An image has one row, one patient."""
     seen: dict[str, tuple[int, str]] = {}
-    for number, row in enumerate(rows, start=2):
-        image = _stem(row[columns["image"]])
+    for row in rows:
+        image, number = _stem(row[columns["image"]]), row.number
         if not image:
             raise BadData(f"{table}: row {number} has no image; fill column '{columns['image']}'")
         patient = row[columns["patient"]] if columns["patient"] else image

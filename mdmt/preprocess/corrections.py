@@ -59,7 +59,7 @@ def _read(table) -> dict[str, list]:
         if name not in header:
             raise BadData(f"{table}: has no column '{name}'{nearest(name, header)}")
     found: dict[str, list] = {}
-    for number, row in enumerate(rows, start=2):
+    for row in rows:
         image, text = _stem(row["image"]), row["box"].strip().lower()
         if not text:
             continue
@@ -72,13 +72,13 @@ def _read(table) -> dict[str, list]:
             left, top, right, bottom = map(int, sides.groups())
             if left >= right or top >= bottom:
                 raise BadData(
-                    f"{table}: row {number}: the box '{row['box']}' is empty; give left top right "
+                    f"{table}: row {row.number}: the box '{row['box']}' is empty; give left top right "
                     "bottom, in pixels"
                 )
             found[image] = ["box", left, top, right, bottom]
         else:
             raise BadData(
-                f"{table}: row {number}: '{row['box']}' is neither accept, whole, exclude nor four "
+                f"{table}: row {row.number}: '{row['box']}' is neither accept, whole, exclude nor four "
                 f"numbers left top right bottom{nearest(text, _WORDS)}"
             )
     return found

@@ -181,7 +181,7 @@ def _write_comparisons(out: Path, analyses: list) -> Path:
     rows = []
     for a in analyses:
         m = a.matrix
-        folds = {k: defined_folds(m, k) for k in compared(m.spec)}
+        folds = {k: len(defined_folds(m, k)) for k in compared(m.spec)}
         for c in a.comparisons:
             numbers = [c.difference, c.low, c.high, c.pvalue, c.holm, c.corrected_t]
             numbers = [None if v != v else v for v in numbers]
