@@ -8,7 +8,8 @@ their id, and what is compared is computed in a fixed order of operations.
 Where cases came in waves (cumulative releases), the patients of the first wave are assigned as if
 there were no later one, and those of each later wave are added to these folds: nobody changes the
 part of a fold with a release, so that no network of an earlier release has been trained on what a
-fold of a later one tests.
+fold of a later one tests. (Except where a later wave joins two patients of earlier ones, of whom it
+has the same picture: these are one from then on, and the folds are those of other patients.)
 """
 
 from __future__ import annotations

@@ -35,12 +35,26 @@ def without_centers(outcome: Outcome, release: str, validation: str, task: str) 
     return bool(parts) and not any("center" in p for p in parts)
 
 
+def _one_test_set(outcome: Outcome, release: str, task: str) -> bool:
+    """True where all folds of a cross-validation test the same images."""
+    names = {d["name"] for d in outcome.values["data"]["datasets"] if d["task"] == task}
+    entries = _entries(outcome, release, "cv")
+    tested = {
+        tuple((name, *sorted(p["test"])) for name, p in e["datasets"].items() if name in names)
+        for e in entries
+    }
+    return len(entries) > 1 and len(tested) == 1
+
+
 def in_words(outcome: Outcome, release: str, validation: str, task: str, folds: int) -> str:
-    """5-fold cross-validation; leave one center out (6 folds); 1 of 5 folds of a cross-validation.
+    """5-fold cross-validation; leave one center out (6 folds); 1 of 5 folds of a cross-validation;
+    one fixed test set (networks of 5 folds).
 
     folds: how many of the scheme's there are results of.
     """
     every = max(folds, len(_entries(outcome, release, validation)))
+    if validation == "cv" and _one_test_set(outcome, release, task):
+        return f"one fixed test set (networks of {f'{folds} of ' * (folds < every)}{every} folds)"
     if validation == "cv":
         some = f"{folds} of {every} folds of a cross-validation"
         return some if folds < every else f"{every}-fold cross-validation"

@@ -72,13 +72,13 @@ def _read(table) -> dict[str, list]:
             left, top, right, bottom = map(int, sides.groups())
             if left >= right or top >= bottom:
                 raise BadData(
-                    f"{table}: row {row.number}: the box '{row['box']}' is empty; give left top right "
-                    "bottom, in pixels"
+                    f"{table}: row {row.number}: the box '{row['box']}' is empty; give left top "
+                    "right bottom, in pixels"
                 )
             found[image] = ["box", left, top, right, bottom]
         else:
             raise BadData(
-                f"{table}: row {row.number}: '{row['box']}' is neither accept, whole, exclude nor four "
-                f"numbers left top right bottom{nearest(text, _WORDS)}"
+                f"{table}: row {row.number}: '{row['box']}' is neither accept, whole, exclude nor "
+                f"four numbers left top right bottom{nearest(text, _WORDS)}"
             )
     return found
