@@ -528,7 +528,7 @@ def test_a_recording_that_could_not_be_started_once_is_tried_out_all_the_same(gp
     assert get("graphs") - graphs == 1 and get("graph_launches") == 24
 
 
-def test_a_step_that_cannot_be_recorded_in_every_way_runs_op_by_op(gpu, monkeypatch):
+def test_a_step_that_cannot_be_recorded_in_every_way_at_once_runs_op_by_op(gpu, monkeypatch):
     put, get = gpu
     plain = run(gpu)
     monkeypatch.setenv("MDMT_CUDA_OVERLAP", "measured")
@@ -539,9 +539,12 @@ def test_a_step_that_cannot_be_recorded_in_every_way_runs_op_by_op(gpu, monkeypa
     launches = get("launches")
     series(network_on(cudahost.device("fp32")), 1)
     put("fail_at_launch", 3 * (get("launches") - launches) // 2)  # in the second recording
-    losses = np.concatenate([first, series(net, STEPS - 1, 1)["loss"]])
+    losses = np.concatenate([first, series(net, 1, 1)["loss"]])
     assert get("captures") == 2 and get("graph_launches") == 0
-    assert get("graphs") == graphs
+    assert get("graphs") == graphs and net.recordings() == 0
+    losses = np.concatenate([losses, series(net, STEPS - 2, 2)["loss"]])  # and the next in all
+    assert get("captures") == 5 and get("graph_launches") == STEPS - 2
+    assert net.recordings() == 1
     assert losses[:, 0].tobytes() == plain[0].tobytes() and everything(net, names) == plain[1]
 
 

@@ -47,6 +47,16 @@ void mdmt_network_close_to_others(mdmt_network *n, int closed)
     n->closed = closed;
 }
 
+int mdmt_network_recordings(const mdmt_network *n)
+{
+    int count = 0;
+    for (int i = 0; i < MAX_PROGRAMS; i++) {
+        const mdmt_program *p = n->cache[i].program;
+        count += p ? !!p->recorded[0].recording + !!p->recorded[1].recording : 0;
+    }
+    return count;
+}
+
 const mdmt_graph *mdmt_network_graph(const mdmt_network *network)
 {
     return network->graph;

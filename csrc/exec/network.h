@@ -35,6 +35,9 @@ uint64_t mdmt_network_uses(const mdmt_network *network);
 /* While it is closed, no program can be had. */
 void mdmt_network_close_to_others(mdmt_network *network, int closed);
 
+/* How many batches are recorded now: of each program those that end a step, and others. */
+int mdmt_network_recordings(const mdmt_network *network);
+
 const mdmt_graph *mdmt_network_graph(const mdmt_network *network);
 
 /* Plain arrays in and out, by the tensor's name. */

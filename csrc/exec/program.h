@@ -30,7 +30,7 @@ typedef struct {
     mdmt_branches branches;
     void *bound;      /* the slab that the addresses point into      */
     mdmt_recorded recorded[2]; /* of batches that do not end a step, and that do */
-    int unrecordable;          /* the backend refused to record one */
+    int refusals;              /* of the backend to record one */
 } mdmt_program;
 
 /* Takes the graph over (also on failure). `force` (or NULL) names a kernel that

@@ -73,7 +73,10 @@ static mdmt_status start_batch(mdmt_program *p, const mdmt_series *s, int last)
     return p->backend->series_note(p->backend, s, last);
 }
 
-/* Records the batch. A device may refuse to: then *p is marked, and it runs op by op. */
+enum { MOST_REFUSALS = 3 };
+
+/* Records the batch. A device may refuse to, for good or because of what another thread does to it
+ * at that moment: then it runs op by op, and the next batches try again, a few times. */
 static mdmt_status record(mdmt_program *p, const mdmt_series *s, int last)
 {
     mdmt_recording *recording = NULL;
@@ -91,7 +94,7 @@ static mdmt_status record(mdmt_program *p, const mdmt_series *s, int last)
         if (recording) {
             p->backend->record_close(p->backend, recording);
         }
-        p->unrecordable = 1;
+        p->refusals++;
         return MDMT_OK;
     }
     p->recorded[last].recording = recording;
@@ -129,7 +132,7 @@ static mdmt_status run_batch(mdmt_program *p, const mdmt_series *s, int last)
         mdmt_program_forget(p);
     }
     int warm = 1 + s->augment;
-    if (!r->recording && r->warm == warm && !p->unrecordable && p->backend->record_begin) {
+    if (!r->recording && r->warm == warm && p->refusals < MOST_REFUSALS && p->backend->record_begin) {
         MDMT_TRY(record(p, s, last));
     }
     r->warm = warm;

@@ -478,6 +478,12 @@ static PyObject *network_steps_done(PyObject *object, PyObject *unused)
     return PyLong_FromLong(((py_network *)object)->done);
 }
 
+static PyObject *network_recordings(PyObject *object, PyObject *unused)
+{
+    (void)unused;
+    return PyLong_FromLong(mdmt_network_recordings(((py_network *)object)->network));
+}
+
 static PyObject *network_profile(PyObject *object, PyObject *args, PyObject *keywords)
 {
     py_network *self = (py_network *)object;
@@ -577,6 +583,9 @@ static PyMethodDef network_methods[] = {
     {"steps_done", network_steps_done, METH_NOARGS,
      "steps_done($self)\n--\n\n"
      "Returns steps of the last series that took effect, also where it failed"},
+    {"recordings", network_recordings, METH_NOARGS,
+     "recordings($self)\n--\n\n"
+     "Returns how many kinds of batches are recorded on the device"},
     {"profile", (PyCFunction)(void (*)(void))network_profile_alone, METH_VARARGS | METH_KEYWORDS,
      "profile($self, mode, feeds, /, **step)\n--\n\n"
      "Returns [(op, kernel, seconds)]"},
