@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 import operator
 import reprlib
+
+import numpy as np
 
 
 def _index(value) -> int | None:
@@ -34,3 +38,20 @@ def integer(name: str, value) -> int:
     if _index(value) is None:
         raise ValueError(f"{name} must be an integer, not {reprlib.repr(value)}")
     return whole(name, value, -(1 << 63), (1 << 63) - 1)
+
+
+def finite(value) -> bool:
+    """Whether it is a number that a float can hold."""
+    try:
+        return isinstance(value, numbers.Real) and math.isfinite(value)
+    except OverflowError:  # a whole number beyond all floats
+        return False
+
+
+def array_of(value) -> np.ndarray:
+    """The array of what is one or becomes one: also PyTorch's tensors that have gradients, lie on a
+    GPU or are of bfloat16, which NumPy has not."""
+    if hasattr(value, "detach") and hasattr(value, "cpu"):
+        value = value.detach().cpu()
+        value = value.float() if "bfloat16" in str(value.dtype) else value
+    return np.asarray(value)

@@ -8,13 +8,12 @@ takes each factor of the last pattern that names it and gives the factor; withou
 from __future__ import annotations
 
 import fnmatch
-import math
-import numbers
 import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from . import nets
+from .checked import finite
 from .errors import nearest
 from .nets import heads as heads_
 from .nets.builder import Builder
@@ -63,8 +62,7 @@ def checked(groups: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, fl
                     f"groups: '{pattern}' gives '{name}'; a group has factors of lr and "
                     "weight_decay"
                 )
-            real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-            if not real or not math.isfinite(value) or value < 0:
+            if not finite(value) or isinstance(value, bool) or value < 0:
                 raise ValueError(
                     f"groups: the factor of {name} of '{pattern}' must be a number from 0, not "
                     f"{value!r}"

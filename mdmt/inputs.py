@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
-import numbers
+import os
 import reprlib
 from collections.abc import Mapping
 
 import numpy as np
 
 from . import _core, nets
-from .checked import whole
+from .checked import array_of, finite, whole
 from .loss import sample_weights
 from .nets import heads as heads_
 
@@ -32,7 +31,7 @@ def sides(size) -> tuple[int, int]:
 def images(x, channels: int, backbone: str) -> np.ndarray:
     """x (N, channels, H, W), or (N, H, W) grey, as C-ordered float32 (N, channels, H, W)."""
     try:
-        x = np.asarray(x)
+        x = array_of(x)
     except ValueError:
         raise ValueError("x must be one array; its images differ in shape") from None
     if x.dtype.kind != "f":
@@ -221,6 +220,17 @@ def _check_labels(name, head, labels):
         )
 
 
+def check_place(path: str) -> None:
+    """FileNotFoundError where no file can be written, or would replace a device, say."""
+    folder = os.path.dirname(path) or "."
+    taken = os.path.exists(path) and not os.path.isfile(path)
+    if not os.path.isdir(folder) or taken:
+        what = f"there is no folder {folder}"
+        if taken:
+            what = f"{path} is {'a folder' if os.path.isdir(path) else 'no regular file'}"
+        raise FileNotFoundError(f"{path} cannot be written: {what}; choose a file in a folder")
+
+
 def scaling(mean, std, channels: int) -> tuple[list[float], list[float]]:
     """mean and std of the resident images, one number per channel; within what a file may hold."""
     for name, values, least in (("mean", mean, -1e6), ("std", std, 1e-6)):
@@ -242,7 +252,7 @@ def task_weights(given, heads: dict) -> dict[str, float]:
         )
     weights = {task: given.get(task, 1.0) for task in heads}
     for task, weight in weights.items():
-        if not isinstance(weight, numbers.Real) or not np.isfinite(weight):
+        if not finite(weight):
             raise ValueError(f"the task weight of {task} must be a number, not {weight!r}")
     return {task: float(weight) for task, weight in weights.items()}
 
@@ -253,10 +263,10 @@ def adam(lr, betas, eps, weight_decay, decoupled, step: int, clip) -> tuple:
         raise ValueError(f"betas of Adam must be two numbers, not {betas!r}")
     given = {"lr": lr, "beta1": betas[0], "beta2": betas[1], "weight_decay": weight_decay}
     for name, value in {**given, "eps": eps}.items():
-        good = isinstance(value, numbers.Real) and math.isfinite(value) and value >= 0
+        good = finite(value) and value >= 0
         if not good or (name[:4] == "beta" and value >= 1):
             raise ValueError(f"{name} of Adam cannot be {value!r}")
-    if clip is not None and not (isinstance(clip, numbers.Real) and 0 < clip < math.inf):
+    if clip is not None and not (finite(clip) and clip > 0):
         raise ValueError(
             f"clip must be a number above 0, the largest norm of a gradient, or None, not {clip!r}"
         )

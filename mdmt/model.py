@@ -514,13 +514,7 @@ class Model(Network):
             raise FloatingPointError(
                 f"{path} was not written: {error}; the training has diverged"
             ) from None
-        folder = os.path.dirname(path) or "."
-        taken = os.path.exists(path) and not os.path.isfile(path)  # would be replaced by a file
-        if not os.path.isdir(folder) or taken:
-            what = f"there is no folder {folder}"
-            if taken:
-                what = f"{path} is {'a folder' if os.path.isdir(path) else 'no regular file'}"
-            raise FileNotFoundError(f"{path} cannot be written: {what}; choose a file in a folder")
+        inputs.check_place(path)
         if optimizer:
             moments, description["training_step"] = self.optimizer_state()
             arrays |= {OPTIMIZER + key: value for key, value in moments.items()}
@@ -540,10 +534,11 @@ class Model(Network):
         Input: `image` (batch, channels, H, W) float32, normalised as for forward; the batch may
         have any size, H and W are those of `image_size`. Outputs: `features` (batch, C) and each
         head's logits under its name. The description is in the metadata entry `mdmt`. BadInput
-        when the package onnx is missing.
+        when the package onnx is missing, FileNotFoundError where no file can be.
         """
         from mdmt.onnx import write
 
+        inputs.check_place(os.fspath(path))
         shape = (1, self.channels, *self.image_size)
         outputs = {"features": [self._features]}
         for k, (task, head) in enumerate(self.heads.items()):

@@ -12,13 +12,15 @@ that this machine or build does not have.
 
 import numpy as np
 
+from .checked import array_of
+
 _BACKENDS = (None, "ref", "avx2", "avx512", "neon", "cuda")
 _ACTS = ("none", "relu", "relu6", "silu", "sigmoid", "hardswish", "hardsigmoid")
 
 
 def _array(name, value, dims, shape):
     """float32 and C-ordered, with as many axes as `dims` names: "N,C,H,W"."""
-    array = np.asarray(value)
+    array = array_of(value)
     if array.dtype.kind not in "fiub":
         raise ValueError(f"{name} must hold real numbers, not {array.dtype}")
     wanted = dims.split(",")
@@ -203,7 +205,8 @@ def batch_norm_backward(
 
 
 def _rows_or_map(name, value, shape):
-    dims = "N,F" if np.ndim(value) == 2 else "N,C,H,W"
+    value = array_of(value)
+    dims = "N,F" if value.ndim == 2 else "N,C,H,W"
     return _array(name, value, dims, shape), "rows" if dims == "N,F" else "map"
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mdmt.checked import array_of
 from mdmt.weights import names
 
 if TYPE_CHECKING:
@@ -195,7 +196,7 @@ def average_weights(
         raise ValueError(f"weights of different networks cannot be averaged: only one has {key}")
     average = {}
     for key, left in a.items():
-        left, right = np.asarray(left), np.asarray(b[key])
+        left, right = array_of(left), array_of(b[key])
         if left.shape != right.shape:
             raise ValueError(
                 f"weights of different networks cannot be averaged: {key} is {left.shape} in one "

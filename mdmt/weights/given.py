@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from ..checked import array_of
 from . import foreign, load_weights, names
 
 
@@ -75,7 +76,7 @@ def state_of(state, shapes: dict, backbone: str, heads: dict, strict: bool, clas
             f"the weights do not belong to {backbone} with the heads {', '.join(heads)}: {which} "
             f"({len(unknown)} unknown, {len(missing)} missing){remedy}"
         )
-    values = {k: np.asarray(v) for k, v in state.items() if k in shapes}
+    values = {k: array_of(v) for k, v in state.items() if k in shapes}
     if state and not values:
         raise ValueError(f"none of the weights belongs to {backbone}: not even one key")
     check_shapes({key: value.shape for key, value in values.items()}, shapes, backbone)
@@ -96,7 +97,7 @@ def _with_classifier(state, head, heads):
 
 def from_dictionary(state, shapes: dict, backbone: str) -> dict:
     """The arrays to start from: the whole backbone, and what `state` has of the heads."""
-    state = {k: np.asarray(v) for k, v in names.translate(_dictionary(state), shapes).items()}
+    state = {k: array_of(v) for k, v in names.translate(_dictionary(state), shapes).items()}
     lost = [k for k in shapes if not k.startswith("heads.") and k not in state]
     unknown = [k for k in state if k not in shapes and not k.startswith(names.IGNORED)]
     if lost or unknown:
@@ -148,7 +149,7 @@ def moments(arrays, shapes: dict) -> dict:
             raise ValueError(
                 f"{name} is no moment of this model: its names are those of optimizer_state()"
             )
-        value = np.asarray(value)
+        value = array_of(value)
         if value.shape != shapes[key] or value.dtype.kind != "f":
             raise ValueError(
                 f"{name} must be floats {shapes[key]}, not {value.dtype} {value.shape}"

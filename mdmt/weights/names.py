@@ -22,7 +22,7 @@ OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)$"
 # auxiliary ones, which its backbone here does not have.
 CLASSIFIERS = ("fc.", "classifier.")
 AUXILIARY = ("aux1.", "aux2.")
-IGNORED = (*CLASSIFIERS, *AUXILIARY)
+IGNORED = (*CLASSIFIERS, *AUXILIARY, "n_averaged")  # a counter of PyTorch's AveragedModel
 
 # EfficientNet-PyTorch -> timm: outside the blocks, in a block, and in a block without expansion.
 OUTER = {
