@@ -168,6 +168,14 @@ def test_comparisons_are_the_paired_bootstrap_by_patient(small):
     assert [float(r["pvalue_holm"]) for r in family] == pytest.approx(adjusted)
 
 
+def test_names_in_any_script_are_drawn_without_a_warning(recwarn):
+    with style.drawing():
+        made, axes = style.figure(3, 2)
+        axes[0, 0].set_title("\u5317\u4eac, \u0141\u00f3d\u017a, \u0391\u03b8\u03ae\u03bd\u03b1")
+        assert style.render(made)["png"][:4] == b"\x89PNG"
+    assert not recwarn.list
+
+
 def test_the_same_report_twice(small):
     from mdmt.plots import curves, style
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import warnings
 from contextlib import contextmanager
 
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
@@ -65,12 +66,26 @@ def line(configuration: str, names: list[str]) -> dict:
     return {k: v for k, v in found.items() if k != "marker"}
 
 
+# Fonts of other scripts on Linux, macOS and Windows, for names of centers, classes and findings.
+SCRIPTS = (
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans", "WenQuanYi Zen Hei", "Droid Sans Fallback",
+    "PingFang SC", "Hiragino Sans", "Apple SD Gothic Neo", "Arial Unicode MS", "Microsoft YaHei",
+    "Yu Gothic", "Malgun Gothic", "Segoe UI", "Nirmala UI",
+)  # fmt: skip
+
+
 @contextmanager
 def drawing():
-    """Matplotlib's figure module without a display, with our settings, restored afterwards."""
-    import matplotlib
+    """Matplotlib's figure module without a display, with our settings, restored afterwards.
 
-    with matplotlib.rc_context(SETTINGS):
+    A character that DejaVu Sans has not is drawn in the first font here that has it, or as a box."""
+    import matplotlib
+    from matplotlib import font_manager
+
+    here = set(font_manager.get_font_names())
+    family = [SETTINGS["font.family"], *(name for name in SCRIPTS if name in here)]
+    with matplotlib.rc_context(SETTINGS | {"font.family": family}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
 
 
