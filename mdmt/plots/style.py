@@ -78,7 +78,8 @@ SCRIPTS = (
 def drawing():
     """Matplotlib's figure module without a display, with our settings, restored afterwards.
 
-    A character that DejaVu Sans has not is drawn in the first font here that has it, or as a box."""
+    A character that DejaVu Sans has not is drawn in the first font here that has it, or as a box.
+    """
     import matplotlib
     from matplotlib import font_manager
 
