@@ -127,7 +127,7 @@ class MixedBatchSampler:
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch. Where it is the one that load_state_dict restored, the position stays:
         a loop that was interrupted sets its epoch again and goes on in its middle."""
-        epoch = whole("epoch", epoch, 0, (1 << 63) - 1)
+        epoch = whole("epoch", epoch, 0, (1 << 32) - 1)  # as many as the random numbers tell apart
         if epoch != self.epoch:
             self.epoch = epoch
             self._position = self._start = 0

@@ -7,8 +7,9 @@
  *   balanced  every batch holds the same number of samples of each data set; a
  *             remainder of K sets in a batch of B goes round
  *   ratio     every batch holds the given shares: B * share of each data set,
- *             rounded down or up so that the sums over the batches stay as close
- *             to the shares as they can
+ *             rounded so that the sums over the batches stay as close to the
+ *             shares as they can: down or up, and now and then one more where
+ *             of three or more data sets one has fallen behind
  * Inside balanced and ratio each data set has its own random order; one that is
  * through before the epoch ends is shuffled anew and goes on.
  *
