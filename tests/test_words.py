@@ -132,12 +132,14 @@ def test_a_run_records_who_has_several_ids():
     alike = [similar.Alike((0, 0), (0, other), 0.97, False, False)]
     store = SimpleNamespace(folder=Path("store"))
     release = Release("1", [cases], [store], {}, alike)
-    found = cohort.record([release])["datasets"][0]["cases"]
+    data = {"near_duplicates": "together", "same_patients": False, "datasets": [{"name": "one"}]}
+    values, kept = {"data": data}, {"data": {**data, "near_duplicates": "report"}}
+    found = cohort.record([release], values)["datasets"][0]["cases"]
     ids = {cases.patients[0], cases.patients[other]}
     assert len(set(found["person"])) == len(set(cases.patients)) - 1
     assert len({x for x, p in zip(found["person"], cases.patients, strict=True) if p in ids}) == 1
     alone = Release("1", [cases], [store], {}, [])
-    for apart in (cohort.record([release], (), False), cohort.record([alone])):
+    for apart in (cohort.record([release], kept), cohort.record([alone], values)):
         assert "person" not in apart["datasets"][0]["cases"]
 
 
