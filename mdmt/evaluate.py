@@ -144,15 +144,22 @@ def _place(net) -> tuple[int, int]:
     return net.description["fold"], net.description["seed"]
 
 
-def unseen(cases, store, known: Known, nets: list, ids: set) -> tuple[np.ndarray, list[str]]:
-    """Rows of the cases that no network knows, and a sentence for every other; ids: patients of the
-    run, whose ids mean the same people."""
+def _learnt_from(cases, store, known: Known, nets: list) -> dict[int, str]:
+    """{row: why} of the cases whose picture a network knows."""
     shown = known.shown(list(cases.paths), list(store.images))
-    own: dict[int, str] = {}
-    for i, some in enumerate(shown):
-        if any(net.knows(some) for net in nets):
-            own[i] = f"shows {some[0].name}, which the run learnt from"
-    people = {cases.patients[i] for i in own}
+    return {
+        i: f"shows {some[0].name}, which the run learnt from"
+        for i, some in enumerate(shown)
+        if any(net.knows(some) for net in nets)
+    }
+
+
+def unseen(cases, own: dict[int, str], people: set, ids: set) -> tuple[np.ndarray, list[str]]:
+    """Rows of the cases that no network knows, and a sentence for every other.
+
+    own: as from `_learnt_from`; people: patients of whom a network knows a picture; ids: patients
+    of the run, whose ids mean the same people.
+    """
     kept, lost = [], []
     for i, patient in enumerate(cases.patients):
         why = own.get(i)
@@ -182,10 +189,14 @@ def select(out, gathered: list[tuple], values: dict, known: Known, nets: list) -
     what was left out. Raises BadInput where nothing is left of one."""
     theirs = _patients(out)
     same = values["data"]["same_patients"]
+    ids = set().union(*theirs.values()) if same else set()
+    own = [_learnt_from(cases, store, known, nets) for cases, store in gathered]
+    people = [{c.patients[i] for i in o} for (c, _), o in zip(gathered, own, strict=True)]
+    if same:  # whoever is known in one data set is the same person in the others
+        people = [set().union(*people)] * len(gathered)
     found = []
-    for cases, store in gathered:
-        ids = set().union(*theirs.values()) if same else set()
-        rows, lost = unseen(cases, store, known, nets, ids)
+    for (cases, store), mine, who in zip(gathered, own, people, strict=True):
+        rows, lost = unseen(cases, mine, who, ids)
         cases.warnings += [f"excluded: {text}" for text in lost]
         if not len(rows):
             raise BadInput(

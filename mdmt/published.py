@@ -158,6 +158,11 @@ def folds_for(cases, folder, validation: str) -> list[dict]:
     """
     found = read_published(folder)
     if isinstance(found, dict):
+        if validation not in SCHEMES:
+            raise BadInput(
+                f"{folder}: holds folds of validation {' or '.join(found)}, not of {validation}; "
+                "choose one of those, or leave `published` out"
+            )
         if validation not in found:
             raise BadInput(f"{folder}: holds no {SCHEMES[validation]}/ for validation {validation}")
         found = found[validation]

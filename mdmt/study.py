@@ -84,14 +84,31 @@ def read_cases(values: dict, out: Path | None = None, release: str | None = None
 
 def _tell_apart(cases: list, same_patients: bool) -> None:
     """Give names that two data sets of one task both have a prefix, the data set's name: in the
-    files of a run, an image is known by its task and name, and a patient by the name alone."""
-    for one, two in itertools.combinations(cases, 2):
-        if one.task != two.task:
-            continue
-        if not set(one.images).isdisjoint(two.images):
-            one.image_prefix, two.image_prefix = f"{one.name}/", f"{two.name}/"
-        if not same_patients and not set(one.patients).isdisjoint(two.patients):
-            one.patient_prefix, two.patient_prefix = f"{one.name}/", f"{two.name}/"
+    files of a run, an image is known by its task and name, and a patient by the name alone.
+
+    All data sets of the task have it then: a third one may have what is the prefixed name.
+    """
+    for task in dict.fromkeys(one.task for one in cases):
+        own = [one for one in cases if one.task == task]
+        pairs = list(itertools.combinations(own, 2))
+        if any(not set(a.images).isdisjoint(b.images) for a, b in pairs):
+            for one in own:
+                one.image_prefix = f"{one.name}/"
+        if not same_patients and any(not set(a.patients).isdisjoint(b.patients) for a, b in pairs):
+            for one in own:
+                one.patient_prefix = f"{one.name}/"
+
+
+def _alike_in_all(releases: list[list]) -> None:
+    """A name that needs its prefix in one release has it in all: it is the same image or patient.
+
+    releases: the cases of each, in the same order of data sets.
+    """
+    for same in zip(*releases, strict=True):
+        image = max(cases.image_prefix for cases in same)
+        patient = max(cases.patient_prefix for cases in same)
+        for cases in same:
+            cases.image_prefix, cases.patient_prefix = image, patient
 
 
 def manifest(cases, store) -> str:
@@ -111,9 +128,11 @@ def gather(
 
     found = []
     built: dict[str, tuple] = {}  # data sets that several releases share are held once
-    for name in releases_of(values):
+    every = {name: read_cases(values, out, name) for name in releases_of(values)}
+    _alike_in_all(list(every.values()))
+    for name, read in every.items():
         cases, stores = [], []
-        for one in read_cases(values, out, name):
+        for one in read:
             names = [one.name, one.image_prefix, one.patient_prefix]
             key = digest([*names, [str(p) for p in one.paths], one.identity()])
             if key not in built:

@@ -309,7 +309,7 @@ def _two_sets(paths=("/data/a.png", "/data/b.png")):
     """Two data sets of two pictures, the second one's patients P1 and P3."""
     one, two = (
         SimpleNamespace(name=name, images=["a", "b"], patients=list(people), warnings=[],
-                        paths=list(map(Path, paths)))
+                        paths=list(map(Path, paths)), image_prefix="", patient_prefix="")
         for name, people in (("one", ("P1", "P2")), ("two", ("P1", "P3")))
     )  # fmt: skip
     return [one, two]

@@ -25,6 +25,7 @@ NETS = {
     "silu, excited": lambda: tinynets.inverted("silu", True),
     "hardswish, excited": lambda: tinynets.inverted("hardswish", True, 16, 3),
     "relu, excited": lambda: tinynets.inverted("relu", True, 22),
+    "joined sums": tinynets.joined_sums,
 }
 HEADS = {k: {"classes": c, "hidden": [], "dropout": 0.0} for k, c in oracle.HEADS.items()}
 SIZE, BATCH, GRADIENT = 24, 6, 1e-4  # the promised relative error

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mdmt import analysis, config, run, splits, study
+from mdmt import analysis, config, evaluate, run, splits, study
 from mdmt.analysis import cohort
+from mdmt.checks.pictures import Looks
 from mdmt.data.similar import Alike
 from mdmt.data.table import Cases
 from mdmt.report import make
@@ -84,6 +85,51 @@ def test_names_that_differ_stay_as_they_are(hospitals):
     one.image_prefix = one.patient_prefix = two.image_prefix = two.patient_prefix = ""
     study._tell_apart([one, two], False)
     assert two.ids(3) == ["sP1", "s3", ""] and one.ids(0) == ["P0", "0", ""]
+
+
+def test_a_third_data_set_may_have_prefixed_names(hospitals):
+    one, two = study.read_cases(values_of(hospitals))
+    three = study.read_cases(values_of(hospitals))[0]
+    three.name, three.image_prefix, three.patient_prefix = "all", "", ""
+    three.images = [f"north/{i}" for i in three.images]
+    three.patients = [f"north/{i}" for i in three.patients]
+    study._tell_apart([one, two, three], False)
+    for names in ("named_images", "named_patients"):
+        every = [name for c in (one, two, three) for name in set(getattr(c, names))]
+        assert len(every) == len(set(every))
+
+
+def test_names_are_the_same_in_all_releases(hospitals):
+    """Only the second release has the same names in both."""
+    first, second = (study.read_cases(values_of(hospitals)) for _ in range(2))
+    for cases in first:
+        cases.image_prefix = cases.patient_prefix = ""
+    study._alike_in_all([first, second])
+    for one, two in zip(first, second, strict=True):
+        assert one.named_images == two.named_images and one.ids(3) == two.ids(3)
+        assert one.ids(0)[1] == f"{one.name}/0"
+
+
+def test_check_names_pictures_with_their_data_set(hospitals):
+    looks = Looks(study.read_cases(values_of(hospitals)), [])
+    assert looks.name((0, 2)) == "north/2 of patient north/P1"
+    assert looks.name((1, 2)) == "south/2 of patient south/P1"
+
+
+@pytest.mark.parametrize("same_patients", (False, True))
+def test_who_is_known_in_one_data_set_is_known_in_all(hospitals, same_patients, tmp_path):
+    """A network knows picture 0 of north, P0's, who is in south, too."""
+    values = values_of(hospitals, same_patients=same_patients)
+    cases = study.read_cases(values)
+    store = SimpleNamespace(images=[None] * EACH)
+    learnt = cases[0].paths[0]
+    known = SimpleNamespace(shown=lambda paths, images: [[p] if p == learnt else [] for p in paths])
+    nets = [SimpleNamespace(knows=bool)]
+    (_, _, north), (_, _, south) = evaluate.select(
+        tmp_path, [(c, store) for c in cases], values, known, nets
+    )
+    assert north.tolist() == list(range(2, EACH))
+    assert south.tolist() == list(range(2 if same_patients else 0, EACH))
 
 
 def people_of(sets, alike=(), same_patients=False):

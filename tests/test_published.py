@@ -111,6 +111,13 @@ def test_splits_are_exactly_the_published_folds(tmp_path):
     assert ["".join(images[r] for r in f["d"]["test"]) for f in made] == ["ed", "ba"]
 
 
+@pytest.mark.parametrize("validation", ("nested", "loco-all"))
+def test_schemes_without_published_folds_are_named(tmp_path, validation):
+    write(tmp_path / "5", [fold("ab", "c", "de"), fold("de", "c", "ab")])
+    with pytest.raises(BadInput, match=f"holds folds of validation cv, not of {validation}; "):
+        splits.make([cases_of("abcde")], values(tmp_path, validation=[validation]))
+
+
 def test_every_release_has_its_own_published_folds(tmp_path):
     write(tmp_path / "first", [fold("ab", "c", "de"), fold("de", "c", "ab")])
     write(tmp_path / "second", [fold("abe", "c", "d"), fold("de", "c", "ab")])

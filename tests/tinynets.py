@@ -199,3 +199,31 @@ def inverted(act, excite, width=24, kernel=5):
         return parts.run(x, "z", act).mean((2, 3))
 
     return build, lambda: module(fill, forward)
+
+
+def joined_sums():
+    """Sums of a map and a convolution of it that are parts of a concatenation as they are."""
+
+    def build(b):
+        x = b.conv(unit(b, b.image, "0", 16, 3), "ca", 32, 1)
+        y = b.conv(x, "cb", 32, 3, padding=1)
+        x = b.concat([b.add(x, y), y])
+        d = b.conv(x, "cd", 64, 3, padding=1, groups=64)
+        return b.global_avg_pool(unit(b, b.concat([b.add(x, d), b.add(d, x)]), "z", 24))
+
+    def fill(parts, m):
+        _, nn, _ = _layers()
+        parts.add("0", 3, 16, 3)
+        m.ca, m.cb = nn.Conv2d(16, 32, 1, bias=False), nn.Conv2d(32, 32, 3, 1, 1, bias=False)
+        m.cd = nn.Conv2d(64, 64, 3, 1, 1, groups=64, bias=False)
+        parts.add("z", 128, 24)
+
+    def forward(m, parts, x):
+        torch, _, _ = _layers()
+        x = m.ca(parts.run(x, "0"))
+        y = m.cb(x)
+        x = torch.cat([x + y, y], 1)
+        d = m.cd(x)
+        return parts.run(torch.cat([x + d, d + x], 1), "z").mean((2, 3))
+
+    return build, lambda: module(fill, forward)

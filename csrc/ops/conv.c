@@ -114,6 +114,14 @@ static mdmt_status conv_infer(mdmt_graph *graph, mdmt_op *op)
     return MDMT_OK;
 }
 
+/* Whether what a stored tensor has of a gradient is a part of another tensor's, as the sum of two
+ * maps in a concatenation leaves it: the kernels find an addend where they write dx. */
+static int lies_elsewhere(const mdmt_graph *graph, const mdmt_gradients *gradients, int tensor)
+{
+    int so_far = gradients->of[tensor];
+    return graph->tensor[tensor].view_of < 0 && so_far >= 0 && graph->tensor[so_far].view_of >= 0;
+}
+
 static mdmt_status conv_gradient(mdmt_graph *graph, int index, mdmt_gradients *gradients)
 {
     mdmt_op op = graph->op[index];
@@ -141,7 +149,9 @@ static mdmt_status conv_gradient(mdmt_graph *graph, int index, mdmt_gradients *g
     }
     if (mdmt_gradient_wanted(graph, gradients, op.in[0])) {
         int in[3] = {dy, op.in[1], -1};
-        MDMT_TRY(mdmt_gradient_take(graph, gradients, op.in[0], &in[2]));
+        if (!lies_elsewhere(graph, gradients, op.in[0])) {
+            MDMT_TRY(mdmt_gradient_take(graph, gradients, op.in[0], &in[2]));
+        }
         MDMT_TRY(mdmt_append_gradient(graph, gradients, &mdmt_op_conv2d_bwd_data, &a,
                                       in[2] < 0 ? 2 : 3, in, op.in[0]));
     }

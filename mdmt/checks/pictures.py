@@ -55,7 +55,8 @@ class Looks:
         """Image and patient of a case."""
         cases = self.cases[place[0]]
         image, patient = cases.images[place[1]], cases.patients[place[1]]
-        return image if patient in (image, f"image:{image}") else f"{image} of patient {patient}"
+        shown, person = cases.image_prefix + image, cases.patient_prefix + patient
+        return shown if patient in (image, f"image:{image}") else f"{shown} of patient {person}"
 
     def findings(self) -> list[tuple[str, str, str]]:
         """(grade, topic, sentence) of what was seen."""
