@@ -7,18 +7,21 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
 from mdmt import analysis, cli, config, metrics, plots, report, stats, tables
+from mdmt.analysis import describe
 from mdmt.errors import BadInput
-from mdmt.plots import style
-from mdmt.report import checklists, words
+from mdmt.plots import curves, style
+from mdmt.report import checklists, external, sections, words
 from mdmt.report.page import STYLE
 from tests import outfolder
 
+compare = sys.modules["mdmt.analysis.compare"]  # of whose name the package has a function
 BACKBONES = ["resnet18", "resnet34", "resnet50", "resnet101", "wide_resnet50_2"]
 NAMES = ["STL-tau1", "STL-tau2", "FT", "MDMT", outfolder.CONTROL]
 
@@ -658,6 +661,35 @@ def test_an_image_counts_once_in_a_subgroup_however_often_it_is_tested(tmp_path)
     groups = [g for g in analysis.subgroups(m, outcome.cohort, 100) if g.variable == "center"]
     assert sum(g.n for g in groups) == 80
     assert sum(g.positive for g in groups) == np.sum(m.target()) / 3
+    table = describe.confusion(m, "MDMT")
+    assert table.sum() == 80
+    assert table.sum(1)[m.positive] == np.sum(m.target()) / 3
+
+
+def test_the_checklists_speak_of_the_run_at_hand(releases, tmp_path):
+    """Counts of each release by itself; nested folds' own validation parts; no paper's rows, joint
+    training or subgroups where there are none."""
+    out, _ = releases
+    page = (out / "report.html").read_text()
+    assert page.count("Release 1: 6 rows without a label left out, 2 images excluded; release 2: "
+                      "6 rows without a label left out, 2 images excluded;") == 4  # fmt: skip
+    assert "one (release 1): 30 images" in page and "one (release 2): 60 images" in page
+    outfolder.make(tmp_path / "out", n=80, cv={"folds": 2, "inner": 2}, validation=["nested"],
+                   configurations=["STL-tau1"], jobs=False)  # fmt: skip
+    record = json.loads((tmp_path / "out" / "cohort.json").read_text())
+    for d in record["datasets"]:
+        for name in ("center", "Sex", "sex", "age"):
+            if name in d["cases"]:
+                d["cases"][name] = [""] * len(d["cases"][name])
+    (tmp_path / "out" / "cohort.json").write_text(json.dumps(record))
+    path = tmp_path / "out" / "predictions.csv"
+    path.write_text(re.sub("Center [012]", "", path.read_text()))
+    report.make(tmp_path / "out", resamples=100, figures=False)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "20 % of each training part" not in page and "a part of each training part" in page
+    assert "multi-task learning" not in page and "Rows &#x27;paper&#x27;" not in page
+    assert "The tables record no center, sex or age." in page
+    assert "Spread over folds." in page and "Centers are not recorded." in page
 
 
 def test_correlation_is_of_the_expected_class(releases):
@@ -722,3 +754,35 @@ def test_the_checklist_has_the_recipe(tmp_path):
         in page
     )
     assert "scaled to a mean of 1) (MDMT), computed in bfloat16, mixed with float32, aug" in page
+
+
+def test_a_finding_of_an_image_tested_twice_is_one_case():
+    """Nested folds test an image several times; tables and figures count images."""
+    spec = config.resolve({
+        "name": "x", "data": {"root": ".", "datasets": [{"name": "d", "table": "t.csv",
+                                                         "task": "f"}]},
+        "tasks": {"f": {"classes": ["Edema", "Mass"], "head": {"loss": "bce"}}},
+    }, "x")["tasks"]["f"]  # fmt: skip
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, (40, 2)).astype(float)
+    y[:5, 1] = np.nan
+    twice, names = np.tile(np.arange(40), 2), np.array([f"i{i}" for i in range(40)])
+    m = compare.Matrix(
+        "1", "nested", "f", spec, ["MDMT"], [("resnet18", 0)], y[twice], np.repeat([0, 1], 40),
+        names[twice], names[twice], np.full(80, ""), {("resnet18", 0, "MDMT"): rng.random((80, 2))},
+    )  # fmt: skip
+    table = sections.finding_table(SimpleNamespace(matrix=m))
+    assert [r.cells[0].text for r in table.rows] == [
+        f"{int(y[:, 0].sum())} of 40", f"{int(np.nansum(y[:, 1]))} of 35",
+    ]  # fmt: skip
+    with style.drawing():
+        fig = curves.findings(m)
+    assert fig.axes[1].get_title().endswith(f"{int(np.nansum(y[:, 1]))} of 35")
+
+
+def test_one_network_is_no_mean_over_networks(small):
+    a = analysis.compare(analysis.read(small), 100)[0]
+    a.matrix.validation = "external"
+    joint = analysis.together(a.matrix, 100)
+    said = " ".join(external.table(a, joint).notes)
+    assert "One: the network, which is taken as given." in said and "resampled" not in said

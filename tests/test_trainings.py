@@ -4,6 +4,7 @@ import csv
 
 import numpy as np
 import pytest
+from scipy.stats import norm, t
 
 from mdmt import analysis, report, stats
 from mdmt.analysis.compare import METHOD
@@ -86,6 +87,35 @@ def test_intervals_with_trainings_cover_and_those_of_patients_alone_do_not(train
             held[name] += low <= 0 <= high
     # expected by a larger simulation: 82 and 94 % of 2, 87 and 96 % of 3 trainings
     assert held["both"] >= 105 and held["both"] > held["patients"] + 5, held
+
+
+@pytest.mark.parametrize(("folds", "trainings", "least"), [(1, 3, 91), (3, 2, 91)])
+def test_few_trainings_do_not_pass_for_many(folds, trainings, least):
+    """With normal quantiles 85 % of intervals hold the truth where trainings are most of the
+    variance, and as many more claims are wrong; with Student's 94 % do."""
+    held = claimed = 0
+    for repeat in range(400):
+        y, fold, p = drawn(folds, 40, trainings, spread=0.6, seed=repeat)
+        other = drawn(folds, 40, trainings, spread=0.6, seed=10000 + repeat)[2]
+        wanted = [("mae", stats.Repeated([q + 50 for q in some])) for some in (p, other)]
+        found = stats.resample(y, wanted, n=200, folds=fold, seed=repeat).difference(0, 1)
+        held += found.low <= 0 <= found.high
+        claimed += found.pvalue < 0.05
+    assert 100 * held / 400 >= least and abs(claimed - (400 - held)) <= 12, (held, claimed)
+
+
+def test_as_many_trainings_as_one_likes_are_as_if_their_variance_was_known():
+    y, fold, p = drawn(trainings=2, spread=0.6)
+    found = stats.resample(y, [(bias, stats.Repeated(p))], n=2000, folds=fold)
+    assert found.freedom.tolist() == [5.0]
+    low, high = np.quantile(found.retrained[0], [0.025, 0.975])
+    share = 1 - found.resamples[0].var() / found.retrained[0].var()
+    scale = t(5 / share**2).ppf(0.975) / norm.ppf(0.975)
+    one, value = found.interval(0), found.values[0]
+    assert one.low == pytest.approx(value - (value - low) * scale, abs=0.005)
+    assert one.high == pytest.approx(value + (high - value) * scale, abs=0.005)
+    many = found._replace(freedom=np.array([1e9])).interval(0)
+    assert many[1:] == pytest.approx((low, high), abs=1e-3)
 
 
 def test_intervals_end_where_the_metric_does():

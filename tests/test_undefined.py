@@ -152,6 +152,10 @@ def test_correlations_are_compared_over_folds_that_every_network_defines(order):
     assert found.difference == pytest.approx(np.mean(each[0]) - np.mean(each[1]))
     assert "Correlations are over 2 of 3 folds" in compare.fewer_folds(m)
     assert drawn["mae"] is drawn["ccc"] and drawn["mae"] is not drawn["pearson"]
+    # the table of all metrics, of which the same sentence speaks
+    shown = analysis.operating(m, "MDMT")
+    assert shown["pearson"] == pytest.approx(np.mean(each[0]))
+    assert shown["mae"] == pytest.approx(np.mean(np.abs(y - said["MDMT"])))
 
 
 def test_the_sentence():

@@ -244,7 +244,7 @@ def test_what_means_are_over_is_said_of_backbones_and_of_seeds(tmp_path):
     analyses = analysis.compare(outcome, 200)
     said = words.method(analyses[0])
     assert "Means over 2 backbones, which are taken as given. Means over 2 seeds: the" in said
-    assert "the trainings of each fold are resampled, too (percentile interval)" in said
+    assert "of each fold are resampled, too (percentile interval, with Student" in said
     known = checklists.answers(outcome, analyses)
     assert known["internal"].startswith("Cross-validation and leave one center out, inside")
     found = cohort.findings(outcome.cohort, outcome.splits)

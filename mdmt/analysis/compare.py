@@ -141,6 +141,11 @@ class Matrix:
         return len(self.y) > len(set(self.image.tolist()))
 
     @property
+    def once(self) -> np.ndarray:
+        """Rows that hold every image once, in order."""
+        return np.sort(np.unique(self.image.astype(str), return_index=True)[1])
+
+    @property
     def over(self) -> str:
         """What measures are means over."""
         return "networks" if self.external else "folds and networks"
@@ -204,7 +209,9 @@ class Matrix:
 
 @dataclass
 class Analysis:
-    """What `compare` finds at a place; estimates {(configuration, metric): BootstrapInterval}."""
+    """What `compare` finds at a place; estimates {(configuration, metric): BootstrapInterval};
+    deviations {(configuration, "" or against, metric): of patients and trainings with these
+    backbones}, where there are intervals."""
 
     matrix: Matrix
     n: int
@@ -213,6 +220,7 @@ class Analysis:
     comparisons: list[Comparison]
     ranks: list[Ranks]
     notes: list[str]
+    deviations: dict = field(default_factory=dict)
 
     def find(self, against: str, metric: str, backbone: str = "") -> Comparison | None:
         """The comparison with `against` in `metric`, or None."""
@@ -343,7 +351,20 @@ def _compare(outcome: Outcome, m: Matrix, n: int, seed: int) -> Analysis:
     for text in dict.fromkeys(str(w.message) for w in caught):
         notes.append(f"{m.task}, {m.validation}{m.named}: {text}.")
     comparisons = _corrected(comparisons)
-    return Analysis(m, n, many, estimates, comparisons, _ranks(m), notes)
+    spread = _deviations(m, names, drawn, at) if not alone else {}
+    return Analysis(m, n, many, estimates, comparisons, _ranks(m), notes, spread)
+
+
+def _deviations(m: Matrix, names: tuple, drawn: dict, at: dict) -> dict:
+    """`Analysis.deviations`."""
+    found = {}
+    for k in names:
+        which = {c: [at[b, c, k] for b in m.backbones] for c in m.configurations}
+        for c, own in which.items():
+            found[c, "", k] = drawn[k].deviation(own)
+            if c != METHOD and METHOD in which:
+                found[METHOD, c, k] = drawn[k].deviation(which[METHOD], own)
+    return found
 
 
 def several_patients(m: Matrix) -> bool:
@@ -445,11 +466,17 @@ def value(m: Matrix, metric: str, rows, p: np.ndarray) -> float:
 
 
 def by_fold(m: Matrix, metric: str, configuration: str, backbone: str = "") -> np.ndarray:
-    """Mean over networks of `metric` in each fold (folds,)."""
+    """Mean over networks of `metric` in each fold (folds,), NaN where it is undefined, correlations
+    also where another network's is."""
     nets = [net for net in m.nets if backbone in ("", net[0])]
+    used = m.folds
+    if metric in ("pearson", "spearman"):  # the same folds for every configuration
+        used = defined_folds(m, "pearson")
     return np.array(
         [
             np.mean([value(m, metric, m.fold == f, m.p[(*n, configuration)]) for n in nets])
+            if f in used
+            else np.nan
             for f in m.folds
         ]
     )

@@ -79,15 +79,17 @@ def calibration(m: Matrix, configuration: str) -> Calibration:
 
 def confusion(m: Matrix, configuration: str) -> np.ndarray:
     """Cases by true (row) and predicted class (K, K), of a number those that thresholds make of it:
-    all folds, mean over the networks."""
+    all folds, mean over the networks and over the tests of an image, so that all images count
+    alike."""
     k = len(m.classes)
+    _, image, times = np.unique(m.image.astype(str), return_inverse=True, return_counts=True)
     table = np.zeros((k, k))
     for net in m.nets:
         both = m.y, kinds.called(m.kind, m.p[(*net, configuration)])
         if m.kind == kinds.NUMBER:
             both = tuple(kinds.cut(v, m.spec["thresholds"]) for v in both)
-        np.add.at(table, both, 1)
-    return table / len(m.nets)
+        np.add.at(table, both, 1 / times[image])
+    return np.round(table / len(m.nets), 9)  # thirds of an image add up to whole ones
 
 
 def mean_truth(m: Matrix, configuration: str) -> np.ndarray:

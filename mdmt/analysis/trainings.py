@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..measures import compared
-from .compare import METHOD, Analysis, Matrix, value
+from .compare import METHOD, Analysis, Matrix, defined_folds, value
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Spread:
 
     mean: over folds, seeds and backbones; deviation: standard deviation of a repeated training of
     the same fold; error: standard error of the mean from that alone; share: part of the variance
-    of the mean, as its 95 % interval has it, that the trainings make (None: the interval is of
+    of the mean over patients and trainings that the trainings make (None: the interval is of
     something else or not known); seeds, folds: how many.
     """
 
@@ -48,26 +48,27 @@ def spreads(a: Analysis) -> list[Spread]:
     found = []
     for k in compared(m.spec):
         each = {c: [_values(m, k, c, b) for b in m.backbones] for c in m.configurations}
-        rows = [(c, "", each[c], a.estimates[c, k]) for c in m.configurations]
+        rows = [(c, "", each[c]) for c in m.configurations]
         for other in [c for c in m.configurations if c != METHOD and METHOD in each]:
             pairs = zip(each[METHOD], each[other], strict=True)
-            c = a.find(other, k)
-            ends = (c.difference, c.low, c.high) if c else None
-            rows.append((METHOD, other, [x - y for x, y in pairs], ends))
-        for name, other, values, ends in rows:
-            found.append(_spread(name, other, k, values, ends, seeds, a.random_backbones))
+            rows.append((METHOD, other, [x - y for x, y in pairs]))
+        for name, other, values in rows:
+            whole = None if a.random_backbones else a.deviations.get((name, other, k))
+            found.append(_spread(name, other, k, values, whole, seeds))
     return found
 
 
 def _values(m: Matrix, metric: str, configuration: str, backbone: str) -> np.ndarray:
     """(folds, seeds) of a backbone's networks."""
     nets = m.trainings(backbone)
+    folds = defined_folds(m, metric) if metric == "pearson" else m.folds  # as in the comparisons
     return np.array(
-        [[value(m, metric, m.fold == f, m.p[(*n, configuration)]) for n in nets] for f in m.folds]
-    )
+        [[value(m, metric, m.fold == f, m.p[(*n, configuration)]) for n in nets] for f in folds]
+    ).reshape(len(folds), len(nets))
 
 
-def _spread(name, other, metric, values, ends, seeds: int, random: bool) -> Spread:
+def _spread(name, other, metric, values, whole: float | None, seeds: int) -> Spread:
+    """whole: standard deviation of the mean over patients and trainings, None where not known."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of a measure that no fold defines
         mean = float(np.mean([np.nanmean(v) for v in values]))
@@ -77,8 +78,5 @@ def _spread(name, other, metric, values, ends, seeds: int, random: bool) -> Spre
         # of the mean over backbones of each one's mean
         error = float(np.sqrt(np.mean([variance / n for n in counts]) / len(values)))
     folds = int(np.isfinite(values[0]).any(1).sum())
-    share = None
-    if ends is not None and not random and ends[2] > ends[1]:
-        whole = ((ends[2] - ends[1]) / (2 * 1.959964)) ** 2
-        share = float(min(error**2 / whole, 1.0))
+    share = float(min((error / whole) ** 2, 1.0)) if whole and whole == whole else None
     return Spread(name, other, metric, mean, float(np.sqrt(variance)), error, share, seeds, folds)

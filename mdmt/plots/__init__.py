@@ -164,7 +164,8 @@ def _place(save: _Saver, a: Analysis, groups: list, samples: bool) -> None:
     if m.kind != kinds.FINDINGS and m.classes:
         save(curves.confusions(m), "confusion", "Confusion matrices",
              f"True against predicted class. Accuracy: {_words(a, 'accuracy')}.",
-             f"{_tested(m)} (mean over networks); percent of the true class.",
+             f"{_tested(m)} (mean over networks{' and the tests of an image' * m.repeated}); "
+             "percent of the true class.",
              m)  # fmt: skip
     if METHOD in m.configurations and len(m.configurations) > 1:
         number = m.kind == kinds.NUMBER

@@ -212,7 +212,7 @@ def findings(m: Matrix):
             value = f"{auc[c][k]:.2f}" if auc[c][k] == auc[c][k] else "not defined"
             ax.plot(GRID, curve, **style.line(c, m.configurations), label=f"{c} {value}")
         ax.plot([0, 1], [0, 1], color="#888888", lw=0.8)
-        known = m.y[:, k][~np.isnan(m.y[:, k])]
+        known = m.y[m.once, k][~np.isnan(m.y[m.once, k])]
         ax.set_title(f"{name}\n{int(known.sum())} of {len(known)}", fontsize=8.5)
         ax.set(xlim=(0, 1), ylim=(0, 1.02), aspect="equal")
         ax.legend(loc="lower right", fontsize=6.5, title="AUC", title_fontsize=6.5)
@@ -238,7 +238,8 @@ def reliability(m: Matrix):
         pairs = [m.pooled(m.p[(*net, c)]) for net in m.nets]
         y, p = (np.concatenate(some) for some in zip(*pairs, strict=True))
         curve = stats.reliability_curve(y, p, bins)
-        each = curve.count / len(m.nets)
+        # images tested in several folds are no further ones
+        each = curve.count / len(m.nets) * len(m.once) / len(m.y)
         _, low, high = stats.wilson(curve.observed * each, each)
         ax.plot([0, 1], [0, 1], color="#888888", lw=0.8)
         error = [np.maximum(0, curve.observed - low), np.maximum(0, high - curve.observed)]

@@ -10,8 +10,10 @@ from __future__ import annotations
 import numpy as np
 
 from .. import kinds
+from ..analysis.cohort import groups_of
+from ..analysis.compare import several_patients
 from ..analysis.scheme import SCHEMES
-from ..experiments import weights_text
+from ..experiments import stages_of, weights_text
 from . import recipe, words
 
 CLAIM_SOURCE = (
@@ -135,7 +137,9 @@ def _parts(outcome) -> str:
         releases = {f.get("release") for f in folds}
         each = " in each release" if len(releases) > 1 else ""
         said.append(f"{validation}: {len({f['fold'] for f in folds})} folds{each}")
-    share = outcome.values["cv"]["validation"]
+    share = f"{100 * outcome.values['cv']['validation']:.0f} %"
+    held = {"a part" if v == "nested" else share for v in outcome.splits["validation"]}
+    kept = share if held == {share} else "a part" if len(held) == 1 else f"{share} (nested: a part)"
     published = any(d.get("published") for d in outcome.values["data"]["datasets"])
     how = {kinds.CLASSES: "class", kinds.NUMBER: "quarters of the number",
            kinds.FINDINGS: "the rarest finding"}  # fmt: skip
@@ -149,7 +153,7 @@ def _parts(outcome) -> str:
             "published folds"
             if published
             else f"stratified by {strata}, by patient; "
-            f"{100 * share:.0f} % of each training part is kept for validation"
+            f"{kept} of each training part is kept for validation"
         )
         + ". Who is where: splits.json."
     )
@@ -196,21 +200,34 @@ def _events(m) -> str:
     return f" ({kinds.counted(m.classes, [int(e.sum()) for e in each])})"
 
 
+def _of_releases(d: dict) -> str:
+    """ " (releases 1 and 2)" of a data set in cohort.json."""
+    return f" (release{'s' * (len(d['releases']) > 1)} {words.joined(d['releases'])})"
+
+
 def _data(outcome, known: dict) -> None:
     """Answers about the data."""
     values = outcome.values
     sets = (outcome.cohort or {}).get("datasets", [])
+    several = len({r for d in sets for r in d["releases"]}) > 1
     known["sources"] = "; ".join(
-        f"{d['name']}: {d['images']} images of {d['patients']} patients, task {d['task']}"
+        f"{d['name']}{_of_releases(d) * several}: {d['images']} images of {d['patients']} "
+        f"patients, task {d['task']}"
         for d in sets
     ) or ", ".join(d["name"] for d in values["data"]["datasets"])
     known["sources"] += ". Origin and dates: " + YOURS.lower()
-    excluded = sum(len(d["excluded"]) for d in sets)
-    missing = sum(d["missing_labels"] for d in sets)
+    counted = []  # of each release by itself, since one contains another
+    for release in dict.fromkeys(r for d in sets for r in d["releases"]):
+        some = [d for d in sets if release in d["releases"]]
+        excluded = sum(len(d["excluded"]) for d in some)
+        missing = sum(d["missing_labels"] for d in some)
+        counted.append(
+            f"{f'release {release}: ' * several}{missing} row{'s' * (missing != 1)} without a "
+            f"label left out, {excluded} image{'s' * (excluded != 1)} excluded"
+        )
+    said = "; ".join(counted)
     known["exclusions"] = known["flow"] = (
-        f"{missing} rows without a label left out, {excluded} "
-        f"image{'s' * (excluded != 1)} excluded; see Data."
-        " Eligibility before that: " + YOURS.lower()
+        f"{said[0].upper()}{said[1:]}; see Data. Eligibility before that: {YOURS.lower()}"
         if sets
         else YOURS
     )
@@ -344,6 +361,9 @@ def _compared(outcome, analyses: list) -> dict:
     several = [w for w, n in (("folds", max([len(a.matrix.folds) for a in analyses], default=1)),
                               ("backbones", len(values["backbones"])),
                               ("seeds", len(values["seeds"]))) if n > 1]  # fmt: skip
+    robust = ["subgroups"] * bool(_groups(outcome, analyses))
+    robust += [f"spread over {words.joined(several)}"] if several else []
+    robust += ["leave one center out"] * loco
     return {
         "question": (
             "Does joint training on a second data set and task improve the first? "
@@ -356,14 +376,21 @@ def _compared(outcome, analyses: list) -> dict:
         "initial": f"Weights: {weights_text(values)}"
         + (f"; {', '.join(starts)}, of the same fold" if starts else "")
         + ".",
-        "statistics": f"Paired bootstrap by patient, {resamples:,} resamples, 95 % intervals, "
+        "statistics": "No intervals and no tests: all tested cases are of one patient."
+        if analyses and not any(several_patients(a.matrix) for a in analyses)
+        else f"Paired bootstrap by patient, {resamples:,} resamples, 95 % intervals, "
         "Holm's correction; see Results. Other tests beside: Sensitivity analyses."
         if any(a.comparisons for a in analyses)
         else f"Bootstrap by patient, {resamples:,} resamples, 95 % intervals.",
-        "robustness": "Subgroups"
-        + (f", spread over {words.joined(several)}" if several else "")
-        + (", leave one center out." if loco else "."),
+        "robustness": ", ".join(robust).capitalize() + "." if robust else "",
     }
+
+
+def _groups(outcome, analyses: list) -> list[str]:
+    """The variables of the subgroups that the report has."""
+    found = [groups_of(outcome.cohort, a.matrix.task, a.matrix.image, a.matrix.center)
+             for a in analyses]  # fmt: skip
+    return list(dict.fromkeys(name for some in found for name in some))
 
 
 def answers(outcome, analyses: list, people: dict | None = None) -> dict:
@@ -374,9 +401,12 @@ def answers(outcome, analyses: list, people: dict | None = None) -> dict:
     values, train = outcome.values, outcome.values["train"]
     names, nets = ", ".join(values["configurations"]), ", ".join(values["backbones"])
     loco = any(a.matrix.validation.startswith("loco") for a in analyses)
+    joint = any(len(s["tasks"]) > 1 for c in values["configurations"] for s in stages_of(values, c))
+    called = any(a.matrix.kind != kinds.FINDINGS and a.matrix.classes for a in analyses)
+    groups = _groups(outcome, analyses)
     known = {
         "readers": _readers(people or {}, values["tasks"]),
-        "title": "Convolutional networks, multi-data-set multi-task learning on "
+        "title": f"Convolutional networks{', multi-data-set multi-task learning' * joint} on "
         f"{'images in colour' if values['data']['colour'] else 'chest radiographs'}.",
         "retrospective": "Retrospective use of existing images."
         if not outcome.synthetic
@@ -413,7 +443,7 @@ def answers(outcome, analyses: list, people: dict | None = None) -> dict:
         "testlabels": "As those of the training parts: cross-validation tests on cases of the same "
         "data sets.",
         "precision": "Tables and figures of Results and Subgroups, with 95 % intervals.",
-        "failures": "Confusion matrices, worst predicted cases.",
+        "failures": f"{'confusion matrices, ' * called}worst predicted cases.".capitalize(),
         "limits": "See Limits.",
         "protocol": "config.yaml in the out folder is the full configuration.",
         "availability": "Software: mdmt (Apache-2.0). Weights and predictions: out folder. Data: "
@@ -422,8 +452,9 @@ def answers(outcome, analyses: list, people: dict | None = None) -> dict:
         "updating": "None.",
         "predictions": _of_kinds(values, PREDICTIONS),
         "imbalance": recipe.imbalance(outcome),
-        "fairness": "Performance by center and by what the tables record of sex and age: "
-        "Subgroups.",
+        "fairness": f"Performance by {words.joined(groups)}: Subgroups."
+        if groups
+        else "The tables record no center, sex or age.",
         "output": _of_kinds(values, OUTPUT),
         "events": "; ".join(
             f"{words.place(a.matrix)}: {len(set(a.matrix.image))} images of "
@@ -433,7 +464,11 @@ def answers(outcome, analyses: list, people: dict | None = None) -> dict:
         "weights": "runs/<job>/model.safetensors, one per training."
         if values["keep_weights"]
         else "Not kept (keep_weights: false); config.yaml trains them again.",
-        "clusters": "By center: Subgroups." if loco else "Subgroups by center, pooled folds.",
+        "clusters": "Centers are not recorded."
+        if "center" not in groups
+        else "By center: Subgroups."
+        if loco
+        else "Subgroups by center, pooled folds.",
     }
     _data(outcome, known)
     return known | _compared(outcome, analyses)

@@ -101,6 +101,12 @@ def table(a: Analysis, joint: dict) -> Table:
             lines.append(Row(["", f"together{f', {b}' * several}"], cells))
     nets = max(len(m.trainings(b)) for b in m.backbones)
     units = "the label's unit" if m.kind == kinds.NUMBER else "percent"
+    one = "the mean over the backbones of what each one's network reaches alone"
+    if nets > 1:
+        one = f"the mean over the {nets} networks{' and the backbones' * several} of what each "
+        one += "reaches alone; its interval has the networks resampled, too"
+    elif not several:
+        one = "the network, which is taken as given"
     return Table(
         "external",
         f"{m.task}{m.named}: n = {len(set(m.image))} images of {len(set(m.patient))} patients",
@@ -109,9 +115,8 @@ def table(a: Analysis, joint: dict) -> Table:
         [words.titled(k, m.spec) for k in names],
         lines,
         [
-            f"In {units} (Brier: of the probabilities), 95 % intervals by patient. One: the mean "
-            f"over the {nets} networks{' and the backbones' * several} of what each reaches alone; "
-            "its interval has the networks resampled, too. Together: of the mean of what they say, "
+            f"In {units} (Brier: of the probabilities), 95 % intervals by patient. One: {one}. "
+            "Together: of the mean of what they say, "
             "as `mdmt predict` gives it."
         ],
     )

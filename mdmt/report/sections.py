@@ -360,22 +360,23 @@ def _slope(c) -> str:
 
 def _baseline(m) -> str:
     """What a network that does not look would reach."""
+    y = m.y[m.once]
     if m.kind == kinds.NUMBER:
-        middle = float(np.median(m.y))
-        error = float(np.mean(np.abs(m.y - middle)))
+        middle = float(np.median(y))
+        error = float(np.mean(np.abs(y - middle)))
         return (
             f"Always saying the median, {middle:g}, would have an MAE of {number(error, 2)}; "
             "always the mean an R² of 0."
         )
     if m.kind == kinds.FINDINGS:
-        yes = np.nanmean(m.y[:, ~np.isnan(m.y).all(0)], 0)  # of the findings that have labels
+        yes = np.nanmean(y[:, ~np.isnan(y).all(0)], 0)  # of the findings that have labels
         share = float(np.mean(np.maximum(yes, 1 - yes)))
         return (
             f"Always saying of each finding what is more frequent would have an accuracy of "
             f"{percent(share)} %."
         )
-    most = int(np.bincount(m.y).argmax())
-    share = float(np.mean(m.y == most))
+    most = int(np.bincount(y).argmax())
+    share = float(np.mean(y == most))
     return f"Always calling {m.classes[most]} would have an accuracy of {percent(share)} %."
 
 
@@ -385,7 +386,7 @@ def finding_table(a: Analysis) -> Table:
     found = {c: by_finding(m, c) for c in m.configurations}
     rows = []
     for k, name in enumerate(m.classes):
-        known = m.y[:, k][~np.isnan(m.y[:, k])]
+        known = m.y[m.once, k][~np.isnan(m.y[m.once, k])]
         cells = [Cell(f"{int(known.sum())} of {len(known)}")]
         cells += [Cell(percent(found[c][x][k])) for x in ("auc", "f1") for c in m.configurations]
         rows.append(Row([name], cells))

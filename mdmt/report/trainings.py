@@ -79,9 +79,8 @@ def table(a: Analysis, rows: list[Spread]) -> Table:
         [words.titled(k, m.spec) for k in names],
         lines,
         [
-            f"{counted} In brackets: part of the variance of the mean, as its 95 % interval has "
-            f"it, that the {'networks' if m.external else 'trainings'} make; the rest is that of "
-            "the patients."
+            f"{counted} In brackets: part of the variance of the mean that the "
+            f"{'networks' if m.external else 'trainings'} make; the rest is that of the patients."
             if any(s.share is not None for s in rows)
             else counted
         ],

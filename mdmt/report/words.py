@@ -13,6 +13,7 @@ from ..measures import MEASURES, f1_name, grouped, leading
 from ..tables.grid import measured, number
 
 ALPHA = 0.05
+FEW = "percentile interval, with Student's quantiles as far as they are few"
 SAME = "the same in every resample, which says nothing of other patients"
 AGAIN = {
     "cv": "Every fold tests the same cases, or several do, with networks that learnt from other "
@@ -149,13 +150,13 @@ def method(a: Analysis) -> str:
         over += f" Means over {len(m.backbones)} backbones, {how}."
     if seeds > 1 and m.external:
         over += f" Means over {seeds} networks of a configuration"
-        over += "." if a.random_backbones else ", which are resampled, too (percentile interval)."
+        over += "." if a.random_backbones else f", which are resampled, too ({FEW})."
     elif seeds > 1:
         again = (
             "the seeds of a backbone are averaged first; for single backbones the trainings of "
             "each fold are resampled, too"
             if a.random_backbones
-            else "the trainings of each fold are resampled, too (percentile interval)"
+            else f"the trainings of each fold are resampled, too ({FEW})"
         )
         over += f" Means over {seeds} seeds: {again}."
     bca = " BCa interval." if len(m.nets) == 1 else ""

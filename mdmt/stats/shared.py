@@ -54,6 +54,8 @@ class Resampled(NamedTuple):
     names: tuple
     seed: int
     retrained: np.ndarray | None = None
+    freedom: np.ndarray | None = None
+    team: np.ndarray | None = None
 
     def interval(self, i: int, confidence_level: float = 0.95) -> BootstrapInterval:
         """The metric number `i` with its interval (as `mean` has it)."""
@@ -71,7 +73,8 @@ class Resampled(NamedTuple):
         value = float(np.mean(self.values[which]))
         name = self.names[which[0]]
         if self.retrained is not None:
-            kept = _defined(self.retrained[which].mean(0), value, name)
+            both, alone = (v[which].mean(0) for v in (self.retrained, self.resamples))
+            kept = self._stretched(_defined(both, value, name), alone, value, which)
             ends = np.clip(_percentile(kept, confidence_level), *BOUNDS.get(name, (None, None)))
             return BootstrapInterval(value, *map(float, ends))
         kept = _defined(self.resamples[which].mean(0), value, name)
@@ -101,7 +104,8 @@ class Resampled(NamedTuple):
             drawn = _resample.draws(0, each.shape[1], len(pairs), self.seed, stream=1)
             kept = _defined(np.take_along_axis(each.T, drawn, 1).mean(1), value, name)
         elif self.retrained is not None:
-            kept = _defined((self.retrained[one] - self.retrained[other]).mean(0), value, name)
+            both, alone = ((v[one] - v[other]).mean(0) for v in (self.retrained, self.resamples))
+            kept = self._stretched(_defined(both, value, name), alone, value, [*one, *other])
         else:
             kept = _defined((self.resamples[one] - self.resamples[other]).mean(0), value, name)
             jackknife = (self.left_out[one] - self.left_out[other]).mean(0)
@@ -110,6 +114,36 @@ class Resampled(NamedTuple):
             return PairedBootstrap(value, low, high, pvalue)
         pvalue = _sided(*_shares(kept), "two-sided", self.resamples.shape[1])
         return PairedBootstrap(value, *_percentile(kept, confidence_level), pvalue)
+
+    def deviation(self, which, less=()) -> float:
+        """Standard deviation, of patients and of trainings where there are several, of the mean of
+        the metrics numbered `which`, minus that of `less`; NaN where no resample defines it."""
+        drawn = self.resamples if self.retrained is None else self.retrained
+        values = drawn[list(which)].mean(0)
+        if len(less):
+            values = values - drawn[list(less)].mean(0)
+        values = values[np.isfinite(values)]
+        return float(np.std(values)) if len(values) else float("nan")
+
+    def _stretched(self, drawn: np.ndarray, alone: np.ndarray, value: float, which) -> np.ndarray:
+        """`drawn`, of patients and trainings, with Student's quantiles in the place of normal ones
+        around `value`: few trainings do not know their own variance. alone: of patients only, whose
+        variance counts as known; degrees of freedom by Satterthwaite (Biometrics 2, 1946)."""
+        from scipy.special import ndtri, stdtrit
+
+        # networks that draw the same trainings know of one variance; those of several teams are
+        # added with about equal parts
+        each = {int(self.team[i]): float(self.freedom[i]) for i in which}
+        whole = float(np.var(drawn))
+        share = 1 - float(np.nanvar(alone)) / whole if whole > 0 else 0.0
+        if share <= 0 or sum(each.values()) == 0:
+            return drawn
+        shares = (np.arange(len(drawn)) + 0.5) / len(drawn)
+        z = ndtri(shares)
+        far = np.abs(z) > 1e-3  # in the middle the two are as good as the same
+        scale = np.ones(len(drawn))
+        scale[far] = stdtrit(sum(each.values()) / share**2, shares[far]) / z[far]
+        return np.sort(value + (np.sort(drawn) - value) * scale)
 
 
 def _percentile(distribution: np.ndarray, confidence_level: float) -> tuple[float, float]:
@@ -133,7 +167,9 @@ def resample(
     in every fold (whose networks were trained on their own), T of the T trainings with replacement.
     sets (F,): those of one label draw the same trainings, so that differences are paired by
     training (default: all). T trainings understate their variance by (T - 1) / T; deviations from
-    their mean are scaled by sqrt(T / (T - 1)) to make up for it (Rao & Wu, JASA 83, 1988).
+    their mean are scaled by sqrt(T / (T - 1)) to make up for it (Rao & Wu, JASA 83, 1988). That
+    variance is itself known from few trainings only: `Resampled` takes intervals and p-values with
+    Student's quantiles as far as it is part of the whole.
 
     Raises ValueError for shapes that do not fit.
     """
@@ -177,6 +213,9 @@ def _run_repeated(functions, team, case, n: int, seed: int, names: tuple) -> Res
     values = np.array([_mean_of(f(ones))[0] for f in functions])
     resamples = np.empty((len(functions), n))
     retrained = np.empty((len(functions), n))
+    # of the folds that define the metric
+    known = [np.isfinite(f(ones)[:, :, 0]).sum(0) for f in functions]
+    freedom = np.array([np.maximum(k - 1, 0).sum() for k in known], np.float64)
     for first, rows in _resample.portions(n, len(case.codes)):
         w = _resample.weights(first, rows, case.clusters, seed)[:, case.codes]
         drawn: dict = {}
@@ -194,7 +233,7 @@ def _run_repeated(functions, team, case, n: int, seed: int, names: tuple) -> Res
             again = _mean_of(np.take_along_axis(each, drawn[number, trainings, folds], 0))
             stretch = np.sqrt(trainings / (trainings - 1))
             retrained[k, first : first + rows] = mean + stretch * (again - mean)
-    return Resampled(values, resamples, None, names, seed, retrained)
+    return Resampled(values, resamples, None, names, seed, retrained, freedom, np.array(team))
 
 
 def _trainings(first, rows, trainings: int, folds: int, seed: int, team: int) -> np.ndarray:

@@ -161,7 +161,7 @@ def table1(outcome: Outcome, results: list[dict]) -> list[Table]:
             MARKED,
             *_few_notes(outcome, results, release, task, schemes),
         ]
-        if beside:
+        if any(r.kind == "paper" for r in rows):
             notes.append(_paper_note(outcome, task))
         tables.append(
             Table(
@@ -257,7 +257,7 @@ def table2(outcome: Outcome, results: list[dict]) -> list[Table]:
         ]
         if any(MEASURES[k].less for k in columns):
             notes.append("Of errors (MAE) MDMT's must be the lower ones.")
-        if has_paper_values(outcome, release, task):
+        if any(r.kind == "paper" for r in rows):
             notes.append(
                 f"Rows 'paper': {paper_values.SOURCE}, Table 2; '?' where the print that we have "
                 "is not legible."
