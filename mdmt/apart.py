@@ -9,6 +9,8 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
+import time
 
 from .errors import BadInput, MdmtError
 
@@ -17,15 +19,16 @@ _START = (
 )
 
 
-def call(name: str, *arguments):
+def call(name: str, *arguments, holding: tuple = ()):
     """Return what the function `name` ("module:function") gives for plain `arguments`.
 
     What it prints goes to standard error. Its MdmtErrors are raised here; BadInput when the process
-    dies.
+    dies. It ends with this process, however that is killed; until then it has the lock files
+    `holding` (handles) open, so that nobody else can take them while it still writes.
     """
     line = [sys.executable, "-c", _START, json.dumps(sys.path)]
-    request = json.dumps([name, arguments]).encode()
-    done = subprocess.run(line, input=request, stdout=subprocess.PIPE)
+    request = json.dumps([os.getpid(), name, arguments]).encode()
+    done = subprocess.run(line, input=request, stdout=subprocess.PIPE, pass_fds=holding)
     if done.returncode == 130:
         raise KeyboardInterrupt
     if done.returncode:
@@ -42,7 +45,8 @@ def serve() -> None:
     """The other process: answer what standard input asks."""
     stream = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what is printed is no answer
-    name, arguments = json.load(sys.stdin)
+    parent, name, arguments = json.load(sys.stdin)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     module, _, function = name.partition(":")
     try:
         answer = getattr(importlib.import_module(module), function)(*arguments)
@@ -54,3 +58,11 @@ def serve() -> None:
         os._exit(130)
     with contextlib.suppress(BrokenPipeError), stream:  # the process that asked has ended
         pickle.dump(answer, stream)
+
+
+def _end_with(parent: int) -> None:
+    """End this process when `parent` has gone: what is prepared so far is kept, and nothing is
+    written any more into a folder that another run may have by then."""
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    os._exit(1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -635,7 +636,9 @@ class Fit:
             "schedule": self.schedule.state_dict(),
         }
         try:
-            write_safetensors(str(self.checkpoint), arrays, {"mdmt": json.dumps(record)})
+            text = json.dumps(record)
+            given = {"mdmt": text, "crc": _checksum(text, arrays)}
+            write_safetensors(str(self.checkpoint), arrays, given)
         except OSError as error:
             raise write_failure(self.checkpoint, error) from error
         self.saved_at, self.since_saved = time.monotonic(), 0
@@ -647,10 +650,14 @@ class Fit:
         parts: dict[str, dict] = {"weights": {}, "adam": {}, "best": {}}
         try:
             with safe_open(str(self.checkpoint), "np") as stream:
-                record = json.loads(stream.metadata()["mdmt"])
-                for key in stream.keys():  # noqa: SIM118 (not a dictionary)
-                    group, _, name = key.partition("/")
-                    parts[group][name] = stream.get_tensor(key)
+                given = stream.metadata()
+                record = json.loads(given["mdmt"])
+                arrays = {k: stream.get_tensor(k) for k in stream.keys()}  # noqa: SIM118
+            if given.get("crc") not in (None, _checksum(given["mdmt"], arrays)):
+                raise ValueError("its checksum is another")
+            for key, value in arrays.items():
+                group, _, name = key.partition("/")
+                parts[group][name] = value
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise BadInput(
                 f"{self.checkpoint}: is not a checkpoint that can be read ({error}); "
@@ -672,6 +679,15 @@ class Fit:
         )
         self.state.norms = np.array(record.get("norms") or [0.0, 0.0])
         self.resumed = self.state.images
+
+
+def _checksum(text: str, arrays: dict) -> str:
+    """What tells that a byte of a checkpoint is not as it was written."""
+    value = zlib.crc32(text.encode())
+    for name in sorted(arrays):
+        value = zlib.crc32(name.encode(), value)
+        value = zlib.crc32(np.ascontiguousarray(arrays[name]), value)
+    return f"{value:08x}"
 
 
 def write_history(path, history: list[dict]) -> None:

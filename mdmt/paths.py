@@ -11,7 +11,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from .errors import BadInput, write_failure
+from .errors import BadInput, NoSpace, write_failure
 
 UNFINISHED = ".tmp"  # end of the name of a file that is being written
 
@@ -164,10 +164,12 @@ def digest_file(path) -> str:
 
 @contextlib.contextmanager
 def folder_lock(folder, what: str, wait: float = 0.0):
-    """Hold an exclusive lock on `folder` (file `.lock`).
+    """Hold an exclusive lock on `folder` (file `.lock`); gives its handle.
 
-    Another process that holds it gets `wait` seconds to let go; then BadInput is raised.
+    Another process that holds it gets `wait` seconds to let go; then BadInput is raised. NoSpace
+    where the file system has no locks.
     """
+    import errno
     import fcntl
     import time
 
@@ -184,12 +186,17 @@ def folder_lock(folder, what: str, wait: float = 0.0):
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except OSError as error:
+                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                    raise NoSpace(
+                        f"{path}: cannot be locked ({(error.strerror or str(error)).lower()}), so "
+                        "that two runs could write here at once; choose a folder of another disk"
+                    ) from error
                 if time.monotonic() >= deadline:
                     raise BadInput(
                         f"{folder}: another process is working on this {what}; wait for it or "
                         "choose another folder"
                     ) from error
             time.sleep(0.1)
-        yield
+        yield handle
     finally:
         os.close(handle)

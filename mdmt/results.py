@@ -9,6 +9,7 @@ from pathlib import Path
 from . import kinds, measures, metrics
 from .errors import BadInput
 from .paths import atomic, read_json, write_csv
+from .runner.kept import check_mark
 
 RESULT_COLUMNS = [
     "release",
@@ -76,7 +77,8 @@ def collect(study, out: Path, done) -> list[dict]:
         for place, task, job in entries:
             folder = out / "runs" / job.id
             if held[0] != job.id:
-                held = (job.id, read_json(folder / "result.json"), _tested(folder))
+                result = read_json(folder / "result.json")
+                held = (job.id, result, _tested(folder, result))
             _, result, tested = held
             rows = [r for r in tested if r["task"] == task["name"]]
             if not rows:
@@ -145,9 +147,10 @@ def _entries(study, done) -> list[tuple]:
     return [entry[1:] for entry in found]
 
 
-def _tested(folder: Path) -> list[dict]:
+def _tested(folder: Path, result: dict) -> list[dict]:
     path = folder / "predictions.csv"
     try:
+        check_mark(path, result)
         with open(path, newline="", encoding="utf-8") as stream:
             return list(csv.DictReader(stream))
     except OSError as error:

@@ -312,13 +312,19 @@ def ready(out: str, values: dict, quiet: bool, memory: bool, where: str) -> Stud
 
 
 def _run_in(out: Path, values: dict, options: Options) -> list[dict]:
-    with folder_lock(out, "out folder"):
+    with folder_lock(out, "out folder") as lock:
         for folder in (out, out / "figures", out / "inputs"):
             remove_unfinished(folder)
         elsewhere = bool(options.dask or options.emit_slurm or options.only_collect)
         # Decoders, spreadsheets, checks and large images leave no trace in this process.
         study = apart.call(
-            "mdmt.run:ready", str(out), values, options.quiet, not elsewhere, options.where
+            "mdmt.run:ready",
+            str(out),
+            values,
+            options.quiet,
+            not elsewhere,
+            options.where,
+            holding=(lock,),
         )
         if options.emit_slurm:
             from .runner import slurm

@@ -2,10 +2,14 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
-from mdmt import apart
+from mdmt import apart, paths
 from mdmt.errors import BadConfig, BadInput
 
 
@@ -44,3 +48,32 @@ def test_a_death_is_a_sentence():
 def test_an_interruption_is_the_callers():
     with pytest.raises(KeyboardInterrupt):
         apart.call("tests.test_apart:interrupted")
+
+
+def linger(folder):
+    (Path(folder) / "began").write_text(str(os.getpid()))
+    time.sleep(4)
+    (Path(folder) / "config.yaml").write_text("of a run that was killed")
+
+
+def test_it_ends_with_the_process_that_asked(tmp_path):
+    """Whoever comes into the folder after a killed run finds nobody who still writes there."""
+    code = (
+        "import sys; from mdmt import apart, paths\n"
+        "with paths.folder_lock(sys.argv[1], 'out folder') as lock:\n"
+        "    apart.call('tests.test_apart:linger', sys.argv[1], holding=(lock,))"
+    )
+    root = str(Path(__file__).parents[1])
+    run = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=root)
+    began = tmp_path / "began"
+    while not (began.exists() and began.read_text()):
+        time.sleep(0.02)
+    other = int(began.read_text())
+    os.kill(other, signal.SIGSTOP)
+    run.kill()
+    run.wait()
+    with pytest.raises(BadInput, match="another process"), paths.folder_lock(tmp_path, "folder"):
+        pass
+    os.kill(other, signal.SIGCONT)
+    with paths.folder_lock(tmp_path, "folder", wait=3):
+        assert not (tmp_path / "config.yaml").exists()

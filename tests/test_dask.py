@@ -116,6 +116,38 @@ def test_a_worker_of_another_version_gets_no_training(cluster, study, tmp_path):
     assert sweeps.fingerprint(tmp_path / "out") == want
 
 
+def test_a_scheduler_that_dies_is_a_sentence_and_the_run_goes_on_without_it(study, tmp_path):
+    config, want = study
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address, out = f"tcp://127.0.0.1:{port}", tmp_path / "out"
+    scheduler = start("distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", port,
+                      "--no-dashboard", "--no-show")  # fmt: skip
+    one = worker(address, tmp_path / "dask")
+    try:
+        run = subprocess.Popen(
+            sweeps.command(config, "--out", out, "--dask", address),
+            env=sweeps.environment(DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT="2s"),
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        while not list(out.glob("runs/*/processes.jsonl")) and run.poll() is None:
+            time.sleep(0.1)
+        scheduler.kill()
+        stderr = run.communicate(timeout=120)[1]
+    finally:
+        for process in (one, scheduler):
+            process.kill()
+            process.wait()
+    assert run.returncode == 75, stderr
+    assert f"the Dask scheduler {address} has gone" in stderr and "Traceback" not in stderr
+    done = subprocess.run(
+        sweeps.command(config, "--out", out), env=sweeps.environment(), capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert sweeps.fingerprint(out) == want
+
+
 def test_no_scheduler_is_a_sentence(study, tmp_path):
     config, _ = study
     line = sweeps.command(config, "--out", tmp_path / "out", "--dask", "tcp://127.0.0.1:9")

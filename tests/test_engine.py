@@ -214,6 +214,21 @@ def test_a_damaged_checkpoint_is_one_sentence(tmp_path):
         fit(path).run()
 
 
+@pytest.mark.parametrize("where", [0.1, 0.4, 0.8, "record"])
+def test_a_checkpoint_of_which_a_bit_has_changed_is_not_gone_on_with(where, tmp_path):
+    path = tmp_path / "c.safetensors"
+    done = []
+    with pytest.raises(Interrupted):
+        fit(path, stop=lambda: len(done) >= 1, progress=lambda s, v: done.append(v)).run()
+    raw = bytearray(path.read_bytes())
+    mark = b'optimizer_step\\": '
+    at = raw.index(mark) + len(mark) if where == "record" else int(where * len(raw))
+    raw[at] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(BadInput, match=r"checksum is another.*delete it to start"):
+        fit(path).run()
+
+
 RECIPE = {
     "class_weights": {"a": "balanced", "b": [1, 0.5, 4]},
     "heads": {"a": {**HEADS["a"], "smoothing": 0.125}, "b": HEADS["b"]},

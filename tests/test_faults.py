@@ -120,6 +120,38 @@ def test_a_deleted_prediction_file_is_made_again(study, tmp_path):
     assert sweeps.fingerprint(out) == before
 
 
+def test_files_of_finished_trainings_that_were_changed_are_not_used(study, tmp_path):
+    """What was cut is made again; what has another byte is told, before anything comes of it."""
+    config, _ = study
+    out = tmp_path / "out"
+    line = sweeps.command(config, "--out", out, "--set", "configurations=[STL-tau2, FT]")
+
+    def again():
+        return subprocess.run(line, env=sweeps.environment(), capture_output=True, text=True)
+
+    assert again().returncode == 0
+    before = sweeps.fingerprint(out)
+    jobs = {r["configuration"]: r["job"] for r in sweeps.rows(out / "results.csv")}
+    tested = out / "runs" / jobs["FT"] / "predictions.csv"
+    text = tested.read_text()
+    tested.write_text("".join(text.splitlines(True)[:-2]))
+    weights = out / "runs" / jobs["STL-tau2"] / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-100])
+    assert again().returncode == 0
+    assert sweeps.fingerprint(out) == before
+
+    tested.write_text(text[:-2] + ("1" if text[-2] != "1" else "2") + "\n")
+    done = again()
+    assert done.returncode == 2
+    assert f"{jobs['FT']}/predictions.csv: is not as its training wrote it" in done.stderr
+    tested.unlink()
+    weights.write_bytes(whole[:-100] + bytes([whole[-100] ^ 1]) + whole[-99:])
+    done = again()
+    assert done.returncode == 2
+    assert f"{jobs['STL-tau2']}/model.safetensors: is not as its training wrote it" in done.stderr
+
+
 def test_nothing_depends_on_the_clock_of_the_wall():
     """A clock that jumps (time set, daylight saving, a laptop that wakes) must not end a wait or
     start a checkpoint: durations are measured by the monotonic clock alone. What is compared with

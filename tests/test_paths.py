@@ -1,5 +1,7 @@
 """Files that a killed process left, and what a command does around its work."""
 
+import errno
+import fcntl
 import io
 import os
 import signal
@@ -9,6 +11,7 @@ import sys
 import pytest
 
 from mdmt import cli, paths, run
+from mdmt.errors import NoSpace
 from tests import writers
 
 
@@ -100,3 +103,13 @@ def test_a_terminal_breaks_lines_between_words(monkeypatch):
     lines = screen.getvalue().splitlines()
     assert len(lines) > 2 and all(len(line) <= 30 for line in lines)
     assert " ".join(line.strip() for line in lines) == text
+
+
+def test_a_file_system_without_locks_is_told_as_that(tmp_path, monkeypatch):
+    def refuse(handle, operation):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    words = r"\.lock: cannot be locked \(function not implemented\)"
+    with pytest.raises(NoSpace, match=words), paths.folder_lock(tmp_path, "job", wait=60):
+        pass

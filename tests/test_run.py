@@ -292,6 +292,20 @@ def test_tensorboard_is_looked_for_before_any_training(tiny, tmp_path, monkeypat
     assert script.index("export MDMT_TENSORBOARD=1\n") < script.index("mdmt.runner.job")
 
 
+def test_slurm_scripts_of_odd_names(tiny, tmp_path):
+    """sbatch ends a word at a space and reads % as a pattern; a comment ends with its line."""
+    values, out = load(tiny), tmp_path / "it's 50% a"
+    values["name"] = "one\ntouch two"
+    run.run(values, out, emit_slurm=True, quiet=True)
+    lines = (out / "slurm" / "level0-0.sbatch").read_text().splitlines()
+    assert any(line.endswith("trainings of the study one touch two.") for line in lines)
+    assert not any(line.startswith("touch") for line in lines)
+    given = next(line for line in lines if line.startswith("#SBATCH --output="))
+    assert given.endswith(r"/it\'s\ 50%%\ a/slurm/level0-0-%a.txt")
+    with pytest.raises(BadInput, match="has a line break in its name, which sbatch cannot take"):
+        run.run(values, tmp_path / "a\nb", emit_slurm=True, quiet=True)
+
+
 def test_dry_run_lists_the_jobs_and_writes_nothing(tiny, tmp_path):
     done = call(tiny, "--out", tmp_path / "out", "--dry-run", "--set", "folds=[0, 1]")
     assert done.returncode == 0, done.stderr

@@ -18,7 +18,7 @@ from PIL import Image
 from mdmt import config
 from mdmt.data import hashes, store
 from mdmt.data.table import Cases
-from mdmt.errors import BadData, NoSpace
+from mdmt.errors import BadData, BadInput, NoSpace
 from mdmt.preprocess import build, picture
 
 ROOT = str(Path(__file__).parents[1])
@@ -409,3 +409,30 @@ print((made - before) >> 20, opened.images[::100].mean() > 100)
     grown, right = done.stdout.split()
     assert right == "True"
     assert int(grown) < 30  # MiB, of 96 written twice
+
+
+def test_a_picture_whose_bytes_have_changed_is_made_again(tmp_path):
+    cases = make_cases(tmp_path / "images", 6)
+    folder = inspect(cases, tmp_path).store.folder
+    whole = (folder / store.IMAGES).read_bytes()
+    (folder.parent / f"{folder.name}{store.RETIRED}").mkdir()  # of a preparation that was killed
+    with open(folder / store.IMAGES, "r+b") as stream:
+        stream.seek(2 * 32 * 32 + 100)
+        stream.write(bytes([whole[2 * 32 * 32 + 100] ^ 1]))
+    again = inspect(cases, tmp_path)
+    assert (again.decoded, again.copied) == (1, 5)
+    assert (folder / store.IMAGES).read_bytes() == whole
+    assert not list(folder.parent.glob(f"*{store.RETIRED}"))
+
+
+def test_a_store_that_cannot_be_read_now_is_not_removed(tmp_path, monkeypatch):
+    """Others may be training on it."""
+    folder = inspect(make_cases(tmp_path / "images", 3), tmp_path).store.folder
+
+    def refuse(*given, **named):
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(store.np, "memmap", refuse)
+    with pytest.raises(BadInput, match=r"cannot be read \(cannot allocate memory\)"):
+        store.open_store(folder)
+    assert (folder / store.INDEX).is_file()

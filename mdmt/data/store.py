@@ -29,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import NoSpace, write_failure
+from ..errors import BadInput, NoSpace, write_failure
 from ..paths import cache_folder, digest, flush_to_disk, make_folder, sync_folder
 
 FORMAT = 2
@@ -66,6 +66,14 @@ class Store:
 
     def __reduce__(self):
         return Store, (self.folder,)  # another process maps the file itself
+
+    def whole(self) -> bool:
+        """Whether the pixels of every image are those that were written."""
+        good = (e for e in self.entries if "reason" not in e)
+        return all(
+            zlib.crc32(np.ascontiguousarray(x)) == e.get("crc", -1)
+            for x, e in zip(self.images, good, strict=True)
+        )
 
     def look(self, entry: dict) -> tuple[np.ndarray | None, np.ndarray | None]:
         """The whole picture of an entry, small, and its lung mask (h, w) bool.
@@ -121,15 +129,22 @@ def needs_package(entry: dict) -> bool:
 
 
 def open_store(folder) -> Store | None:
-    """Open a store; a damaged one is removed, so that it is built again."""
+    """Open a store; a damaged one is removed, so that it is built again.
+
+    BadInput where the system does not let it be read now (rights, memory, open files): others may
+    use it.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         return None
     try:
         return Store(folder)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         shutil.rmtree(folder, ignore_errors=True)
         return None
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        raise BadInput(f"{folder}: cannot be read ({why}); correct that and run again") from error
 
 
 class Builder:
@@ -355,8 +370,10 @@ def _part(path: Path, start: int, count: int) -> bytes:
 
 def retire(store: Store) -> None:
     """Put a store out of the way; a new one of its name can still copy its entries."""
+    away = f"{store.folder}{RETIRED}"
+    shutil.rmtree(away, ignore_errors=True)  # of a preparation that was killed
     with contextlib.suppress(OSError):
-        os.rename(store.folder, f"{store.folder}{RETIRED}")
+        os.rename(store.folder, away)
 
 
 def remove_old(folder: Path) -> None:

@@ -122,7 +122,7 @@ def inspect(
             wanted[-1]["decision"] = decision
     key = key_of(settings, [entry_name(w) for w in wanted])
     store = open_store(root / key)
-    if store is not None and _curable(store, cases, settings):
+    if store is not None and (not store.whole() or _curable(store, cases, settings)):
         store = retire(store)
     figures = {"decoded": 0, "copied": 0, "found": len(cases), "decoder_seconds": 0.0}
     if store is None:

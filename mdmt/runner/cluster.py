@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import time
 from pathlib import Path
 from queue import Empty, Queue
 
 from .. import __version__
-from ..errors import BadConfig, BadInput
+from ..errors import BadConfig, BadInput, Interrupted
 
 TOPIC = "mdmt"
 EVERY = 1.0  # seconds between a training's progress events
@@ -81,7 +82,7 @@ class Cluster:
             raise BadConfig(
                 f'--dask needs the package distributed ({error}); install "mdmt[dask]"'
             ) from error
-        self.workers, self.more = workers, more or {}
+        self.workers, self.more, self.address = workers, more or {}, address
         self.cluster = _slurm(settings, workers) if address == "slurm" else None
         self.futures: dict[str, object] = {}
         self.events: Queue = Queue()
@@ -104,8 +105,14 @@ class Cluster:
         self.events.put((event.pop("job"), event))
 
     def _usable(self) -> dict[str, int]:
-        """{address: threads of one training} of the workers that get trainings."""
-        known = self.client.scheduler_info(n_workers=-1)["workers"]
+        """{address: threads of one training} of the workers that get trainings; none while the
+        scheduler does not answer. Raises Interrupted when it is given up."""
+        if self.client.status in ("closing", "closed"):
+            raise Interrupted(
+                f"the Dask scheduler {self.address} has gone; what the trainings have saved is "
+                "kept, and the same command goes on from there"
+            )
+        known = self.client.scheduler_info(n_workers=-1).get("workers", {})
         return {
             a: max(int(w["nthreads"]) // self.workers, 1)
             for a, w in known.items()
@@ -125,7 +132,8 @@ class Cluster:
     def start(self, job, folder) -> None:
         usable = self._usable()
         given = os.environ.get("MDMT_NUM_THREADS", "")
-        threads = int(given) if given.isdigit() and int(given) > 0 else min(usable.values())
+        least = min(usable.values(), default=1)  # none: the last has just gone
+        threads = int(given) if given.isdigit() and int(given) > 0 else least
         self.attempts[job.id] = self.attempts.get(job.id, 0) + 1
         self.futures[job.id] = future = self.client.submit(
             training,
@@ -198,7 +206,7 @@ def _slurm(settings: dict, workers: int):
 
     lines = list(settings["setup"])
     if "PYTHONPATH" in search_path():
-        lines.append(f"export PYTHONPATH={search_path()['PYTHONPATH']}")
+        lines.append(f"export PYTHONPATH={shlex.quote(search_path()['PYTHONPATH'])}")
     cluster = SLURMCluster(
         queue=settings["partition"],
         account=settings["account"],

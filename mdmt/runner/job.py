@@ -34,7 +34,7 @@ from ..paths import (
     write_json,
 )
 from ..system import cpu_path
-from .kept import PREDICTIONS, RESULT, WEIGHTS, finished, tidy
+from .kept import PREDICTIONS, RESULT, WEIGHTS, check_mark, finished, marks_of, tidy
 
 LOCK_SECONDS = 60.0  # that a training waits for another process to leave its folder
 HISTORY, TENSORBOARD = "history.csv", "tensorboard"
@@ -88,6 +88,7 @@ def execute(folder, stop=None, emit=None) -> dict:
         else:
             result = _train(folder, description, inputs, stop, emit or (lambda **event: None))
             result["cpu"] = paths
+        result["files"] = marks_of(folder)
         result["seconds"] = round(time.monotonic() - begin, 3)
         write_json(folder / RESULT, result)
         tidy(folder)
@@ -99,6 +100,9 @@ def _copied(folder: Path, source: Path) -> dict:
     result, with `copied_from`. The weights are the same file where the file system can."""
     if not finished(source) or not (source / WEIGHTS).is_file():
         raise BadInput(f"{source}: is not finished, and {folder.name} is a copy of it; run again")
+    result = read_json(source / RESULT)
+    for name in (WEIGHTS, PREDICTIONS):
+        check_mark(source / name, result)
     weights = folder / WEIGHTS
     try:
         weights.unlink(missing_ok=True)
@@ -113,7 +117,6 @@ def _copied(folder: Path, source: Path) -> dict:
             shutil.copytree(source / TENSORBOARD, folder / TENSORBOARD, dirs_exist_ok=True)
     except OSError as error:
         raise write_failure(folder, error) from error
-    result = read_json(source / RESULT)
     return {**result, "resumed": result["images"], "copied_from": source.name}
 
 
@@ -294,6 +297,8 @@ def _start(description: dict, inputs: dict, heads: dict) -> dict:
 
     sources = description["init"]["jobs"]
     runs = Path(inputs["runs"])
+    for job, _ in sources:
+        check_mark(runs / job / WEIGHTS, read_json(runs / job / RESULT))
     states = [load_weights(runs / job / WEIGHTS) for job, _ in sources]
     backbones = [{k: v for k, v in s.items() if not k.startswith("heads.")} for s in states]
     start, share = backbones[0], sources[0][1]

@@ -8,7 +8,11 @@ which gives the same weights.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+
+from ..errors import BadInput
+from ..paths import digest_file
 
 WEIGHTS = "model.safetensors"
 DELETED = "weights.deleted"
@@ -18,13 +22,44 @@ LEFTOVERS = ("checkpoint.safetensors", "error.json")  # of no use once a job is 
 
 
 def finished(folder) -> bool:
-    """True when the job of `folder` is finished and its files are there."""
+    """True when the job of `folder` is finished and its files are there, none of them cut."""
     folder = Path(folder)
     return (
         (folder / RESULT).is_file()
         and (folder / PREDICTIONS).is_file()
         and ((folder / WEIGHTS).is_file() or (folder / DELETED).is_file())
+        and _uncut(folder)
     )
+
+
+def _uncut(folder: Path) -> bool:
+    """Whether the files have the sizes that the result says, where it does."""
+    try:
+        marks = json.loads((folder / RESULT).read_text(encoding="utf-8")).get("files", {})
+    except (OSError, ValueError, AttributeError):
+        return True  # who reads the result says what is wrong with it
+    there = [folder / name for name in marks if (folder / name).is_file()]
+    return all(path.stat().st_size == marks[path.name][0] for path in there)
+
+
+def marks_of(folder) -> dict:
+    """{file: [bytes, SHA-256]} of what a training left, for its result."""
+    found = {}
+    for name in (WEIGHTS, PREDICTIONS):
+        path = Path(folder) / name
+        found[name] = [path.stat().st_size, digest_file(path)]
+    return found
+
+
+def check_mark(path, result: dict) -> None:
+    """BadInput where a file of a training is not what its `result` says of it."""
+    path = Path(path)
+    mark = result.get("files", {}).get(path.name)  # none: from an earlier version
+    if mark is not None and mark != [path.stat().st_size, digest_file(path)]:
+        raise BadInput(
+            f"{path}: is not as its training wrote it (it was changed or damaged); delete the "
+            f"folder {path.parent} and run again to train it anew"
+        )
 
 
 def tidy(folder) -> None:

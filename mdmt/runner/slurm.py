@@ -12,6 +12,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from ..errors import BadInput
 from ..paths import write_atomic
 from .child import prepare_folder, search_path
 from .kept import done_and_usable
@@ -83,6 +84,8 @@ def emit(study, out: Path, inputs_of, more: dict | None = None) -> str:
     exports = [f"export {name}={shlex.quote(value)}" for name, value in (more or {}).items()]
     settings["setup"] = [*settings["setup"], *exports]
     runs = Path(out).resolve() / "runs"
+    if len(str(runs).splitlines()) > 1:
+        raise BadInput(f"{out}: has a line break in its name, which sbatch cannot take; rename it")
     done = set(done_and_usable(study.jobs, runs))
     todo = [j for j in study.jobs if j.id not in done]
     for job in todo:
@@ -128,6 +131,12 @@ def _head(name: str, what: str, settings: dict, cores: int, array: str = "") -> 
     )
 
 
+def _pattern(folder: Path) -> str:
+    """A folder as sbatch reads it in a file name: % begins a pattern, and spaces end a word."""
+    text = str(folder).replace("%", "%%")
+    return "".join(c if c.isalnum() or c in "/._-+%=:,@~" else f"\\{c}" for c in text)
+
+
 def _setup(settings: dict) -> str:
     lines = list(settings["setup"])
     if "PYTHONPATH" in search_path():
@@ -138,10 +147,11 @@ def _setup(settings: dict) -> str:
 def _write_array(folder: Path, name: str, study, places: list[Path], settings: dict) -> None:
     """One array: NAME.sbatch, and NAME.txt with a line per task."""
     write_atomic(folder / f"{name}.txt", "".join(f"{p}\n" for p in places))
-    what = f"{len(places)} trainings of the study {study.values['name']}."
+    called = " ".join(str(study.values["name"]).split())  # a line break would end the comment
+    what = f"{len(places)} trainings of the study {called}."
     array = f"0-{len(places) - 1}%{settings['jobs']}"
     text = _head(f"mdmt-{name}", what, settings, settings["cores"], array)
-    text += f"#SBATCH --output={folder}/{name}-%a.txt\n"
+    text += f"#SBATCH --output={_pattern(folder)}/{name}-%a.txt\n"
     text += TASK.format(
         setup=_setup(settings),
         cores=settings["cores"],
