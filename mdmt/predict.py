@@ -77,7 +77,10 @@ def networks(out, values: dict, known: Known, *, configuration=None, backbone=No
     wanted = chosen_of(values, configuration, backbone, release, validation)
     wanted |= {k: v for k, v in (("fold", fold), ("seed", seed)) if v is not None}
     found, deleted = [], 0
+    current = kept.collected(out)
     for path in sorted(out.glob("runs/*/job.json")):
+        if current is not None and path.parent.name not in current:
+            continue
         job = read_json(path)
         place = {**job["description"], "configuration": wanted["configuration"]}
         if wanted["configuration"] not in job.get("configurations", []):

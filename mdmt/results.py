@@ -8,8 +8,8 @@ from pathlib import Path
 
 from . import kinds, measures, metrics
 from .errors import BadInput
-from .paths import atomic, read_json, write_csv
-from .runner.kept import check_mark
+from .paths import atomic, read_json, write_csv, write_json
+from .runner.kept import COLLECTED, check_mark
 
 RESULT_COLUMNS = [
     "release",
@@ -106,6 +106,7 @@ def collect(study, out: Path, done) -> list[dict]:
         text.detach()
     if results:
         write_csv(out / "results.csv", columns_of(study.values), results)
+        write_json(out / COLLECTED, sorted({job.id for _, _, job in entries}))
     else:
         (out / "predictions.csv").unlink()
     return results

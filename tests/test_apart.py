@@ -67,6 +67,7 @@ def test_it_ends_with_the_process_that_asked(tmp_path):
     run = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=root)
     began = tmp_path / "began"
     while not (began.exists() and began.read_text()):
+        assert run.poll() is None
         time.sleep(0.02)
     other = int(began.read_text())
     os.kill(other, signal.SIGSTOP)

@@ -5,6 +5,7 @@ import ast
 import itertools
 import json
 import subprocess
+import sys
 
 import pytest
 
@@ -150,6 +151,29 @@ def test_files_of_finished_trainings_that_were_changed_are_not_used(study, tmp_p
     done = again()
     assert done.returncode == 2
     assert f"{jobs['STL-tau2']}/model.safetensors: is not as its training wrote it" in done.stderr
+
+
+def test_trainings_on_data_as_they_were_count_no_more(tmp_path):
+    """A picture that was replaced is learnt from anew; what is left of before is in nothing."""
+    from PIL import Image, ImageOps
+
+    from mdmt import predict, study
+    from mdmt.known import Known
+
+    config = sweeps.write(tmp_path)
+    out = tmp_path / "out"
+    line = sweeps.command(config, "--out", out, "--set", "configurations=[STL-tau1]")
+    assert subprocess.run(line, env=sweeps.environment(), capture_output=True).returncode == 0
+    picture = next((tmp_path / "data").glob("**/prognosis_*.png"))
+    ImageOps.flip(Image.open(picture)).save(picture)
+    assert subprocess.run(line, env=sweeps.environment(), capture_output=True).returncode == 0
+    assert len(list(out.glob("runs/*/result.json"))) == 2
+    before = (out / "results.csv").read_bytes()
+    (used,) = predict.networks(out, study.stored_values(out), Known())
+    assert used.folder.name in before.decode()
+    again = [sys.executable, "-m", "mdmt", "report", str(out)]
+    assert subprocess.run(again, env=sweeps.environment(), capture_output=True).returncode == 0
+    assert (out / "results.csv").read_bytes() == before
 
 
 def test_nothing_depends_on_the_clock_of_the_wall():

@@ -19,6 +19,7 @@ from .. import config, kinds, metrics, splits
 from ..errors import BadInput, nearest
 from ..paths import digest_file, read_csv, read_json
 from ..results import PREDICTION_COLUMNS
+from ..runner.kept import collected
 from .cohort import COHORT
 from .cohort import read as read_cohort
 
@@ -296,11 +297,14 @@ def _check_numbers(path: Path, line: int, kind: str, predicted: np.ndarray, p: n
 
 
 def _read_jobs(runs: Path) -> dict:
-    """{job id: job.json} of the finished trainings below `runs`."""
+    """{job id: job.json} of the finished trainings below `runs` that the results are from."""
     if not runs.is_dir():
         return {}
-    found = {}
+    found: dict = {}
+    current = collected(runs.parent)
     for folder in sorted(runs.iterdir()):
+        if current is not None and folder.name not in current:
+            continue
         if (folder / "result.json").is_file() and (folder / "job.json").is_file():
             job = read_json(folder / "job.json")
             if not isinstance(job, dict) or "description" not in job:

@@ -12,12 +12,13 @@ import json
 from pathlib import Path
 
 from ..errors import BadInput
-from ..paths import digest_file
+from ..paths import digest_file, read_json
 
 WEIGHTS = "model.safetensors"
 DELETED = "weights.deleted"
 RESULT = "result.json"
 PREDICTIONS = "predictions.csv"
+COLLECTED = Path("inputs") / "collected.json"  # in the out folder: ids of what it reports
 LEFTOVERS = ("checkpoint.safetensors", "error.json")  # of no use once a job is finished
 
 
@@ -40,6 +41,15 @@ def _uncut(folder: Path) -> bool:
         return True  # who reads the result says what is wrong with it
     there = [folder / name for name in marks if (folder / name).is_file()]
     return all(path.stat().st_size == marks[path.name][0] for path in there)
+
+
+def collected(out) -> set | None:
+    """Ids of the trainings that the results of an out folder are from; None where no list is.
+
+    Other finished ones below its runs are of data, weights or settings that it had before.
+    """
+    path = Path(out) / COLLECTED
+    return set(read_json(path)) if path.is_file() else None
 
 
 def marks_of(folder) -> dict:
