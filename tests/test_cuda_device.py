@@ -127,7 +127,7 @@ def test_a_run_says_where_it_trains_and_why(
     monkeypatch.delenv("MDMT_SLOT", raising=False)
     said = []
 
-    def ready(name, out, values, quiet, memory, where):
+    def ready(name, out, values, quiet, memory, where, holding=()):
         said.append(where)
         raise BadConfig("enough")
 
