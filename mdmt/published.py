@@ -157,12 +157,13 @@ def folds_for(cases, folder, validation: str) -> list[dict]:
     Every published image must be among the cases; cases that the files do not name are in no part.
     """
     found = read_published(folder)
+    if validation not in SCHEMES:
+        what = " or ".join(found if isinstance(found, dict) else SCHEMES)
+        raise BadInput(
+            f"{folder}: holds folds of validation {what}, not of {validation}; choose one of "
+            "those, or leave `published` out"
+        )
     if isinstance(found, dict):
-        if validation not in SCHEMES:
-            raise BadInput(
-                f"{folder}: holds folds of validation {' or '.join(found)}, not of {validation}; "
-                "choose one of those, or leave `published` out"
-            )
         if validation not in found:
             raise BadInput(f"{folder}: holds no {SCHEMES[validation]}/ for validation {validation}")
         found = found[validation]

@@ -116,6 +116,8 @@ def test_schemes_without_published_folds_are_named(tmp_path, validation):
     write(tmp_path / "5", [fold("ab", "c", "de"), fold("de", "c", "ab")])
     with pytest.raises(BadInput, match=f"holds folds of validation cv, not of {validation}; "):
         splits.make([cases_of("abcde")], values(tmp_path, validation=[validation]))
+    with pytest.raises(BadInput, match=f"folds of validation cv or loco, not of {validation}; "):
+        splits.make([cases_of("abcde")], values(tmp_path / "5", validation=[validation]))
 
 
 def test_every_release_has_its_own_published_folds(tmp_path):

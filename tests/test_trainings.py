@@ -76,6 +76,25 @@ def test_the_order_of_cases_does_not_matter():
     assert found.interval(0) == pytest.approx(one.interval(0))
 
 
+def test_folds_of_copied_networks_say_nothing_new():
+    """A data set of three folds beside the six of another: each of its networks stands in two. What
+    else is drawn, and the order of the cases, tells them apart from each other's no more."""
+    y, fold, p = drawn(3, 40, 3, spread=0.6)
+    patient, p = np.arange(len(y)) // 2, [q + 50 for q in p]
+    two, of = np.arange(len(y)), np.r_[fold, fold + 3]
+    mixed = np.random.default_rng(0).permutation(2 * len(y))
+    other = [np.random.default_rng(k).normal(50, 1, 2 * len(y)) for k in range(3)]  # no copies
+    wanted = [[np.r_[q, q[two]][mixed] for q in p], [q[mixed] for q in other]]
+    once = stats.resample(y, [("mae", stats.Repeated(p))], patient, 2000, folds=fold)
+    twice = stats.resample(
+        np.r_[y, y][mixed], [("mae", stats.Repeated(w)) for w in wanted],
+        np.r_[patient, patient][mixed], 2000, folds=of[mixed],
+    )  # fmt: skip
+    assert twice.deviation([0]) == pytest.approx(once.deviation([0]), rel=0.05)
+    assert tuple(twice.interval(0)) == pytest.approx(tuple(once.interval(0)), abs=0.05)
+    assert twice.freedom.tolist() == [once.freedom[0], 2 * once.freedom[0]]
+
+
 @pytest.mark.parametrize("trainings", [2, 3])
 def test_intervals_with_trainings_cover_and_those_of_patients_alone_do_not(trainings):
     held = {"patients": 0, "both": 0}

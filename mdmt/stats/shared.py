@@ -165,6 +165,7 @@ def resample(
     prediction may be `Repeated`: T predictions of the same network trained T times (other seeds).
     The metric is their mean, and `Resampled.retrained` draws, in every resample and independently
     in every fold (whose networks were trained on their own), T of the T trainings with replacement.
+    Folds with the same cases and predictions are of the same networks, and draw the same trainings.
     sets (F,): those of one label draw the same trainings, so that differences are paired by
     training (default: all). T trainings understate their variance by (T - 1) / T; deviations from
     their mean are scaled by sqrt(T / (T - 1)) to make up for it (Rao & Wu, JASA 83, 1988). That
@@ -203,19 +204,37 @@ def resample(
         functions = [each_fold(m, y, given, of_fold, positive) for m, given in wanted]
         numbers = {}
         team = [numbers.setdefault(label, len(numbers)) for label in sets or [0] * len(wanted)]
-        return _run_repeated(functions, team, case, n, seed, names)
+        origins = [_origins(case.codes, y, given, of_fold) for _, given in wanted]
+        return _run_repeated(functions, team, origins, case, n, seed, names)
 
 
-def _run_repeated(functions, team, case, n: int, seed: int, names: tuple) -> Resampled:
+def _origins(codes, y, given: list, of_fold) -> np.ndarray:
+    """The first fold that each fold (folds,) is the same as: where folds are gone through again
+    beside those of another data set, their networks are copies."""
+    if of_fold is None:
+        return np.zeros(1, np.int64)
+    table = np.column_stack([v.reshape(len(y), -1) for v in (codes, y, *given)])
+    first: dict = {}
+    found = []
+    for k, fold in enumerate(np.unique(of_fold)):
+        rows = table[of_fold == fold]
+        found.append(first.setdefault(rows[np.lexsort(rows.T)].tobytes(), k))
+    return np.array(found)
+
+
+def _run_repeated(functions, team, origins, case, n: int, seed: int, names: tuple) -> Resampled:
     """As `_run`, of functions from weights (R, cases) to (trainings, folds, R); team (F,): numbers
-    of those that draw the same trainings."""
+    of those that draw the same trainings; origins: of each as from `_origins`."""
     ones = np.ones((1, len(case.codes)))
     values = np.array([_mean_of(f(ones))[0] for f in functions])
     resamples = np.empty((len(functions), n))
     retrained = np.empty((len(functions), n))
     # of the folds that define the metric
     known = [np.isfinite(f(ones)[:, :, 0]).sum(0) for f in functions]
-    freedom = np.array([np.maximum(k - 1, 0).sum() for k in known], np.float64)
+    freedom = np.array(
+        [np.maximum(k[np.unique(o)] - 1, 0).sum() for k, o in zip(known, origins, strict=True)],
+        np.float64,
+    )
     for first, rows in _resample.portions(n, len(case.codes)):
         w = _resample.weights(first, rows, case.clusters, seed)[:, case.codes]
         drawn: dict = {}
@@ -230,7 +249,8 @@ def _run_repeated(functions, team, case, n: int, seed: int, names: tuple) -> Res
                 drawn[number, trainings, folds] = _trainings(
                     first, rows, trainings, folds, seed, number
                 )
-            again = _mean_of(np.take_along_axis(each, drawn[number, trainings, folds], 0))
+            which = drawn[number, trainings, folds][:, origins[k]]
+            again = _mean_of(np.take_along_axis(each, which, 0))
             stretch = np.sqrt(trainings / (trainings - 1))
             retrained[k, first : first + rows] = mean + stretch * (again - mean)
     return Resampled(values, resamples, None, names, seed, retrained, freedom, np.array(team))
