@@ -113,11 +113,12 @@ def test_splits_are_exactly_the_published_folds(tmp_path):
 
 @pytest.mark.parametrize("validation", ("nested", "loco-all"))
 def test_schemes_without_published_folds_are_named(tmp_path, validation):
-    write(tmp_path / "5", [fold("ab", "c", "de"), fold("de", "c", "ab")])
+    write(tmp_path, [fold("ab", "c", "de"), fold("de", "c", "ab")])
     with pytest.raises(BadInput, match=f"holds folds of validation cv, not of {validation}; "):
         splits.make([cases_of("abcde")], values(tmp_path, validation=[validation]))
+    write(tmp_path, [fold("ab", "c", "de"), fold("de", "c", "ab")], "mine")  # of either
     with pytest.raises(BadInput, match=f"folds of validation cv or loco, not of {validation}; "):
-        splits.make([cases_of("abcde")], values(tmp_path / "5", validation=[validation]))
+        splits.make([cases_of("abcde")], values(tmp_path / "mine", validation=[validation]))
 
 
 def test_every_release_has_its_own_published_folds(tmp_path):
