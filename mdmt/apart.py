@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -33,7 +34,9 @@ def call(name: str, *arguments, holding: tuple = ()):
         raise KeyboardInterrupt
     if done.returncode:
         code = done.returncode
-        how = f"signal {-code}; free some memory" if code < 0 else f"status {code}, see above"
+        how = f"signal {-code}" if code < 0 else f"status {code}, see above"
+        if code == -signal.SIGKILL:
+            how += " (SIGKILL), as the system does when memory runs out: free some"
         raise BadInput(f"reading and checking the data ended with {how}")
     answer = pickle.loads(done.stdout)  # of our own process
     if isinstance(answer, MdmtError):

@@ -368,7 +368,7 @@ def main(argv=None) -> int:
         "show": show,
         "weights": weights,
     }
-    return run.guarded(lambda: actions[arguments.command](arguments))
+    return run.guarded(lambda: actions[arguments.command](arguments), program=argv is None)
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ def _usable(run: predict.Opened, paths: list[Path], skip: bool) -> tuple[list[_P
     for one, mine in zip(pictures, shown, strict=True):
         one.nets = [k for k, net in enumerate(run.nets) if not net.knows(mine)]
         if not one.nets:
-            notes.append(f"{one.path}: every network was trained on it")
+            notes.append(f"{one.path}: every network learnt from it")
     return [p for p in pictures if p.nets], notes
 
 

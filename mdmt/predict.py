@@ -173,7 +173,7 @@ def opened(out, **chosen) -> Opened:
     if any(n.seen is None for n in nets):
         notes.append(
             "the run's prepared images are not here any more, so it is not known which of these "
-            "pictures the networks were trained on"
+            "pictures the networks learnt from"
         )
     if values["data"]["synthetic"] is not None:
         notes.append(
@@ -368,7 +368,7 @@ def text(rows: list[dict], most: int = 40) -> str:
     what = "percent (most probable first)" if given else "predicted"
     lines.append(f"{'image':<{width}}  {'task':<{task}}  networks  {what}")
     for name, r in zip(names, rows[:most], strict=True):
-        said = _said(r) or r["refused"] or "every network was trained on it"
+        said = _said(r) or r["refused"] or "every network learnt from it"
         if r.get("known_as"):
             said += f" (known as {r['known_as']})"
         lines.append(f"{name:<{width}}  {r['task']:<{task}}  {r['networks']:>8}  {said}")

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from . import __version__, apart, checks, config, kinds
 from .analysis import cohort
-from .errors import BadConfig, BadInput, JobsFailed, MdmtError, debugging
+from .errors import BadConfig, BadInput, Interrupted, JobsFailed, MdmtError, debugging
 from .experiments import weights_text
 from .paths import (
     folder_lock,
@@ -463,8 +463,9 @@ def _check_environment() -> None:
 
 
 @contextlib.contextmanager
-def _signals():
-    """Let SIGTERM and SIGUSR1 raise KeyboardInterrupt, in the main thread."""
+def _signals(program: bool):
+    """Let SIGTERM and SIGUSR1 raise KeyboardInterrupt, in the main thread. Where an interrupted
+    action was the whole program, further signals do not change how it ends."""
 
     def stop(number, frame):
         raise KeyboardInterrupt
@@ -473,23 +474,29 @@ def _signals():
     if threading.current_thread() is not threading.main_thread():
         numbers = ()
     old = {number: signal.signal(number, stop) for number in numbers}
+    interrupted = False
     try:
         yield
+    except (KeyboardInterrupt, MdmtError) as error:
+        interrupted = getattr(error, "exit_code", Interrupted.exit_code) == Interrupted.exit_code
+        raise
     finally:
+        if interrupted and program and numbers:
+            old = dict.fromkeys((*numbers, signal.SIGINT), signal.SIG_IGN)
         for number, handler in old.items():
             signal.signal(number, handler)
 
 
-def guarded(action) -> int:
+def guarded(action, program: bool = False) -> int:
     """Call `action`; print an error as one sentence to stderr and return the exit code. What asks a
     process to end (SIGTERM, SIGUSR1 of a batch system) ends it as Ctrl-C does, unless the action
-    has handlers of its own."""
+    has handlers of its own. program: the action is all that this process does."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # what a terminal cannot show stops nothing
     try:
         _check_environment()
-        with _signals():
+        with _signals(program):
             action()
         sys.stdout.flush()
     except MdmtError as error:
@@ -501,7 +508,7 @@ def guarded(action) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         print("mdmt: interrupted; run the same command to go on", file=sys.stderr)
-        return 75
+        return Interrupted.exit_code
     except BrokenPipeError:
         # The reader (`head`, a pager) has left; Python must not flush into its pipe at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -558,7 +565,7 @@ def main(argv=None) -> int:
     )
     add_arguments(parser)
     arguments = parser.parse_args(argv)
-    return guarded(lambda: start(arguments))
+    return guarded(lambda: start(arguments), program=argv is None)
 
 
 if __name__ == "__main__":

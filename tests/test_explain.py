@@ -52,7 +52,7 @@ def test_drawings_of_a_run(finished, tmp_path, capsys):  # noqa: F811
     rows, _ = predict.predict(out, [images], fold=0)
     known = next(r["image"] for r in rows if r["networks"] == 0)
     assert cli.main(["explain", str(out), known, "--fold", "0", "--out", str(tmp_path)]) == 0
-    assert "every network was trained on it" in capsys.readouterr().err
+    assert "every network learnt from it" in capsys.readouterr().err
 
 
 def test_each_network_is_loaded_once_for_all_pictures(finished, tmp_path, monkeypatch):  # noqa: F811

@@ -55,6 +55,18 @@ def test_signals_end_a_command_as_an_interruption(number, capfd):
     assert signal.getsignal(number) == old
 
 
+@pytest.mark.parametrize("first", ["KeyboardInterrupt", "errors.Interrupted"])
+def test_a_second_signal_does_not_change_how_an_interrupted_program_ends(first):
+    code = (
+        "import os, signal, sys\nfrom mdmt import errors, run\n"
+        f"def action(): raise {first}\n"
+        "status = run.guarded(action, program=True)\n"
+        "for one in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1): os.kill(os.getpid(), one)\n"
+        "sys.exit(status)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE).returncode == 75
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_a_terminal_that_cannot_show_a_letter_stops_nothing(encoding):
     """Minus signs and deviations are printed as what the terminal has."""

@@ -1,6 +1,7 @@
 """The store: what is made again and what is not, interruptions, other writers, full disks."""
 
 import errno
+import fcntl
 import os
 import resource
 import shutil
@@ -436,3 +437,26 @@ def test_a_store_that_cannot_be_read_now_is_not_removed(tmp_path, monkeypatch):
     with pytest.raises(BadInput, match=r"cannot be read \(cannot allocate memory\)"):
         store.open_store(folder)
     assert (folder / store.INDEX).is_file()
+
+
+def test_what_was_left_long_ago_is_removed_unless_somebody_works_on_it(tmp_path):
+    """An interrupted preparation, its lock file, and a lock file alone; retired stores."""
+    long_ago = time.time() - store.STALE - 60
+    for name in ("left", "held", "new"):
+        folder = tmp_path / f"{store.BUILDING}{name}"
+        folder.mkdir()
+        for path in (folder / store.JOURNAL, Path(f"{folder}.lock")):
+            path.touch()
+            if name != "new":
+                os.utime(path, (long_ago, long_ago))
+        if name != "new":
+            os.utime(folder, (long_ago, long_ago))
+    alone = tmp_path / f"{store.BUILDING}alone.lock"
+    alone.touch()
+    os.utime(alone, (long_ago, long_ago))
+    (tmp_path / f"one{store.RETIRED}").mkdir()
+    with open(tmp_path / f"{store.BUILDING}held.lock") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        store.remove_old(tmp_path)
+    kept = {f"{store.BUILDING}{n}" for n in ("held", "new", "held.lock", "new.lock")}
+    assert {p.name for p in tmp_path.iterdir()} == kept

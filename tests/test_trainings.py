@@ -1,6 +1,7 @@
 """Repeated trainings (several seeds): in the intervals, and what the report says of them."""
 
 import csv
+import dataclasses
 
 import numpy as np
 import pytest
@@ -179,6 +180,18 @@ def test_spreads_are_those_of_an_analysis_of_variance(several):
     assert s.error == pytest.approx(np.sqrt(within / 9) / scale)
     assert s.mean == pytest.approx(a.find(other, "accuracy").difference)
     assert 0 < s.share <= 1 and (s.seeds, s.folds) == (3, 3)
+
+
+def test_copies_of_folds_make_no_mean_more_certain(several):
+    a = analysis.compare(analysis.read(several[0]), 300)[0]
+    m = a.matrix
+    twice = {k: np.concatenate([getattr(m, k)] * 2) for k in ("y", "patient", "image", "center")}
+    twice["fold"] = np.concatenate([m.fold, m.fold + 3])  # as where another data set has six
+    twice["p"] = {net: np.concatenate([p, p]) for net, p in m.p.items()}
+    doubled = dataclasses.replace(a, matrix=dataclasses.replace(m, **twice))
+    for one, other in zip(analysis.spreads(a), analysis.spreads(doubled), strict=True):
+        assert other.folds == 6 and other.deviation == pytest.approx(one.deviation, nan_ok=True)
+        assert other.error == pytest.approx(one.error, nan_ok=True), one.metric
 
 
 def test_the_report_says_what_trainings_do(several, tmp_path):

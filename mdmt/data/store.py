@@ -265,8 +265,9 @@ def _line(entry: dict) -> bytes:
     return json.dumps(entry).encode() + b"\n"
 
 
-def _locked(path: Path) -> int:
-    """Wait for and hold the lock file `path`; the holder removes it when it is done."""
+def _locked(path: Path, wait: bool = True) -> int | None:
+    """Hold the lock file `path`, which the holder removes when it is done; None where another
+    process has it and this one does not wait for that."""
     import fcntl
 
     told = False
@@ -277,6 +278,9 @@ def _locked(path: Path) -> int:
             if os.path.exists(path) and os.path.samestat(os.fstat(handle), os.stat(path)):
                 return handle
         except BlockingIOError:
+            if not wait:
+                os.close(handle)
+                return None
             if not told and sys.stderr.isatty():
                 print("waiting for another process that prepares these images", file=sys.stderr)
             told = True
@@ -381,8 +385,16 @@ def remove_old(folder: Path) -> None:
     limit = time.time() - STALE
     for path in folder.glob(f"*{RETIRED}"):
         shutil.rmtree(path, ignore_errors=True)
-    for path in folder.glob(f"{BUILDING}*"):
+    for path in {
+        p.with_suffix("") if p.suffix == ".lock" else p for p in folder.glob(f"{BUILDING}*")
+    }:
         with contextlib.suppress(OSError):
-            newest = max([path.stat().st_mtime, *(p.stat().st_mtime for p in path.glob("*"))])
-            if path.is_dir() and newest < limit:
+            lock = Path(f"{path}.lock")
+            known = [p for p in (path, lock, *path.glob("*")) if p.exists()]
+            if max(p.stat().st_mtime for p in known) >= limit:
+                continue
+            handle = _locked(lock, wait=False)
+            if handle is not None:
                 shutil.rmtree(path, ignore_errors=True)
+                os.unlink(lock)
+                os.close(handle)

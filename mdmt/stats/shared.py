@@ -204,13 +204,17 @@ def resample(
         functions = [each_fold(m, y, given, of_fold, positive) for m, given in wanted]
         numbers = {}
         team = [numbers.setdefault(label, len(numbers)) for label in sets or [0] * len(wanted)]
-        origins = [_origins(case.codes, y, given, of_fold) for _, given in wanted]
+        origins = [origins_of(case.codes, y, given, of_fold) for _, given in wanted]
         return _run_repeated(functions, team, origins, case, n, seed, names)
 
 
-def _origins(codes, y, given: list, of_fold) -> np.ndarray:
-    """The first fold that each fold (folds,) is the same as: where folds are gone through again
-    beside those of another data set, their networks are copies."""
+def origins_of(codes, y, given: list, of_fold) -> np.ndarray:
+    """The first fold that each fold (F,) is the same as: where folds are gone through again beside
+    those of another data set, their networks are copies.
+
+    codes (n,): of the patients, as numbers; y, and each of given, the predictions (n,) or (n, K);
+    of_fold (n,), or None: one fold.
+    """
     if of_fold is None:
         return np.zeros(1, np.int64)
     table = np.column_stack([v.reshape(len(y), -1) for v in (codes, y, *given)])
@@ -224,7 +228,7 @@ def _origins(codes, y, given: list, of_fold) -> np.ndarray:
 
 def _run_repeated(functions, team, origins, case, n: int, seed: int, names: tuple) -> Resampled:
     """As `_run`, of functions from weights (R, cases) to (trainings, folds, R); team (F,): numbers
-    of those that draw the same trainings; origins: of each as from `_origins`."""
+    of those that draw the same trainings; origins: of each as from `origins_of`."""
     ones = np.ones((1, len(case.codes)))
     values = np.array([_mean_of(f(ones))[0] for f in functions])
     resamples = np.empty((len(functions), n))
