@@ -565,6 +565,9 @@ def test_marks_and_numbers():
     assert tables.grid.marks([2.01, 2.04, 1]) == ["best", "best", "second"]
     assert tables.grid.marks([5, None]) == ["", ""]
     assert tables.grid.number(-0.04) == "0.0" and tables.grid.number(-1.25, 1, True) == "−1.2"
+    shown = {0.05: "0.050", 0.0496: "0.0496", 0.04997: "0.04997", 0.0503: "0.050", 0.0494: "0.049"}
+    assert {p: tables.grid.pvalue(p) for p in shown} == shown
+    assert tables.grid.pvalue(0.0004) == "< 0.001" and tables.grid.pvalue(np.nan) == "–"
     assert tables.grid.tex("a_b 5 % ± <τ") == r"a\_b 5 \% $\pm$ $<$$\tau$".replace("$$", "")
     assert words.joined(["a", "b", "c"]) == "a, b and c"
 
@@ -786,3 +789,17 @@ def test_one_network_is_no_mean_over_networks(small):
     joint = analysis.together(a.matrix, 100)
     said = " ".join(external.table(a, joint).notes)
     assert "One: the network, which is taken as given." in said and "resampled" not in said
+
+
+@pytest.mark.parametrize(
+    "configurations, title",
+    [
+        (["STL-tau1", "FT"], "configurations compared"),
+        (["STL-tau1"], "results"),
+        (["MDMT-plain"], "multi-data-set multi-task training compared"),
+    ],
+)
+def test_the_title_is_of_what_was_trained(configurations, title, tmp_path):
+    out = outfolder.make(tmp_path / "out", configurations=configurations)
+    report.make(out, resamples=100, figures=False)
+    assert f": {title}</title>" in (out / "report.html").read_text()

@@ -254,7 +254,10 @@ def _page(outcome: Outcome, made, found, figures, notes, drawn) -> str:
         f"Made by mdmt on {now} from predictions.csv. Not a medical device: nothing here is meant "
         "for the diagnosis or treatment of patients."
     )
-    what = "multi-data-set multi-task training compared"
+    trained = outcome.values["configurations"]
+    what = "configurations compared" if len(trained) > 1 else "results"
+    if any(name.split("-")[0] == METHOD for name in trained):
+        what = "multi-data-set multi-task training compared"
     what = "external validation" if outcome.external else what
     return page(f"{name}: {what}", lead, parts, foot)
 

@@ -97,10 +97,14 @@ def measured(name: str, value: float | None, signed: bool = False, digits=None) 
 
 
 def pvalue(p: float) -> str:
-    """A p-value with three decimals; "–" where it is undefined."""
+    """A p-value with three decimals, and more where these would put it on the other side of 0.05;
+    "–" where it is undefined."""
     if p != p:
         return "–"
-    return "< 0.001" if p < 0.001 else f"{min(p, 1):.3f}"
+    if p < 0.001:
+        return "< 0.001"
+    texts = (f"{min(p, 1):.{digits}f}" for digits in range(3, 17))
+    return next((text for text in texts if (float(text) < 0.05) == (p < 0.05)), f"{p:.3f}")
 
 
 def marks(values: list, digits: int = 1, less: bool = False) -> list[str]:
