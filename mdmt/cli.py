@@ -279,6 +279,8 @@ def predict(arguments) -> None:
     from . import predict as predictor
     from .paths import write_csv
 
+    if arguments.out:
+        predictor.check_file(arguments.out, arguments.images)
     rows, notes = predictor.predict(arguments.run, arguments.images, **_applied(arguments))
     if arguments.out:
         write_csv(arguments.out, predictor.columns_of(rows), rows)

@@ -244,10 +244,13 @@ def evaluate(out, name: str, to, *, overrides=(), device: str = "cpu", release=N
     }
     _claim(to)
     with folder_lock(to, "out folder"):
-        ((_, cases, stores),) = study.gather(values, to, quiet)
+        gathered = study.gather(values, to, quiet)
+        ((_, cases, stores),) = gathered
         chosen_cases = select(out, list(zip(cases, stores, strict=True)), values, known, nets)
+        # drawn pictures all look alike, wherever they are read from
+        alike = [] if known.equal_only else study.find_alike(values, gathered)[0]
         tested = _predicted(every, chosen_cases, device, quiet)
-        _write(to, out, values, every, chosen_cases, tested, notes)
+        _write(to, out, values, every, (chosen_cases, alike), tested, notes)
         made = make(to, figures=figures, locked=True)
     made["notes"] = [*notes, *_told(chosen_cases), *made["notes"]]
     return made
@@ -299,8 +302,21 @@ def _new(nets: list, asked: dict) -> list:
     return [n for n in nets if n.folder not in asked]
 
 
-def _write(to: Path, out: Path, values: dict, every, chosen, tested: dict, notes: list) -> None:
-    """Everything that the report is computed from."""
+def _among(alike: list, chosen: list[tuple]) -> list:
+    """The near-duplicates of whole data sets, `alike`, that are among the cases `chosen`, by their
+    rows there."""
+    at = [{row: i for i, row in enumerate(rows.tolist())} for _, _, rows in chosen]
+    return [
+        pair._replace(**{k: (n, at[n][row]) for k, (n, row) in (("one", pair.one),
+                                                                 ("two", pair.two))})
+        for pair in alike
+        if all(row in at[n] for n, row in (pair.one, pair.two))
+    ]  # fmt: skip
+
+
+def _write(to: Path, out: Path, values: dict, every, tried, tested: dict, notes: list) -> None:
+    """Everything that the report is computed from; tried: as from `select`, and near-duplicates."""
+    chosen, alike = tried
     _write_predictions(to, values, every, chosen, tested)
     rows = []
     for g in every:
@@ -314,7 +330,9 @@ def _write(to: Path, out: Path, values: dict, every, chosen, tested: dict, notes
     for cases, (before, _, _) in zip(taken, chosen, strict=True):
         cases.warnings[:] = before.warnings
     stores = [store for _, store, _ in chosen]
-    release = study.Release(values["data"]["release"], taken, stores, {})
+    # of whom there is the same radiograph under two ids counts as one patient, as in a run
+    pairs = _among(alike, chosen)
+    release = study.Release(values["data"]["release"], taken, stores, {}, pairs)
     write_json(to / cohort.COHORT, cohort.record([release], values))
     write_json(to / "environment.json", study.environment())
     places = {(g.nets[0].description["release"], g.nets[0].description["validation"])

@@ -348,6 +348,11 @@ def datasets(entries, heads: dict, channels: int) -> tuple[list, list, list]:
                     f"the masks of data set {i} must be uint8 {like}, like its images, "
                     f"not {target.dtype} {target.shape}"
                 )
+            if target.max(initial=0) == 1:  # each pixel would be inside by a 255th
+                raise ValueError(
+                    f"the masks of data set {i} hold 0 and 1 alone, and 255 is inside; multiply "
+                    "them by 255"
+                )
             resident[i], target = np.ascontiguousarray(target), None
         try:
             numbered, target = targets(np.full(n, k), target, n, heads)

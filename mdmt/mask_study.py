@@ -17,6 +17,7 @@ import contextlib
 import signal
 import sys
 import time
+from glob import escape
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ from .splits import stratified_group_kfold
 
 FINAL = "final"
 RESULT = "result.json"
+KINDS = (".jpg", ".jpeg", ".png")  # of pictures, in capitals too
 VERDICT = list(lungs.LungVerdict._fields)
 
 
@@ -89,18 +91,18 @@ class Data:
 
     def path(self, name: str) -> Path:
         """The file of a picture."""
-        folder = self.root / self.where["images"]
-        found = [p for s in (".jpg", ".jpeg", ".png") if (p := folder / f"{name}{s}").is_file()]
+        path = self.root / self.where["images"] / name
+        found = [p for p in path.parent.glob(f"{escape(path.name)}.*")
+                 if p.stem == path.name and p.suffix.lower() in KINDS]  # fmt: skip
         if not found:
-            raise BadData(f"{folder / name}.jpg: is missing; add the picture or remove its row")
-        return found[0]
+            raise BadData(f"{path}.jpg: is missing; add the picture or remove its row")
+        return min(found, key=lambda p: (KINDS.index(p.suffix.lower()), p.name))
 
     def all_pictures(self) -> list[str]:
         """Names of all pictures in the image folder, sorted."""
-        kinds = (".jpg", ".jpeg", ".png")
         folder = self.root / self.where["images"]
         return sorted(p.stem for p in folder.iterdir()
-                      if p.suffix.lower() in kinds and not p.name.startswith("."))  # fmt: skip
+                      if p.suffix.lower() in KINDS and not p.name.startswith("."))  # fmt: skip
 
 
 def _bar(items, text: str, progress: bool):
@@ -223,9 +225,9 @@ class Study:
         for row in rows:
             probability = network.probabilities(self.data.pictures[row : row + 1])[0]
             mask, truth = lungs.clean(probability)[0], self.data.masks[row] > 127
-            found[self.data.names[row]] = float(
-                2 * (mask & truth).sum() / (mask.sum() + truth.sum())
-            )
+            both, all_ = int((mask & truth).sum()), int(mask.sum() + truth.sum())
+            # A small mask can be nothing at this size; as in `engine.mask_scores`.
+            found[self.data.names[row]] = 2 * both / all_ if all_ else 1.0
         return found
 
     def _progress(self, key):

@@ -97,11 +97,13 @@ def networks(out, values: dict, known: Known, *, configuration=None, backbone=No
     if not found:
         what = ", ".join(f"{k} {v}" for k, v in wanted.items())
         why = (
-            "the run kept no weights of it (keep_weights: false)"
+            "the run kept no weights of it (keep_weights: false); choose another, or train it "
+            "again in another folder, keeping them"
             if deleted
-            else "the run has no finished training of it"
+            else "the run has no finished training of it; choose another, or finish the run with "
+            "--resume"
         )
-        raise BadInput(f"{out}: {what}: {why}; choose another, or finish the run with --resume")
+        raise BadInput(f"{out}: {what}: {why}")
     return sorted(found, key=lambda n: (n.description["fold"], n.description["seed"]))
 
 
@@ -136,6 +138,17 @@ def find_images(given) -> list[Path]:
         else:
             raise BadInput(f"{one}: no such file or folder; correct the name")
     return list(dict.fromkeys(found))
+
+
+def check_file(out, images) -> None:
+    """Raise BadInput, before anything is predicted, where a file of the predictions would take the
+    place of a folder or of one of the pictures; images: as for `predict`."""
+    if Path(out).is_dir():
+        raise BadInput(f"--out {out}: is a folder; give the name of a CSV file")
+    if os.path.realpath(out) in map(os.path.realpath, find_images(images)):
+        raise BadInput(
+            f"--out {out}: is one of the pictures, which would be lost; give the name of a CSV file"
+        )
 
 
 def text_of(path: Path) -> str:

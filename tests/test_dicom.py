@@ -469,6 +469,17 @@ def test_lookup_tables(tmp_path, depth, first):
     assert np.array_equal(dicom.read_dicom(path, voi=False), values)
 
 
+def test_the_first_value_of_a_table_for_signed_numbers(tmp_path):
+    """Some write it as an unsigned number."""
+    values, table = stored(12, True), np.arange(4096)[::-1]
+    for name in ("ModalityLUTSequence", "VOILUTSequence"):
+        path = write_dicom(tmp_path / "a.dcm", values, bits=12, **{name: (table, 0, 12)})
+        ds = pydicom.dcmread(path)
+        ds[name][0].add_new("LUTDescriptor", "US", [4096, 65536 - 2048, 12])
+        ds.save_as(path)
+        assert np.array_equal(dicom.read_dicom(path), table[values.astype(int) + 2048])
+
+
 def test_modality_comes_before_voi_before_inversion(tmp_path):
     values = np.array([[0, 100, 200, 300]], np.uint16)
     path = write_dicom(

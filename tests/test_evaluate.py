@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn import metrics as oracle
 
 from mdmt import cli, config, evaluate, points, run
@@ -166,6 +167,34 @@ def test_what_the_networks_know_is_left_out(finished, tmp_path, capsys):
     assert cli.main(arguments) == 0
     kept = {r["patient"] for r in rows_of(tmp_path / "same" / "predictions.csv")}
     assert kept and not kept & {r["patient"] for r in rows_of(data / "prognosis.csv")}
+
+
+def test_who_has_one_radiograph_under_two_ids_is_one_patient(finished, tmp_path, capsys):
+    """As in a run, unless data.near_duplicates is report."""
+    out, _, new, other, _ = finished
+    twice = tmp_path / "twice"
+    shutil.copytree(other, twice)
+    rows = rows_of(twice / "prognosis.csv")
+    patients = len({r["patient"] for r in rows})
+    with open(twice / "prognosis.csv", "a", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        for k, row in enumerate(rows[:3]):
+            image = twice / "images" / f"{row['image'].removesuffix('.png')}.png"
+            Image.open(image).save(twice / "images" / f"again{k}.bmp")  # the same pixels
+            writer.writerow({**row, "image": f"again{k}", "patient": f"again{k}"})
+    path = tmp_path / "twice.yaml"
+    path.write_text(new.read_text().replace(str(other), str(twice)))
+    for change, n in ((), patients), (["data.near_duplicates=report"], patients + 3):
+        to = tmp_path / f"to{n}"
+        quick = ["--out", str(to), "--quiet", "--no-figures"]
+        assert cli.main(["evaluate", str(out), str(path), *quick,
+                         *(a for c in change for a in ("--set", c))]) == 0  # fmt: skip
+        said = capsys.readouterr()
+        assert f"For prognosis in external validation on {n} patients" in said.out
+        assert (f"{patients + 3} patient ids are {n} patients" in said.err) == (not change)
+        counted = {r["n_patients"] for r in rows_of(to / "external.csv")
+                   if r["task"] == "prognosis"}  # fmt: skip
+        assert counted == {str(n)}
 
 
 def test_the_run_s_own_cases_are_no_external_validation(finished, tmp_path, capsys):

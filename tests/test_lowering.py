@@ -26,6 +26,7 @@ NETS = {
     "hardswish, excited": lambda: tinynets.inverted("hardswish", True, 16, 3),
     "relu, excited": lambda: tinynets.inverted("relu", True, 22),
     "joined sums": tinynets.joined_sums,
+    "gated halves": tinynets.gated_halves,
 }
 HEADS = {k: {"classes": c, "hidden": [], "dropout": 0.0} for k, c in oracle.HEADS.items()}
 SIZE, BATCH, GRADIENT = 24, 6, 1e-4  # the promised relative error

@@ -167,3 +167,13 @@ def test_network_input_stretches_and_scales():
     turned = lungs.network_input(-picture, 8)
     np.testing.assert_allclose(turned, 255 - small.astype(int), atol=1)
     assert (lungs.network_input(np.full((5, 5), 7.0), 8) == 0).all()
+
+
+def test_a_mask_that_vanishes_at_the_networks_size_counts_as_empty(folder, tmp_path):
+    dot = np.zeros((40, 40), np.uint8)
+    dot[3, 3] = 255
+    for i in range(10):
+        Image.fromarray(dot).save(folder / "lung_masks" / f"p{i}.png")
+    (folder / "images" / "p3.png").rename(folder / "images" / "p3.PNG")
+    found = mask_study.run(values_of(folder, "train.epochs=1"), tmp_path / "out", quiet=True)
+    assert all(np.isfinite(row["mean"]) for row in found)

@@ -98,6 +98,23 @@ def test_pictures_that_cannot_be_used(finished, tmp_path, capsys):
     assert third["predicted"] and not third["refused"]
 
 
+def test_the_csv_takes_the_place_of_no_picture(finished, tmp_path, capsys):
+    out, images, _ = finished
+    shutil.copy(sorted(images.iterdir())[0], tmp_path / "one.png")
+    before = (tmp_path / "one.png").read_bytes()
+    (tmp_path / "link.csv").symlink_to("one.png")
+    for given, to, words in (
+        ("one.png", "one.png", "is one of the pictures, which would be lost"),
+        ("", "link.csv", "is one of the pictures, which would be lost"),
+        ("one.png", "", "is a folder; give the name of a CSV file"),
+    ):
+        arguments = ["predict", str(out), str(tmp_path / given), "--out", str(tmp_path / to)]
+        assert cli.main(arguments) == 2
+        said = capsys.readouterr()
+        assert words in said.err and not said.out
+    assert (tmp_path / "one.png").read_bytes() == before and (tmp_path / "link.csv").is_symlink()
+
+
 def test_networks_vote_at_their_operating_points(finished, tmp_path, capsys):
     """At each network's own threshold, as operating.csv judges it."""
     out, images, _ = finished

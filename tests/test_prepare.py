@@ -576,3 +576,13 @@ def test_real_radiographs_are_cropped_to_the_lungs(how):
         assert black > 0.45 if how == "masked" else black < 0.45
     assert len(held) >= len(names) - 1
     assert np.median(held) > 0.99 and np.mean(np.array(held) > 0.9) >= 0.9
+
+
+def test_a_narrow_picture_is_refused_before_its_square_is_made(tmp_path):
+    Image.fromarray(np.zeros((4, 50_000), np.uint8)).save(tmp_path / "a.png")
+    settings = {"size": 32, "crop": "whole", "square": "pad", "clip": None, "minmax": False}
+    settings["voi"] = True
+    (found,) = picture.prepare([picture.Task(tmp_path / "a.png")], settings)
+    assert found.pixels is None
+    assert "has 50000 x 4 pixels, of which a square" in found.facts["reason"]
+    assert picture.preprocess(tmp_path / "a.png", {**settings, "square": "crop"}).shape == (32, 32)

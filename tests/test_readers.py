@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+import struct
 import subprocess
 import sys
 import zipfile
@@ -20,6 +21,7 @@ from mdmt.errors import BadConfig, BadData
 from mdmt.preprocess import build, crop, normalise, picture
 from tests import replicas
 from tests.dicomfiles import SYNTAXES, write_dicom
+from tests.hues import write_png16, write_tiff16
 from tests.realdata import COVID_CXR, PUBLISHED, needs_covid_cxr, needs_published
 
 PROGNOSIS = {"classes": ["MILD", "SEVERE"], "labels": None, "thresholds": None}
@@ -443,6 +445,71 @@ def test_a_smaller_copy_inside_a_tiff_is_no_second_picture(tmp_path):
     with Image.open(tmp_path / "a.tiff") as image:
         assert image.n_frames == 2
     assert images.read_grey(tmp_path / "a.tiff").shape == (40, 50)
+
+
+def write_tiff(path, values, **tags):
+    """An uncompressed TIFF of grey values (H, W) with the tags {number: value}."""
+    order = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
+    kind = {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
+    height, width = values.shape
+    found = {256: width, 257: height, 258: 8 * values.dtype.itemsize, 259: 1, 262: 1, 273: 0,
+             277: 1, 278: height, 279: order.nbytes, 339: kind}  # fmt: skip
+    found |= {int(k.removeprefix("t")): v for k, v in tags.items()}
+    found[273] = 8 + 2 + 12 * len(found) + 4
+    entries = b"".join(struct.pack("<HHII", k, 4, 1, found[k]) for k in sorted(found))
+    head = b"II*\0" + struct.pack("<IH", 8, len(found)) + entries + bytes(4)
+    path.write_bytes(head + order.tobytes())
+    return path
+
+
+TURNED = {1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud,
+          5: np.transpose, 6: lambda a: np.rot90(a, -1), 7: lambda a: np.rot90(a, 2).T,
+          8: np.rot90}  # fmt: skip
+
+
+@pytest.mark.parametrize("orientation", sorted(TURNED))
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_a_tiff_lies_on_its_side(tmp_path, kind, orientation):
+    values = np.random.default_rng(0).integers(0, 250, (23, 31)).astype(kind)
+    path = write_tiff(tmp_path / "a.tif", values, t274=orientation)
+    assert np.array_equal(images.read_grey(path), TURNED[orientation](values))
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "int8", "int16", "int32", "uint32", "float32"])
+def test_numbers_of_a_tiff_are_what_they_stand_for(tmp_path, kind):
+    values = np.linspace(-100, 100, 23 * 31).reshape(23, 31)
+    if kind.startswith("u"):
+        values = (values + 100) * (np.iinfo(kind).max / 200.1)
+    values = values.astype(kind)
+    found = images.read_grey(write_tiff(tmp_path / "a.tif", values))
+    np.testing.assert_allclose(found, values, rtol=1e-7)
+    if kind in ("uint8", "uint16", "float32"):  # white is 0
+        dark = images.read_grey(write_tiff(tmp_path / "b.tif", values, t262=0))
+        top = np.iinfo(kind).max if kind != "float32" else values.min() + values.max()
+        np.testing.assert_allclose(dark, top - values.astype(np.float64), atol=1e-4)
+
+
+def test_a_smaller_copy_may_come_first(tmp_path):
+    full, small = (Image.fromarray(np.full(shape, 7, np.uint8)) for shape in ((40, 50), (4, 5)))
+    full.encoderinfo = {"tiffinfo": {images.NEW_SUBFILE_TYPE: 0}}
+    small.save(tmp_path / "a.tiff", save_all=True, append_images=[full],
+               tiffinfo={images.NEW_SUBFILE_TYPE: 1})  # fmt: skip
+    assert images.read_grey(tmp_path / "a.tiff").shape == (40, 50)
+
+
+def test_grey_of_sixteen_bits_in_three_channels(tmp_path):
+    grey = np.random.default_rng(0).integers(0, 4096, (23, 31), dtype=np.uint16)
+    path = write_png16(tmp_path / "a.png", np.stack([grey] * 3, 2))
+    assert np.array_equal(images.read_grey(path), grey)
+    path = write_tiff16(tmp_path / "a.tif", np.stack([grey] * 3, 2), "<")
+    assert np.array_equal(images.read_grey(path), grey)
+
+
+def test_one_transparent_value_of_sixteen_bits_is_black(tmp_path):
+    grey = np.random.default_rng(0).integers(0, 4096, (23, 31), dtype=np.uint16)
+    Image.fromarray(grey).save(tmp_path / "a.png", transparency=int(grey[0, 0]))
+    wanted = np.where(grey == grey[0, 0], 0, grey)
+    assert np.array_equal(images.read_grey(tmp_path / "a.png"), wanted)
 
 
 @pytest.mark.parametrize("bits, more", [(8, {}), (8, {"compression": "tiff_lzw"}), (16, {}),

@@ -132,6 +132,13 @@ def test_a_resident_mask_is_moved_with_its_image():
     assert per_task.tolist() == [[pytest.approx(3 * loss, rel=1e-5), 3]]
 
 
+def test_resident_masks_of_zeros_and_ones_are_refused():
+    pictures, masks = discs(3, 32)
+    with pytest.raises(ValueError, match="masks of data set 0 hold 0 and 1 alone, and 255 is"):
+        tiny().attach([{"images": pictures, "task": 0, "target": masks // 255}])
+    tiny().attach([{"images": pictures, "task": 0, "target": np.zeros_like(masks)}])
+
+
 def test_masks_and_classes_train_in_one_batch():
     model = tiny(heads={"side": 2, **MASK})
     pictures, masks = discs(5, 32)

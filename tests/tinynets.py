@@ -227,3 +227,28 @@ def joined_sums():
         return parts.run(torch.cat([x + d, d + x], 1), "z").mean((2, 3))
 
     return build, lambda: module(fill, forward)
+
+
+def gated_halves(half=10):
+    """Halves that change places, are shuffled and gated, joined with what they were made of."""
+
+    def build(b):
+        x = unit(b, b.image, "0", 2 * half, 3)
+        y = b.shuffle(b.concat([b.slice(x, half, half), b.slice(x, 0, half)]), 2)
+        y = b.gate(y, b.act(b.conv_rows(b.global_avg_pool(x), "e", 2 * half), "sigmoid"))
+        return b.global_avg_pool(unit(b, b.concat([x, y]), "z", 24))
+
+    def fill(parts, m):
+        _, nn, _ = _layers()
+        parts.add("0", 3, 2 * half, 3)
+        m.e = nn.Conv2d(2 * half, 2 * half, 1)
+        parts.add("z", 4 * half, 24)
+
+    def forward(m, parts, x):
+        torch, _, f = _layers()
+        x = parts.run(x, "0")
+        y = f.channel_shuffle(torch.cat([x[:, half:], x[:, :half]], 1), 2)
+        y = y * torch.sigmoid(m.e(x.mean((2, 3), keepdim=True)))
+        return parts.run(torch.cat([x, y], 1), "z").mean((2, 3))
+
+    return build, lambda: module(fill, forward)

@@ -214,29 +214,39 @@ mdmt_status mdmt_lower_select(lowering *l, const mdmt_op *op)
     return MDMT_OK;
 }
 
+/* Where `wanted` stands among count numbers; count where it does not. */
+static int place_of(const int *numbers, int count, int wanted)
+{
+    int i = 0;
+    while (i < count && numbers[i] != wanted) {
+        i++;
+    }
+    return i;
+}
+
 mdmt_status mdmt_lower_gather(lowering *l, int tensor)
 {
     value *v = &l->of[tensor];
     mdmt_gather_attrs attrs = {.channels = channels_of(l, tensor)};
     int base[MDMT_MAX_IN], in[MDMT_MAX_IN], bases = 0, at;
     for (int c = 0; c < attrs.channels; c++) {
+        int from = l->numbers[v->select + c] >> 16;
+        if (place_of(base, bases, from) < bases) {
+            continue;
+        }
+        if (bases == MDMT_MAX_IN) {
+            return mdmt_fail(MDMT_UNSUPPORTED, "a shuffle draws on more than %d feature maps",
+                             MDMT_MAX_IN);
+        }
+        base[bases] = from;
+        MDMT_TRY(mdmt_lower_load(l, from, &in[bases++]));
+    }
+    /* Only now, in one piece: what was loaded may have made a gather, and so a table, itself. */
+    attrs.table = l->graph->numbers;
+    for (int c = 0; c < attrs.channels; c++) {
         int32_t number = l->numbers[v->select + c];
-        int i = 0;
-        while (i < bases && base[i] != number >> 16) {
-            i++;
-        }
-        if (i == bases) {
-            if (bases == MDMT_MAX_IN) {
-                return mdmt_fail(MDMT_UNSUPPORTED, "a shuffle draws on more than %d feature maps",
-                                 MDMT_MAX_IN);
-            }
-            base[bases] = number >> 16;
-            MDMT_TRY(mdmt_lower_load(l, base[i], &in[i]));
-            bases++;
-        }
-        number = (int32_t)(i << 16 | (number & 0xffff));
+        number = (int32_t)(place_of(base, bases, number >> 16) << 16 | (number & 0xffff));
         MDMT_TRY(mdmt_graph_numbers(l->graph, &number, 1, &at));
-        attrs.table = c ? attrs.table : at;
     }
     return mdmt_lower_append(l, &mdmt_op_channel_gather, &attrs, bases, in, &v->stored);
 }

@@ -564,6 +564,8 @@ def _lookup(values: np.ndarray, item, little: bool) -> np.ndarray:
     """Apply a lookup table item (PS3.3 C.11.1.1): float32."""
     entries, first, depth = (int(v) for v in item.LUTDescriptor)
     entries = entries or 1 << 16
+    if first > 32767 and values.min() < 0:  # a negative number that was written as an unsigned one
+        first -= 1 << 16
     data = item.LUTData
     if isinstance(data, bytes):
         table = _table(data, entries, little, words=False)

@@ -15,6 +15,7 @@ from .levels import Levels, of_integers
 MAX_PIXELS = 200_000_000
 NEW_SUBFILE_TYPE = 254  # TIFF 6.0, page 36: bit 0 marks a smaller copy of another page
 BITS_PER_SAMPLE, PLANAR = 258, 284  # pages 29 and 38: bits of each channel; 2: channels in planes
+PHOTOMETRIC, SAMPLE_FORMAT = 262, 339  # pages 37 and 80: 0 is white at 0; 1 unsigned, 2 signed
 WIDE = ("RGB;16", "RGBX;16", "RGBA;16")  # how Pillow calls channels of 16 bits in a file
 OTHER_END = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
 
@@ -46,18 +47,20 @@ def read_levels(path, voi: bool = True, alone: bool = False, colour: bool = Fals
 
 
 def _pages(image) -> int:
-    """Pictures in an open file; a JPEG's previews and a TIFF's reduced copies do not count."""
+    """Pictures in an open file; a JPEG's previews and a TIFF's reduced copies do not count. A TIFF
+    is left at the first picture that is no such copy."""
     count = getattr(image, "n_frames", 1)
     if count == 1 or image.format in ("JPEG", "MPO"):
         return 1
     if image.format != "TIFF":
         return count
-    full = 0
+    full = []
     for page in range(count):
         image.seek(page)
-        full += not image.tag_v2.get(NEW_SUBFILE_TYPE, 0) & 1
-    image.seek(0)
-    return full
+        if not image.tag_v2.get(NEW_SUBFILE_TYPE, 0) & 1:
+            full.append(page)
+    image.seek(full[0] if full else 0)
+    return max(len(full), 1)
 
 
 def _opened(path):
@@ -66,7 +69,12 @@ def _opened(path):
 
     with warnings.catch_warnings():  # what is too large is decided here
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(path)
+        image = Image.open(path)
+    if image.format == "TIFF":
+        # Pillow maps what is not compressed into memory where it knows the file's name, a picture
+        # on its side with width and height exchanged: its rows would be torn.
+        image.filename = ""
+    return image
 
 
 def _check_planes(path, image) -> None:
@@ -112,9 +120,10 @@ def _low_bytes(path, image):
         if not isinstance(first, str) or first[:-1] not in WIDE or first[-1] not in OTHER_END:
             return None
         wanted.append((first[:-1] + OTHER_END[first[-1]], *rest))
-    if not wanted or "transparency" in image.info:
+    if not wanted:
         return None
     with _opened(path) as low:
+        low.seek(image.tell())
         low.tile = [
             tile._replace(args=args) if hasattr(tile, "_replace") else (*tile[:3], args)
             for tile, args in zip(low.tile, wanted, strict=True)
@@ -126,10 +135,44 @@ def _low_bytes(path, image):
 def _wide(high, low) -> np.ndarray:
     """RGB (H, W, 3) uint16 of its high and its low bytes; what is transparent lies over black."""
     values = np.asarray(high).astype(np.uint16) << 8 | np.asarray(low)
+    if "transparency" in high.info:  # one colour
+        values[(values == np.asarray(high.info["transparency"])).all(-1)] = 0
     if high.mode != "RGBA":
         return values[..., :3]
     opaque = values[..., 3:].astype(np.uint32)
     return ((values[..., :3] * opaque + 32767) // 65535).astype(np.uint16)
+
+
+def _luma(rgb: np.ndarray) -> np.ndarray:
+    """ITU-R 601 luma (H, W) uint16 of RGB (H, W, 3) uint16."""
+    return ((rgb @ np.array([299, 587, 114], np.uint32) + 500) // 1000).astype(np.uint16)
+
+
+def _check_alpha(path, image) -> None:
+    """Pillow keeps the high bytes alone of grey values of 16 bits that have a transparency each."""
+    if any(tile[3] == "LA;16B" for tile in image.tile):
+        raise BadData(
+            f"{path}: has grey values of 16 bits with transparency, which are not read; save it "
+            "without transparency"
+        )
+
+
+def _grey_values(image, tags) -> np.ndarray:
+    """The values (H, W) of a loaded picture of mode L, F, I or I;16, whose TIFF tags are `tags`."""
+    values = np.asarray(image)
+    kind = tags.get(SAMPLE_FORMAT, (1,))[0]
+    if values.dtype == np.uint8 and kind == 2:  # of signed numbers Pillow gives the bytes
+        values = values.view(np.int8)
+    if values.dtype.kind == "i" and kind == 1 and tags.get(BITS_PER_SAMPLE) == (32,):
+        values = values.view(values.dtype.str.replace("i", "u"))
+    if "transparency" in image.info and image.mode.startswith("I;16"):
+        values = np.where(values == image.info["transparency"], 0, values).astype(values.dtype)
+    if tags.get(PHOTOMETRIC) == 0:  # of 8 bits it has been inverted
+        if values.dtype == np.uint16:
+            values = 65535 - values
+        elif values.dtype.kind == "f":
+            values = values.min() + values.max() - values
+    return values
 
 
 def _read_picture(path, colour: bool = False) -> np.ndarray:
@@ -149,18 +192,22 @@ def _read_picture(path, colour: bool = False) -> np.ndarray:
                     f"{path}: holds {pages} pictures; keep the right one in a file of its own"
                 )
             _check_planes(path, image)
-            low = _low_bytes(path, image) if colour else None
+            _check_alpha(path, image)
+            tags = dict(image.tag_v2) if image.format == "TIFF" else {}
+            low = _low_bytes(path, image)
             image.load()
             image = ImageOps.exif_transpose(image)
             if low is not None:
-                return _wide(image, ImageOps.exif_transpose(low))
+                wide = _wide(image, ImageOps.exif_transpose(low))
+                return wide if colour else _luma(wide)
             if colour and not _is_grey(image.mode):
                 return np.asarray(_rgb(path, image))
-            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            plain = image.mode in ("F", "I") or image.mode.startswith("I;16")
+            if image.mode in ("RGBA", "LA", "PA") or ("transparency" in image.info and not plain):
                 image = _over_black(image).convert("L")
-            elif image.mode not in ("L", "F", "I") and not image.mode.startswith("I;16"):
+            elif image.mode != "L" and not plain:
                 image = image.convert("L")  # ITU-R 601: 0.299 R + 0.587 G + 0.114 B
-            return np.asarray(image)
+            return _grey_values(image, tags)
     except BadData:
         raise
     except UnidentifiedImageError:

@@ -24,6 +24,7 @@ from .normalise import normalised, stretched, to_bytes
 BATCH = 8  # images whose lungs are looked for together
 PIXELS = 24_000_000  # of a batch, so that large images are fewer at a time
 COARSE = 512  # shortest side of what the lungs are looked for in, where the picture is larger
+SQUARE = 1 << 29  # pixels of a square, at most: a narrow picture's can be far larger than itself
 LOOK = 200  # longest side of the small picture that contact sheets show
 
 
@@ -192,6 +193,11 @@ def _prepared(picture: Levels, decision, lungs, settings: dict, seconds: float) 
     if box is not None:
         square = crop.squared(box, picture.shape, settings["square"])
         facts["box"] = list(square)
+        if square.width * square.height > SQUARE:
+            facts["reason"] = (
+                f"has {picture.shape[1]} x {picture.shape[0]} pixels, of which a square of "
+                f"{square.width} x {square.height} would be made; scale the image down"
+            )
         if "reason" not in facts:
             parts = (crop.cut(plane, square) for plane in picture.planes())
             if settings["crop"] == "masked" and mask is not None:
