@@ -48,7 +48,10 @@ def serve() -> None:
     """The other process: answer what standard input asks."""
     stream = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what is printed is no answer
-    parent, name, arguments = json.load(sys.stdin)
+    try:
+        parent, name, arguments = json.load(sys.stdin)
+    except ValueError:  # who started this one was stopped before it could ask
+        return
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     module, _, function = name.partition(":")
     try:

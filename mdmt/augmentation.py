@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mdmt import _core
+from mdmt import _core, checked
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike
@@ -55,6 +55,18 @@ def complete(ranges):
     return {**RANGES, **ranges}
 
 
+def _numbers(name: str, value: ArrayLike, count: int) -> np.ndarray:
+    """The numbers of data sets or samples as (count,) int64. A number that is not whole would be
+    another sample's: nothing is rounded."""
+    array = np.asarray(value)
+    if array.dtype.kind not in "iu" or array.shape not in ((), (1,), (count,)):
+        raise ValueError(
+            f"{name} must be an integer or {count} of them, one for each image, not "
+            f"{array.dtype} {array.shape}"
+        )
+    return np.broadcast_to(array.astype(np.int64), count).copy()
+
+
 def augment(
     images: ArrayLike,
     dataset: ArrayLike,
@@ -83,7 +95,7 @@ def augment(
     which are moved as the image of the same numbers is and keep their values otherwise.
 
     Returns (N, H, W), (H, W) or (N, C, H, W): uint8, rounded, or the dtype that is asked for, in
-    0 to 255.
+    0 to 255. ValueError, one sentence, for what cannot be used.
     """
     r = complete(ranges)
     images = np.asarray(images)
@@ -94,13 +106,15 @@ def augment(
             f"{images.dtype} {images.shape}"
         )
     stack = np.ascontiguousarray(images[None] if images.ndim == 2 else images)
-    keys = [np.broadcast_to(np.asarray(k, np.int64), len(stack)).copy() for k in (dataset, index)]
+    keys = [_numbers(*k, len(stack)) for k in (("dataset", dataset), ("index", index))]
+    seed = checked.whole("seed", seed, 0, (1 << 64) - 1)
+    epoch = checked.whole("epoch", epoch, 0, (1 << 63) - 1)
     low, high = r["elastic_alpha"]
     packed = (r["probability"], r["shift"], r["zoom"], r["flip"], r["rotation"], low, high)
     packed = (*map(float, packed), float(r["elastic_sigma"]), *(float(r[k]) for k in TONE))
     height, width = stack.shape[-2:] if size is None else size if np.ndim(size) else (size, size)
     out = _core.augment(
-        stack, *keys, int(seed), int(epoch), packed, (int(height), int(width)), int(threads), masks
+        stack, *keys, seed, epoch, packed, (int(height), int(width)), int(threads), masks
     )
     out = np.rint(out).astype(np.uint8) if np.dtype(dtype) == np.uint8 else out.astype(dtype)
     return out[0] if images.ndim == 2 else out

@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 from . import __version__, config, run
+from . import splits as splits_
 from .errors import BadInput, nearest
-from .paths import write_atomic, write_json
+from .paths import check_replaced, write_atomic, write_json
 from .study import refuse_masks, split_record, stored_values
 
 NO_DEVICE = "Not a medical device: not for the diagnosis or treatment of patients."
@@ -173,6 +174,8 @@ def _fold_lines(release) -> list[str]:
 
 def splits(arguments) -> None:
     """Print the class counts of every part; write the JSON file if asked to."""
+    if arguments.out:
+        check_replaced(arguments.out, splits_.START, "file of splits")
     study = _study(arguments)
     for release in study.releases:
         if len(study.releases) > 1:
@@ -187,11 +190,13 @@ def splits(arguments) -> None:
 def check(arguments) -> None:
     """Check everything that can be checked without training; exit status 2 if it would fail."""
     from . import checks
+    from .report.page import START
 
     values = config.load(arguments.config, arguments.overrides)
     refuse_masks(values)
-    report = checks.examine(values, None, arguments.quiet, not arguments.quick)
     path = Path(arguments.out or Path("results") / f"{values['name']}-check.html")
+    check_replaced(path, START, "page")
+    report = checks.examine(values, None, arguments.quiet, not arguments.quick)
     write_atomic(path, checks.page.page(report))
     print(checks.terminal.text(report))
     print(f"page     {path}", flush=True)
@@ -280,7 +285,7 @@ def predict(arguments) -> None:
     from .paths import write_csv
 
     if arguments.out:
-        predictor.check_file(arguments.out, arguments.images)
+        check_replaced(arguments.out, ",".join(predictor.COLUMNS), "table of predictions")
     rows, notes = predictor.predict(arguments.run, arguments.images, **_applied(arguments))
     if arguments.out:
         write_csv(arguments.out, predictor.columns_of(rows), rows)

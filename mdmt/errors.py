@@ -70,7 +70,11 @@ def nearest(name: str, known) -> str:
 
 def write_failure(path, error: OSError) -> MdmtError:
     """Return the sentence for an OSError that was raised while `path` was being written."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    full = (errno.ENOSPC, errno.EDQUOT)
+    # The engine's own OSError has no number, but the system's words.
+    if error.errno in full or (
+        not error.errno and str(error).endswith(tuple(map(os.strerror, full)))
+    ):
         return NoSpace(f"{path}: the disk is full; free some space or choose another folder")
     reason = (error.strerror or str(error)).lower()
     return NoSpace(f"{path}: cannot be written ({reason}); choose another folder")

@@ -27,6 +27,7 @@ from .paths import (
     digest_file,
     folder_lock,
     read_json,
+    remove_unfinished,
     write_atomic,
     write_csv,
     write_json,
@@ -244,6 +245,8 @@ def evaluate(out, name: str, to, *, overrides=(), device: str = "cpu", release=N
     }
     _claim(to)
     with folder_lock(to, "out folder"):
+        for folder in (to, to / "figures"):
+            remove_unfinished(folder)
         gathered = study.gather(values, to, quiet)
         ((_, cases, stores),) = gathered
         chosen_cases = select(out, list(zip(cases, stores, strict=True)), values, known, nets)
@@ -269,9 +272,9 @@ def _told(chosen: list[tuple]) -> list[str]:
 
 
 def _claim(to: Path) -> None:
-    """Refuse a folder that is not empty and no evaluation."""
+    """Refuse a folder that is not empty and no evaluation; hidden files are a killed one's."""
     inside = [p.name for p in to.iterdir()] if to.is_dir() else []
-    if any(n not in ("data", ".lock") for n in inside) and not (to / RECORD).is_file():
+    if any(n != "data" and not n.startswith(".") for n in inside) and not (to / RECORD).is_file():
         raise BadInput(f"{to}: is not empty and holds no evaluation; choose another --out")
 
 
@@ -315,8 +318,27 @@ def _among(alike: list, chosen: list[tuple]) -> list:
 
 
 def _write(to: Path, out: Path, values: dict, every, tried, tested: dict, notes: list) -> None:
-    """Everything that the report is computed from; tried: as from `select`, and near-duplicates."""
+    """Everything that the report is computed from; tried: as from `select`, and near-duplicates.
+
+    First the record, which makes the folder an evaluation's, so that one that was interrupted is
+    done again; last the configuration, without which nothing reports a part of it."""
     chosen, alike = tried
+    places = {(g.nets[0].description["release"], g.nets[0].description["validation"])
+              for g in every}  # fmt: skip
+    write_json(
+        to / RECORD,
+        {
+            "format": 1,
+            "mdmt": __version__,
+            "run": str(out.resolve()),
+            "run_predictions": _digest(out / "predictions.csv"),
+            "release": sorted({r for r, _ in places})[0],
+            "validation": sorted({v for _, v in places})[0],
+            "thresholds": _thresholds(every),
+            "notes": notes,
+        },
+    )
+    (to / "config.yaml").unlink(missing_ok=True)
     _write_predictions(to, values, every, chosen, tested)
     rows = []
     for g in every:
@@ -335,22 +357,7 @@ def _write(to: Path, out: Path, values: dict, every, tried, tested: dict, notes:
     release = study.Release(values["data"]["release"], taken, stores, {}, pairs)
     write_json(to / cohort.COHORT, cohort.record([release], values))
     write_json(to / "environment.json", study.environment())
-    places = {(g.nets[0].description["release"], g.nets[0].description["validation"])
-              for g in every}  # fmt: skip
     write_atomic(to / "config.yaml", config.dump(study.stored_form(values)))
-    write_json(
-        to / RECORD,
-        {
-            "format": 1,
-            "mdmt": __version__,
-            "run": str(out.resolve()),
-            "run_predictions": _digest(out / "predictions.csv"),
-            "release": sorted({r for r, _ in places})[0],
-            "validation": sorted({v for _, v in places})[0],
-            "thresholds": _thresholds(every),
-            "notes": notes,
-        },
-    )
 
 
 def _thresholds(every: list[Group]) -> dict:

@@ -91,8 +91,8 @@ def table(values: dict) -> dict[str, list[dict]]:
     for k in range(3, len(tasks) + 1):
         known[f"STL-tau{k}"] = [{"tasks": [f"tau{k}"]}]
     for name in values["configurations"]:
-        if match := _BETA.fullmatch(name):
-            beta = float(match[1])
+        if _BETA.fullmatch(name):
+            beta = beta_of(values, name)
             shares = [beta, 1 - beta]
             known[name] = [_STL1, _STL2, {**_JOINT, "init": [0, 1], "shares": shares}]
     for name, stages in values["experiments"].items():
@@ -106,6 +106,13 @@ def table(values: dict) -> dict[str, list[dict]]:
             for position, stage in enumerate(stages)
         ]
     return known
+
+
+def beta_of(values: dict, name: str) -> float | None:
+    """The share of STL-tau1 in the average that MDMT or MDMT-beta<number> starts from; None for
+    other configurations."""
+    match = _BETA.fullmatch(name)
+    return float(match[1]) if match else values["mdmt"]["beta"] if name == "MDMT" else None
 
 
 def _complete(where: str, position: int, stage: dict, values: dict, aliases: dict) -> dict:

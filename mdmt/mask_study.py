@@ -3,6 +3,7 @@
 Cross-validation by patient, then one network trained on every mask. The out folder holds
 
     splits.json            who is in which part of which fold
+    data.json              a hash of the pictures and masks, which stay those of the first start
     results.csv            the Dice coefficient of every picture, by the network that never saw its
                            patient
     pictures.csv           the verdict on every picture of the image folder, likewise
@@ -14,6 +15,7 @@ Cross-validation by patient, then one network trained on every mask. The out fol
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import signal
 import sys
 import time
@@ -33,6 +35,7 @@ from .splits import stratified_group_kfold
 FINAL = "final"
 RESULT = "result.json"
 KINDS = (".jpg", ".jpeg", ".png")  # of pictures, in capitals too
+DATA = "data.json"
 VERDICT = list(lungs.LungVerdict._fields)
 
 
@@ -59,6 +62,12 @@ class Data:
         self.patients = [self.patient(name) for name in self.names]
         pairs = [self._read(name) for name in _bar(self.names, "reading", progress)]
         self.pictures, self.masks = (np.stack(part) for part in zip(*pairs))
+
+    def digest(self) -> str:
+        """Hex SHA-256 of pictures and masks, as the network sees them."""
+        value = hashlib.sha256(self.pictures)
+        value.update(self.masks)
+        return value.hexdigest()
 
     def patient(self, name: str) -> str:
         """The patient of a picture; one that no table names is a patient of its own."""
@@ -120,7 +129,8 @@ def _bar(items, text: str, progress: bool):
 
 @contextlib.contextmanager
 def _stoppable():
-    """A function that says whether SIGTERM, SIGINT or SIGUSR1 came."""
+    """A function that says whether SIGTERM, SIGINT or SIGUSR1 came, which end nothing by themselves
+    meanwhile; one that nobody asked about ends the process as it does elsewhere."""
     asked = []
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
     former = {}
@@ -134,6 +144,8 @@ def _stoppable():
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
+    if asked:
+        raise KeyboardInterrupt
 
 
 class Study:
@@ -181,7 +193,15 @@ class Study:
         except ValueError as error:
             raise BadConfig(f"backbone: {error}") from error
 
-    def train(self, key, stop) -> dict:
+    def record(self) -> list[dict]:
+        """What splits.json holds: the names of every part of every fold."""
+        names = self.data.names
+        return [
+            {k: v if k == "fold" else [names[i] for i in v] for k, v in f.items()}
+            for f in self.folds
+        ]
+
+    def train(self, key) -> dict:
         """Train a fold or the last network, unless that is done; return its result."""
         folder = make_folder(self.folder(key))
         if (folder / RESULT).is_file() and (folder / "model.safetensors").is_file():
@@ -195,20 +215,21 @@ class Study:
             drawn = negatives.draw(count, data.pictures[rows["train"]], seed)
             none = np.arange(0)
             parts.append(engine.Part(drawn, np.zeros_like(drawn), 0, np.arange(count), none))
-        fit = engine.Fit(
-            model,
-            parts,
-            [values["head"]],
-            values["train"],
-            {"mode": "union", "ratio": None, "epoch": "union", "drop_last": True},
-            seed=values["seed"],
-            checkpoint=folder / "checkpoint.safetensors",
-            seconds=values["train"]["checkpoint_seconds"],
-            steps=values["train"]["checkpoint_steps"],
-            stop=stop,
-            progress=self._progress(key),
-        )
-        state = fit.run()
+        with _stoppable() as stop:
+            fit = engine.Fit(
+                model,
+                parts,
+                [values["head"]],
+                values["train"],
+                {"mode": "union", "ratio": None, "epoch": "union", "drop_last": True},
+                seed=values["seed"],
+                checkpoint=folder / "checkpoint.safetensors",
+                seconds=values["train"]["checkpoint_seconds"],
+                steps=values["train"]["checkpoint_steps"],
+                stop=stop,
+                progress=self._progress(key),
+            )
+            state = fit.run()
         engine.write_history(folder / "history.csv", state.history)
         save_half(model, folder / "model.safetensors")
         result = {"epochs": state.epoch, "best_epoch": state.best_epoch, "mdmt": __version__}
@@ -341,6 +362,16 @@ def _claim(out: Path, values: dict) -> None:
         )
 
 
+def _check_same_data(out: Path, record: list[dict], data: dict) -> None:
+    """Refuse when what `out` holds was trained on other pictures, masks or folds: a network would
+    be tested on what it has learnt from."""
+    for name, now in (("splits.json", record), (DATA, data)):
+        if (out / name).is_file() and read_json(out / name) != now:
+            raise BadInput(
+                f"{out}: was begun with other pictures, masks or patients; choose another --out"
+            )
+
+
 def run(
     values: dict, out=None, device: str = "cpu", quiet: bool = False, where: str = ""
 ) -> list[dict]:
@@ -352,26 +383,24 @@ def run(
     """
     out = Path(out) if out is not None else Path("results") / values["name"]
     _claim(out, values)
-    with folder_lock(make_folder(out), "out folder"), _stoppable() as stop:
+    with folder_lock(make_folder(out), "out folder"):
         study = Study(values, out, device, not quiet)
         model = study.model()  # whatever is wrong with it shows before the folder is claimed
+        record, data = study.record(), {"sha256": study.data.digest()}
+        _check_same_data(out, record, data)
         write_atomic(out / "config.yaml", config.dump(values))
-        names = study.data.names
-        write_json(
-            out / "splits.json",
-            [{k: v if k == "fold" else [names[i] for i in v] for k, v in f.items()}
-             for f in study.folds],
-        )  # fmt: skip
+        write_json(out / "splits.json", record)
+        write_json(out / DATA, data)
         if not quiet:
-            people = len(set(study.data.patients))
+            people, masks = len(set(study.data.patients)), len(study.data.names)
             print(
-                f"mdmt {__version__}: {values['name']} -> {out}\n  {len(names)} masks of {people} "
+                f"mdmt {__version__}: {values['name']} -> {out}\n  {masks} masks of {people} "
                 f"patients; {model}" + (f"\n  {where}" if where else ""),
                 file=sys.stderr,
             )
         results = []
         for key in [*range(len(study.folds)), FINAL]:
-            result = study.train(key, stop)
+            result = study.train(key)
             study.say(key, result)
             for name, dice in result["dice"].items():
                 patient = study.data.patient(name)

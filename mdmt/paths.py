@@ -112,6 +112,27 @@ def _umask() -> int:
     return mask
 
 
+def check_replaced(path, start: str, what: str) -> None:
+    """BadInput, before any work, where writing the file `path` would take the place of a folder or
+    of what does not begin with `start` and so is no `what`: a picture or a configuration whose name
+    followed --out by mistake, or a file of a run."""
+    path = Path(path)
+    if path.is_dir():
+        raise BadInput(f"--out {path}: is a folder; give the name of a file")
+    if not path.is_file():
+        return
+    wanted = start.encode()
+    try:
+        with open(path, "rb") as stream:
+            found = stream.read(len(wanted))
+    except OSError as error:
+        raise BadInput(
+            f"--out {path}: cannot be read ({error.strerror}); choose another name"
+        ) from error
+    if found and found != wanted:
+        raise BadInput(f"--out {path}: is there already and is no {what}; choose another name")
+
+
 def write_json(path, value, sync: bool = True) -> None:
     """Write `value` as JSON, atomically; floats keep every bit (shortest round-trip form)."""
     write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n", sync)

@@ -140,17 +140,6 @@ def find_images(given) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def check_file(out, images) -> None:
-    """Raise BadInput, before anything is predicted, where a file of the predictions would take the
-    place of a folder or of one of the pictures; images: as for `predict`."""
-    if Path(out).is_dir():
-        raise BadInput(f"--out {out}: is a folder; give the name of a CSV file")
-    if os.path.realpath(out) in map(os.path.realpath, find_images(images)):
-        raise BadInput(
-            f"--out {out}: is one of the pictures, which would be lost; give the name of a CSV file"
-        )
-
-
 def text_of(path: Path) -> str:
     """The path as text that can be written: bytes of a name that are no UTF-8 as \\xNN."""
     return os.fsencode(path).decode(errors="backslashreplace")

@@ -19,7 +19,7 @@ from urllib.parse import quote
 from . import study
 from .data.store import INDEX, store_folder
 from .errors import BadData
-from .paths import digest, folder_lock, write_atomic, write_csv
+from .paths import digest, folder_lock, remove_unfinished, write_atomic, write_csv
 from .preprocess import build, sheets
 from .preprocess.build import Survey
 
@@ -46,6 +46,8 @@ def prepare(values: dict, out=None, quiet: bool = False, say=print) -> list[Surv
                 built[key] = build.inspect(cases, values, progress=not quiet)
             surveys.append(built[key])
     with folder_lock(out, "folder of contact sheets", wait=1):
+        for folder in (out, *(out / _folder(s) for s in surveys)):
+            remove_unfinished(folder)
         written = [_write_set(s, out, quiet) for s in surveys]
         write_atomic(out / "index.html", page(values["name"], surveys, written, out))
     for survey in surveys:

@@ -52,6 +52,7 @@ __all__ = [
     "write",
 ]
 EXTRAS = ("center", "outer", "inner", "fixed_test")  # further keys of a fold
+START = '{\n "format": 1,\n "hash": "'  # of a file of splits
 BY_CENTER = ("loco", "loco-all")
 
 

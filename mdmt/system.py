@@ -196,7 +196,7 @@ def cuda_devices():
     try:
         module = importlib.import_module("mdmt._cuda")
     except ModuleNotFoundError:
-        return 0, "not in this build (nvcc was not found when it was made)"
+        return 0, "not in this build (made without an nvcc that works, or with MDMT_CUDA=skip)"
     except ImportError as error:
         return 0, f"its module cannot be loaded ({error})"
     return module.devices()

@@ -26,9 +26,17 @@ def class_weights(labels: ArrayLike, classes: int, loss: str = "ce") -> np.ndarr
     100. A finding without a positive or without a negative gets 1.
 
     Give them as `sample_weight`, w[labels] of classes and np.where(labels == 1, w, 1) of findings.
-    Only the training part may be counted. ValueError, one sentence, for other labels or losses.
+    Only the training part may be counted. ValueError, one sentence, for other labels, numbers of
+    classes or losses.
     """
-    values = np.asarray(labels, np.float64)
+    if isinstance(classes, bool) or not isinstance(classes, (int, np.integer)) or classes < 1:
+        raise ValueError(f"classes must be their number, 1 or more, not {classes!r}")
+    try:
+        values = np.asarray(labels, np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(
+            "labels must be numbers, NaN for none; name classes by 0, 1, 2, ..."
+        ) from None
     shape = ("n",) if loss in ("ce", "ordinal") else ("n", classes)
     if loss not in ("ce", "ordinal", "bce"):
         raise ValueError(f"class weights are of the losses ce, ordinal and bce, not {loss!r}")

@@ -1,5 +1,6 @@
 """Work in another process: answers, errors and deaths come back as they should."""
 
+import json
 import os
 import signal
 import subprocess
@@ -54,6 +55,12 @@ def linger(folder):
     (Path(folder) / "began").write_text(str(os.getpid()))
     time.sleep(4)
     (Path(folder) / "config.yaml").write_text("of a run that was killed")
+
+
+def test_a_stop_before_the_question_is_no_traceback():
+    line = [sys.executable, "-c", apart._START, json.dumps(sys.path)]
+    done = subprocess.run(line, input=b"", capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
 def test_it_ends_with_the_process_that_asked(tmp_path):

@@ -270,3 +270,19 @@ def test_bad_ranges_are_one_sentence(ranges, sentence):
 def test_images_must_be_grey_bytes():
     with pytest.raises(ValueError, match="must be uint8"):
         mdmt.augment(np.zeros((4, 4)), 0, 0, epoch=0, seed=0)
+
+
+@pytest.mark.parametrize("change, says", [
+    ({"dataset": [0.7, 0.2]}, "dataset must be an integer or 2 of them"),
+    ({"index": ["0", "1"]}, "index must be an integer or 2 of them"),
+    ({"index": [0, 1, 2]}, "index must be an integer or 2 of them"),
+    ({"index": None}, "index must be an integer or 2 of them"),
+    ({"epoch": 0.9}, "epoch must be an integer"),
+    ({"epoch": None}, "epoch must be an integer"),
+    ({"seed": 1.9}, "seed must be an integer"),
+    ({"seed": 2**64}, "seed must be 0 to"),
+])  # fmt: skip
+def test_numbers_of_samples_are_whole(change, says):
+    how = {"dataset": 0, "index": [0, 1], "epoch": 0, "seed": 0} | change
+    with pytest.raises(ValueError, match=says):
+        mdmt.augment(np.zeros((2, 32, 32), np.uint8), **how)

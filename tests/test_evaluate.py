@@ -253,6 +253,29 @@ def test_what_does_not_fit_is_one_sentence(finished, tmp_path, capsys):
                 tmp_path / "run")  # fmt: skip
 
 
+@pytest.mark.parametrize("writer", ["write_csv", "write_json", "write_atomic"])
+def test_an_interrupted_one_is_done_again(finished, tmp_path, monkeypatch, writer):
+    """After any of its files: the same command goes on, and no part of it is reported before."""
+    out, _, new, _, _ = finished
+    to, write = tmp_path / "to", getattr(evaluate, writer)
+
+    def interrupted(path, *more):
+        write(path, *more)
+        (to / ".left.tmp").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate, writer, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.evaluate(out, str(new), to, figures=False)
+    monkeypatch.undo()
+    if writer != "write_atomic":  # the last one
+        assert cli.main(["report", str(to)]) == 2
+    evaluate.evaluate(out, str(new), to, figures=False)
+    for name in ("predictions.csv", "networks.csv", "external.csv", "evaluation.json"):
+        assert (to / name).read_bytes() == (finished[-1] / name).read_bytes(), name
+    assert not (to / ".left.tmp").exists()
+
+
 def test_what_was_not_kept_is_said(finished, tmp_path):
     """Without the weights of one configuration the others are evaluated, with a note."""
     out, _, new, _, _ = finished

@@ -121,6 +121,33 @@ def test_a_deleted_prediction_file_is_made_again(study, tmp_path):
     assert sweeps.fingerprint(out) == before
 
 
+def test_a_training_made_again_elsewhere_and_killed_before_its_result(study, tmp_path):
+    """Its weights were deleted and are needed again: the old result does not vouch for new ones,
+    which on another CPU path have other bits."""
+    config, _ = study
+    out = tmp_path / "out"
+
+    def again(*more):
+        names = ", ".join(("STL-tau2", *more))
+        given = ("--set", f"configurations=[{names}]", "--set", "keep_weights=false", "--extend")
+        line = sweeps.command(config, "--out", out, "--no-report", *given)
+        return subprocess.run(line, env=sweeps.environment(), capture_output=True, text=True)
+
+    assert again().returncode == 0
+    (folder,) = (out / "runs").iterdir()
+    (folder / "weights.deleted").unlink()
+    code = (
+        "import os; from mdmt.runner import job; "
+        "job._write_predictions = lambda *given: os._exit(9); "
+        f"job.main([{str(folder)!r}])"
+    )
+    line, elsewhere = [sys.executable, "-c", code], sweeps.environment(MDMT_CPU="ref")
+    assert subprocess.run(line, env=elsewhere, capture_output=True).returncode == 9
+    assert (folder / "model.safetensors").is_file()
+    done = again("FT")
+    assert done.returncode == 0, done.stderr
+
+
 def test_files_of_finished_trainings_that_were_changed_are_not_used(study, tmp_path):
     """What was cut is made again; what has another byte is told, before anything comes of it."""
     config, _ = study

@@ -124,6 +124,35 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(folder, tmp_path, monkeypat
         mask_study.run(changed, tmp_path / "b", **how)
 
 
+def test_other_data_are_not_mixed_with_what_was_trained(folder, tmp_path):
+    out, how = tmp_path / "out", {"quiet": True}
+    mask_study.run(values_of(folder), out, **how)
+    (out / "data.json").unlink(missing_ok=True)  # of an earlier version
+    mask_study.run(values_of(folder), out, **how)
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    table = folder / "severity.csv"  # two patients turn out to be one: other folds
+    changed = table.read_text(), table.read_text().replace("s3", "s1")
+    mask = folder / "lung_masks" / "p1.png"
+    other = mask.read_bytes(), (folder / "lung_masks" / "p2.png").read_bytes()
+    for path, (was, now) in {table: [t.encode() for t in changed], mask: other}.items():
+        path.write_bytes(now)
+        with pytest.raises(BadInput, match="was begun with other pictures, masks or patients"):
+            mask_study.run(values_of(folder), out, **how)
+        path.write_bytes(was)
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+
+
+def test_a_signal_while_nothing_is_trained_ends_the_run(folder, tmp_path, monkeypatch):
+    def pulled(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return []
+
+    monkeypatch.setattr(mask_study.Study, "screen", pulled)
+    command = ["lungs", "--quiet", "--out", str(tmp_path / "out"), "--set", f"data.root={folder}"]
+    assert run.main([*command, *(part for s in SETTINGS for part in ("--set", s))]) == 75
+    assert not (tmp_path / "out" / "pictures.csv").exists()
+
+
 def test_bad_input_is_one_sentence(folder, tmp_path, capsys):
     def refused(sentence, *more, error=BadData):
         with pytest.raises(error, match=sentence) as found:

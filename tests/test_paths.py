@@ -7,12 +7,24 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from mdmt import cli, paths, run
-from mdmt.errors import NoSpace
+from mdmt import cli, config, paths, run, splits
+from mdmt.errors import NoSpace, write_failure
 from tests import writers
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_called_that_whoever_wrote(number):
+    """Python's error has a number; the engine's only the system's words."""
+    for error in (OSError(number, "x"), OSError(f"writing a failed: {os.strerror(number)}")):
+        said = write_failure("a", error)
+        assert str(said) == "a: the disk is full; free some space or choose another folder"
+    assert "cannot be written (writing a failed" in str(
+        write_failure("a", OSError("writing a failed"))
+    )
 
 
 def test_what_a_killed_writer_left_is_removed(tmp_path):
@@ -125,3 +137,22 @@ def test_a_file_system_without_locks_is_told_as_that(tmp_path, monkeypatch):
     words = r"\.lock: cannot be locked \(function not implemented\)"
     with pytest.raises(NoSpace, match=words), paths.folder_lock(tmp_path, "job", wait=60):
         pass
+
+
+def test_a_file_is_replaced_by_one_of_its_kind_alone(tmp_path, capsys, monkeypatch):
+    """`mdmt splits own.yaml --out own.yaml`, likewise of `check`; what was written before, or is
+    empty, is written again."""
+    monkeypatch.chdir(tmp_path)
+    own = Path("own.yaml")
+    own.write_text(config.dump(config.load("demo", ["image_size=64", "cv.folds=2"])))
+    for command, kind in (("splits", "file of splits"), ("check", "page")):
+        before = own.read_bytes()
+        assert cli.main([command, "own.yaml", "--out", "own.yaml"]) == 2
+        wanted = f"mdmt: --out own.yaml: is there already and is no {kind}; choose another name\n"
+        assert capsys.readouterr().err == wanted and own.read_bytes() == before
+    assert cli.main(["splits", "own.yaml", "--out", "."]) == 2
+    assert "is a folder" in capsys.readouterr().err
+    Path("s.json").touch()
+    for _ in range(2):
+        assert cli.main(["splits", "own.yaml", "--out", "s.json"]) == 0
+    assert splits.read("s.json")["validation"]["cv"]

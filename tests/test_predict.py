@@ -104,15 +104,32 @@ def test_the_csv_takes_the_place_of_no_picture(finished, tmp_path, capsys):
     before = (tmp_path / "one.png").read_bytes()
     (tmp_path / "link.csv").symlink_to("one.png")
     for given, to, words in (
-        ("one.png", "one.png", "is one of the pictures, which would be lost"),
-        ("", "link.csv", "is one of the pictures, which would be lost"),
-        ("one.png", "", "is a folder; give the name of a CSV file"),
+        ("one.png", "one.png", "is there already and is no table of predictions"),
+        ("", "link.csv", "is there already and is no table of predictions"),
+        ("one.png", "", "is a folder; give the name of a file"),
     ):
         arguments = ["predict", str(out), str(tmp_path / given), "--out", str(tmp_path / to)]
         assert cli.main(arguments) == 2
         said = capsys.readouterr()
         assert words in said.err and not said.out
     assert (tmp_path / "one.png").read_bytes() == before and (tmp_path / "link.csv").is_symlink()
+
+
+def test_what_is_no_table_of_predictions_is_not_overwritten(finished, tmp_path, capsys):
+    """`--out` takes the name that follows it, which may be that of a picture."""
+    out, images, _ = finished
+    picture, another, table = (tmp_path / name for name in ("a.png", "b.png", "p.csv"))
+    for one in (picture, another):
+        shutil.copy(next(images.iterdir()), one)
+    for kept in (another, out / "predictions.csv"):
+        before = kept.read_bytes()
+        assert cli.main(["predict", str(out), str(picture), "--out", str(kept)]) == 2
+        assert capsys.readouterr().err.startswith(f"mdmt: --out {kept}: is there already and is no")
+        assert kept.read_bytes() == before
+    table.write_bytes(b"")
+    for _ in range(2):
+        assert cli.main(["predict", str(out), str(picture), "--out", str(table)]) == 0
+    assert len(rows_of(table)) == 2
 
 
 def test_networks_vote_at_their_operating_points(finished, tmp_path, capsys):

@@ -254,8 +254,11 @@ def table_of(out):
 
 def test_prepare_refuses_lists_and_shows(study, tmp_path, capsys):
     out = tmp_path / "out"
+    killed = out / "chests" / ".sheet-001.png.killed.tmp"  # of a preparation that was killed
+    killed.parent.mkdir(parents=True)
+    killed.touch()
     status, printed, error = run(study, out, capsys=capsys)
-    assert status == 2
+    assert status == 2 and not killed.exists()
     assert "c02.png: shows no plausible lungs (the lungs would cover 80%" in error
     assert "(and 2 more images refused)" in error
     assert f"look at {out / 'index.html'}" in error

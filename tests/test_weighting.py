@@ -168,3 +168,17 @@ def test_wrong_weights_change_nothing(batch):
         model.attach([{"images": pictures, "task": 0, "target": [0, 1, 2],
                        "sample_weight": [1, np.inf, 0]}])  # fmt: skip
     assert all(np.array_equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("labels, classes, says", [
+    ([0, 1, 1], ["MILD", "SEVERE"], "classes must be their number"),
+    ([0, 1, 1], None, "classes must be their number"),
+    ([0, 1, 1], 2.0, "classes must be their number"),
+    ([], 0, "classes must be their number"),
+    (["MILD", "SEVERE"], 2, "labels must be numbers"),
+    ({"MILD": 3}, 2, "labels must be numbers"),
+    ([[0], [0, 1]], 2, "labels must be numbers"),
+])  # fmt: skip
+def test_balanced_weights_of_what_is_no_class_number(labels, classes, says):
+    with pytest.raises(ValueError, match=says):
+        mdmt.class_weights(labels, classes)

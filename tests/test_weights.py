@@ -318,3 +318,9 @@ def test_a_zip_archive_with_damaged_records_is_one_sentence(tmp_path, damage):
     )
     with pytest.raises(ValueError, match=r"w.pth (was refused|is not a whole \.pth file): "):
         mdmt.load_weights(path)
+
+
+@pytest.mark.parametrize("beta", [None, "half", [0.5], 2, float("nan")])
+def test_a_share_that_is_none(beta):
+    with pytest.raises(ValueError, match="beta must be in"):
+        mdmt.average_weights({"a": np.ones(2)}, {"a": np.zeros(2)}, beta)

@@ -303,3 +303,49 @@ def test_learning_rates_are_drawn_where_they_change():
     last = drawn(np.array([0.1, 0.1, 0.05, 0.05]), np.full(3, 0.1))[-1]
     assert last.get_title() == "Learning rate"
     assert last.lines[-1].get_ydata() == pytest.approx([0.1, 0.1, 0.075, 0.05])
+
+
+@pytest.mark.parametrize(
+    "beta, heads, start",
+    [
+        (0.5, "new", "the mean of the two single-task networks"),
+        (0.3, "new", "the single-task networks averaged with shares of 0.3 and 0.7"),
+        (1, "keep", "the single-task networks averaged with shares of 1 and 0 with their heads"),
+    ],
+)
+def test_the_report_says_what_mdmt_starts_from(tmp_path, beta, heads, start):
+    own = {
+        "A": [{"tasks": ["tau1"]}, {"tasks": ["tau2"]}, {"tasks": ["tau1"], "init": [0, 1]}],
+        "B": [{"tasks": ["tau1"]}, {"tasks": ["tau2"]},
+              {"tasks": ["tau1"], "init": [0, 1], "shares": [0.9, 0.1]}],
+    }  # fmt: skip
+    names = ["STL-tau1", "STL-tau2", "MDMT", "MDMT-beta0.25", "FT-tau2", "A", "B"]
+    out = outfolder.make(tmp_path / "out", n=40, cv={"folds": 2}, configurations=names,
+                         experiments=own, mdmt={"beta": beta, "heads": heads})  # fmt: skip
+    report.make(out, resamples=100, figures=False, samples=False)
+    page = (out / "report.html").read_text()
+    more = " with their heads" if heads == "keep" else ""
+    quarter = f"the single-task networks averaged with shares of 0.25 and 0.75{more}"
+    assert f"starting from {start} of the same fold" in page
+    assert f"starting from {quarter} of the same fold" in page
+    assert (
+        f"Weights: random; MDMT from {start}, MDMT-beta0.25 from {quarter}, FT-tau2 from the "
+        "network of the first task, of the same fold."
+    ) in page
+    shares = f" with shares of {beta:g} and {1 - beta:g}" if beta != 0.5 else ""
+    assert f"from mean of stages 1 and 2{shares}<" in page
+    assert "from mean of stages 1 and 2 with shares of 0.9 and 0.1<" in page
+
+
+@pytest.mark.parametrize(
+    "configurations, title",
+    [
+        (["STL-tau1", "FT"], "configurations compared"),
+        (["STL-tau1"], "results"),
+        (["MDMT-plain"], "multi-data-set multi-task training compared"),
+    ],
+)
+def test_the_title_is_of_what_was_trained(configurations, title, tmp_path):
+    out = outfolder.make(tmp_path / "out", configurations=configurations)
+    report.make(out, resamples=100, figures=False)
+    assert f": {title}</title>" in (out / "report.html").read_text()

@@ -80,6 +80,8 @@ def _folds(m: Matrix, metric: str):
 def _origins(m: Matrix, metric: str, codes, backbone: str, configurations: list) -> np.ndarray:
     """The first fold that each of `_folds` is the same as, by the backbone's networks."""
     mine = np.isin(m.fold, _folds(m, metric))
+    if not mine.any():  # no fold defines the measure
+        return np.zeros(0, np.int64)
     given = [m.p[(*n, c)][mine] for n in m.trainings(backbone) for c in configurations]
     return origins_of(codes[mine], m.y[mine], given, m.fold[mine])
 

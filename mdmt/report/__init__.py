@@ -15,7 +15,7 @@ from ..analysis.compare import METHOD, defined_folds
 from ..analysis.folder import Outcome
 from ..errors import BadInput
 from ..measures import compared
-from ..paths import folder_lock, read_csv, write_atomic, write_csv
+from ..paths import folder_lock, read_csv, remove_unfinished, write_atomic, write_csv
 from ..results import MORE_COLUMNS, RESULT_COLUMNS, columns_of
 from . import checklists, external, points, recipe, sections, sensitivity, trainings, words
 from .page import escape, listing, page, paragraph, picture, text_table
@@ -70,6 +70,8 @@ def make(
     if locked:
         return _make(out, resamples, seed, (figures, samples), verify)
     with folder_lock(out, "out folder"):
+        for folder in (out, out / "figures"):
+            remove_unfinished(folder)
         return _make(out, resamples, seed, (figures, samples), verify)
 
 

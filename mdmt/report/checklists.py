@@ -159,10 +159,12 @@ def _parts(outcome) -> str:
     )
 
 
-STARTS = {
-    "FT": "the network of the second task",
-    "MDMT": "the mean of the two single-task networks",
-}
+def _start(values: dict, name: str) -> str | None:
+    """Which trained networks a configuration of the software's own starts from; None for none."""
+    known = {"FT": "the network of the second task", "FT-tau2": "the network of the first task"}
+    return known.get(name) or words.average(values, name)
+
+
 CHANGES = ("shift", "zoom", "flip", "rotation", "elastic_alpha", "gamma", "contrast", "brightness",
            "invert", "noise")  # fmt: skip
 
@@ -357,7 +359,7 @@ def _compared(outcome, analyses: list) -> dict:
     values, names = outcome.values, ", ".join(outcome.values["configurations"])
     resamples = analyses[0].n if analyses else 0
     loco = any(a.matrix.validation.startswith("loco") for a in analyses)
-    starts = [f"{c} from {s}" for c, s in STARTS.items() if c in values["configurations"]]
+    starts = [f"{c} from {s}" for c in values["configurations"] if (s := _start(values, c))]
     several = [w for w, n in (("folds", max([len(a.matrix.folds) for a in analyses], default=1)),
                               ("backbones", len(values["backbones"])),
                               ("seeds", len(values["seeds"]))) if n > 1]  # fmt: skip
@@ -428,7 +430,7 @@ def answers(outcome, analyses: list, people: dict | None = None) -> dict:
         f"{recipe.joint(values)}{recipe.arithmetic(values)}, augmentation: "
         f"{_augmented(train)}{recipe.smoothing(values)}; seeds "
         f"{', '.join(map(str, values['seeds']))}.{recipe.stages(values)} All of it: config.yaml.",
-        "selected": "Epoch with the lowest validation loss of the first task"
+        "selected": "Epoch with the lowest validation loss of the training's first task"
         + (f", after {train['warmup_epochs']} epochs" if train["warmup_epochs"] else "")
         + f"; patience {train['patience']}.",
         "ensemble": "None: every network is tested by itself.",

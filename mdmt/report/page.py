@@ -10,6 +10,7 @@ from ..plots import Figure
 
 escape = html.escape
 
+START = "<!doctype html>"
 STYLE = """
 :root{--ground:#fff;--ink:#1b1f24;--quiet:#4c5560;--line:#c3cad2;--soft:#f2f5f8;--link:#0a4f9e;
 --warn:#7a3e00;--warnsoft:#fff3e0;color-scheme:light dark}
@@ -110,7 +111,7 @@ def page(
         f'<section aria-labelledby="{i}">\n<h2 id="{i}">{escape(h)}</h2>\n{text}\n</section>'
         for i, h, text in sections
     )
-    return f"""<!doctype html>
+    return f"""{START}
 <html lang="en">
 <head>
 <meta charset="utf-8">

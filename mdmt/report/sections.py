@@ -24,8 +24,7 @@ MEANING = {
     "STL-tau1": "first task alone",
     "STL-tau2": "second task alone",
     "FT": "first task, starting from the network of the second task of the same fold",
-    "MDMT": "both tasks together on mixed batches, starting from the mean of the two single-task "
-    "networks of the same fold",
+    "FT-tau2": "second task, starting from the network of the first task of the same fold",
 }
 
 
@@ -69,6 +68,8 @@ def _kind(task: dict) -> str:
 def _control(outcome: Outcome, name: str) -> str:
     if name in CONTROLS:
         return CONTROLS[name]
+    if (start := words.average(outcome.values, name)) is not None:
+        return f"both tasks together on mixed batches, starting from {start} of the same fold"
     if alone := re.fullmatch(r"STL-tau(\d+)", name):
         return f"task {alone[1]} alone"
     stages = outcome.values["experiments"].get(name)
@@ -80,7 +81,7 @@ def _control(outcome: Outcome, name: str) -> str:
         if start == "weights":
             start = "initial weights"
         elif isinstance(start, list):
-            start = f"mean of stages {words.joined(str(k + 1) for k in start)}"
+            start = words.mean_of(outcome.values, start, s.get("shares"))
         else:
             start = f"stage {start + 1}"
         own = [f"{n} {v}" for n, v in config.flatten(s["train"]).items()] if s["train"] else []

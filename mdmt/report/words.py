@@ -8,7 +8,7 @@ from .. import kinds
 from ..analysis.cohort import UNKNOWN
 from ..analysis.compare import METHOD, Analysis
 from ..analysis.folder import Outcome
-from ..experiments import weights_of
+from ..experiments import beta_of, weights_of
 from ..measures import MEASURES, f1_name, grouped, leading
 from ..tables.grid import measured, number
 
@@ -46,6 +46,29 @@ def joined(items) -> str:
     """a, b and c."""
     items = list(items)
     return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1]
+
+
+def average(values: dict, name: str) -> str | None:
+    """What MDMT or MDMT-beta<number> starts from, by its beta; None for other configurations."""
+    beta = beta_of(values, name)
+    if beta is None:
+        return None
+    said = "the mean of the two single-task networks"
+    if beta != 0.5:
+        said = f"the single-task networks averaged with shares of {beta:g} and {1 - beta:g}"
+    return said + (" with their heads" if values["mdmt"]["heads"] == "keep" else "")
+
+
+def mean_of(values: dict, stages: list[int], shares) -> str:
+    """The average of stages (counted from 0) of an experiment; its shares where they are not equal.
+    shares: those that the stage names, or None for the default."""
+    beta = values["mdmt"]["beta"]
+    if shares is None and len(stages) == 2:
+        shares = [beta, 1 - beta]
+    said = f"mean of stages {joined(str(k + 1) for k in stages)}"
+    if shares is None or max(shares) - min(shares) < 1e-9:
+        return said
+    return f"{said} with shares of {joined(f'{s:g}' for s in shares)}"
 
 
 def interval(low: float, high: float, metric: str) -> str:

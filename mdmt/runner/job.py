@@ -104,6 +104,7 @@ def _copied(folder: Path, source: Path) -> dict:
     for name in (WEIGHTS, PREDICTIONS):
         check_mark(source / name, result)
     weights = folder / WEIGHTS
+    _forget(folder)
     try:
         weights.unlink(missing_ok=True)
         try:
@@ -118,6 +119,16 @@ def _copied(folder: Path, source: Path) -> dict:
     except OSError as error:
         raise write_failure(folder, error) from error
     return {**result, "resumed": result["images"], "copied_from": source.name}
+
+
+def _forget(folder: Path) -> None:
+    """Take away the result of an earlier training whose weights or predictions are gone, before new
+    ones come to lie beside it: where this process dies before its own result, it would count again,
+    and on another CPU path or by another version theirs are other bits."""
+    try:
+        (folder / RESULT).unlink(missing_ok=True)
+    except OSError as error:
+        raise write_failure(folder / RESULT, error) from error
 
 
 def _sign(folder: Path) -> list[str]:
@@ -209,6 +220,7 @@ def _train(folder: Path, description: dict, inputs: dict, stop, emit) -> dict:
         class_weights=_class_weights(description),
     )
     state = fit.run()
+    _forget(folder)
     model.save(str(folder / WEIGHTS))
     engine.write_history(folder / HISTORY, state.history)
     _write_predictions(folder, description, model, parts, tasks)

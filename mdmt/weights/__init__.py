@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mdmt.checked import array_of
+from mdmt.checked import array_of, finite
 from mdmt.weights import names
 
 if TYPE_CHECKING:
@@ -182,8 +182,8 @@ def average_weights(
     a, b: state dictionaries of one network. Running statistics are averaged as the weights are;
     integer counters are rounded down. ValueError when the keys or shapes differ.
     """
-    if not 0 <= beta <= 1:
-        raise ValueError(f"beta must be in [0, 1], not {beta}")
+    if not finite(beta) or not 0 <= beta <= 1:
+        raise ValueError(f"beta must be in [0, 1], not {beta!r}")
     for state in (a, b):
         if not isinstance(state, Mapping):
             named = "; give its state_dict()" if hasattr(state, "state_dict") else ""
