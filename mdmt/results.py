@@ -205,7 +205,6 @@ def undefined(found: dict, folds: int, what: str = "class") -> str:
 def final_table(results: list[dict], values: dict) -> str:
     """The table at the end: four measures of each task, mean and deviation over folds."""
     lines = []
-    wide = max([22, *(len(name) + 2 for name in values["backbones"])])
     places = dict.fromkeys((r["release"], r["validation"], r["task"]) for r in results)
     several = len({release for release, _, _ in places}) > 1
     for release, validation, task in places:
@@ -224,12 +223,15 @@ def final_table(results: list[dict], values: dict) -> str:
             if folds > 1
             else f"{where}, test part of one fold: {unit}"
         )
-        widths = [{"f1": 18, "r2": 17, "ccc": 17}.get(k, 14) for k in chosen]
-        heads = [_heading(k, spec).rjust(w) for k, w in zip(chosen, widths, strict=True)]
-        lines.append(f"  {'backbone':<{wide}}{'configuration':<15}{''.join(heads)}")
+        table = [["backbone", "configuration", *(_heading(k, spec) for k in chosen)]]
         for backbone, name, group in _groups(rows, values, chosen):
-            cells = [_spread(k, group).rjust(w) for k, w in zip(chosen, widths, strict=True)]
-            lines.append(f"  {backbone:<{wide}}{name:<15}{''.join(cells)}")
+            table.append([backbone, name, *(_spread(k, group) for k in chosen)])
+        # as wide as what is in them: names have any length, and a terminal often 80 columns
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        for line in table:
+            cells = [c.ljust(w) for c, w in zip(line[:2], widths[:2], strict=True)]
+            cells += [c.rjust(w) for c, w in zip(line[2:], widths[2:], strict=True)]
+            lines.append("  " + "  ".join(cells))
         note = fewer_folds(rows, chosen)
         lines += [f"  {note}", ""] if note else [""]
     return "\n".join(lines)
@@ -245,6 +247,7 @@ def _units(spec: dict, chosen: list[str]) -> str:
 def _heading(name: str, spec: dict) -> str:
     if name == "f1" and kinds.kind_of(spec) == kinds.CLASSES:
         positive = spec["classes"][kinds.positive_of(spec)]
+        positive = positive if len(positive) <= 20 else positive[:19] + "\u2026"
         return f"F1 of {positive}" if len(spec["classes"]) == 2 else "F1 macro"
     return called(name)
 

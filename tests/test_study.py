@@ -440,6 +440,25 @@ def test_the_table_at_the_end_has_room_for_every_backbone(paper):
         for b in values["backbones"]
     ]  # fmt: skip
     text = results.final_table(rows, values)
-    assert "efficientnet_b1_pruned  MDMT " in text
+    assert "efficientnet_b1_pruned  MDMT  " in text
     lines = [line for line in text.splitlines() if line.startswith("  ")]
     assert len({len(line) for line in lines}) == 1
+
+
+def test_the_table_at_the_end_has_room_for_every_name_and_takes_no_more():
+    demo_values = config.load("demo")
+    long = "JOINT-FROM-SEVERITY-WITH-UNCERTAINTY"
+    rows = [
+        {"release": "1", "validation": "cv", "task": "prognosis", "fold": fold, "seed": 0,
+         "backbone": "resnet18", "configuration": c, "accuracy": 0.5, "f1": 0.5, "gmean": 0.5,
+         "auc": 0.5}
+        for c in ("STL-tau1", long) for fold in (0, 1)
+    ]  # fmt: skip
+    text = results.final_table(rows, demo_values)
+    lines = [line for line in text.splitlines() if line.startswith("  ")]
+    assert len({len(line) for line in lines}) == 1 and f" {long}  50.0 ± 0.0" in text
+    text = results.final_table([r for r in rows if r["configuration"] != long], demo_values)
+    assert max(map(len, text.splitlines())) <= 79
+    demo_values["tasks"]["prognosis"]["classes"][1] = "a very long name of a positive class"
+    demo_values["tasks"]["prognosis"]["positive"] = "a very long name of a positive class"
+    assert "  F1 of a very long name of\u2026  " in results.final_table(rows, demo_values)

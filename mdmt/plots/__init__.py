@@ -112,6 +112,8 @@ def draw(outcome: Outcome, analyses: list[Analysis], groups: dict, samples: bool
         save = _Saver(outcome)
         stages = learning_curves(outcome)
         if stages:
+            least = outcome.values["train"]["warmup_epochs"]
+            from_ = f", after {least} epochs of warm-up," if least else ""
             units = {n: LOSSES[kinds.kind_of(t)] for n, t in outcome.values["tasks"].items()}
             save(
                 curves.learning(stages, units),
@@ -119,7 +121,8 @@ def draw(outcome: Outcome, analyses: list[Analysis], groups: dict, samples: bool
                 "Learning curves by stage",
                 "Training and validation loss over epochs, a panel per stage and task.",
                 "Thin lines are single trainings, thick ones their mean. The weights of the epoch "
-                "with the lowest validation loss of the first task are the ones that are tested.",
+                f"with the lowest validation loss of the first task{from_} are the ones that are "
+                "tested.",
             )
         for kind in dict.fromkeys(a.matrix.place[1:] for a in analyses):
             some = [a for a in analyses if a.matrix.place[1:] == kind]

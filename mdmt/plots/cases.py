@@ -54,7 +54,9 @@ def sheet(m: Matrix, images: dict, each: int = 6):
         for ax, i in zip(line, chosen, strict=False):
             pixels, row = images[m.image[i]]
             ax.imshow(shown(pixels[row]), cmap="gray", vmin=0, vmax=255)
-            ax.set_title(f"{what}: {_told(m, name, truth, i)}", fontsize=8)
+            told = _told(m, name, truth, i)
+            apart = "\n" if told.count("\n") > 1 else " "  # a long name has lines of its own
+            ax.set_title(f"{what}:{apart}{told}", fontsize=8)
     return fig
 
 
@@ -68,4 +70,4 @@ def _told(m: Matrix, name: str, truth: np.ndarray, i: int) -> str:
         there = label.split(kinds.SEPARATOR) if label else [kinds.NO_FINDING]
         some = [c for c in there if not c.startswith(kinds.UNKNOWN)] or [kinds.NO_FINDING]
         label = some[0] + (f" + {len(some) - 1}" if len(some) > 1 else "")
-    return f"{label}\np(true) = {truth[i]:.2f}"
+    return f"{style.folded(label, 20)}\np(true) = {truth[i]:.2f}"

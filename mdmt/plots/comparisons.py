@@ -77,8 +77,7 @@ def releases(analyses: list[Analysis]):
                        for a in analyses])  # fmt: skip
         ax.set(xlim=(-0.5, len(analyses) - 0.5), title=MEASURES[k].title, xlabel="release")
     _labelled(axes, shown)
-    handles = dict(zip(*reversed(axes[0, 0].get_legend_handles_labels()), strict=True))
-    fig.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(names))
+    style.legend_below(fig, axes[0])
     return fig
 
 
@@ -100,7 +99,9 @@ def forest(a: Analysis):
                 found = a.find(c, k, b)
                 ticks.append(y)
                 mean = b == ""
-                labels.append((b or ("mean" if backbones else "")) + f" vs {c}")
+                labels.append(
+                    (b or ("mean" if backbones else "")) + f" vs {style.folded(c, 28, 1)}"
+                )
                 if found is not None and found.low == found.low:
                     look = style.of(c, m.configurations)
                     ax.plot([scale * found.low, scale * found.high], [y, y], color=look["color"],
@@ -186,8 +187,11 @@ def _dots(m: Matrix, found: list, title: str | None):
             previous = s.variable
             middle = y + (len(names) - 1) / 2
             ticks.append(middle)
-            n = f"n = {s.n}" + (f", {s.positive} {m.classes[m.positive]}" if m.two else "")
-            labels.append(f"{s.variable}: {s.level}\n{n}" if title is None else f"{s.level}\n{n}")
+            n = f"n = {s.n}"
+            if m.two:
+                n += f", {s.positive} {style.folded(m.classes[m.positive], 28, 1)}"
+            level = style.folded(f"{s.variable}: {s.level}" if title is None else s.level, 42, 1)
+            labels.append(f"{level}\n{n}")
             scored = 0
             for c in names:
                 interval = s.found.get(c, {}).get(k)
@@ -196,7 +200,7 @@ def _dots(m: Matrix, found: list, title: str | None):
                     ax.plot([one.scale * interval.low, one.scale * interval.high], [y, y], lw=1.2,
                             color=look["color"])  # fmt: skip
                     ax.plot([one.scale * interval.estimate], [y], ls="", color=look["color"],
-                            marker=look["marker"], label=c)  # fmt: skip
+                            marker=look["marker"], clip_on=False, zorder=3, label=c)  # fmt: skip
                     scored += 1
                 y += 1
             if not scored:
@@ -211,8 +215,7 @@ def _dots(m: Matrix, found: list, title: str | None):
             ax.set(xlim=(0, None), xlabel="in the label's unit")
     axes[0, 0].set_yticks(ticks, labels, fontsize=7.5)
     axes[0, 0].set_ylim(y, -1)
-    handles = dict(zip(*reversed(axes[0, 0].get_legend_handles_labels()), strict=False))
-    fig.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(names))
+    style.legend_below(fig, axes[0])
     return fig
 
 

@@ -34,7 +34,8 @@ def learning(stages: list[dict], units: dict):
         ):
             _bundle(ax, curves[kind], color=color, linestyle=dash, label=kind)
         n = len(curves["training"])
-        ax.set_title(f"{title}: {task}\n{n} training{'s' if n > 1 else ''}")
+        heading = style.folded(f"{title}: {task}", 40)
+        ax.set_title(f"{heading}\n{n} training{'s' if n > 1 else ''}")
         ax.set_xlabel("epoch")
         ax.set_ylabel(f"loss ({units[task]})")
         ax.xaxis.get_major_locator().set_params(integer=True)
@@ -64,7 +65,8 @@ def _rates(ax, stages: list[dict]) -> None:
     for stage in stages:
         if stage["rates"]:
             title = stage["title"]
-            _bundle(ax, stage["rates"], **style.line(title, titles), label=title)
+            look = style.line(title, titles)
+            _bundle(ax, stage["rates"], **look, label=style.folded(title, 40, 1))
     ax.set_title("Learning rate")
     ax.set_xlabel("epoch")
     ax.set_ylim(bottom=0)
@@ -140,7 +142,8 @@ def discrimination(m: Matrix, aucs: dict):
     # The bands' cost grows with the networks: a band needs no more than its eye can see.
     n = max(40, min(BANDS, 4000 // (len(m.nets) * len(m.folds) * len(m.configurations))))
     weights = _weights(m, n)
-    fig, axes = style.figure(7.4, 3.9, 1, 2)
+    below = _below(m.configurations, 4, 20)
+    fig, axes = style.figure(7.4, 3.9 + 0.1 * below * len(m.configurations), 1, 2)
     two = m.two
     for ax, make in zip(axes[0], (_roc, _pr), strict=True):
         for c in m.configurations:
@@ -163,15 +166,23 @@ def discrimination(m: Matrix, aucs: dict):
         roc.plot([0, 1], [0, 1], color="#888888", lw=0.8)
     each = "finding" if m.kind == kinds.FINDINGS else "class"
     of = m.classes[m.positive] if two else f"each {each}, averaged"
-    roc.set(xlabel="1 - specificity", ylabel="sensitivity", title=f"ROC, {of}")
-    pr.set(xlabel="sensitivity (recall)", ylabel="precision", title=f"Precision-recall, {of}")
+    roc.set(xlabel="1 - specificity", ylabel="sensitivity", title=style.folded(f"ROC, {of}", 42))
+    pr.set(xlabel="sensitivity (recall)", ylabel="precision",
+           title=style.folded(f"Precision-recall, {of}", 42))  # fmt: skip
     if two and pr.lines:
         share = float(np.mean(m.y == m.positive))
         pr.axhline(share, color="#888888", lw=0.8)
         pr.text(0.02, share + 0.015, f"prevalence {share:.2f}", fontsize=7.5, color="#555555")
-    if roc.get_legend_handles_labels()[0]:
+    if below:
+        style.legend_below(fig, [roc])
+    elif roc.get_legend_handles_labels()[0]:
         roc.legend(loc="lower right", fontsize=7)
     return fig
+
+
+def _below(names: list[str], most: int, longest: int) -> bool:
+    """True where a legend of `names` would cover the curves of a panel."""
+    return len(names) > most or max(map(len, names), default=0) > longest
 
 
 def decisions(m: Matrix):
@@ -192,10 +203,13 @@ def decisions(m: Matrix):
     everybody = net_benefits(event, np.ones(len(event)), thresholds, weights[:1])[0]
     ax.plot(thresholds, everybody, color="#555555", lw=1, label="treat all")
     ax.axhline(0, color="#555555", lw=1, ls=(0, (1, 2)), label="treat none")
-    ax.set(xlabel=f"threshold: probability of {m.classes[m.positive]} from which on one treats",
-           ylabel="net benefit (true positives per case)", xlim=(0, 1),
-           ylim=(-0.15 * share, 1.05 * share))  # fmt: skip
-    ax.legend(fontsize=7)
+    of = f"threshold: probability of {m.classes[m.positive]} from which on one treats"
+    ax.set(xlabel=style.folded(of, 62, 3), ylabel="net benefit (true positives per case)",
+           xlim=(0, 1), ylim=(-0.15 * share, 1.05 * share))  # fmt: skip
+    if _below(m.configurations, 8, 40):
+        style.legend_below(fig, [ax])
+    else:
+        ax.legend(fontsize=7)
     return fig
 
 
@@ -203,19 +217,28 @@ def findings(m: Matrix):
     """ROC curves of each finding, a panel each; means over folds and networks."""
     columns = min(4, len(m.classes))
     rows = -(-len(m.classes) // columns)
-    fig, axes = style.figure(2.5 * columns + 0.2, 3.0 * rows + 0.5, rows, columns)
+    below = _below(m.configurations, 4, 20)
+    fig, axes = style.figure(2.5 * columns + 0.2, 3.0 * rows + 0.5 + 0.3 * below, rows, columns)
     auc = {c: by_finding(m, c)["auc"] for c in m.configurations}
     ones = np.ones((1, len(m.y)))
     for k, (ax, name) in enumerate(zip(axes.flat, m.classes, strict=False)):
+        values = [f"{auc[c][k]:.2f}" if auc[c][k] == auc[c][k] else "not defined"
+                  for c in m.configurations]  # fmt: skip
         for c in m.configurations:
             curve = _bands(m, c, ones, _roc, [k])[0]
-            value = f"{auc[c][k]:.2f}" if auc[c][k] == auc[c][k] else "not defined"
-            ax.plot(GRID, curve, **style.line(c, m.configurations), label=f"{c} {value}")
+            ax.plot(GRID, curve, **style.line(c, m.configurations), label=c)
+        # the names of many configurations are below all panels, in the panel their values alone
+        told = values if below else [
+            f"{c} {v}" for c, v in zip(m.configurations, values, strict=True)
+        ]  # fmt: skip
+        ax.legend(list(ax.lines), told, loc="lower right", fontsize=6.5, title="AUC",
+                  title_fontsize=6.5, labelspacing=0.2 if below else 0.5)  # fmt: skip
         ax.plot([0, 1], [0, 1], color="#888888", lw=0.8)
         known = m.y[m.once, k][~np.isnan(m.y[m.once, k])]
-        ax.set_title(f"{name}\n{int(known.sum())} of {len(known)}", fontsize=8.5)
+        ax.set_title(f"{style.folded(name, 32)}\n{int(known.sum())} of {len(known)}", fontsize=8.5)
         ax.set(xlim=(0, 1), ylim=(0, 1.02), aspect="equal")
-        ax.legend(loc="lower right", fontsize=6.5, title="AUC", title_fontsize=6.5)
+    if below:
+        style.legend_below(fig, [axes[0, 0]])
     for ax in axes[-1]:
         ax.set_xlabel("1 - specificity")
     for ax in axes[:, 0]:
@@ -251,7 +274,7 @@ def reliability(m: Matrix):
         text = f"ECE {found.ece:.2f}, Brier {found.brier:.2f}"
         if two and np.isfinite(found.slope) and abs(found.slope) < 100:
             text += f"\nslope {found.slope:.2f}, intercept {found.intercept:+.2f}"
-        ax.set_title(f"{c}\n{text}", fontsize=8)
+        ax.set_title(f"{style.folded(c, 34)}\n{text}", fontsize=8)
         ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
         ax.set_xlabel("predicted probability" if two else "probability of the called class")
     axes[0, 0].set_ylabel("observed share")
@@ -265,8 +288,16 @@ def confusions(m: Matrix):
     names = m.configurations
     columns = min(4, len(names))
     rows = -(-len(names) // columns)
-    fig, axes = style.figure(2.35 * columns + 0.4, 2.5 * rows + 0.3, rows, columns)
-    small = 7.5 if len(m.classes) > 2 else 9
+    k = len(m.classes)
+    # names that are wider than a cell stand beside the panel and below it, which takes room
+    beside = k * max(map(len, m.classes), default=0) > 24
+    classes = [style.folded(c, 20) for c in m.classes] if beside else m.classes
+    room = 0.075 * max(len(x) for c in classes for x in c.split("\n")) if beside else 0.0
+    side = 2.35 + max(0.0, 0.34 * (k - 5))
+    fig, axes = style.figure(
+        (side + room) * columns + 0.4, (side + 0.15 + room) * rows + 0.3, rows, columns
+    )
+    small = 7.5 if k > 2 else 9
     for ax, c in zip(axes.flat, names, strict=False):
         table = confusion(m, c)
         share = table / np.maximum(table.sum(1, keepdims=True), 1)
@@ -277,10 +308,11 @@ def confusions(m: Matrix):
                 ax.text(j, i, f"{count}\n{100 * share[i, j]:.0f} %", ha="center", va="center",
                         fontsize=small,
                         color="black" if share[i, j] > 0.55 else "white")  # fmt: skip
-        ax.set_xticks(range(len(table)), m.classes)
-        ax.set_yticks(range(len(table)), m.classes, rotation=90, va="center")
+        size = {"fontsize": 7.5} if beside else {}
+        ax.set_xticks(range(len(table)), classes, rotation=90 if beside else 0, **size)
+        ax.set_yticks(range(len(table)), classes, rotation=0 if beside else 90, va="center", **size)
         ax.grid(False)
-        ax.set(title=c, xlabel="predicted", ylabel="true")
+        ax.set(title=style.folded(c, 30), xlabel="predicted", ylabel="true")
     for ax in list(axes.flat)[len(names) :]:
         ax.set_visible(False)
     return fig

@@ -18,6 +18,8 @@ def _panels(m: Matrix, height: float):
                              sharex=True, sharey=True)  # fmt: skip
     for ax in list(axes.flat)[len(names) :]:
         ax.set_visible(False)
+    for ax in list(axes.flat)[len(names) - columns : len(names)]:  # the lowest of each column
+        ax.tick_params(labelbottom=True)
     given = [np.mean([m.p[(*net, c)][:, 0] for net in m.nets], 0) for c in names]
     return fig, axes, list(zip(axes.flat, names, given, strict=False))
 
@@ -41,7 +43,8 @@ def scatter(m: Matrix):
         middles = np.array([[m.y[i].mean(), p[i].mean()] for i in parts if len(i)])
         ax.plot(*middles.T, color="black", lw=1.1, marker="D", ms=4)
         ax.set_title(
-            f"{c}\nMAE {metrics.mae(m.y, p):.2f}, CCC {metrics.ccc(m.y, p):.2f}", fontsize=8.5
+            f"{style.folded(c, 34)}\nMAE {metrics.mae(m.y, p):.2f}, CCC {metrics.ccc(m.y, p):.2f}",
+            fontsize=8.5,
         )
         ax.set(xlim=(low - room, high + room), ylim=(low - room, high + room), aspect="equal")
         ax.set_xlabel("label")
@@ -63,7 +66,8 @@ def limits(m: Matrix):
         for side in (-1.96, 1.96):
             ax.axhline(bias + side * spread, color="black", lw=1, ls=(0, (4, 2)))
         ax.set_title(
-            f"{c}\nmean {bias:+.2f}, {bias - 1.96 * spread:+.2f} to {bias + 1.96 * spread:+.2f}",
+            f"{style.folded(c, 34)}\nmean {bias:+.2f}, {bias - 1.96 * spread:+.2f} to "
+            f"{bias + 1.96 * spread:+.2f}",
             fontsize=8.5,
         )
         ax.set_xlabel("mean of label and predicted")

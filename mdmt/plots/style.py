@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import textwrap
 import warnings
 from contextlib import contextmanager
 
@@ -25,6 +26,8 @@ REST = (
     (BLACK, "X", (0, (5, 1))),
     ("#7f7f7f", "*", (0, (2, 2))),
 )
+# What more configurations than REST has take, so that a colour that comes again has another form.
+AGAIN = (("<", (0, (8, 2))), ("p", (0, (1, 2))), ("h", (0, (4, 1, 1, 1, 1, 1))))
 
 SETTINGS = {
     "figure.dpi": 150,
@@ -56,7 +59,10 @@ def of(configuration: str, names: list[str]) -> dict:
         color, marker, line = KNOWN[configuration]
     else:
         others = [n for n in names if n not in KNOWN]
-        color, marker, line = REST[others.index(configuration) % len(REST)]
+        turn, number = divmod(others.index(configuration), len(REST))
+        color, marker, line = REST[number]
+        if turn:
+            marker, line = AGAIN[(turn - 1) % len(AGAIN)]
     return {"color": color, "marker": marker, "linestyle": line}
 
 
@@ -98,6 +104,26 @@ def figure(width: float, height: float, rows: int = 1, columns: int = 1, **more)
     made = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(made)
     return made, made.subplots(rows, columns, squeeze=False, **more)
+
+
+def folded(text: str, width: int, lines: int = 2) -> str:
+    """`text` on at most `lines` lines of `width` characters; an ellipsis stands for the rest. A
+    name may have any length: one line of it would lie over its neighbours, or leave no room."""
+    return "\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder="\u2026")) or text
+
+
+def legend_below(fig, axes) -> None:
+    """One legend of what `axes` show, below all panels, in as many lines as its names take."""
+    handles: dict = {}
+    for ax in axes:
+        for handle, name in zip(*ax.get_legend_handles_labels(), strict=True):
+            handles.setdefault(name, handle)
+    if not handles:
+        return
+    room = int(13 * fig.get_figwidth())  # characters of 8 points; a mark takes 7
+    names = [folded(name, room - 7, 1) for name in handles]
+    columns = max(1, min(len(names), room // (max(map(len, names)) + 7)))
+    fig.legend(handles.values(), names, loc="outside lower center", ncols=columns)
 
 
 def least_range(ax, least: float = 2.0) -> None:
