@@ -300,7 +300,7 @@ class BuildEngine(build_ext):
             archs = cuda_archs(nvcc)
             tell(
                 f"mdmt._cuda: compiling the CUDA backend with {nvcc} for the compute capabilities "
-                f"{' '.join(archs)} (about a minute; MDMT_CUDA=skip leaves it out, "
+                f"{' '.join(archs)} (about two minutes on two cores; MDMT_CUDA=skip leaves it out, "
                 f"MDMT_CUDA_ARCHS={archs[-1]} compiles for one alone)"
             )
             units = self.cuda_units(objects, nvcc, archs)

@@ -48,6 +48,24 @@ def finite(value) -> bool:
         return False
 
 
+def chosen(value, known) -> bool:
+    """Whether it is a text that `known` holds; an array or a list, which cannot be looked up, is
+    none."""
+    return isinstance(value, str) and value in known
+
+
+def floats(name: str, value, dtype=np.float64) -> np.ndarray:
+    """The numbers of what is or becomes an array; ValueError, naming it, for other things and for
+    rows of different lengths."""
+    try:
+        with np.errstate(over="ignore"):
+            return np.asarray(array_of(value), dtype)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(
+            f"{name} must hold numbers, in rows of the same length, not {reprlib.repr(value)}"
+        ) from None
+
+
 def array_of(value) -> np.ndarray:
     """The array of what is one or becomes one: also PyTorch's tensors that have gradients, lie on a
     GPU or are of bfloat16, which NumPy has not."""

@@ -252,7 +252,8 @@ def augmentation(settings: dict | None, size: int) -> dict | None:
 def make_sampler(sizes: list[int], batch_size: int, settings: dict, seed: int):
     """Return the MixedBatchSampler that the `sampler` part of a configuration describes.
 
-    A last batch that is not full is kept, whatever drop_last says, where it is the only one.
+    A last batch that is not full is kept, whatever drop_last says, where it is the only one that an
+    epoch over all samples (`epoch: union`) has.
     Raises BadInput.
     """
     from .sampler import MixedBatchSampler

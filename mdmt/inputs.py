@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -329,7 +329,7 @@ def _check_images(i: int, pictures, channels: int) -> None:
 def datasets(entries, heads: dict, channels: int) -> tuple[list, list, list]:
     """Of data sets as Model.attach takes them: images (M, H, W) or (M, channels, H, W) uint8;
     (task, target (M, k) float32, weights (M, k) float32 or None); masks (M, H, W) uint8 or None."""
-    if isinstance(entries, Mapping):
+    if isinstance(entries, Mapping) or not isinstance(entries, Iterable):
         raise ValueError("attach takes a list of data sets; put brackets around a single one")
     sources, labels, resident = [], [], []
     for i, entry in enumerate(entries):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mdmt import _core
+from mdmt.checked import chosen, floats
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -58,9 +59,17 @@ def masked_loss(
     number of its samples. Raises ValueError for shapes that do not fit and for a label or weight
     out of range, naming sample and value.
     """
-    if isinstance(logits, np.ndarray):
-        raise ValueError(f"logits must be a list of one array per task, not one of {logits.shape}")
-    logits = [np.require(z, np.float32, "CA") for z in logits]
+    if not isinstance(logits, Sequence):
+        found = logits.shape if isinstance(logits, np.ndarray) else type(logits).__name__
+        raise ValueError(f"logits must be a list of one array per task, not one of {found}")
+    logits = [
+        np.require(floats(f"logits[{k}]", z, np.float32), np.float32, "CA")
+        for k, z in enumerate(logits)
+    ]
+    given = {"weights": weights, "losses": losses, "smoothing": smoothing}
+    for name, value in given.items():
+        if value is not None and not isinstance(value, (Sequence, np.ndarray)):
+            raise ValueError(f"{name} must be a list with one entry per task, not {value!r}")
     weights = [1.0] * len(logits) if weights is None else list(weights)
     losses = ["ce"] * len(logits) if losses is None else list(losses)
     spread = [0.0] * len(logits) if smoothing is None else list(smoothing)
@@ -73,10 +82,10 @@ def masked_loss(
         if not isinstance(weight, numbers.Real) or not np.isfinite(weight):
             raise ValueError(f"the weight of a task must be a number, not {weight!r}")
     for kind in losses:
-        if kind not in KINDS:
+        if not chosen(kind, KINDS):
             raise ValueError(f"unknown loss {kind!r}: choose one of {', '.join(KINDS)}")
     spread = [smoothing_of(kind, share, k) for k, (kind, share) in enumerate(zip(losses, spread))]
-    if reduction not in REDUCTIONS:
+    if not chosen(reduction, REDUCTIONS):
         raise ValueError(f"unknown reduction {reduction!r}: choose one of {', '.join(REDUCTIONS)}")
     if not 1 <= len(logits) <= 16:
         raise ValueError(f"masked_loss takes 1 to 16 tasks, not {len(logits)}")
@@ -125,11 +134,7 @@ def sample_weights(
     task (N) int32; reads: {name of a task: columns that it reads}, in order. ValueError for another
     shape, and for a weight of a label that is not a finite number of 0 or more.
     """
-    try:
-        with np.errstate(over="ignore"):
-            weight = np.asarray(given, np.float32)
-    except (TypeError, ValueError):
-        raise ValueError("sample_weight must hold numbers, one per sample or target") from None
+    weight = floats("sample_weight", given, np.float32)
     (n, width), shape = target.shape, weight.shape
     weight = weight[:, None] if weight.ndim == 1 else weight
     if weight.ndim != 2 or len(weight) != n or weight.shape[1] > max(width, 1):
@@ -167,7 +172,7 @@ def _labels(logits, task, target, losses):
     for k, z in enumerate(logits):
         if z.ndim != 2 or len(z) != n:
             raise ValueError(f"logits[{k}] must be ({n}, classes), not {z.shape}")
-    target = np.asarray(target, np.float32)
+    target = floats("target", target, np.float32)
     target = target[:, None] if target.ndim == 1 else target
     if task.shape != (n,) or target.ndim != 2 or len(target) != n:
         raise ValueError(

@@ -19,6 +19,7 @@ from __future__ import annotations
 import numpy as np
 
 from . import kinds
+from .checked import floats
 
 
 def _pair(y, predicted) -> tuple[np.ndarray, np.ndarray]:
@@ -225,7 +226,7 @@ def auc(y, score) -> float:
     column 1; K > 2 is the mean over the classes that have cases and others, one against the
     rest. NaN when y holds a single class.
     """
-    y, score = np.asarray(y), np.asarray(score, np.float64)
+    y, score = np.asarray(y), floats("score", score)
     if y.ndim != 1 or score.shape[:1] != y.shape or score.ndim > 2 or y.size == 0:
         raise ValueError(
             f"y has shape {y.shape} and score {score.shape}; they must be (n,) and (n,) or (n, K)"

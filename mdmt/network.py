@@ -12,7 +12,7 @@ import numpy as np
 
 from mdmt import _core, inputs, nets, system
 from mdmt.alone import Lock, alone
-from mdmt.checked import whole
+from mdmt.checked import chosen, whole
 from mdmt.nets import heads as heads_
 from mdmt.nets.builder import Builder
 from mdmt.nets.init import initial_value
@@ -50,7 +50,7 @@ class Network:
         self._lock = Lock()  # one thread at a time
         self._on = system.open_device(device)
         allowed = PRECISIONS if self._on is None else GPU_PRECISIONS
-        if precision not in allowed:
+        if not chosen(precision, allowed):
             where = "the CPU" if self._on is None else "a GPU"
             raise ValueError(
                 f"precision on {where} must be one of {', '.join(allowed)}, not {precision!r}"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import config, kinds
+from . import config, kinds, splits
 from . import points as points_
 from .data.table import EXTENSIONS
 from .errors import BadData, BadInput, nearest
@@ -107,6 +107,24 @@ def networks(out, values: dict, known: Known, *, configuration=None, backbone=No
     return sorted(found, key=lambda n: (n.description["fold"], n.description["seed"]))
 
 
+def _unfinished(out, values: dict, nets: list[Network], chosen: dict) -> list[str]:
+    """A note where not all networks that were asked for are there."""
+    if not (Path(out) / "splits.json").is_file():
+        return []
+    place, folds, seeds = nets[0].description, values["folds"], values["seeds"]
+    if folds is None:
+        made = splits.read(Path(out) / "splits.json")["validation"].get(place["validation"], [])
+        folds = [f for f in made if f.get("release", place["release"]) == place["release"]]
+    wanted = 1 if chosen.get("fold") is not None else len(folds)
+    wanted *= 1 if chosen.get("seed") is not None else len(seeds)
+    if len(nets) >= wanted:
+        return []
+    return [
+        f"{len(nets)} of {wanted} networks are there: the run is not finished, or did not keep "
+        "the weights of all"
+    ]
+
+
 def _choice(what: str, given, known: list, default):
     if given is None:
         if default is None and len(known) > 1:
@@ -171,7 +189,7 @@ def opened(out, **chosen) -> Opened:
         raise BadInput(f"{out}: is an evaluation, which trained no network; give the run's folder")
     known = Known(equal_only=values["data"]["synthetic"] is not None)
     nets = networks(out, values, known, **chosen)
-    notes = []
+    notes = _unfinished(out, values, nets, chosen)
     if any(n.seen is None for n in nets):
         notes.append(
             "the run's prepared images are not here any more, so it is not known which of these "

@@ -200,8 +200,10 @@ def page(name: str, surveys: list[Survey], written: list, out: Path) -> str:
 <p>To decide about single images, write a table with the columns <code>image</code> and
 <code>box</code> into the data set's folder and name it in the configuration as
 <code>corrections</code>; <code>box</code> is {words}, or four numbers <code>left top right
-bottom</code> in pixels of the picture. Rows of <code>images.csv</code> can be taken as they are.
-Only the images named are prepared again.</p>
+bottom</code> in pixels of the picture. Rows of <code>images.csv</code> can be taken over for the
+images that you decide about; leave the others out, since a box that is named is taken as it is:
+nothing beyond the picture's edge is added to it, and nothing in it is masked. Only the images named
+are prepared again.</p>
 {sections}</body></html>
 """
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mdmt import _core
-from mdmt.checked import integer, whole
+from mdmt.checked import chosen, integer, whole
 
 MODES = ("union", "balanced", "ratio")
 EPOCHS = ("union", "longest", "shortest")
@@ -49,7 +49,7 @@ class MixedBatchSampler:
         drop_last: bool = False,
         seed: int = 0,
     ) -> None:
-        if mode not in MODES:
+        if not chosen(mode, MODES):
             raise ValueError(f"unknown sampler mode {mode!r}: choose one of {', '.join(MODES)}")
         steps = epoch if isinstance(epoch, numbers.Integral) else 0
         if isinstance(epoch, bool) or (not steps and epoch not in EPOCHS and epoch != 0):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import numbers
+import reprlib
 from typing import Any
 
 import numpy as np
 
 from mdmt import _core
 
+from .checked import chosen, floats
 from .errors import nearest
 
 CONFIG = (
@@ -41,10 +44,13 @@ STATE = (
 
 def _numbers(values: dict[str, Any]) -> np.ndarray:
     """The settings as the engine takes them, float64 in the order of CONFIG."""
-    if values["kind"] not in KINDS:
+    if not chosen(values["kind"], KINDS):
         raise ValueError(f"kind is {values['kind']!r}{nearest(str(values['kind']), KINDS)}")
     values = {**values, "kind": KINDS.index(values["kind"])}
-    return np.array([values[name] for name in CONFIG], np.float64)
+    for name in CONFIG:
+        if not isinstance(values[name], numbers.Real):
+            raise ValueError(f"{name} must be a number, not {reprlib.repr(values[name])}")
+    return floats("the settings", [values[name] for name in CONFIG])
 
 
 class TrainingSchedule:

@@ -13,6 +13,7 @@ from PIL import Image
 from mdmt import cli
 from mdmt import predict as predictor
 from mdmt.errors import BadInput
+from mdmt.paths import read_json
 from mdmt.points import POINTS
 from tests.test_run import two_folds
 
@@ -28,6 +29,22 @@ def finished(tmp_path_factory):
 def rows_of(path):
     with open(path, newline="") as stream:
         return list(csv.DictReader(stream))
+
+
+def test_networks_that_are_not_there_are_told(finished, tmp_path):
+    """Of a run that was stopped, or that did not keep the weights of all."""
+    out, images, _ = finished
+    one = sorted(images.iterdir())[0]
+    assert not [n for n in predictor.predict(out, [one])[1] if "are there" in n]
+    part = tmp_path / "out"
+    shutil.copytree(out, part)
+    done = [p.parent for p in part.glob("runs/*/job.json")
+            if "MDMT" in read_json(p)["configurations"]]  # fmt: skip
+    (done[0] / "result.json").unlink()
+    notes = predictor.predict(part, [one])[1]
+    assert notes[0].startswith("1 of 2 networks are there: the run is not finished")
+    fold = read_json(done[1] / "job.json")["description"]["fold"]
+    assert not [n for n in predictor.predict(part, [one], fold=fold)[1] if "are there" in n]
 
 
 def test_own_pictures_are_predicted_out_of_fold(finished):

@@ -183,6 +183,12 @@ def _rate(train: dict) -> str:
         said += f" (reached in {train['lr_warmup_epochs']} epochs of linear warm-up)"
     if train["schedule"] in ("cosine", "linear"):
         said += f", {train['schedule']} schedule to {train['lr_minimum']:g} at the end"
+    elif train["schedule"] == "plateau":
+        p = train["plateau"]
+        said += (
+            f" (times {p['factor']:g} after more than {p['patience']} epochs without a lower "
+            f"validation loss, at least {p['minimum']:g})"
+        )
     return said + (", constant" if train["schedule"] == "constant" else "")
 
 

@@ -258,9 +258,10 @@ def table2(outcome: Outcome, results: list[dict]) -> list[Table]:
         if any(MEASURES[k].less for k in columns):
             notes.append("Of errors (MAE) MDMT's must be the lower ones.")
         if any(r.kind == "paper" for r in rows):
+            illegible = any(c.text == "?" for r in rows for c in r.cells if r.kind == "paper")
             notes.append(
-                f"Rows 'paper': {paper_values.SOURCE}, Table 2; '?' where the print that we have "
-                "is not legible."
+                f"Rows 'paper': {paper_values.SOURCE}, Table 2"
+                + ("; '?' where the print that we have is not legible." if illegible else ".")
             )
         tables.append(
             Table(
