@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import __version__, config, kinds, predict, study
+from . import __version__, config, kinds, predict, splits, study
 from .analysis import cohort
 from .errors import BadConfig, BadInput, nearest
 from .known import Known
@@ -185,14 +185,17 @@ def _patients(out) -> dict[str, set]:
     return found
 
 
-def select(out, gathered: list[tuple], values: dict, known: Known, nets: list) -> list[tuple]:
+def select(
+    out, gathered: list[tuple], values: dict, known: Known, nets: list, alike=()
+) -> list[tuple]:
     """[(Cases, Store, rows)] of the data sets, without what the networks know; their warnings say
-    what was left out. Raises BadInput where nothing is left of one."""
+    what was left out. alike: near-duplicates within and between the data sets, by which a patient
+    with two ids is known under both. Raises BadInput where nothing is left of one."""
     theirs = _patients(out)
     same = values["data"]["same_patients"]
     ids = set().union(*theirs.values()) if same else set()
     own = [_learnt_from(cases, store, known, nets) for cases, store in gathered]
-    people = [{c.patients[i] for i in o} for (c, _), o in zip(gathered, own, strict=True)]
+    people = _people(gathered, own, splits.persons([c for c, _ in gathered], values, alike))
     if same:  # whoever is known in one data set is the same person in the others
         people = [set().union(*people)] * len(gathered)
     found = []
@@ -213,6 +216,18 @@ def select(out, gathered: list[tuple], values: dict, known: Known, nets: list) -
                 )
         found.append((cases, store, rows))
     return found
+
+
+def _people(gathered: list[tuple], own: list, whose: list[list[str]]) -> list[set]:
+    """Patient ids of each data set whose person is one of those in the rows `own`; whose: the
+    person of each case, named alike in all data sets of a task."""
+    known: dict[str, set] = {}
+    for (cases, _), rows, names in zip(gathered, own, whose, strict=True):
+        known.setdefault(cases.task, set()).update(names[i] for i in rows)
+    return [
+        {p for p, name in zip(cases.patients, names, strict=True) if name in known[cases.task]}
+        for (cases, _), names in zip(gathered, whose, strict=True)
+    ]
 
 
 def evaluate(out, name: str, to, *, overrides=(), device: str = "cpu", release=None,
@@ -249,9 +264,10 @@ def evaluate(out, name: str, to, *, overrides=(), device: str = "cpu", release=N
             remove_unfinished(folder)
         gathered = study.gather(values, to, quiet)
         ((_, cases, stores),) = gathered
-        chosen_cases = select(out, list(zip(cases, stores, strict=True)), values, known, nets)
         # drawn pictures all look alike, wherever they are read from
         alike = [] if known.equal_only else study.find_alike(values, gathered)[0]
+        pairs = list(zip(cases, stores, strict=True))
+        chosen_cases = select(out, pairs, values, known, nets, alike)
         tested = _predicted(every, chosen_cases, device, quiet)
         _write(to, out, values, every, (chosen_cases, alike), tested, notes)
         made = make(to, figures=figures, locked=True)

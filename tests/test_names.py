@@ -125,11 +125,15 @@ def test_who_is_known_in_one_data_set_is_known_in_all(hospitals, same_patients, 
     learnt = cases[0].paths[0]
     known = SimpleNamespace(shown=lambda paths, images: [[p] if p == learnt else [] for p in paths])
     nets = [SimpleNamespace(knows=bool)]
-    (_, _, north), (_, _, south) = evaluate.select(
-        tmp_path, [(c, store) for c in cases], values, known, nets
-    )
+    pairs = [(c, store) for c in cases]
+    (_, _, north), (_, _, south) = evaluate.select(tmp_path, pairs, values, known, nets)
     assert north.tolist() == list(range(2, EACH))
     assert south.tolist() == list(range(2 if same_patients else 0, EACH))
+    # pictures 1 and 2, P0's and P1's, are one radiograph, of which south has a copy as its P2's
+    alike = [same((0, 1), (0, 2)), same((0, 1), (1, 4))]
+    (_, _, north), (_, _, south) = evaluate.select(tmp_path, pairs, values, known, nets, alike)
+    assert north.tolist() == list(range(6 if same_patients else 4, EACH))
+    assert south.tolist() == [i for i in range(4 * same_patients, EACH) if i not in (4, 5)]
 
 
 def people_of(sets, alike=(), same_patients=False):
