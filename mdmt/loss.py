@@ -66,13 +66,9 @@ def masked_loss(
         np.require(floats(f"logits[{k}]", z, np.float32), np.float32, "CA")
         for k, z in enumerate(logits)
     ]
-    given = {"weights": weights, "losses": losses, "smoothing": smoothing}
-    for name, value in given.items():
-        if value is not None and not isinstance(value, (Sequence, np.ndarray)):
-            raise ValueError(f"{name} must be a list with one entry per task, not {value!r}")
-    weights = [1.0] * len(logits) if weights is None else list(weights)
-    losses = ["ce"] * len(logits) if losses is None else list(losses)
-    spread = [0.0] * len(logits) if smoothing is None else list(smoothing)
+    weights = _per_task("weights", weights, 1.0, len(logits))
+    losses = _per_task("losses", losses, "ce", len(logits))
+    spread = _per_task("smoothing", smoothing, 0.0, len(logits))
     if not len(weights) == len(losses) == len(spread) == len(logits):
         raise ValueError(
             f"{len(logits)} tasks need as many weights, losses and smoothing, not {len(weights)}, "
@@ -104,6 +100,15 @@ def masked_loss(
         REDUCTIONS.index(reduction),
         sample_weight is not None,
     )
+
+
+def _per_task(name: str, value, default, tasks: int) -> list:
+    """What was given for each task, or the default of all."""
+    if value is None:
+        return [default] * tasks
+    if not isinstance(value, (Sequence, np.ndarray)):
+        raise ValueError(f"{name} must be a list with one entry per task, not {value!r}")
+    return list(value)
 
 
 def columns_of(loss: str, outputs: int) -> int:

@@ -27,7 +27,7 @@ STUDY = [
     f"folds=[{FOLDS}]",
     "train.epochs=3",
 ]
-GROW = [a for s in STUDY for a in ("--set", s)] + ["--no-report"]
+GROW = [a for s in STUDY for a in ("--set", s)]
 
 
 @pytest.fixture(scope="module")

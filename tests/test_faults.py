@@ -58,7 +58,8 @@ def test_a_full_disk_in_the_middle_is_a_sentence_and_nothing_is_lost(study, tmp_
     if subprocess.run(mount, capture_output=True).returncode != 0:
         pytest.skip("a small file system needs the right to mount one")
     out = place / "out"
-    line = sweeps.command(config, "--out", out, "--set", "train.checkpoint_steps=0")
+    heavy = ["--set", "backbones=[resnet18]", "--set", "train.checkpoint_steps=0"]
+    line = sweeps.command(config, "--out", out, *heavy)
     try:
         done = subprocess.run(line, env=sweeps.environment(), capture_output=True, text=True)
         assert done.returncode == 2, done.stderr
@@ -130,7 +131,7 @@ def test_a_training_made_again_elsewhere_and_killed_before_its_result(study, tmp
     def again(*more):
         names = ", ".join(("STL-tau2", *more))
         given = ("--set", f"configurations=[{names}]", "--set", "keep_weights=false", "--extend")
-        line = sweeps.command(config, "--out", out, "--no-report", *given)
+        line = sweeps.command(config, "--out", out, *given)
         return subprocess.run(line, env=sweeps.environment(), capture_output=True, text=True)
 
     assert again().returncode == 0

@@ -40,7 +40,7 @@ data:
 tasks:
   prognosis: {{classes: [MILD, SEVERE], head: {{hidden: [8], dropout: 0.5}}}}
   severity: {{classes: ["0", "1", "2", "3"], thresholds: [5, 9, 14], head: {{hidden: []}}}}
-backbones: [resnet18]
+backbones: [shufflenet_v2_x0_5]
 cv: {{folds: 2, validation: 0.25}}
 folds: [0]
 image_size: 32
@@ -115,7 +115,9 @@ def reference(tmp_path_factory, data):
     return folder / "out", done, config
 
 
-SOLO = ("--set", "configurations=[STL-tau1]", "--set", "train.epochs=5")
+# Long enough to be stopped in the midst of it.
+SOLO = [a for s in ("configurations=[STL-tau1]", "train.epochs=60", "train.patience=60")
+        for a in ("--set", s)]  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -271,14 +273,17 @@ def test_a_last_batch_of_one_small_image_is_told_before_any_training(tiny, tmp_p
     batch = ("--set", "train.batch_size=3")
     done = call(tiny, "--out", tmp_path / "out", *plain, *batch)
     assert done.returncode == 2 and "Error" not in done.stderr
-    words = "13 training images in batches of 3 leave a last batch of one, which resnet18 cannot"
+    words = "13 training images in batches of 3 leave a last batch of one, which shufflenet_v2_x0_5"
     assert f"mdmt: plan: cv, fold 0: {words}" in done.stderr
     assert not (tmp_path / "out" / "runs").exists()
     assert call(tiny, "--out", tmp_path / "out", "--set", "train.batch_size=3",
                 "--set", "configurations=[STL-tau1]").returncode == 0  # fmt: skip
     done = call(tiny, "--out", tmp_path / "one", *plain, "--set", "train.batch_size=1")
     assert done.returncode == 2
-    assert "train.batch_size is 1, and resnet18 cannot normalise a single image" in done.stderr
+    assert (
+        "train.batch_size is 1, and shufflenet_v2_x0_5 cannot normalise a single image"
+        in done.stderr
+    )
 
 
 def test_tensorboard_is_looked_for_before_any_training(tiny, tmp_path, monkeypatch):

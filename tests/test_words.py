@@ -264,11 +264,14 @@ def test_mean_counts_of_a_confusion_matrix_add_up_to_the_cases(tmp_path):
     assert any(t.endswith(".5") for t in texts) and not any(t.endswith(".0") for t in texts)
 
 
-def test_a_schedule_that_is_not_the_default_is_named():
+def test_the_schedule_is_described():
     def said(**changes):
         return checklists._rate({**config.load("demo")["train"], "lr": 0.01, **changes})
 
-    assert said() == "0.01"
+    assert said() == (
+        "0.01 (times 0.65 after more than 15 epochs without a lower validation loss, at least "
+        "1e-08)"
+    )
     assert said(schedule="constant") == "0.01, constant"
     assert said(schedule="cosine", lr_minimum=1e-6, lr_warmup_epochs=5) == (
         "0.01 (reached in 5 epochs of linear warm-up), cosine schedule to 1e-06 at the end"
