@@ -59,13 +59,7 @@ def masked_loss(
     number of its samples. Raises ValueError for shapes that do not fit and for a label or weight
     out of range, naming sample and value.
     """
-    if not isinstance(logits, Sequence):
-        found = logits.shape if isinstance(logits, np.ndarray) else type(logits).__name__
-        raise ValueError(f"logits must be a list of one array per task, not one of {found}")
-    logits = [
-        np.require(floats(f"logits[{k}]", z, np.float32), np.float32, "CA")
-        for k, z in enumerate(logits)
-    ]
+    logits = _logits(logits)
     weights = _per_task("weights", weights, 1.0, len(logits))
     losses = _per_task("losses", losses, "ce", len(logits))
     spread = _per_task("smoothing", smoothing, 0.0, len(logits))
@@ -100,6 +94,14 @@ def masked_loss(
         REDUCTIONS.index(reduction),
         sample_weight is not None,
     )
+
+
+def _logits(given) -> list[np.ndarray]:
+    if not isinstance(given, Sequence):
+        found = given.shape if isinstance(given, np.ndarray) else type(given).__name__
+        raise ValueError(f"logits must be a list of one array per task, not one of {found}")
+    found = [floats(f"logits[{k}]", z, np.float32) for k, z in enumerate(given)]
+    return [np.require(z, np.float32, "CA") for z in found]
 
 
 def _per_task(name: str, value, default, tasks: int) -> list:

@@ -177,7 +177,7 @@ def _augmented(train: dict) -> str:
 
 
 def _rate(train: dict) -> str:
-    """The learning rate with its schedule, where that is another than the default."""
+    """The learning rate with its schedule."""
     said = str(train["lr"])
     if train["lr_warmup_epochs"]:
         said += f" (reached in {train['lr_warmup_epochs']} epochs of linear warm-up)"
