@@ -504,14 +504,14 @@ def test_diverging_training_names_step_and_task_and_fails_alone(tiny, tmp_path):
 
 
 def test_full_disk_is_one_sentence_and_leaves_no_half_written_file(tiny, tmp_path):
-    """Files of more than 4 MB cannot be written: the weights are the first of them."""
+    """Files of more than 1 MB cannot be written: the weights are the first of them."""
     out = tmp_path / "out"
     done = subprocess.run(
         command(tiny, "--out", out, "--set", "configurations=[STL-tau1]"),
         env=environment(),
         capture_output=True,
         text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 22, 1 << 22)),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20)),
     )
     assert done.returncode == 2, done.stderr
     assert "model.safetensors" in done.stderr
