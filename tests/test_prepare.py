@@ -342,7 +342,7 @@ def test_a_persons_box_is_heeded_where_whole_pictures_are_used(study, tmp_path, 
     names = [Path(e["file"]).stem for e in plain.entries if "reason" not in e]
     same = [np.array_equal(a, b) for a, b in zip(plain.images, fixed.images, strict=True)]
     assert [n for n, s in zip(names, same, strict=True) if not s] == ["c03"]
-    assert plain.folder != fixed.folder and "boxes" not in plain.settings
+    assert plain.folder != fixed.folder and plain.settings == fixed.settings
     path = Path(values["data"]["root"]) / "images" / "c03.png"
     expected = picture.preprocess(path, plain.settings, ["box", 10, 20, 60, 90])
     assert np.array_equal(fixed.images[names.index("c03")], expected)

@@ -32,7 +32,7 @@ import numpy as np
 from ..errors import BadInput, NoSpace, write_failure
 from ..paths import cache_folder, digest, flush_to_disk, make_folder, sync_folder
 
-FORMAT = 2
+FORMAT = 3  # of pixels, too: raised where a file is read or prepared otherwise than before
 IMAGES, LOOKS, INDEX, JOURNAL = "images.u8", "looks.bin", "index.json", "entries.jsonl"
 BUILDING = ".building-"
 LOOK_BYTES = 8192  # of an image, about, for the estimate of a store's size

@@ -107,7 +107,7 @@ def inspect(
     root = store_folder(values)
     workers = _workers() if workers is None else workers
     decided = corrections.decisions(cases, values)
-    settings = picture.settings_of(values, decided)
+    settings = picture.settings_of(values)
     cases, decided = _without_excluded(cases, decided)
     with _Bar(cases, "reading", progress) as bar:
         sources = hashes.hashes(cases.paths, root, workers, bar)

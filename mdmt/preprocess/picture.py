@@ -56,12 +56,8 @@ class Prepared:
     seconds: float
 
 
-def settings_of(values: dict, decided=()) -> dict:
-    """Return what the pixels of a store depend on besides the sources and people's decisions.
-
-    decided: these decisions. Stores of whole grey pictures that were made before a person's boxes
-    were heeded there have other pixels: `boxes` tells them apart.
-    """
+def settings_of(values: dict) -> dict:
+    """Return what the pixels of a store depend on besides the sources and people's decisions."""
     data = values["data"]
     found = {
         "format": FORMAT,
@@ -76,8 +72,6 @@ def settings_of(values: dict, decided=()) -> dict:
         found |= {"border": float(data["border"]), "lungs": _lungs_version()}
     if data["colour"]:
         found["colour"] = True
-    elif data["crop"] == "whole" and any(d and d[0] == "box" for d in decided):
-        found["boxes"] = True
     return found
 
 
