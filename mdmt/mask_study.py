@@ -101,6 +101,9 @@ class Data:
     def path(self, name: str) -> Path:
         """The file of a picture."""
         path = self.root / self.where["images"] / name
+        for kind in KINDS:  # without reading the folder, which may hold thousands
+            if (plain := path.parent / f"{path.name}{kind}").is_file():
+                return plain
         found = [p for p in path.parent.glob(f"{escape(path.name)}.*")
                  if p.stem == path.name and p.suffix.lower() in KINDS]  # fmt: skip
         if not found:

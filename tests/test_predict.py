@@ -115,34 +115,19 @@ def test_pictures_that_cannot_be_used(finished, tmp_path, capsys):
     assert third["predicted"] and not third["refused"]
 
 
-def test_the_csv_takes_the_place_of_no_picture(finished, tmp_path, capsys):
-    out, images, _ = finished
-    shutil.copy(sorted(images.iterdir())[0], tmp_path / "one.png")
-    before = (tmp_path / "one.png").read_bytes()
-    (tmp_path / "link.csv").symlink_to("one.png")
-    for given, to, words in (
-        ("one.png", "one.png", "is there already and is no table of predictions"),
-        ("", "link.csv", "is there already and is no table of predictions"),
-        ("one.png", "", "is a folder; give the name of a file"),
-    ):
-        arguments = ["predict", str(out), str(tmp_path / given), "--out", str(tmp_path / to)]
-        assert cli.main(arguments) == 2
-        said = capsys.readouterr()
-        assert words in said.err and not said.out
-    assert (tmp_path / "one.png").read_bytes() == before and (tmp_path / "link.csv").is_symlink()
-
-
 def test_what_is_no_table_of_predictions_is_not_overwritten(finished, tmp_path, capsys):
-    """`--out` takes the name that follows it, which may be that of a picture."""
+    """`--out` takes the name that follows it, which may be that of a picture, also by a link."""
     out, images, _ = finished
-    picture, another, table = (tmp_path / name for name in ("a.png", "b.png", "p.csv"))
-    for one in (picture, another):
-        shutil.copy(next(images.iterdir()), one)
-    for kept in (another, out / "predictions.csv"):
-        before = kept.read_bytes()
-        assert cli.main(["predict", str(out), str(picture), "--out", str(kept)]) == 2
-        assert capsys.readouterr().err.startswith(f"mdmt: --out {kept}: is there already and is no")
-        assert kept.read_bytes() == before
+    picture, link, table = (tmp_path / name for name in ("a.png", "link.csv", "p.csv"))
+    shutil.copy(sorted(images.iterdir())[0], picture)
+    link.symlink_to(picture.name)
+    kept = {p: p.read_bytes() for p in (picture, link, out / "predictions.csv")}
+    refused = dict.fromkeys(kept, "is there already and is no table of predictions")
+    for to, words in {**refused, tmp_path: "is a folder; give the name of a file"}.items():
+        assert cli.main(["predict", str(out), str(picture), "--out", str(to)]) == 2
+        said = capsys.readouterr()
+        assert said.err.startswith(f"mdmt: --out {to}: {words}") and not said.out
+    assert {p: p.read_bytes() for p in kept} == kept and link.is_symlink()
     table.write_bytes(b"")
     for _ in range(2):
         assert cli.main(["predict", str(out), str(picture), "--out", str(table)]) == 0
